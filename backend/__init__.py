@@ -1,0 +1,1 @@
+"""The Label Studio side of MedSAM-3: HTTP contract, queue, corrections, training policy."""
