@@ -1,0 +1,125 @@
+"""The database: one engine per process, SQLite in WAL mode or PostgreSQL, migrated by Alembic."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import Engine, create_engine, event
+from sqlalchemy.orm import Session, sessionmaker
+
+from backend.settings import Settings
+
+MIGRATIONS = Path(__file__).parent / "migrations"
+
+
+class Database:
+    """An engine and its sessions.
+
+    Args:
+        url: a SQLAlchemy URL; a SQLite file's folder is created.
+    """
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+        self.engine = _engine(url)
+        self._sessions = sessionmaker(self.engine, expire_on_commit=False)
+        self._readers = sessionmaker(
+            self.engine.execution_options(medsam3_read_only=True), expire_on_commit=False
+        )
+
+    @contextmanager
+    def session(self) -> Iterator[Session]:
+        """A session that commits at the end, and rolls back when the block raises."""
+        with self._sessions.begin() as session:
+            yield session
+
+    @contextmanager
+    def reading(self) -> Iterator[Session]:
+        """A session that only reads: on SQLite it never waits for a writer."""
+        with self._readers() as session:
+            yield session
+
+    def migrate(self) -> None:
+        """Bring the tables to the newest revision; safe to call from several processes."""
+        from alembic import command
+
+        config = alembic_config(self.url)
+        with self.engine.begin() as connection:
+            if connection.dialect.name == "postgresql":
+                # Two processes that start together must not both create the tables; SQLite's
+                # transactions below take the write lock from the start.
+                connection.exec_driver_sql("SELECT pg_advisory_xact_lock(72616373)")
+            config.attributes["connection"] = connection
+            command.upgrade(config, "head")
+
+    def revision(self) -> str | None:
+        """The migration that the database is at, or None for an empty one."""
+        from alembic.runtime.migration import MigrationContext
+
+        with self.engine.connect() as connection:
+            return MigrationContext.configure(connection).get_current_revision()
+
+    def dispose(self) -> None:
+        """Close every pooled connection."""
+        self.engine.dispose()
+
+
+def open_database(settings: Settings, *, migrate: bool = True) -> Database:
+    """Open the configured database, migrated to the newest revision unless told otherwise."""
+    database = Database(settings.database)
+    if migrate:
+        database.migrate()
+    return database
+
+
+def alembic_config(url: str) -> Any:
+    """Alembic's configuration for the bundled migrations, without an ini file."""
+    from alembic.config import Config
+
+    config = Config()
+    config.set_main_option("script_location", str(MIGRATIONS))
+    config.set_main_option("sqlalchemy.url", url.replace("%", "%%"))
+    return config
+
+
+def newest_revision() -> str | None:
+    """The newest migration that this version of the package carries."""
+    from alembic.script import ScriptDirectory
+
+    return ScriptDirectory.from_config(alembic_config("sqlite://")).get_current_head()
+
+
+def _engine(url: str) -> Engine:
+    if not url.startswith("sqlite"):
+        return create_engine(
+            url.replace("postgresql://", "postgresql+psycopg://", 1),
+            pool_pre_ping=True,
+            pool_size=20,
+            max_overflow=60,
+        )
+    path = url.removeprefix("sqlite:///")
+    if path:
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+    engine = create_engine(url, connect_args={"timeout": 30, "check_same_thread": False})
+
+    @event.listens_for(engine, "connect")
+    def _configure(connection: Any, _record: Any) -> None:
+        # The driver's own transaction handling would commit behind our back; see SQLAlchemy's
+        # notes on pysqlite. WAL lets readers go on while one process writes.
+        connection.isolation_level = None
+        cursor = connection.cursor()
+        cursor.execute("PRAGMA journal_mode=WAL")
+        cursor.execute("PRAGMA synchronous=NORMAL")
+        cursor.execute("PRAGMA foreign_keys=ON")
+        cursor.execute("PRAGMA busy_timeout=30000")
+        cursor.close()
+
+    @event.listens_for(engine, "begin")
+    def _begin(connection: Any) -> None:
+        # A transaction that reads first and writes later would fail with "database is locked"
+        # instead of waiting; so writers take the lock at once.
+        reads = connection.get_execution_options().get("medsam3_read_only")
+        connection.exec_driver_sql("BEGIN" if reads else "BEGIN IMMEDIATE")
+
+    return engine

@@ -1,0 +1,171 @@
+"""Settings of every process, from environment variables (or a `.env` file in the working folder).
+
+Most carry the prefix `MEDSAM3_`; the five that other tools of the field read too
+(`LABEL_STUDIO_URL`, `LABEL_STUDIO_API_KEY`, `REDIS_URL`, `DATABASE_URL`, `STORAGE_URL`) do not.
+"""
+
+from functools import lru_cache
+from pathlib import Path
+
+from pydantic import AliasChoices, Field, SecretStr, field_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+
+def _bare(name: str) -> AliasChoices:
+    """The variable `name` without the prefix; the field's own name serves keyword arguments."""
+    return AliasChoices(name, name.lower())
+
+
+class Settings(BaseSettings):
+    """One validated value per setting; see docs/settings.md for the list with defaults."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="MEDSAM3_", env_file=".env", extra="ignore", populate_by_name=True
+    )
+
+    data_dir: Path = Field(
+        Path("~/.local/share/medsam3"),
+        description="Folder for the SQLite database, caches, mask files and generated secrets.",
+    )
+    label_studio_url: str = Field(
+        "http://localhost:8080",
+        validation_alias=_bare("LABEL_STUDIO_URL"),
+        description="Address at which this backend reaches Label Studio.",
+    )
+    label_studio_api_key: SecretStr | None = Field(
+        None,
+        validation_alias=_bare("LABEL_STUDIO_API_KEY"),
+        description="Personal access token or legacy token of a Label Studio user.",
+    )
+    redis_url: str | None = Field(
+        None,
+        validation_alias=_bare("REDIS_URL"),
+        description="Redis for the job queues; empty: an embedded Redis below the data folder.",
+    )
+    database_url: str | None = Field(
+        None,
+        validation_alias=_bare("DATABASE_URL"),
+        description="SQLAlchemy URL (SQLite or PostgreSQL); empty: SQLite in the data folder.",
+    )
+    storage_url: str | None = Field(
+        None,
+        validation_alias=_bare("STORAGE_URL"),
+        description="fsspec URL for mask files (folder or s3://bucket/prefix); empty: data folder.",
+    )
+
+    host: str = Field("127.0.0.1", description="Address on which the web process listens.")
+    port: int = Field(9090, ge=0, le=65535, description="Port on which the web process listens.")
+    web_threads: int = Field(
+        64, ge=1, description="Requests that the web process serves at the same time."
+    )
+    basic_auth_user: str = Field(
+        "label-studio", description="User name that Label Studio sends to this backend."
+    )
+    basic_auth_password: SecretStr | None = Field(
+        None, description="Its password; empty: generated once and kept in the data folder."
+    )
+    api_token: SecretStr | None = Field(
+        None, description="Bearer token for scripts; empty: generated once, kept likewise."
+    )
+    webhook_secret: SecretStr | None = Field(
+        None, description="Secret header of Label Studio's webhook; empty: generated once."
+    )
+    max_request_mb: int = Field(
+        256, ge=1, description="Largest request body; old predictions travel with their masks."
+    )
+
+    model: str = Field(
+        "tiny", description="Checkpoint to serve: `tiny`, a file, a folder or a hub id."
+    )
+    adapter: str | None = Field(None, description="LoRA adapter merged into the checkpoint.")
+    device: str = Field("auto", description="`auto`, `cpu`, `cuda`, `cuda:1` or `mps`.")
+    dtype: str = Field("auto", description="`auto`, `float32` or `bfloat16`.")
+
+    predict_budget_s: float = Field(
+        60.0,
+        gt=0,
+        le=95,
+        description="Seconds that a /predict may take before it answers [] and is pushed later; "
+        "Label Studio gives up after 100.",
+    )
+    chunk_tasks: int = Field(
+        4, ge=1, description="Tasks per batch job: an interactive prompt waits for one job at most."
+    )
+    max_attempts: int = Field(
+        3, ge=1, description="Times that a task may take its worker down before it is given up."
+    )
+    lease_s: float = Field(
+        30.0, gt=1, description="Seconds without a sign of life after which a job is done again."
+    )
+    worker_max_jobs: int = Field(
+        5000, ge=1, description="Jobs after which a worker is replaced by a fresh process."
+    )
+
+    allowed_image_hosts: tuple[str, ...] = Field(
+        (), description="Hosts (JSON list) besides Label Studio from which images may be fetched."
+    )
+    allowed_local_roots: tuple[Path, ...] = Field(
+        (), description="Folders (JSON list) below which /data/local-files may be read directly."
+    )
+    max_image_mb: int = Field(512, ge=1, description="Largest image file.")
+    max_image_megapixels: float = Field(
+        100.0, gt=0, description="Largest image after decoding, in millions of pixels."
+    )
+    image_timeout_s: float = Field(30.0, gt=0, description="Seconds to fetch one image.")
+    image_cache_mb: int = Field(
+        512, ge=0, description="Memory for fetched images in each GPU worker."
+    )
+    embedding_memory_mb: int = Field(
+        2048, ge=0, description="Memory for image embeddings in each GPU worker."
+    )
+    embedding_disk_mb: int = Field(
+        20480, ge=0, description="Disk for image embeddings below the data folder."
+    )
+
+    @field_validator("label_studio_url")
+    @classmethod
+    def _no_trailing_slash(cls, value: str) -> str:
+        if not value.startswith(("http://", "https://")):
+            raise ValueError("LABEL_STUDIO_URL starts with http:// or https://")
+        return value.rstrip("/")
+
+    @field_validator("redis_url", "database_url", "storage_url", "adapter", mode="before")
+    @classmethod
+    def _empty_is_unset(cls, value: object) -> object:
+        return value or None
+
+    @field_validator("data_dir")
+    @classmethod
+    def _absolute(cls, value: Path) -> Path:
+        return value.expanduser().absolute()
+
+    @property
+    def database(self) -> str:
+        """The database's SQLAlchemy URL, with the default filled in."""
+        return self.database_url or f"sqlite:///{self.data_dir / 'medsam3.db'}"
+
+    @property
+    def redis_socket(self) -> Path:
+        """The embedded Redis's socket, when no `REDIS_URL` is set."""
+        return self.data_dir / "redis.sock"
+
+    @property
+    def redis(self) -> str:
+        """The URL at which every process reaches Redis."""
+        return self.redis_url or f"unix://{self.redis_socket}"
+
+    @property
+    def storage(self) -> str:
+        """The fsspec URL of the mask files, with the default filled in."""
+        return self.storage_url or str(self.data_dir / "masks")
+
+    @property
+    def embedding_dir(self) -> Path:
+        """Folder of the image embeddings' disk cache."""
+        return self.data_dir / "embeddings"
+
+
+@lru_cache(maxsize=1)
+def get_settings() -> Settings:
+    """The settings of this process, read once."""
+    return Settings()

@@ -1,0 +1,165 @@
+"""The tables. Times are UTC; ids of Label Studio's objects are Label Studio's own."""
+
+import secrets
+from datetime import UTC, datetime
+from enum import StrEnum
+from typing import Any
+
+from sqlalchemy import (
+    JSON,
+    DateTime,
+    ForeignKey,
+    Index,
+    String,
+    Text,
+    TypeDecorator,
+    UniqueConstraint,
+)
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+
+
+def now() -> datetime:
+    """The current time, UTC."""
+    return datetime.now(UTC)
+
+
+def new_id() -> str:
+    """A random 32-character id."""
+    return secrets.token_hex(16)
+
+
+class UtcDateTime(TypeDecorator[datetime]):
+    """A UTC time; SQLite drops the zone on the way in, so it is put back on the way out."""
+
+    impl = DateTime(timezone=True)
+    cache_ok = True
+
+    def process_result_value(self, value: datetime | None, dialect: Any) -> datetime | None:
+        """Return the stored time with its zone."""
+        if value is not None and value.tzinfo is None:
+            return value.replace(tzinfo=UTC)
+        return value
+
+
+class Base(DeclarativeBase):
+    """Declarative base; JSON columns hold what Label Studio sends or receives."""
+
+    type_annotation_map = {  # noqa: RUF012
+        datetime: UtcDateTime,
+        dict[str, Any]: JSON(none_as_null=True),
+        list[Any]: JSON(none_as_null=True),
+    }
+
+
+class SuggestionState(StrEnum):
+    """Where a suggestion stands."""
+
+    QUEUED = "queued"
+    RUNNING = "running"
+    DONE = "done"
+    FAILED = "failed"
+
+
+class Delivery(StrEnum):
+    """Who brings a suggestion to Label Studio, or brought it."""
+
+    REPLY = "reply"  # a /predict that is still waiting will answer with it
+    PUSH = "push"  # the waiting ended: to be pushed through the API
+    DELIVERED = "delivered"
+    NONE = "none"  # nothing to bring: failed, superseded, or the caller is gone for good
+
+
+class Project(Base):
+    """A Label Studio project that this backend has seen.
+
+    `model_version` is the version in service for the project; empty: the default model.
+    """
+
+    __tablename__ = "projects"
+
+    id: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    title: Mapped[str | None] = mapped_column(Text)
+    label_config: Mapped[str | None] = mapped_column(Text)
+    model_version: Mapped[str | None] = mapped_column(String(200))
+    created_at: Mapped[datetime] = mapped_column(default=now)
+    updated_at: Mapped[datetime] = mapped_column(default=now, onupdate=now)
+
+
+class LabelConfigText(Base):
+    """A labeling config by the hash of its text: suggestions refer to the one they were made for."""
+
+    __tablename__ = "label_configs"
+
+    hash: Mapped[str] = mapped_column(String(64), primary_key=True)
+    xml: Mapped[str] = mapped_column(Text)
+
+
+class Suggestion(Base):
+    """One prediction of one task: the durable row behind a job, and later its result.
+
+    `active_key` is set while the suggestion is under way and unique among those, so that a task
+    asked for twice at the same time is predicted once. `region_ids` of the result are how an
+    accepted suggestion is recognised in an annotation.
+    """
+
+    __tablename__ = "suggestions"
+    __table_args__ = (
+        Index("ix_suggestions_state", "state", "lease_until"),
+        Index("ix_suggestions_delivery", "delivery", "state"),
+        Index("ix_suggestions_task", "project_id", "task_id"),
+    )
+
+    id: Mapped[str] = mapped_column(String(32), primary_key=True, default=new_id)
+    active_key: Mapped[str | None] = mapped_column(String(64), unique=True)
+    request_id: Mapped[str | None] = mapped_column(String(32), index=True)
+    project_id: Mapped[int]
+    task_id: Mapped[int | None]
+    interactive: Mapped[bool] = mapped_column(default=False)
+    config_hash: Mapped[str] = mapped_column(ForeignKey("label_configs.hash"))
+    task_data: Mapped[dict[str, Any]]
+    context: Mapped[dict[str, Any] | None]
+    model_version: Mapped[str] = mapped_column(String(200))
+
+    state: Mapped[str] = mapped_column(String(16), default=SuggestionState.QUEUED)
+    delivery: Mapped[str] = mapped_column(String(16), default=Delivery.REPLY)
+    reply_until: Mapped[datetime | None]
+    lease_until: Mapped[datetime | None]
+    attempts: Mapped[int] = mapped_column(default=0)
+
+    result: Mapped[list[Any] | None]
+    score: Mapped[float | None]
+    error: Mapped[str | None] = mapped_column(Text)
+    image_hash: Mapped[str | None] = mapped_column(String(64))
+    created_at: Mapped[datetime] = mapped_column(default=now)
+    finished_at: Mapped[datetime | None]
+
+
+class Event(Base):
+    """A webhook's event, stripped to ids; a hint that something changed in Label Studio."""
+
+    __tablename__ = "events"
+    __table_args__ = (Index("ix_events_state", "state", "created_at"),)
+
+    id: Mapped[str] = mapped_column(String(32), primary_key=True, default=new_id)
+    action: Mapped[str] = mapped_column(String(64))
+    project_id: Mapped[int | None]
+    task_ids: Mapped[list[Any]]
+    annotation_ids: Mapped[list[Any]]
+    state: Mapped[str] = mapped_column(String(16), default="new")
+    attempts: Mapped[int] = mapped_column(default=0)
+    error: Mapped[str | None] = mapped_column(Text)
+    created_at: Mapped[datetime] = mapped_column(default=now)
+    finished_at: Mapped[datetime | None]
+
+
+class ModelVersion(Base):
+    """A model that predictions may carry as `model_version`; never overwritten."""
+
+    __tablename__ = "model_versions"
+    __table_args__ = (UniqueConstraint("version"),)
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    version: Mapped[str] = mapped_column(String(200))
+    checkpoint: Mapped[str] = mapped_column(Text)
+    adapter: Mapped[str | None] = mapped_column(Text)
+    created_at: Mapped[datetime] = mapped_column(default=now)
