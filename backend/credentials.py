@@ -8,7 +8,7 @@ from pathlib import Path
 
 from backend.settings import Settings
 
-WEBHOOK_SECRET_HEADER = "X-MedSAM3-Secret"
+WEBHOOK_SECRET_HEADER = "X-MedSAM3-Secret"  # noqa: S105 a header name, no secret
 
 
 @dataclass(frozen=True)

@@ -95,7 +95,7 @@ class Settings(BaseSettings):
         3, ge=1, description="Times that a task may take its worker down before it is given up."
     )
     lease_s: float = Field(
-        30.0, gt=1, description="Seconds without a sign of life after which a job is done again."
+        15.0, gt=1, description="Seconds without a sign of life after which a job is done again."
     )
     worker_max_jobs: int = Field(
         5000, ge=1, description="Jobs after which a worker is replaced by a fresh process."

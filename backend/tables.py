@@ -65,6 +65,7 @@ class Delivery(StrEnum):
 
     REPLY = "reply"  # a /predict that is still waiting will answer with it
     PUSH = "push"  # the waiting ended: to be pushed through the API
+    PUSHING = "pushing"  # a worker is sending it right now
     DELIVERED = "delivered"
     NONE = "none"  # nothing to bring: failed, superseded, or the caller is gone for good
 
@@ -86,7 +87,7 @@ class Project(Base):
 
 
 class LabelConfigText(Base):
-    """A labeling config by the hash of its text: suggestions refer to the one they were made for."""
+    """A labeling config by the hash of its text: what a suggestion was made for."""
 
     __tablename__ = "label_configs"
 

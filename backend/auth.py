@@ -1,0 +1,44 @@
+"""Who may call: basic auth (Label Studio) or a bearer token (scripts); a secret on webhooks."""
+
+import hmac
+
+from flask import Request, Response, current_app, jsonify, request
+
+from backend.credentials import WEBHOOK_SECRET_HEADER, Credentials
+
+OPEN_PATHS = frozenset({"/health"})
+WEBHOOK_PATH = "/webhook"
+
+
+def require_credentials() -> Response | None:
+    """Flask's `before_request`: refuse callers who show no valid secret."""
+    credentials: Credentials = current_app.extensions["medsam3"].credentials
+    if request.path in OPEN_PATHS or is_allowed(request, credentials):
+        return None
+    answer = jsonify(error="credentials are missing or wrong; `medsam3 connect` sets them")
+    answer.status_code = 401
+    answer.headers["WWW-Authenticate"] = 'Basic realm="medsam3"'
+    return answer
+
+
+def is_allowed(incoming: Request, credentials: Credentials) -> bool:
+    """Whether a request shows the webhook's secret (on that path), basic auth or the token."""
+    if incoming.path == WEBHOOK_PATH and _same(
+        incoming.headers.get(WEBHOOK_SECRET_HEADER), credentials.webhook_secret
+    ):
+        return True
+    shown = incoming.authorization
+    if shown is None:
+        return False
+    if shown.type == "bearer":
+        return _same(shown.token, credentials.api_token)
+    if shown.type == "basic":
+        # Both comparisons always run: the time taken says nothing about which one failed.
+        user = _same(shown.username, credentials.user)
+        password = _same(shown.password, credentials.password)
+        return user and password
+    return False
+
+
+def _same(shown: str | None, expected: str) -> bool:
+    return hmac.compare_digest((shown or "").encode(), expected.encode())

@@ -1,0 +1,188 @@
+"""The handlers that RQ calls. Each takes ids of rows, claims them, and may be called twice."""
+
+import logging
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import TYPE_CHECKING
+
+from redis.exceptions import RedisError
+from sqlalchemy import or_, select, update
+
+from backend.errors import BackendError, LabelStudioUnavailableError
+from backend.predicting import enqueue_pushes
+from backend.queues import wake
+from backend.services import Services, current_services
+from backend.tables import Delivery, LabelConfigText, Suggestion, SuggestionState, now
+
+if TYPE_CHECKING:
+    from backend.inference import Inference
+
+log = logging.getLogger(__name__)
+
+# How long a task waits when Label Studio cannot be reached, before it is tried again.
+RETRY_LATER_S = 30
+
+
+def predict_chunk(ids: Sequence[str]) -> None:
+    """Predict the rows that nobody else is working on, store each result as it comes."""
+    from backend.inference import current_inference
+
+    services = current_services()
+    rows, configs = _claim(services, ids)
+    inference = current_inference()
+    with _leased(services, [row.id for row in rows]):
+        for row in rows:
+            _predict_row(services, inference, row, configs[row.config_hash])
+    _after(services, ids)
+
+
+def push_chunk(ids: Sequence[str]) -> None:
+    """Bring finished rows to Label Studio through its API."""
+    from backend.pushing import push
+
+    push(current_services(), ids)
+
+
+def _predict_row(services: Services, inference: "Inference", row: Suggestion, xml: str) -> None:
+    from medsam3_model.errors import MedSAM3Error
+
+    try:
+        outcome = inference.predict(row, xml)
+    except LabelStudioUnavailableError as error:
+        if row.interactive:
+            _store(services, row, state=SuggestionState.FAILED, error=str(error))
+        else:
+            log.warning("task %s waits for Label Studio: %s", row.task_id, error)
+            _put_back(services, row)
+    except (BackendError, MedSAM3Error) as error:
+        log.warning("task %s of project %s failed: %s", row.task_id, row.project_id, error)
+        _store(services, row, state=SuggestionState.FAILED, error=str(error))
+    except Exception as error:
+        # One bad task must not take its neighbours along. The text of an unforeseen error may
+        # hold anything, so only its type leaves the worker; the traceback is in the worker's log.
+        log.exception("task %s of project %s failed", row.task_id, row.project_id)
+        message = f"unexpected {type(error).__name__}; the worker's log has the traceback"
+        _store(services, row, state=SuggestionState.FAILED, error=message)
+    else:
+        _store(
+            services,
+            row,
+            state=SuggestionState.DONE,
+            result=outcome.regions,
+            score=outcome.score,
+            image_hash=outcome.image_hash,
+        )
+
+
+def _claim(services: Services, ids: Sequence[str]) -> tuple[list[Suggestion], dict[str, str]]:
+    """Take the rows that are free, in the given order, with the labeling configs they need."""
+    moment = now()
+    free = or_(
+        Suggestion.state == SuggestionState.QUEUED,
+        (Suggestion.state == SuggestionState.RUNNING) & (Suggestion.lease_until < moment),
+    )
+    with services.database.session() as session:
+        taken = set(
+            session.scalars(
+                update(Suggestion)
+                .where(Suggestion.id.in_(list(ids)), free)
+                .values(
+                    state=SuggestionState.RUNNING,
+                    attempts=Suggestion.attempts + 1,
+                    lease_until=moment + timedelta(seconds=services.settings.lease_s),
+                )
+                .returning(Suggestion.id)
+            )
+        )
+        rows = {
+            row.id: row
+            for row in session.scalars(select(Suggestion).where(Suggestion.id.in_(taken)))
+        }
+        hashes = {row.config_hash for row in rows.values()}
+        configs = {
+            config.hash: config.xml
+            for config in session.scalars(
+                select(LabelConfigText).where(LabelConfigText.hash.in_(hashes))
+            )
+        }
+    return [rows[id_] for id_ in ids if id_ in rows], configs
+
+
+@contextmanager
+def _leased(services: Services, ids: list[str]) -> Iterator[None]:
+    """Keep the rows ours while the block runs: a dead worker stops renewing, and is noticed."""
+    done = threading.Event()
+
+    def renew() -> None:
+        while not done.wait(services.settings.lease_s / 3):
+            with services.database.session() as session:
+                session.execute(
+                    update(Suggestion)
+                    .where(Suggestion.id.in_(ids), Suggestion.state == SuggestionState.RUNNING)
+                    .values(lease_until=now() + timedelta(seconds=services.settings.lease_s))
+                )
+
+    thread = threading.Thread(target=renew, name="lease", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
+
+
+def _store(services: Services, row: Suggestion, **values: object) -> None:
+    with services.database.session() as session:
+        session.execute(
+            update(Suggestion)
+            .where(Suggestion.id == row.id, Suggestion.state == SuggestionState.RUNNING)
+            .values(finished_at=now(), lease_until=None, **values)
+        )
+
+
+def _put_back(services: Services, row: Suggestion) -> None:
+    """Queue a row again for later; a Label Studio that is down is not the task's fault."""
+    with services.database.session() as session:
+        session.execute(
+            update(Suggestion)
+            .where(Suggestion.id == row.id)
+            .values(
+                state=SuggestionState.QUEUED,
+                attempts=Suggestion.attempts - 1,
+                lease_until=now() + timedelta(seconds=RETRY_LATER_S),
+            )
+        )
+
+
+def _after(services: Services, ids: Sequence[str]) -> None:
+    """Wake who waits for the rows; have pushed what nobody waits for any more."""
+    with services.database.session() as session:
+        rows = session.execute(
+            select(Suggestion.id, Suggestion.request_id, Suggestion.state, Suggestion.delivery)
+            .where(Suggestion.id.in_(list(ids)))
+            .order_by(Suggestion.task_id)
+        ).all()
+        session.execute(
+            update(Suggestion)
+            .where(
+                Suggestion.id.in_(list(ids)),
+                Suggestion.state == SuggestionState.FAILED,
+                Suggestion.delivery == Delivery.PUSH,
+            )
+            .values(delivery=Delivery.NONE, active_key=None)
+        )
+    waiting = {row.request_id for row in rows if row.delivery == Delivery.REPLY and row.request_id}
+    try:
+        wake(services.redis, sorted(waiting))
+    except RedisError as error:
+        log.warning("nobody could be woken (%s); waiting requests look for themselves", error)
+    enqueue_pushes(
+        services,
+        [
+            row.id
+            for row in rows
+            if row.state == SuggestionState.DONE and row.delivery == Delivery.PUSH
+        ],
+    )

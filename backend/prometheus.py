@@ -1,0 +1,87 @@
+"""Prometheus metrics, read from the database and Redis when asked for.
+
+Workers publish their counters in a Redis hash; the web process shows them with its own. Nothing
+here carries a task's data.
+"""
+
+from collections.abc import Iterator
+
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.exposition import CONTENT_TYPE_LATEST
+from redis import Redis
+from redis.exceptions import RedisError
+from sqlalchemy import func, select
+
+from backend.queues import QueueName, queue
+from backend.services import Services
+from backend.tables import Event, Suggestion
+
+COUNTERS_KEY = "medsam3:counters"
+
+
+def add_to_counters(redis: Redis, increments: dict[str, float]) -> None:
+    """Add to the counters that `/metrics` shows as `medsam3_<name>_total`."""
+    if not increments:
+        return
+    with redis.pipeline(transaction=False) as pipeline:
+        for name, amount in increments.items():
+            pipeline.hincrbyfloat(COUNTERS_KEY, name, amount)
+        pipeline.execute()
+
+
+def render(services: Services) -> tuple[bytes, str]:
+    """The metrics in Prometheus' text format, with its content type."""
+    registry = CollectorRegistry()
+    registry.register(_Collector(services))
+    return generate_latest(registry), CONTENT_TYPE_LATEST
+
+
+class _Collector:
+    def __init__(self, services: Services) -> None:
+        self._services = services
+
+    def collect(self) -> Iterator[Metric]:
+        yield from self._rows()
+        yield from self._redis()
+
+    def _rows(self) -> Iterator[Metric]:
+        suggestions = GaugeMetricFamily(
+            "medsam3_suggestions", "Predictions by state and delivery", labels=["state", "delivery"]
+        )
+        events = GaugeMetricFamily("medsam3_events", "Webhook events by state", labels=["state"])
+        with self._services.database.reading() as session:
+            counted = session.execute(
+                select(Suggestion.state, Suggestion.delivery, func.count()).group_by(
+                    Suggestion.state, Suggestion.delivery
+                )
+            )
+            for state, delivery, count in counted:
+                suggestions.add_metric([state, delivery], count)
+            for state, count in session.execute(
+                select(Event.state, func.count()).group_by(Event.state)
+            ):
+                events.add_metric([state], count)
+        yield suggestions
+        yield events
+
+    def _redis(self) -> Iterator[Metric]:
+        waiting = GaugeMetricFamily(
+            "medsam3_queue_jobs", "Jobs waiting, by queue", labels=["queue"]
+        )
+        up = GaugeMetricFamily("medsam3_redis_up", "1 when Redis answers")
+        try:
+            redis = self._services.redis
+            for name in QueueName:
+                waiting.add_metric([name], queue(redis, name).count)
+            counters: dict[bytes, bytes] = redis.hgetall(COUNTERS_KEY)
+            up.add_metric([], 1)
+        except RedisError:
+            up.add_metric([], 0)
+            counters = {}
+        yield up
+        yield waiting
+        for name, value in sorted(counters.items()):
+            yield CounterMetricFamily(
+                f"medsam3_{name.decode()}", name.decode().replace("_", " "), value=float(value)
+            )

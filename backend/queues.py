@@ -1,0 +1,105 @@
+"""The three RQ queues, and how work gets onto them.
+
+RQ hands a job over without ever holding it in memory alone (LMOVE) only to workers that listen on
+a single queue. So there is one queue per kind of worker: `gpu` for everything that needs the
+model, with interactive jobs put at its front; `ingest` for talking to Label Studio; `train`.
+Jobs carry ids of database rows and nothing else.
+"""
+
+from collections.abc import Sequence
+from enum import StrEnum
+
+from redis import Redis
+from redis.exceptions import RedisError
+from rq import Queue
+from rq.job import Job, Retry
+from rq.serializers import JSONSerializer
+
+from backend.errors import QueueError
+
+JOB_TIMEOUT_S = 900
+# Results live in the database: RQ may forget a finished job at once.
+RESULT_TTL_S = 0
+# A failed job is kept for a day, long enough to be looked at.
+FAILURE_TTL_S = 24 * 3600
+# How long the list that wakes a waiting request survives when nobody reads it.
+DONE_TTL_S = 300
+
+
+class QueueName(StrEnum):
+    """Each queue has workers of its own."""
+
+    GPU = "gpu"
+    INGEST = "ingest"
+    TRAIN = "train"
+
+
+def queue(redis: Redis, name: QueueName) -> Queue:
+    """The RQ queue `name`; its jobs are JSON, never pickles."""
+    return Queue(name, connection=redis, serializer=JSONSerializer, default_timeout=JOB_TIMEOUT_S)
+
+
+def enqueue(
+    redis: Redis,
+    name: QueueName,
+    handler: str,
+    ids: Sequence[str],
+    *,
+    job_id: str,
+    at_front: bool = False,
+) -> None:
+    """Put `handler(ids)` on a queue.
+
+    Args:
+        redis: the connection.
+        name: which queue.
+        handler: dotted path of a function that takes a list of row ids.
+        ids: the rows; handlers look them up, so a job that comes twice does its work once.
+        job_id: deterministic, so that the same work enqueued twice is one job.
+        at_front: before everything that waits (interactive work).
+
+    Raises:
+        QueueError: Redis cannot be reached.
+    """
+    try:
+        queue(redis, name).enqueue_call(
+            handler,
+            args=(list(ids),),
+            job_id=job_id,
+            at_front=at_front,
+            result_ttl=RESULT_TTL_S,
+            failure_ttl=FAILURE_TTL_S,
+            retry=Retry(max=2),
+            description=f"{handler.rpartition('.')[2]} × {len(ids)}",
+        )
+    except RedisError as error:
+        raise QueueError(
+            f"Redis does not answer ({type(error).__name__}); the work is kept in the database "
+            "and is queued again as soon as Redis is back."
+        ) from error
+
+
+def waiting_row_ids(redis: Redis, name: QueueName) -> set[str]:
+    """The rows for which a job waits on a queue, or was just handed to a worker."""
+    jobs = queue(redis, name)
+    job_ids = [*jobs.get_job_ids(), *jobs.intermediate_queue.get_job_ids()]
+    found = Job.fetch_many(job_ids, connection=redis, serializer=JSONSerializer)
+    return {row_id for job in found if job is not None for row_id in job.args[0]}
+
+
+def wake(redis: Redis, request_ids: Sequence[str]) -> None:
+    """Tell the requests that wait for work that some of it is done."""
+    with redis.pipeline(transaction=False) as pipeline:
+        for request_id in request_ids:
+            pipeline.lpush(_done_key(request_id), 1)
+            pipeline.expire(_done_key(request_id), DONE_TTL_S)
+        pipeline.execute()
+
+
+def wait(redis: Redis, request_id: str, timeout_s: float) -> bool:
+    """Block until `wake` names the request; False when `timeout_s` went by."""
+    return redis.blpop([_done_key(request_id)], timeout=timeout_s) is not None
+
+
+def _done_key(request_id: str) -> str:
+    return f"medsam3:done:{request_id}"
