@@ -1,0 +1,196 @@
+"""The API client against a real Label Studio."""
+
+import time
+
+import httpx
+import pytest
+
+from backend.errors import LabelStudioAuthError, LabelStudioError, LabelStudioUnavailableError
+from backend.label_studio import LabelStudio
+from backend.label_studio_auth import token_expiry
+from backend.label_studio_server import LabelStudioServer, free_port
+
+from .conftest import BRUSH_CONFIG, ProjectFactory, disc_image
+
+
+@pytest.fixture(scope="module")
+def personal_token(label_studio: LabelStudio) -> str:
+    return str(label_studio.post("/api/token/", {})["token"])
+
+
+def prediction(task_id: int, version: str, score: float = 0.5) -> dict[str, object]:
+    return {"task": task_id, "result": [], "score": score, "model_version": version}
+
+
+def test_a_legacy_token_and_a_personal_token_are_the_same_user(
+    label_studio_server: LabelStudioServer, label_studio: LabelStudio, personal_token: str
+) -> None:
+    assert label_studio.whoami().email == label_studio_server.user
+    with LabelStudio(label_studio_server.url, personal_token) as client:
+        assert client.whoami() == label_studio.whoami()
+    assert label_studio.version() == "1.23.2"
+
+
+def test_a_personal_token_gets_one_access_token_for_many_requests(
+    label_studio_server: LabelStudioServer, personal_token: str
+) -> None:
+    with LabelStudio(label_studio_server.url, personal_token) as client:
+        client.whoami()
+        first = client._auth._access
+        client.whoami()
+        assert client._auth._access == first
+        assert 0 < (token_expiry(first) or 0) - time.time() <= 301
+
+
+def test_an_access_token_that_is_no_longer_accepted_is_replaced_once(
+    label_studio_server: LabelStudioServer, personal_token: str
+) -> None:
+    with LabelStudio(label_studio_server.url, personal_token) as client:
+        client.whoami()
+        damaged = client._auth._access[:-4] + "AAAA"
+        client._auth._access = damaged
+        assert client.whoami().email == label_studio_server.user
+        assert client._auth._access != damaged
+
+
+@pytest.mark.parametrize(
+    "token",
+    [
+        pytest.param("0" * 40, id="legacy"),
+        pytest.param("eyJhbGciOiJIUzI1NiJ9.eyJleHAiOjk5OTk5OTk5OTl9.c2lnbmVk", id="personal"),
+    ],
+)
+def test_a_wrong_token_is_refused_without_being_shown(
+    label_studio_server: LabelStudioServer, token: str
+) -> None:
+    with (
+        LabelStudio(label_studio_server.url, token) as client,
+        pytest.raises(LabelStudioAuthError, match="LABEL_STUDIO_API_KEY") as caught,
+    ):
+        client.whoami()
+    assert token not in str(caught.value)
+
+
+def test_an_expired_personal_token_says_so(label_studio_server: LabelStudioServer) -> None:
+    expired = "eyJhbGciOiJIUzI1NiJ9.eyJleHAiOjE3MDAwMDAwMDB9.c2lnbmVk"
+    with (
+        LabelStudio(label_studio_server.url, expired) as client,
+        pytest.raises(LabelStudioAuthError, match="expired on 2023-11-14"),
+    ):
+        client.whoami()
+
+
+def test_nothing_listening_is_told_apart() -> None:
+    with (
+        LabelStudio(f"http://127.0.0.1:{free_port()}", "0" * 40, attempts=2) as client,
+        pytest.raises(LabelStudioUnavailableError, match="cannot be reached"),
+    ):
+        client.whoami()
+
+
+def test_uploaded_images_come_back_byte_for_byte(
+    label_studio: LabelStudio, make_project: ProjectFactory
+) -> None:
+    images = [disc_image(seed) for seed in range(3)]
+    project = make_project(images)
+    for task_id, image in zip(project.task_ids, images, strict=True):
+        path = label_studio.task(task_id)["data"]["image"]
+        assert label_studio.download(path, max_bytes=1_000_000) == image
+    with pytest.raises(LabelStudioError, match="larger than 100 bytes"):
+        label_studio.download(path, max_bytes=100)
+
+
+def test_tasks_are_paged_in_order(label_studio: LabelStudio, make_project: ProjectFactory) -> None:
+    project = make_project()
+    made = label_studio.import_tasks(
+        project.id, [{"data": {"image": f"/data/upload/{n}.png"}} for n in range(7)]
+    )
+    tasks = list(label_studio.tasks(project.id, page_size=3))
+    assert [task["id"] for task in tasks] == made
+    assert tasks[6] == {"id": made[6], "data": {"image": "/data/upload/6.png"}}
+
+
+def test_an_empty_project_has_no_tasks(
+    label_studio: LabelStudio, make_project: ProjectFactory
+) -> None:
+    assert list(label_studio.tasks(make_project().id)) == []
+
+
+def test_more_files_than_one_form_may_carry(
+    label_studio: LabelStudio, make_project: ProjectFactory
+) -> None:
+    project = make_project([disc_image(0, 16, 16)] * 120)
+    names = [label_studio.task(task)["data"]["image"] for task in project.task_ids[::40]]
+    assert len(project.task_ids) == 120
+    assert [name[-8:] for name in names] == ["0000.png", "0040.png", "0080.png"]
+
+
+def test_predictions_are_pushed_found_and_deleted(
+    label_studio: LabelStudio, make_project: ProjectFactory
+) -> None:
+    project = make_project(images=3)
+    first, second, third = project.task_ids
+    assert (
+        label_studio.push_predictions(
+            project.id, [prediction(first, "a", 0.25), prediction(second, "b")]
+        )
+        == 2
+    )
+    (stored,) = label_studio.predictions(task_id=first)
+    assert (stored.task_id, stored.model_version, stored.score) == (first, "a", 0.25)
+    assert label_studio.model_versions(project.id) == {"a": 1, "b": 1}
+    assert list(label_studio.tasks_without_version(project.id, "a")) == [second, third]
+    label_studio.delete_prediction(stored.id)
+    assert len(label_studio.predictions(project_id=project.id)) == 1
+
+
+def test_a_prediction_for_another_projects_task_is_refused(
+    label_studio: LabelStudio, make_project: ProjectFactory
+) -> None:
+    project, other = make_project(), make_project(images=1)
+    with pytest.raises(LabelStudioError, match=r"\{\.\.\.\} contains invalid \"task\"") as caught:
+        label_studio.push_predictions(project.id, [prediction(other.task_ids[0], "a")])
+    assert caught.value.status_code == 400
+    assert "'result'" not in str(caught.value)
+
+
+def test_annotations_are_submitted_and_read_back(
+    label_studio: LabelStudio, make_project: ProjectFactory
+) -> None:
+    project = make_project(images=1)
+    made = label_studio.create_annotation(project.task_ids[0], [], lead_time=3.5)
+    assert label_studio.annotation(made["id"])["lead_time"] == 3.5
+    assert [found["id"] for found in label_studio.annotations(project.task_ids[0])] == [made["id"]]
+
+
+def test_projects_are_listed_and_changed(
+    label_studio: LabelStudio, make_project: ProjectFactory
+) -> None:
+    project = make_project()
+    changed = label_studio.update_project(project.id, sampling="Uncertainty sampling")
+    assert changed["sampling"] == "Uncertainty sampling"
+    assert project.id in {found["id"] for found in label_studio.projects()}
+    assert "bright disc" in label_studio.project(project.id)["label_config"]
+
+
+def test_what_is_refused_is_named_with_its_status(
+    label_studio: LabelStudio, make_project: ProjectFactory
+) -> None:
+    with pytest.raises(LabelStudioError, match="404 to GET /api/tasks/999999") as caught:
+        label_studio.task(999999)
+    assert caught.value.status_code == 404
+    project = make_project()
+    with pytest.raises(LabelStudioError, match="model_version: Model version doesn't exist"):
+        label_studio.update_project(project.id, model_version="never-seen")
+    with pytest.raises(LabelStudioError, match="at least 3 characters"):
+        label_studio.create_project("x", BRUSH_CONFIG)
+
+
+def test_the_token_stays_with_label_studios_own_address(
+    label_studio: LabelStudio, label_studio_server: LabelStudioServer
+) -> None:
+    for url in ("http://example.org/x.png", "//example.org/x.png"):
+        with pytest.raises(LabelStudioError, match="not Label Studio's own address"):
+            label_studio.get(url)
+    with label_studio.stream(f"{label_studio_server.url}/api/current-user/whoami") as response:
+        assert response.status_code == httpx.codes.OK
