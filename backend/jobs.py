@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+# Set when this worker was told to stop: the task at hand is finished, the rest goes back.
+stopping = threading.Event()
+
 # How long a task waits when Label Studio cannot be reached, before it is tried again.
 RETRY_LATER_S = 30
 
@@ -34,7 +37,10 @@ def predict_chunk(ids: Sequence[str]) -> None:
     inference = current_inference()
     with _leased(services, [row.id for row in rows]):
         for row in rows:
-            _predict_row(services, inference, row, configs[row.config_hash])
+            if stopping.is_set():
+                _put_back(services, row, wait_s=0)
+            else:
+                _predict_row(services, inference, row, configs[row.config_hash])
     _after(services, ids)
 
 
@@ -55,7 +61,7 @@ def _predict_row(services: Services, inference: "Inference", row: Suggestion, xm
             _store(services, row, state=SuggestionState.FAILED, error=str(error))
         else:
             log.warning("task %s waits for Label Studio: %s", row.task_id, error)
-            _put_back(services, row)
+            _put_back(services, row, wait_s=RETRY_LATER_S)
     except (BackendError, MedSAM3Error) as error:
         log.warning("task %s of project %s failed: %s", row.task_id, row.project_id, error)
         _store(services, row, state=SuggestionState.FAILED, error=str(error))
@@ -142,8 +148,8 @@ def _store(services: Services, row: Suggestion, **values: object) -> None:
         )
 
 
-def _put_back(services: Services, row: Suggestion) -> None:
-    """Queue a row again for later; a Label Studio that is down is not the task's fault."""
+def _put_back(services: Services, row: Suggestion, *, wait_s: float) -> None:
+    """Queue a row again; neither a stop nor a Label Studio that is down is the task's fault."""
     with services.database.session() as session:
         session.execute(
             update(Suggestion)
@@ -151,7 +157,7 @@ def _put_back(services: Services, row: Suggestion) -> None:
             .values(
                 state=SuggestionState.QUEUED,
                 attempts=Suggestion.attempts - 1,
-                lease_until=now() + timedelta(seconds=RETRY_LATER_S),
+                lease_until=now() + timedelta(seconds=wait_s),
             )
         )
 

@@ -142,7 +142,7 @@ def _create_rows(
     interactive = request.context is not None
     reply_until = now() + timedelta(seconds=services.settings.predict_budget_s + REPLY_GRACE_S)
     hashed = config_hash(request.label_config)
-    rows = []
+    rows: list[dict[str, Any]] = []
     for task in request.tasks:
         data = dict(task.get("data") or {})
         key = None

@@ -11,6 +11,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from redis import Redis
 from redis.exceptions import RedisError
+from rq.utils import as_text
 from sqlalchemy import func, select
 
 from backend.queues import QueueName, queue
@@ -74,14 +75,14 @@ class _Collector:
             redis = self._services.redis
             for name in QueueName:
                 waiting.add_metric([name], queue(redis, name).count)
-            counters: dict[bytes, bytes] = redis.hgetall(COUNTERS_KEY)
+            counters = {
+                as_text(name): float(value) for name, value in redis.hgetall(COUNTERS_KEY).items()
+            }
             up.add_metric([], 1)
         except RedisError:
             up.add_metric([], 0)
             counters = {}
         yield up
         yield waiting
-        for name, value in sorted(counters.items()):
-            yield CounterMetricFamily(
-                f"medsam3_{name.decode()}", name.decode().replace("_", " "), value=float(value)
-            )
+        for counter, value in sorted(counters.items()):
+            yield CounterMetricFamily(f"medsam3_{counter}", counter.replace("_", " "), value=value)

@@ -31,7 +31,7 @@ def push(services: Services, ids: Sequence[str]) -> None:
     with LabelStudio.from_settings(services.settings) as client:
         by_project: dict[int, list[Suggestion]] = defaultdict(list)
         for row in rows:
-            if row.id in doubtful and _arrived(services, client, row):
+            if row.id in doubtful and _arrived(client, row):
                 _settle(services, [row.id], Delivery.DELIVERED)
             else:
                 by_project[row.project_id].append(row)
@@ -86,14 +86,10 @@ def _claim(services: Services, ids: Sequence[str]) -> tuple[list[Suggestion], se
     return rows, doubtful
 
 
-def _arrived(services: Services, client: LabelStudio, row: Suggestion) -> bool:
-    """Whether Label Studio already holds this very prediction, told by its region ids."""
-    ours = {region["id"] for region in row.result or []}
-    for prediction in client.predictions(row.task_id or 0):
-        theirs = {region.get("id") for region in prediction.get("result") or []}
-        if prediction.get("model_version") == row.model_version and theirs == ours:
-            return True
-    return False
+def _arrived(client: LabelStudio, row: Suggestion) -> bool:
+    """Whether Label Studio already holds a prediction of this version for the task."""
+    stored = client.predictions(task_id=row.task_id)
+    return any(prediction.model_version == row.model_version for prediction in stored)
 
 
 def _settle(
@@ -112,8 +108,6 @@ def _postpone(services: Services, ids: list[str]) -> None:
         session.execute(
             update(Suggestion)
             .where(Suggestion.id.in_(ids))
-            .values(
-                delivery=Delivery.PUSH,
-                lease_until=now() + timedelta(seconds=RETRY_LATER_S),
-            )
+            # Still marked as being sent: the answer may be lost while the predictions arrived.
+            .values(lease_until=now() + timedelta(seconds=RETRY_LATER_S))
         )
