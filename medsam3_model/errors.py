@@ -6,6 +6,7 @@ MedSAM3Error
 ├── ImageError            an image cannot be read
 │   └── ImageTooLargeError
 ├── PromptError           a prompt cannot be answered by this model
+├── ModelMemoryError      memory ran out even for one image; the model stays usable
 └── DatasetError          a folder of images and masks is not as documented
 """
 
@@ -32,6 +33,10 @@ class ImageTooLargeError(ImageError):
 
 class PromptError(MedSAM3Error):
     """A prompt is malformed, or of a kind that the loaded model cannot answer."""
+
+
+class ModelMemoryError(MedSAM3Error):
+    """Memory ran out even for a single image; the model itself stays usable."""
 
 
 class DatasetError(MedSAM3Error):

@@ -1,0 +1,115 @@
+"""From the detector's tensors to instances at the image's own size."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torchvision.ops import nms
+
+from medsam3_model.types import Detections
+
+
+@dataclass(frozen=True)
+class DetectionSettings:
+    """How the detector's queries become instances.
+
+    Attributes:
+        score_threshold: lowest score of a shown instance (facebook 0.5, transformers 0.3).
+        use_presence: multiply scores by the presence probability, as SAM 3 does; the published
+            MedSAM3-v1 scripts do not.
+        nms_iou_threshold: of boxes that overlap more than this the best stays; None: no NMS.
+        mask_threshold: probability above which a pixel belongs to an instance.
+        min_area: smallest mask, in pixels of the image, that counts as an instance.
+        max_instances: at most this many, best first.
+    """
+
+    score_threshold: float = 0.5
+    use_presence: bool = True
+    nms_iou_threshold: float | None = 0.5
+    mask_threshold: float = 0.5
+    min_area: int = 1
+    max_instances: int = 100
+
+    def __post_init__(self) -> None:
+        for name in ("score_threshold", "nms_iou_threshold"):
+            value = getattr(self, name)
+            if value is not None and not 0 <= value <= 1:
+                raise ValueError(f"{name} is between 0 and 1, not {value}")
+        if not 0 < self.mask_threshold < 1:
+            raise ValueError(f"mask_threshold is between 0 and 1, not {self.mask_threshold}")
+        if self.min_area < 0 or self.max_instances < 1:
+            raise ValueError("min_area is at least 0, max_instances at least 1")
+
+
+SAM3_SETTINGS = DetectionSettings(nms_iou_threshold=None)
+"""As facebook's image processor: 0.5, with presence, without NMS."""
+
+MEDSAM3_V1_SETTINGS = DetectionSettings(use_presence=False)
+"""As the published MedSAM3-v1 scripts: 0.5, presence ignored, box NMS 0.5."""
+
+
+def to_detections(
+    outputs: Mapping[str, torch.Tensor],
+    row: int,
+    size: tuple[int, int],
+    settings: DetectionSettings,
+    phrase: str = "",
+) -> Detections:
+    """Instances of one phrase.
+
+    Args:
+        outputs: the tensors of `MedSAM3.raw`.
+        row: which phrase of the batch.
+        size: (height, width) of the image in pixels.
+        settings: thresholds.
+        phrase: kept in the result.
+    """
+    height, width = size
+    presence = outputs["presence_logits"][row].float().sigmoid().reshape(())
+    scores = outputs["pred_logits"][row].float().sigmoid()
+    if settings.use_presence:
+        scores = scores * presence
+    scale = torch.tensor([width, height, width, height], device=scores.device)
+    boxes = outputs["pred_boxes"][row].float().clamp(0, 1) * scale
+
+    order = scores.argsort(descending=True)
+    order = order[scores[order] > settings.score_threshold]
+    if settings.nms_iou_threshold is not None:
+        order = order[nms(boxes[order], scores[order], settings.nms_iou_threshold)]
+
+    masks: list[np.ndarray] = []
+    kept: list[int] = []
+    for query in order.tolist():
+        if len(kept) == settings.max_instances:
+            break
+        mask = _full_size_mask(outputs["pred_masks"][row, query], size, settings.mask_threshold)
+        if int(mask.sum()) >= settings.min_area:
+            masks.append(mask)
+            kept.append(query)
+
+    semantic = F.interpolate(
+        outputs["semantic_seg"][row : row + 1].float(), size, mode="bilinear", align_corners=False
+    )
+    return Detections(
+        masks=np.stack(masks) if masks else np.zeros((0, height, width), dtype=np.bool_),
+        boxes=boxes[kept].cpu().numpy(),
+        scores=scores[kept].cpu().numpy(),
+        presence=float(presence),
+        semantic=semantic[0, 0].sigmoid_().cpu().numpy(),
+        phrase=phrase,
+        max_score=float(scores.max()),
+    )
+
+
+def _full_size_mask(logits: torch.Tensor, size: tuple[int, int], threshold: float) -> np.ndarray:
+    """One instance at the image's size, one at a time so that large photographs stay cheap."""
+    resized = F.interpolate(logits[None, None].float(), size, mode="bilinear", align_corners=False)[
+        0, 0
+    ]
+    # The sigmoid is monotonic: comparing logits spares computing it for every pixel.
+    return (resized > math.log(threshold / (1 - threshold))).cpu().numpy()

@@ -1,0 +1,331 @@
+"""`MedSAM3`: an image is encoded once, then prompted with text and boxes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import nn
+from transformers import Sam3Model
+from transformers.modeling_outputs import BaseModelOutputWithPooling
+from transformers.models.sam3.modeling_sam3 import (
+    Sam3SinePositionEmbedding,
+    Sam3VisionEncoderOutput,
+)
+
+from medsam3_model import device as devices
+from medsam3_model import weights_hash
+from medsam3_model.errors import PromptError
+from medsam3_model.postprocessing import SAM3_SETTINGS, DetectionSettings, to_detections
+from medsam3_model.preprocessing import (
+    model_boxes,
+    per_phrase_boxes,
+    text_mask,
+    to_pixel_values,
+)
+from medsam3_model.types import Detections, ImageEmbedding, TextEmbedding
+
+if TYPE_CHECKING:
+    pass
+
+Tokenizer = Callable[[Sequence[str]], torch.Tensor]
+"""Phrases to token ids, int64 (K, tokens), padded with 0 or the end-of-text token."""
+
+OUTPUT_NAMES = ("pred_logits", "pred_boxes", "presence_logits", "pred_masks", "semantic_seg")
+_FINEST_LEVEL_BYTES_PER_PASS = 512 * 2**20
+
+
+class MedSAM3:
+    """Promptable concept segmentation: an image and a phrase in, every instance's mask out.
+
+    ```python
+    model = MedSAM3.from_pretrained("tiny")
+    image = model.encode_image(rgb)  # once per image: the expensive part
+    text = model.encode_text(["brain"])
+    detections = model.detect(image, text)  # once per prompt: cheap
+    detections = model.detect(image, text, boxes=[[40, 30, 160, 120]])
+    ```
+
+    The architecture is SAM 3 (transformers' `Sam3Model`); MedSAM-3 (arXiv 2511.19046) keeps the
+    image and text encoders frozen and trains the detector only.
+
+    Attributes:
+        version: name and first 8 hexadecimal digits of the weights' hash, "tiny-1a2b3c4d".
+        encoder_hash: SHA-256 of the frozen encoders' weights; embeddings are valid as long as
+            this stays the same.
+        detector_hash: SHA-256 of the detector's weights.
+        settings: thresholds that `detect` uses unless it is given others.
+        device, dtype: where and in which precision the model computes.
+    """
+
+    def __init__(
+        self,
+        model: Sam3Model,
+        tokenizer: Tokenizer,
+        *,
+        name: str = "custom",
+        settings: DetectionSettings = SAM3_SETTINGS,
+        device: str | torch.device = "auto",
+        dtype: str | torch.dtype = "auto",
+        hashes: weights_hash.WeightsHash | None = None,
+    ) -> None:
+        """Wrap a ready `Sam3Model`; most callers want `from_pretrained`.
+
+        Args:
+            model: a float32 model; it is moved and put into evaluation mode.
+            tokenizer: turns phrases into token ids.
+            name: first part of the version.
+            settings: default thresholds.
+            device: "auto", "cpu", "cuda", "cuda:1", "mps".
+            dtype: "auto", "float32" or "bfloat16". In bfloat16 the frozen encoders hold bfloat16
+                weights; the detector keeps float32 weights and computes with autocast, so that
+                boxes keep sub-pixel precision.
+            hashes: of the weights, where the caller knows them already.
+        """
+        self.device = devices.resolve_device(device)
+        self.dtype = devices.resolve_dtype(dtype, self.device)
+        self.settings = settings
+        self.name = name
+        self.tokenizer = tokenizer
+        hashes = hashes or weights_hash.of_model(model)
+        self.encoder_hash, self.detector_hash = hashes.encoder, hashes.detector
+        self.version = f"{name}-{hashes.combined[:8]}"
+
+        self.model = model
+        model.eval().requires_grad_(False)
+        nn.Module.to(model, self.device)
+        for encoder in (model.vision_encoder, model.text_encoder, model.text_projection):
+            nn.Module.to(encoder, self.dtype)
+        self._positions = Sam3SinePositionEmbedding(
+            num_position_features=self.config.vision_config.fpn_hidden_size // 2, normalize=True
+        )
+        if self.device.type == "cpu":
+            devices.limit_threads()
+
+    @property
+    def config(self) -> Any:
+        """The architecture's sizes, a `Sam3Config`."""
+        return self.model.config
+
+    @property
+    def image_size(self) -> int:
+        """Side of the square that images are resized to, in pixels."""
+        return int(self.config.image_size)
+
+    # -- encoders ---------------------------------------------------------------------------
+
+    def encode_image(self, rgb: npt.NDArray[np.uint8]) -> ImageEmbedding:
+        """Run the frozen vision encoder, the expensive part, on one image.
+
+        Args:
+            rgb: uint8 (H, W, 3), as `image_io.read_image` returns.
+
+        Raises:
+            PromptError: another type or shape.
+            ModelMemoryError: memory ran out.
+        """
+        return self.encode_images([rgb])[0]
+
+    def encode_images(
+        self, images: Sequence[npt.NDArray[np.uint8]], *, batch_size: int = 8
+    ) -> list[ImageEmbedding]:
+        """`encode_image` for several images; a batch that does not fit in memory is halved."""
+        return devices.in_batches(self._encode_batch, images, batch_size)
+
+    @torch.inference_mode()
+    def _encode_batch(self, images: Sequence[npt.NDArray[np.uint8]]) -> list[ImageEmbedding]:
+        pixels = torch.cat([to_pixel_values(rgb, self.image_size) for rgb in images])
+        hidden = self._backbone(pixels.to(self.device))
+        levels = self._neck(hidden)
+        return [
+            ImageEmbedding(
+                fpn_hidden_states=tuple(level[row : row + 1] for level in levels),
+                last_hidden_state=hidden[row : row + 1],
+                original_size=(rgb.shape[0], rgb.shape[1]),
+                encoder_hash=self.encoder_hash,
+            )
+            for row, rgb in enumerate(images)
+        ]
+
+    def restore_embedding(
+        self, last_hidden_state: torch.Tensor, original_size: tuple[int, int]
+    ) -> ImageEmbedding:
+        """The embedding that `encode_image` made, from its `last_hidden_state` alone.
+
+        Runs the neck only: under a second on a CPU at full size, where the whole encoder takes
+        thirteen to thirty.
+        """
+        with torch.inference_mode():
+            hidden = last_hidden_state.to(self.device, self.dtype)
+            return ImageEmbedding(self._neck(hidden), hidden, original_size, self.encoder_hash)
+
+    def encode_text(self, phrases: Sequence[str]) -> TextEmbedding:
+        """Run the frozen text encoder on phrases of a few words ("breast tumor").
+
+        Raises:
+            PromptError: no phrase, or an empty one.
+        """
+        if isinstance(phrases, str) or not phrases:
+            raise PromptError("phrases is a non-empty list of texts")
+        if any(not phrase.strip() for phrase in phrases):
+            raise PromptError("a phrase is empty")
+        input_ids = self.tokenizer(phrases).to(self.device)
+        mask = text_mask(input_ids)
+        with torch.inference_mode():
+            features = self._text_features(input_ids, mask)
+        return TextEmbedding(tuple(phrases), features, mask, self.encoder_hash)
+
+    def _backbone(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """(B, 3, S, S) to the ViT's output (B, patches, C)."""
+        return self.model.vision_encoder.backbone(pixel_values).last_hidden_state
+
+    def _neck(self, hidden: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """The three feature levels that the detector reads, finest first.
+
+        The fourth, coarsest, is computed by transformers but never used.
+        """
+        side = self.image_size // int(self.config.vision_config.backbone_config.patch_size)
+        spatial = hidden.view(hidden.shape[0], side, side, -1).permute(0, 3, 1, 2)
+        layers = self.model.vision_encoder.neck.fpn_layers
+        return tuple(layer(spatial) for layer in layers[:-1])
+
+    def _text_features(self, input_ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        return self.model.get_text_features(
+            input_ids=input_ids, attention_mask=mask, return_dict=True
+        ).pooler_output
+
+    # -- detector ---------------------------------------------------------------------------
+
+    def detect(
+        self,
+        image_embedding: ImageEmbedding,
+        text_embedding: TextEmbedding,
+        boxes: Any = None,
+        box_labels: Any = None,
+        *,
+        settings: DetectionSettings | None = None,
+    ) -> Detections | list[Detections]:
+        """Find every instance of the phrases in the image.
+
+        Args:
+            image_embedding: from `encode_image` of a model with the same encoder.
+            text_embedding: from `encode_text`; all K phrases are answered in one pass.
+            boxes: exemplars, x0, y0, x1, y1 in pixels of the original image: (M, 4) for all
+                phrases, or a list of K such arrays. They show what is meant, they do not crop.
+            box_labels: 1 "such things", 0 "not such things", (M,) or K of them; default all 1.
+            settings: thresholds; default the model's own.
+
+        Returns:
+            `Detections` for one phrase, a list in the phrases' order for several.
+
+        Raises:
+            PromptError: malformed boxes, or embeddings of another encoder.
+            ModelMemoryError: memory ran out on a single phrase.
+        """
+        found = self.detect_all(
+            image_embedding, text_embedding, boxes, box_labels, settings=settings
+        )
+        return found[0] if len(found) == 1 else found
+
+    def detect_all(
+        self,
+        image_embedding: ImageEmbedding,
+        text_embedding: TextEmbedding,
+        boxes: Any = None,
+        box_labels: Any = None,
+        *,
+        settings: DetectionSettings | None = None,
+    ) -> list[Detections]:
+        """As `detect`, always a list."""
+        for embedding in (image_embedding, text_embedding):
+            if embedding.encoder_hash != self.encoder_hash:
+                raise PromptError(
+                    f"a {type(embedding).__name__} of another encoder was given to {self.version}: "
+                    "encode again with this model"
+                )
+        settings = settings or self.settings
+        size = image_embedding.original_size
+        rows, labels = per_phrase_boxes(boxes, box_labels, len(text_embedding))
+
+        def run(indices: Sequence[int]) -> list[Detections]:
+            outputs = self._detector_pass(
+                image_embedding.fpn_hidden_states,
+                text_embedding.features[list(indices)],
+                text_embedding.attention_mask[list(indices)],
+                *model_boxes([rows[i] for i in indices], [labels[i] for i in indices], size),
+            )
+            return [
+                to_detections(outputs, row, size, settings, text_embedding.phrases[index])
+                for row, index in enumerate(indices)
+            ]
+
+        finest = image_embedding.fpn_hidden_states[0]
+        per_pass = _FINEST_LEVEL_BYTES_PER_PASS // (finest.numel() * finest.element_size())
+        return devices.in_batches(run, range(len(text_embedding)), max(1, per_pass))
+
+    @torch.inference_mode()
+    def _detector_pass(
+        self,
+        levels: Sequence[torch.Tensor],
+        text_features: torch.Tensor,
+        mask: torch.Tensor,
+        boxes: torch.Tensor,
+        labels: torch.Tensor,
+    ) -> dict[str, torch.Tensor]:
+        """One pass of the detector over K phrases of one image, or over K image-phrase pairs."""
+        batch = len(text_features)
+        coarsest = levels[-1].to(torch.float32)  # the detector's residual stream starts here
+        expanded = [level.expand(batch, -1, -1, -1) for level in (*levels[:-1], coarsest)]
+        position = self._positions((1, *coarsest.shape[1:]), self.device, torch.float32)
+        position = position.expand(batch, -1, -1, -1)
+        # transformers drops the last of each and reads the positions of the coarsest that is left.
+        vision = Sam3VisionEncoderOutput(
+            fpn_hidden_states=(*expanded, expanded[-1]), fpn_position_encoding=(position, position)
+        )
+        with devices.autocast(self.device, self.dtype):
+            outputs = self.model(
+                vision_embeds=vision,
+                text_embeds=BaseModelOutputWithPooling(pooler_output=text_features),
+                attention_mask=mask,
+                input_boxes=boxes.to(self.device),
+                input_boxes_labels=labels.to(self.device),
+            )
+        return {name: outputs[name] for name in OUTPUT_NAMES}
+
+    @torch.inference_mode()
+    def raw(
+        self,
+        pixel_values: Any,
+        input_ids: Any,
+        boxes: Any = None,
+        box_labels: Any = None,
+    ) -> dict[str, torch.Tensor]:
+        """The detector's tensors for a batch of image-phrase pairs, before any threshold.
+
+        Args:
+            pixel_values: float (B, 3, S, S), scaled to -1..1, S the model's image size.
+            input_ids: int (B, tokens), padded with 0 or the end-of-text token.
+            boxes: float (B, M, 4), cx, cy, w, h as fractions of the image.
+            box_labels: int (B, M), 1 positive, 0 negative, -10 padding; default all positive.
+
+        Returns:
+            `pred_logits` (B, Q), `pred_boxes` (B, Q, 4) as x0, y0, x1, y1 fractions,
+            `presence_logits` (B, 1), `pred_masks` logits (B, Q, h, w) and `semantic_seg` logits
+            (B, 1, h, w) with h = w = a quarter of S over the patch size times 16.
+        """
+        pixels = torch.as_tensor(pixel_values, dtype=torch.float32).to(self.device)
+        ids = torch.as_tensor(input_ids, dtype=torch.long).to(self.device)
+        if boxes is None:
+            prompt, labels = model_boxes(*per_phrase_boxes(None, None, len(ids)), (1, 1))
+        else:
+            prompt = torch.as_tensor(boxes, dtype=torch.float32)
+            labels = torch.ones(prompt.shape[:2], dtype=torch.long)
+            if box_labels is not None:
+                labels = torch.as_tensor(box_labels, dtype=torch.long)
+        mask = text_mask(ids)
+        return self._detector_pass(
+            self._neck(self._backbone(pixels)), self._text_features(ids, mask), mask, prompt, labels
+        )

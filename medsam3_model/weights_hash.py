@@ -1,0 +1,81 @@
+"""Hashes of weights: one for the frozen encoders, one for the detector.
+
+The hash is over names, shapes and float32 values in the Hugging Face layout, so a model has the
+same hash whichever layout or lossless storage type it was loaded from.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from medsam3_model.device import available_cpus
+
+DETECTOR_MODULES = (
+    "geometry_encoder",
+    "detr_encoder",
+    "detr_decoder",
+    "mask_decoder",
+    "dot_product_scoring",
+)
+"""The parts of `Sam3Model` that MedSAM-3 trains; the rest is frozen."""
+
+
+def is_detector(key: str) -> bool:
+    """Whether a parameter's name belongs to the detector."""
+    return key.split(".", 1)[0] in DETECTOR_MODULES
+
+
+@dataclass(frozen=True)
+class WeightsHash:
+    """SHA-256 of the frozen encoders and of the detector, hexadecimal."""
+
+    encoder: str
+    detector: str
+
+    @property
+    def combined(self) -> str:
+        """One hash of the whole model."""
+        return hashlib.sha256(f"{self.encoder}{self.detector}".encode()).hexdigest()
+
+
+def of_tensor(name: str, tensor: torch.Tensor) -> bytes:
+    """Digest of one named tensor."""
+    digest = hashlib.sha256(f"{name}{list(tensor.shape)}".encode())
+    values = tensor.detach().to("cpu", torch.float32).contiguous()
+    digest.update(values.numpy().data)
+    return digest.digest()
+
+
+def combine(digests: Iterable[tuple[str, bytes]]) -> str:
+    """One hash of many tensors, whatever their order."""
+    total = hashlib.sha256()
+    for _, digest in sorted(digests):
+        total.update(digest)
+    return total.hexdigest()
+
+
+def of_digests(digests: Mapping[str, bytes]) -> WeightsHash:
+    """The model's hash from its tensors' digests."""
+    return WeightsHash(
+        encoder=combine(item for item in digests.items() if not is_detector(item[0])),
+        detector=combine(item for item in digests.items() if is_detector(item[0])),
+    )
+
+
+def of_state(state: Mapping[str, torch.Tensor]) -> WeightsHash:
+    """The hash of a state dict in the Hugging Face layout."""
+    # hashlib releases the interpreter's lock, so threads do help.
+    with ThreadPoolExecutor(available_cpus()) as pool:
+        digests = pool.map(of_tensor, state.keys(), state.values())
+        return of_digests(dict(zip(state.keys(), digests, strict=True)))
+
+
+def of_model(model: nn.Module) -> WeightsHash:
+    """The hash of a `Sam3Model`."""
+    return of_state(model.state_dict())
