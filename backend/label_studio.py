@@ -17,8 +17,8 @@ from urllib.parse import urlsplit
 import httpx
 
 from backend.addresses import origin, shown
-from backend.errors import LabelStudioAuthError, LabelStudioError, LabelStudioUnavailableError
-from backend.label_studio_auth import HOW_TO_GET_ONE, TokenAuth, error_detail
+from backend.errors import LabelStudioAuthError, LabelStudioError
+from backend.label_studio_auth import HOW_TO_GET_ONE, TRY_AGAIN, TokenAuth, failure, unavailable
 from backend.label_studio_records import (
     Json,
     MLBackend,
@@ -30,7 +30,6 @@ from backend.label_studio_records import (
 )
 from backend.settings import Settings
 
-_TRY_AGAIN = frozenset({502, 503, 504})
 _IDEMPOTENT = frozenset({"GET", "HEAD", "PUT", "PATCH", "DELETE"})
 _FIRST_PAUSE_S = 0.2
 # Django refuses a form with more than 100 files.
@@ -188,16 +187,15 @@ class LabelStudio:
             if seen >= found["total"] or not found["tasks"]:
                 return
 
-    def tasks_without_version(self, project_id: int, model_version: str) -> Iterator[int]:
-        """Ids of the tasks that hold no prediction of `model_version`."""
+    def tasks_without_version(self, project_id: int, model_version: str) -> Iterator[Json]:
+        """The tasks (`id`, `data`) that hold no prediction of `model_version`."""
         missing = {
             "filter": "filter:tasks:predictions_model_versions",
             "operator": "not_contains",
             "type": "List",
             "value": [model_version],
         }
-        for task in self.tasks(project_id, include=("id",), filters=[missing]):
-            yield int(task["id"])
+        yield from self.tasks(project_id, filters=[missing])
 
     def import_tasks(self, project_id: int, tasks: Sequence[Mapping[str, Any]]) -> list[int]:
         """Create tasks from `{"data": {...}}` (predictions may be inside); returns their ids."""
@@ -318,7 +316,7 @@ class LabelStudio:
             with self._client.stream("GET", self._absolute(path), timeout=timeout) as response:
                 yield response
         except httpx.TransportError as error:
-            raise self._unavailable("GET", path, error) from error
+            raise unavailable(self.url, "GET", path, error) from error
 
     def download(self, path: str, *, max_bytes: int) -> bytes:
         """GET a file of Label Studio's own origin.
@@ -329,7 +327,7 @@ class LabelStudio:
         with self.stream(path) as response:
             if response.status_code != 200:
                 response.read()
-                raise self._failure("GET", path, response)
+                raise failure(self.url, "GET", path, response)
             content = bytearray()
             for chunk in response.iter_bytes():
                 content += chunk
@@ -343,7 +341,9 @@ class LabelStudio:
 
     def _absolute(self, path: str) -> str:
         if path.startswith("/") and not path.startswith("//"):
-            return self.url + path
+            # Below a path (https://host/labels), Label Studio's own links already begin with it.
+            prefix = urlsplit(self.url).path
+            return self.url + path.removeprefix(prefix if path.startswith(f"{prefix}/") else "")
         if self.is_own(path):
             return path
         raise LabelStudioError(f"{shown(path)} is not Label Studio's own address {shown(self.url)}")
@@ -371,41 +371,12 @@ class LabelStudio:
                     error, (httpx.ConnectError, httpx.ConnectTimeout)
                 )
                 if last or not repeatable:
-                    raise self._unavailable(method, path, error) from error
+                    raise unavailable(self.url, method, path, error) from error
             else:
                 if response.is_success:
                     return response
-                if last or method not in _IDEMPOTENT or response.status_code not in _TRY_AGAIN:
-                    raise self._failure(method, path, response)
+                if last or method not in _IDEMPOTENT or response.status_code not in TRY_AGAIN:
+                    raise failure(self.url, method, path, response)
             # Spread out, so that many workers do not come back in the same moment.
             time.sleep(_FIRST_PAUSE_S * 2 ** (attempt - 1) * random.uniform(0.7, 1.3))
         raise AssertionError("the last attempt returns or raises")
-
-    def _unavailable(
-        self, method: str, path: str, error: httpx.TransportError
-    ) -> LabelStudioUnavailableError:
-        happened = (
-            "did not answer in time"
-            if isinstance(error, httpx.TimeoutException)
-            else "cannot be reached"
-        )
-        return LabelStudioUnavailableError(
-            f"Label Studio at {shown(self.url)} {happened} ({method} {urlsplit(path).path}: "
-            f"{type(error).__name__}): check that it runs and that LABEL_STUDIO_URL is right."
-        )
-
-    def _failure(self, method: str, path: str, response: httpx.Response) -> LabelStudioError:
-        status = response.status_code
-        detail = error_detail(response)
-        if status == 401:
-            return LabelStudioAuthError(
-                f"Label Studio at {shown(self.url)} refused the token ({detail or 'no reason'}): "
-                f"{HOW_TO_GET_ONE}.",
-                status,
-            )
-        kind = LabelStudioUnavailableError if status in _TRY_AGAIN else LabelStudioError
-        return kind(
-            f"Label Studio answered {status} to {method} {urlsplit(path).path}"
-            + (f": {detail}" if detail else ""),
-            status,
-        )

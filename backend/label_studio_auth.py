@@ -7,11 +7,15 @@ import re
 import threading
 import time
 from collections.abc import Generator
+from urllib.parse import urlsplit
 
 import httpx
 
-from backend.errors import LabelStudioAuthError, LabelStudioUnavailableError
+from backend.addresses import shown
+from backend.errors import LabelStudioAuthError, LabelStudioError, LabelStudioUnavailableError
 
+# Answers of a proxy in front of a Label Studio that is starting or overloaded.
+TRY_AGAIN = frozenset({502, 503, 504})
 # An access token lives for 300 s; a request that starts just before the end must still pass.
 _REFRESH_MARGIN_S = 30.0
 _DETAIL_CHARACTERS = 400
@@ -114,3 +118,30 @@ def error_detail(response: httpx.Response) -> str:
             reasons.append(joined if name == "non_field_errors" else f"{name}: {joined}")
     joined = _REPEATED_INPUT.sub("{...}", "; ".join(filter(None, reasons)))
     return joined[:_DETAIL_CHARACTERS]
+
+
+def unavailable(
+    url: str, method: str, path: str, error: httpx.TransportError
+) -> LabelStudioUnavailableError:
+    """The error for a request without an answer."""
+    slow = isinstance(error, httpx.TimeoutException)
+    happened = "did not answer in time" if slow else "cannot be reached"
+    return LabelStudioUnavailableError(
+        f"Label Studio at {shown(url)} {happened} ({method} {urlsplit(path).path}: "
+        f"{type(error).__name__}): check that it runs and that LABEL_STUDIO_URL is right."
+    )
+
+
+def failure(url: str, method: str, path: str, response: httpx.Response) -> LabelStudioError:
+    """The error for an answer that is not a success; its body has been read."""
+    status = response.status_code
+    detail = error_detail(response)
+    if status == 401:
+        return LabelStudioAuthError(
+            f"Label Studio at {shown(url)} refused the token ({detail or 'no reason'}): "
+            f"{HOW_TO_GET_ONE}.",
+            status,
+        )
+    kind = LabelStudioUnavailableError if status in TRY_AGAIN else LabelStudioError
+    reason = f": {detail}" if detail else ""
+    return kind(f"Label Studio answered {status} to {method} {urlsplit(path).path}{reason}", status)
