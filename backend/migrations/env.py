@@ -4,6 +4,7 @@ from typing import Any, Literal
 
 from alembic import context
 
+import backend.corrections.tables  # noqa: F401 registers its tables
 from backend.tables import Base, UtcDateTime
 
 

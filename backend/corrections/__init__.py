@@ -1,0 +1,1 @@
+"""Corrections: what annotators submitted, kept for good, with what it did to the suggestions."""

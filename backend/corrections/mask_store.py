@@ -1,0 +1,178 @@
+"""Mask files: 1-bit PNG, named after what they show, in a folder or an object store (fsspec).
+
+The name is the first 128 bits of the SHA-256 over height, width and pixels, not over the file:
+another zlib writes other bytes for the same mask, and the mask must keep its name. A file is
+written before any row names it and is never changed, so a worker that dies in between leaves at
+most a file that nobody names.
+"""
+
+import hashlib
+import os
+import secrets
+import struct
+import zlib
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from backend.errors import BackendError
+
+BoolMask = NDArray[np.bool_]
+
+_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+# PNG's row filters work on bytes and make 1-bit rows longer, not shorter.
+_FILTER_NONE = 0
+
+
+class MaskError(BackendError):
+    """A mask file is missing or damaged."""
+
+
+class MaskStore:
+    """Masks by hash below an fsspec address.
+
+    Args:
+        url: a folder, or an address such as `s3://bucket/prefix`; what the protocol needs (such
+            as keys of S3) comes from fsspec's configuration and environment variables.
+        options: keyword arguments of fsspec's file system.
+    """
+
+    def __init__(self, url: str, **options: Any) -> None:
+        import fsspec
+
+        self._fs, root = fsspec.core.url_to_fs(url, **options)
+        self._root = root.rstrip("/")
+        protocols = self._fs.protocol
+        self._local = "file" in ((protocols,) if isinstance(protocols, str) else protocols)
+
+    def put(self, mask: BoolMask) -> str:
+        """Store a mask bool (H, W), unless it is there already; returns its hash."""
+        packed = np.packbits(mask, axis=1)
+        name = _hash(packed, *mask.shape)
+        if not self.has(name):
+            self._write(self._path(name), encode_png(packed, mask.shape[1]))
+        return name
+
+    def has(self, name: str) -> bool:
+        """Whether the mask of a hash is there."""
+        path = self._path(name)
+        return os.path.exists(path) if self._local else bool(self._fs.exists(path))
+
+    def get(self, name: str) -> BoolMask:
+        """The mask bool (H, W) of a hash.
+
+        Raises:
+            MaskError: it is not there, or not what its name says.
+        """
+        mask = decode_png(self.read(name))
+        if _hash(np.packbits(mask, axis=1), *mask.shape) != name:
+            raise MaskError(f"mask {name} is damaged: restore {self._root} from a backup")
+        return mask
+
+    def read(self, name: str) -> bytes:
+        """The PNG file of a hash.
+
+        Raises:
+            MaskError: it is not there.
+        """
+        try:
+            content: bytes = self._fs.cat_file(self._path(name))
+        except FileNotFoundError:
+            raise MaskError(
+                f"mask {name} is missing below {self._root}: check STORAGE_URL"
+            ) from None
+        return content
+
+    def remove(self, name: str) -> int:
+        """Remove a mask; returns how many bytes went (0 when it was not there)."""
+        path = self._path(name)
+        try:
+            size = int(self._fs.size(path) or 0)
+            self._fs.rm_file(path)
+        except FileNotFoundError:
+            return 0
+        return size
+
+    def names(self) -> Iterator[str]:
+        """The hashes of all masks in the store."""
+        self._fs.invalidate_cache()
+        for path in self._fs.find(self._root) if self._fs.exists(self._root) else ():
+            stem, _, extension = path.rpartition("/")[2].partition(".")
+            if extension == "png":
+                yield stem
+
+    def _path(self, name: str) -> str:
+        # Two levels of folders would be too many for object stores and one is enough for files.
+        return f"{self._root}/{name[:2]}/{name}.png"
+
+    def _write(self, path: str, content: bytes) -> None:
+        if not self._local:
+            self._fs.pipe_file(path, content)
+            return
+        folder = os.path.dirname(path)
+        os.makedirs(folder, exist_ok=True)
+        draft = f"{folder}/.{secrets.token_hex(8)}"
+        try:
+            with open(draft, "wb") as file:
+                file.write(content)
+                file.flush()
+                # The row that will name this file survives a power failure; so must the file.
+                os.fdatasync(file.fileno())
+            os.replace(draft, path)
+        except BaseException:
+            if os.path.exists(draft):
+                os.unlink(draft)
+            raise
+
+
+def encode_png(packed: NDArray[np.uint8], width: int) -> bytes:
+    """A 1-bit greyscale PNG (foreground 1, white).
+
+    Args:
+        packed: uint8 (H, ceil(width / 8)), rows packed most significant bit first.
+        width: in pixels.
+    """
+    height = packed.shape[0]
+    rows = np.empty((height, packed.shape[1] + 1), np.uint8)
+    rows[:, 0], rows[:, 1:] = _FILTER_NONE, packed
+    header = struct.pack(">IIBBBBB", width, height, 1, 0, 0, 0, 0)
+    return b"".join(
+        (
+            _SIGNATURE,
+            _chunk(b"IHDR", header),
+            _chunk(b"IDAT", zlib.compress(rows.tobytes(), 6)),
+            _chunk(b"IEND", b""),
+        )
+    )
+
+
+def decode_png(content: bytes) -> BoolMask:
+    """Read a mask file: bool (H, W).
+
+    Raises:
+        MaskError: it is no 1-bit PNG.
+    """
+    import io
+
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        with Image.open(io.BytesIO(content), formats=("PNG",)) as image:
+            if image.mode != "1":
+                raise MaskError(f"a mask file has mode {image.mode}, not 1 bit")
+            return np.array(image)
+    except (UnidentifiedImageError, OSError, SyntaxError) as error:
+        raise MaskError(f"a mask file cannot be read ({type(error).__name__})") from error
+
+
+def _hash(packed: NDArray[np.uint8], height: int, width: int) -> str:
+    digest = hashlib.sha256(struct.pack(">II", height, width))
+    digest.update(np.ascontiguousarray(packed).data)
+    return digest.hexdigest()[:32]
+
+
+def _chunk(kind: bytes, content: bytes) -> bytes:
+    body = kind + content
+    return struct.pack(">I", len(content)) + body + struct.pack(">I", zlib.crc32(body))
