@@ -147,45 +147,46 @@ class LabelStudio:
         *,
         include: Sequence[str] = ("id", "data"),
         filters: Sequence[Mapping[str, Any]] = (),
-        order_by: str = "tasks:id",
         resolve_uri: bool = False,
         page_size: int = 100,
     ) -> Iterator[Json]:
-        """The project's tasks in a fixed order, page by page.
+        """The project's tasks in the order of their ids, page by page.
+
+        Every page begins after the last id of the one before: tasks that stop fitting the filters
+        in the meantime, or are deleted, cannot make others be passed over.
 
         Args:
             include: the fields of each task; "predictions" and "annotations" carry all masks.
             filters: Data Manager filters that must all hold, for example `{"filter":
                 "filter:tasks:updated_at", "operator": "greater", "type": "Datetime",
                 "value": "2026-01-31T12:00:00Z"}`.
-            order_by: a Data Manager column, "-" before it for descending order.
             resolve_uri: replace cloud addresses by links through Label Studio.
         """
-        query: Json = {"ordering": [order_by]}
-        if filters:
-            query["filters"] = {"conjunction": "and", "items": list(filters)}
         params: Json = {
             "project": project_id,
             "page_size": page_size,
-            "include": ",".join(include),
-            "query": json.dumps(query),
+            "include": ",".join({"id": None, **dict.fromkeys(include)}),
             "resolve_uri": str(resolve_uri).lower(),
         }
         if {"predictions", "annotations", "drafts"} & set(include):
             params["fields"] = "all"
-        seen = 0
-        for page in range(1, 1_000_000):
-            try:
-                found = self.get("/api/tasks", page=page, **params)
-            except LabelStudioError as error:
-                # A page beyond the last one is a 404; the first page always exists.
-                if error.status_code == 404 and page > 1:
-                    return
-                raise
-            yield from found["tasks"]
-            seen += len(found["tasks"])
-            if seen >= found["total"] or not found["tasks"]:
+        last_id = 0
+        while True:
+            after = {
+                "filter": "filter:tasks:id",
+                "operator": "greater",
+                "type": "Number",
+                "value": last_id,
+            }
+            query = {
+                "ordering": ["tasks:id"],
+                "filters": {"conjunction": "and", "items": [*filters, after]},
+            }
+            found = self.get("/api/tasks", query=json.dumps(query), **params)["tasks"]
+            yield from found
+            if len(found) < page_size:
                 return
+            last_id = found[-1]["id"]
 
     def tasks_without_version(self, project_id: int, model_version: str) -> Iterator[Json]:
         """The tasks (`id`, `data`) that hold no prediction of `model_version`."""

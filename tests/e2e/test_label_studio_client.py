@@ -110,6 +110,21 @@ def test_tasks_are_paged_in_order(label_studio: LabelStudio, make_project: Proje
     assert tasks[6] == {"id": made[6], "data": {"image": "/data/upload/6.png"}}
 
 
+def test_no_task_is_passed_over_while_predictions_arrive(
+    label_studio: LabelStudio, make_project: ProjectFactory
+) -> None:
+    project = make_project()
+    made = label_studio.import_tasks(
+        project.id, [{"data": {"image": f"/data/upload/{n}.png"}} for n in range(205)]
+    )
+    seen = []
+    for task in label_studio.tasks_without_version(project.id, "a"):
+        seen.append(task["id"])
+        if len(seen) == 100:
+            label_studio.push_predictions(project.id, [prediction(id, "a") for id in seen])
+    assert seen == made
+
+
 def test_an_empty_project_has_no_tasks(
     label_studio: LabelStudio, make_project: ProjectFactory
 ) -> None:
@@ -139,7 +154,8 @@ def test_predictions_are_pushed_found_and_deleted(
     (stored,) = label_studio.predictions(task_id=first)
     assert (stored.task_id, stored.model_version, stored.score) == (first, "a", 0.25)
     assert label_studio.model_versions(project.id) == {"a": 1, "b": 1}
-    assert list(label_studio.tasks_without_version(project.id, "a")) == [second, third]
+    missing = label_studio.tasks_without_version(project.id, "a")
+    assert [task["id"] for task in missing] == [second, third]
     label_studio.delete_prediction(stored.id)
     assert len(label_studio.predictions(project_id=project.id)) == 1
 
