@@ -1,14 +1,22 @@
 """The command `medsam3`. Every command imports what it needs when it runs."""
 
+import json
 import logging
 import sys
-from typing import Annotated
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from backend.errors import BackendError
 from backend.queues import QueueName
 from backend.settings import Settings, get_settings
+
+if TYPE_CHECKING:
+    from backend.preannotate import Progress
 
 app = typer.Typer(
     name="medsam3",
@@ -74,6 +82,101 @@ def worker(
     from backend.worker import run_worker
 
     run_worker(open_services(), queue, burst=burst)
+
+
+@app.command()
+def demo(
+    images: Annotated[
+        Path | None, typer.Option(help="Folder of your images; default: slices of a brain MRI.")
+    ] = None,
+    labels: Annotated[str, typer.Option(help="What to look for, comma-separated.")] = "",
+    folder: Annotated[Path, typer.Option(help="Where the demo keeps its data.")] = Path(".demo"),
+    port: Annotated[int, typer.Option(help="Label Studio's port; a free one if taken.")] = 8080,
+    backend_port: Annotated[int, typer.Option(help="This backend's port, likewise.")] = 9090,
+    check: Annotated[
+        bool, typer.Option("--check", help="Do it all, measure, print one JSON line, and leave.")
+    ] = False,
+) -> None:
+    """Start Label Studio with a project of real images and masks on them.
+
+    Example: `medsam3 demo --images ~/colonoscopy --labels "polyp,instrument"`
+    """
+    from backend.demo import DemoOptions, run_demo
+
+    options = DemoOptions(
+        folder=folder,
+        images=images,
+        labels=tuple(label.strip() for label in labels.split(",") if label.strip()),
+        label_studio_port=port,
+        backend_port=backend_port,
+    )
+    if not check:
+        with progress_bar("Predicting") as show:
+            run_demo(options, _say, show)
+        return
+    from backend.demo_check import check_demo
+
+    with progress_bar("Predicting") as show:
+        report = check_demo(options, _say, show)
+    typer.echo(json.dumps(report.as_json()))
+    raise typer.Exit(0 if report.ok else 1)
+
+
+@app.command()
+def preannotate(
+    project: Annotated[int, typer.Argument(help="Label Studio's project id.")],
+    wait: Annotated[
+        float | None, typer.Option(help="Seconds to wait; default: until all is done.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Predict every task of a project that has no prediction of the version in service.
+
+    Example: `medsam3 preannotate 12`
+    """
+    from backend.preannotate import preannotate as run
+    from backend.services import open_services
+
+    with progress_bar("Predicting") as show:
+        report = run(open_services(), project, on_progress=show, timeout_s=wait)
+    if as_json:
+        typer.echo(json.dumps({"project": project, **asdict(report)}))
+    else:
+        typer.echo(
+            f"{report.progress.predicted} of {report.progress.total} tasks predicted by "
+            f"{report.model_version}, {report.progress.failed} failed"
+        )
+        for task_id, error in report.errors.items():
+            typer.echo(f"  task {task_id}: {error}")
+    raise typer.Exit(1 if report.progress.failed else 0)
+
+
+def _say(line: str) -> None:
+    typer.echo(line, err=True)
+
+
+@contextmanager
+def progress_bar(title: str) -> Iterator[Callable[["Progress"], None]]:
+    """A bar on standard error that shows how many tasks are done."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bar
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    bar = Bar(*columns, TimeRemainingColumn(), console=Console(stderr=True), transient=True)
+    row = bar.add_task(title, total=None, visible=False)
+
+    def show(progress: "Progress") -> None:
+        bar.start()
+        done = progress.predicted + progress.failed
+        bar.update(row, total=progress.total, completed=done, visible=progress.total > 0)
+        if progress.finished:
+            bar.stop()
+
+    try:
+        yield show
+    finally:
+        bar.stop()
 
 
 def _listening(host: str | None, port: int | None) -> Settings:

@@ -98,6 +98,28 @@ def predict(services: Services, request: PredictRequest) -> PredictAnswer:
     return _finish(services, request, request_id, ids)
 
 
+def request_push(
+    services: Services,
+    tasks: Sequence[Mapping[str, Any]],
+    project_id: int,
+    label_config: str,
+) -> list[str]:
+    """Have tasks predicted and pushed, without waiting.
+
+    Returns:
+        Ids of the rows, in the order of the tasks; a task that is under way keeps its row.
+    """
+    request = PredictRequest(tasks, project_id, label_config)
+    request_id = new_id()
+    version = model_versions.in_service(services, project_id)
+    ids = _create_rows(services, request, request_id, version, delivery=Delivery.PUSH)
+    try:
+        enqueue_chunks(services, _mine(services, request_id), request_id)
+    except QueueError as error:
+        log.warning("%s", error)
+    return ids
+
+
 def enqueue_chunks(
     services: Services, ids: Sequence[str], name: str, *, interactive: bool = False
 ) -> None:
@@ -136,7 +158,11 @@ def config_hash(label_config: str) -> str:
 
 
 def _create_rows(
-    services: Services, request: PredictRequest, request_id: str, version: str
+    services: Services,
+    request: PredictRequest,
+    request_id: str,
+    version: str,
+    delivery: Delivery = Delivery.REPLY,
 ) -> list[str]:
     """Insert one row per task, or find the row of a task that is under way; ids in task order."""
     interactive = request.context is not None
@@ -162,8 +188,8 @@ def _create_rows(
                 "context": dict(request.context) if request.context is not None else None,
                 "model_version": version,
                 "state": SuggestionState.QUEUED,
-                "delivery": Delivery.REPLY,
-                "reply_until": reply_until,
+                "delivery": delivery,
+                "reply_until": reply_until if delivery == Delivery.REPLY else None,
                 "attempts": 0,
                 "created_at": now(),
             }
