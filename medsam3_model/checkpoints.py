@@ -64,6 +64,11 @@ def layout_of(file: TensorFile) -> Layout:
     return Layout.UNKNOWN
 
 
+def is_detector_file(weights: Path) -> bool:
+    """Whether a file is one of this project's detectors."""
+    return layout_of(open_tensors(weights)) is Layout.DETECTOR
+
+
 @dataclass(frozen=True)
 class LoadedModel:
     """A `Sam3Model` with everything that came with it.

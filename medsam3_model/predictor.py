@@ -2,22 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import nn
-from transformers import Sam3Model
+from transformers import PreTrainedTokenizerBase, Sam3Model
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.models.sam3.modeling_sam3 import (
     Sam3SinePositionEmbedding,
     Sam3VisionEncoderOutput,
 )
 
+from medsam3_model import checkpoints, pretrained, weights_hash
 from medsam3_model import device as devices
-from medsam3_model import weights_hash
+from medsam3_model.detector_checkpoints import (
+    DetectorCheckpoint,
+    detector_state,
+    load_detector,
+    save_detector,
+    with_detector,
+)
 from medsam3_model.errors import PromptError
 from medsam3_model.postprocessing import SAM3_SETTINGS, DetectionSettings, to_detections
 from medsam3_model.preprocessing import (
@@ -27,12 +35,6 @@ from medsam3_model.preprocessing import (
     to_pixel_values,
 )
 from medsam3_model.types import Detections, ImageEmbedding, TextEmbedding
-
-if TYPE_CHECKING:
-    pass
-
-Tokenizer = Callable[[Sequence[str]], torch.Tensor]
-"""Phrases to token ids, int64 (K, tokens), padded with 0 or the end-of-text token."""
 
 OUTPUT_NAMES = ("pred_logits", "pred_boxes", "presence_logits", "pred_masks", "semantic_seg")
 _FINEST_LEVEL_BYTES_PER_PASS = 512 * 2**20
@@ -53,7 +55,7 @@ class MedSAM3:
     image and text encoders frozen and trains the detector only.
 
     Attributes:
-        version: name and first 8 hexadecimal digits of the weights' hash, "tiny-1a2b3c4d".
+        version: name and 8 hexadecimal digits of a hash of the weights, "tiny-1a2b3c4d".
         encoder_hash: SHA-256 of the frozen encoders' weights; embeddings are valid as long as
             this stays the same.
         detector_hash: SHA-256 of the detector's weights.
@@ -64,9 +66,10 @@ class MedSAM3:
     def __init__(
         self,
         model: Sam3Model,
-        tokenizer: Tokenizer,
+        tokenizer: PreTrainedTokenizerBase,
         *,
         name: str = "custom",
+        version: str | None = None,
         settings: DetectionSettings = SAM3_SETTINGS,
         device: str | torch.device = "auto",
         dtype: str | torch.dtype = "auto",
@@ -76,8 +79,9 @@ class MedSAM3:
 
         Args:
             model: a float32 model; it is moved and put into evaluation mode.
-            tokenizer: turns phrases into token ids.
+            tokenizer: turns phrases into token ids, in the manner of transformers.
             name: first part of the version.
+            version: the whole of it, where the weights came with one.
             settings: default thresholds.
             device: "auto", "cpu", "cuda", "cuda:1", "mps".
             dtype: "auto", "float32" or "bfloat16". In bfloat16 the frozen encoders hold bfloat16
@@ -92,7 +96,7 @@ class MedSAM3:
         self.tokenizer = tokenizer
         hashes = hashes or weights_hash.of_model(model)
         self.encoder_hash, self.detector_hash = hashes.encoder, hashes.detector
-        self.version = f"{name}-{hashes.combined[:8]}"
+        self.version = version or f"{name}-{hashes.combined[:8]}"
 
         self.model = model
         model.eval().requires_grad_(False)
@@ -104,6 +108,100 @@ class MedSAM3:
         )
         if self.device.type == "cpu":
             devices.limit_threads()
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        checkpoint: str | Path,
+        adapter: str | Path | None = None,
+        config: Any = None,
+        device: str | torch.device = "auto",
+        dtype: str | torch.dtype = "auto",
+        *,
+        detector: str | Path | None = None,
+        settings: DetectionSettings | None = None,
+    ) -> MedSAM3:
+        """Load a model from what researchers publish.
+
+        Args:
+            checkpoint: "tiny" (bundled), facebook's `sam3.pt`, a Hugging Face folder or
+                safetensors file (image or video layout), a hub id ("facebook/sam3"), or a
+                detector of this project, which names its base itself.
+            adapter: a LoRA file in facebook's key space (MedSAM3-v1), added to the weights.
+            config: sizes of the architecture where they do not come with the file and are not
+                the full model's: a `Sam3Config`, its dict, or the path of a config.json.
+            device: "auto" (CUDA, else MPS, else CPU) or torch's name of one.
+            dtype: "auto" (bfloat16 on CUDA, else float32), "float32" or "bfloat16".
+            detector: a detector of this project to use instead of the checkpoint's own.
+            settings: thresholds; default those that come with the checkpoint, else the published
+                ones of its kind.
+
+        Raises:
+            CheckpointError: the file is missing, damaged, unsafe, or of another model; strict:
+                every tensor must be used.
+            AdapterError: the adapter does not fit the checkpoint.
+        """
+        where = devices.resolve_device(device)
+        precision = devices.resolve_dtype(dtype, where)
+        adapter = None if adapter is None else Path(adapter).expanduser()
+        weights = pretrained.locate(checkpoint)
+        if detector is None and checkpoints.is_detector_file(weights):
+            loaded_detector = load_detector(weights)
+            base = cls.from_pretrained(loaded_detector.base, adapter, config, where, precision)
+            return base.with_detector(loaded_detector, settings=settings)
+
+        loaded = checkpoints.load_model(
+            weights,
+            adapter=adapter,
+            config=pretrained.parse_config(config),
+            device=where,
+            dtype=precision,
+        )
+        preset = pretrained.preset_of(weights, loaded.metadata, adapter)
+        model = cls(
+            loaded.model,
+            pretrained.tokenizer_of(weights, loaded.model.config),
+            name=preset.name,
+            version=preset.version,
+            settings=settings or preset.settings,
+            device=where,
+            dtype=precision,
+            hashes=loaded.hashes,
+        )
+        return model if detector is None else model.with_detector(load_detector(detector))
+
+    def with_detector(
+        self, detector: DetectorCheckpoint, *, settings: DetectionSettings | None = None
+    ) -> MedSAM3:
+        """Another version on the same frozen encoders, which are shared, not copied.
+
+        Embeddings of this model stay valid for the other one.
+
+        Raises:
+            CheckpointError: the detector was trained on another encoder.
+        """
+        return type(self)(
+            with_detector(self.model, detector, self.encoder_hash),
+            self.tokenizer,
+            name=detector.name,
+            settings=settings or self.settings,
+            device=self.device,
+            dtype=self.dtype,
+            hashes=weights_hash.WeightsHash(self.encoder_hash, detector.detector_hash),
+        )
+
+    def save_detector(
+        self, path: str | Path, *, base: str, name: str, notes: Mapping[str, Any] | None = None
+    ) -> DetectorCheckpoint:
+        """Write this model's detector; see `detector_checkpoints.save_detector`."""
+        return save_detector(
+            path,
+            detector_state(self.model),
+            encoder_hash=self.encoder_hash,
+            base=base,
+            name=name,
+            notes=notes,
+        )
 
     @property
     def config(self) -> Any:
@@ -172,10 +270,16 @@ class MedSAM3:
             raise PromptError("phrases is a non-empty list of texts")
         if any(not phrase.strip() for phrase in phrases):
             raise PromptError("a phrase is empty")
-        input_ids = self.tokenizer(phrases).to(self.device)
-        mask = text_mask(input_ids)
+        tokens = self.tokenizer(
+            list(phrases),
+            padding="max_length",
+            truncation=True,
+            max_length=self.config.text_config.max_position_embeddings,
+            return_tensors="pt",
+        )
+        mask = tokens["attention_mask"].to(self.device).bool()
         with torch.inference_mode():
-            features = self._text_features(input_ids, mask)
+            features = self._text_features(tokens["input_ids"].to(self.device), mask)
         return TextEmbedding(tuple(phrases), features, mask, self.encoder_hash)
 
     def _backbone(self, pixel_values: torch.Tensor) -> torch.Tensor:
@@ -325,7 +429,9 @@ class MedSAM3:
             labels = torch.ones(prompt.shape[:2], dtype=torch.long)
             if box_labels is not None:
                 labels = torch.as_tensor(box_labels, dtype=torch.long)
-        mask = text_mask(ids)
+        end_of_text = self.config.text_config.eos_token_id
+        # Early CLIP configs name 2, which no tokenizer ever used.
+        mask = text_mask(ids, 49407 if end_of_text == 2 else end_of_text)
         return self._detector_pass(
             self._neck(self._backbone(pixels)), self._text_features(ids, mask), mask, prompt, labels
         )

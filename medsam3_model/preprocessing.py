@@ -12,7 +12,6 @@ from torchvision.transforms.v2 import functional as transforms
 
 from medsam3_model.errors import PromptError
 
-END_OF_TEXT = 49407
 PADDING_LABEL = -10  # transformers' label of a box that is only there to fill the batch
 
 
@@ -36,16 +35,15 @@ def to_pixel_values(rgb: npt.NDArray[np.uint8], image_size: int) -> torch.Tensor
     return resized.to(torch.float32).div_(127.5).sub_(1.0)
 
 
-def text_mask(input_ids: torch.Tensor) -> torch.Tensor:
+def text_mask(input_ids: torch.Tensor, end_of_text: int) -> torch.Tensor:
     """Which tokens count, bool (K, L), from token ids alone.
 
     facebook pads with 0 and masks every 0; Hugging Face pads with the end-of-text token, of which
     the first one counts.
     """
+    is_end = (input_ids == end_of_text).long()
+    ends_before = is_end.cumsum(dim=1) - is_end
     padded_with_zero = input_ids[:, -1:] == 0
-    ends_before = (input_ids == END_OF_TEXT).long().cumsum(dim=1) - (
-        input_ids == END_OF_TEXT
-    ).long()
     return torch.where(padded_with_zero, input_ids != 0, ends_before == 0)
 
 
