@@ -90,5 +90,3 @@ def _json_object() -> dict[str, Any]:
     if not isinstance(body, dict):
         abort(400, "the body must be a JSON object")
     return body
-
-

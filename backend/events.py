@@ -52,10 +52,7 @@ def unfinished(services: Services, limit: int = 1000) -> list[str]:
     with services.database.reading() as session:
         return list(
             session.scalars(
-                select(Event.id)
-                .where(Event.state == "new")
-                .order_by(Event.created_at)
-                .limit(limit)
+                select(Event.id).where(Event.state == "new").order_by(Event.created_at).limit(limit)
             )
         )
 

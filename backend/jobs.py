@@ -79,6 +79,7 @@ def _predict_row(services: Services, inference: "Inference", row: Suggestion, xm
             result=outcome.regions,
             score=outcome.score,
             image_hash=outcome.image_hash,
+            model_s=outcome.model_s,
         )
 
 

@@ -131,6 +131,7 @@ class Suggestion(Base):
     score: Mapped[float | None]
     error: Mapped[str | None] = mapped_column(Text)
     image_hash: Mapped[str | None] = mapped_column(String(64))
+    model_s: Mapped[float | None]
     created_at: Mapped[datetime] = mapped_column(default=now)
     finished_at: Mapped[datetime | None]
 

@@ -1,0 +1,190 @@
+"""/predict through a real queue and a real worker: in time, late, dead workers, dead Redis."""
+
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from flask.testing import FlaskClient
+from sqlalchemy import func, select
+
+from backend.redis_server import RedisServer
+from backend.services import Services
+from backend.tables import Delivery, Suggestion, SuggestionState
+from tests.integration.conftest import BRUSH_CONFIG, WorkerProcess, tasks
+
+StartWorker = Callable[..., WorkerProcess]
+
+
+def predict(web: FlaskClient, batch: list[dict[str, object]], **body: Any) -> dict[str, Any]:
+    """POST /predict as Label Studio does."""
+    answer = web.post(
+        "/predict",
+        json={
+            "tasks": batch,
+            "project": "7.1795421465",
+            "label_config": BRUSH_CONFIG,
+            "params": {"login": None, "password": None, "context": None},
+            **body,
+        },
+    )
+    assert answer.status_code == 200, answer.text
+    found: dict[str, Any] = answer.get_json()
+    return found
+
+
+def in_background(call: Callable[[], Any]) -> tuple[threading.Thread, list[Any]]:
+    """Run a call in a thread; its result appears in the list."""
+    results: list[Any] = []
+    thread = threading.Thread(target=lambda: results.append(call()))
+    thread.start()
+    return thread, results
+
+
+def count(services: Services, *conditions: Any) -> int:
+    """Suggestions that meet the conditions."""
+    with services.database.reading() as session:
+        query = select(func.count()).select_from(Suggestion).where(*conditions)
+        return session.scalar(query) or 0
+
+
+def wait_until(condition: Callable[[], bool], timeout_s: float = 60) -> None:
+    """Return when the condition holds."""
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline, "it did not happen in time"
+        time.sleep(0.02)
+
+
+def test_a_batch_is_answered_in_the_order_of_its_tasks(
+    web: FlaskClient, services: Services, start_worker: StartWorker
+) -> None:
+    start_worker()
+    batch = tasks(6)[::-1]
+    answer = predict(web, batch)
+    assert "errors" not in answer
+    assert len(answer["results"]) == 6
+    (version,) = {one["model_version"] for one in answer["results"]}
+    setup = web.post("/setup", json={"project": "7.1795421465", "schema": BRUSH_CONFIG})
+    assert setup.get_json() == {"model_version": version}
+    ids = [region["id"] for one in answer["results"] for region in one["result"]]
+    assert len(ids) == len(set(ids))
+    with services.database.reading() as session:
+        rows = {row.task_id: row.result for row in session.scalars(select(Suggestion))}
+    for task, one in zip(batch, answer["results"], strict=True):
+        assert one["result"] == rows[task["id"]]
+        assert 0 <= one["score"] <= 1
+
+
+def test_a_task_asked_for_by_two_requests_is_predicted_once(
+    web: FlaskClient, services: Services, start_worker: StartWorker
+) -> None:
+    batch = tasks(3)
+    first, first_results = in_background(lambda: predict(web, batch))
+    wait_until(lambda: count(services) == 3)
+    second, second_results = in_background(lambda: predict(web, batch[:1]))
+    start_worker()
+    first.join()
+    second.join()
+    assert len(first_results[0]["results"]) == 3
+    assert second_results[0]["results"] == []
+    assert count(services) == 3
+    assert count(services, Suggestion.delivery == Delivery.DELIVERED) == 3
+
+
+def test_over_the_budget_nothing_is_answered_and_all_is_handed_over(
+    web: FlaskClient, services: Services, start_worker: StartWorker
+) -> None:
+    services.settings.predict_budget_s = 0.2
+    answer = predict(web, tasks(5))
+    assert answer["results"] == []
+    assert "5 of 5 tasks are still under way" in answer["errors"][0]
+    assert count(services, Suggestion.delivery == Delivery.PUSH) == 5
+    start_worker()
+    wait_until(lambda: count(services, Suggestion.state == SuggestionState.DONE) == 5)
+
+
+def test_a_killed_worker_loses_nothing(
+    web: FlaskClient, services: Services, start_worker: StartWorker
+) -> None:
+    worker = start_worker()
+    thread, results = in_background(lambda: predict(web, tasks(24)))
+    running = Suggestion.state == SuggestionState.RUNNING
+    wait_until(lambda: count(services, running) > 0)
+    worker.kill()
+    assert count(services, Suggestion.state != SuggestionState.DONE) > 0
+    start_worker()
+    thread.join()
+    assert len(results[0]["results"]) == 24
+    assert count(services, Suggestion.state == SuggestionState.DONE) == 24
+    assert count(services, Suggestion.attempts == 2) > 0
+
+
+def test_an_emptied_and_restarted_redis_loses_nothing(
+    web: FlaskClient, services: Services, start_worker: StartWorker, redis_server: RedisServer
+) -> None:
+    thread, results = in_background(lambda: predict(web, tasks(24)))
+    wait_until(lambda: count(services) == 24)
+    start_worker()
+    wait_until(lambda: count(services, Suggestion.state == SuggestionState.DONE) > 0)
+    services.redis.flushall()
+    redis_server.stop()
+    redis_server.start()
+    start_worker()
+    thread.join()
+    wait_until(lambda: count(services, Suggestion.state == SuggestionState.DONE) == 24)
+    # Either the waiting request survived the restart, or its predictions wait to be pushed.
+    delivered = count(services, Suggestion.delivery == Delivery.DELIVERED)
+    to_push = count(services, Suggestion.delivery.in_((Delivery.PUSH, Delivery.PUSHING)))
+    assert delivered + to_push == 24
+    assert len(results[0]["results"]) == delivered
+
+
+def test_a_task_that_kills_its_worker_is_given_up_and_its_neighbours_are_not(
+    web: FlaskClient, services: Services, start_worker: StartWorker
+) -> None:
+    start_worker()
+    predict(web, tasks(2))
+    with services.database.session() as session:
+        row = session.scalars(select(Suggestion)).first()
+        assert row is not None
+        row.state, row.attempts = SuggestionState.RUNNING, services.settings.max_attempts
+        row.delivery, row.lease_until = Delivery.PUSH, row.created_at
+        poisoned = row.id
+    wait_until(lambda: count(services, Suggestion.state == SuggestionState.FAILED) == 1)
+    with services.database.reading() as session:
+        failed = session.get(Suggestion, poisoned)
+        assert failed is not None
+        assert "the worker died 3 times" in (failed.error or "")
+    assert len(predict(web, tasks(1, first_id=50))["results"]) == 1
+
+
+@pytest.mark.parametrize(
+    ("image", "said"),
+    [
+        ("/data/upload/7/gone.png", "Label Studio"),
+        ("http://169.254.169.254/latest/meta-data", "MEDSAM3_ALLOWED_IMAGE_HOSTS"),
+        ("data:image/png;base64,iVBORw0KGgo=", "image"),
+        ("", "image"),
+    ],
+)
+def test_one_bad_task_never_harms_its_neighbours(
+    web: FlaskClient, services: Services, start_worker: StartWorker, image: str, said: str
+) -> None:
+    start_worker()
+    batch = tasks(3)
+    batch[1]["data"] = {"image": image}
+    services.settings.predict_budget_s = 30
+    answer = predict(web, batch)
+    # A batch with a hole would be dropped whole by Label Studio: the good ones are pushed.
+    assert answer["results"] == []
+    good = Suggestion.task_id != 2
+    assert count(services, good, Suggestion.state == SuggestionState.DONE) == 2
+    assert count(services, good, Suggestion.delivery == Delivery.PUSH) == 2
+    with services.database.reading() as session:
+        bad = session.scalars(select(Suggestion).where(Suggestion.task_id == 2)).one()
+    assert bad.state in (SuggestionState.FAILED, SuggestionState.QUEUED)
+    assert bad.result is None
+    if bad.state == SuggestionState.FAILED:
+        assert said.lower() in (bad.error or "").lower()

@@ -1,0 +1,103 @@
+"""A web process and a GPU worker on this machine, for measuring them from outside."""
+
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+
+from backend.credentials import load_credentials
+from backend.redis_server import RedisServer
+from backend.services import Services, open_services
+from backend.settings import Settings
+
+
+@dataclass(frozen=True)
+class Running:
+    """Processes under test.
+
+    Attributes:
+        services: this process's own database and Redis connections.
+        url: the web process's address.
+        client: an HTTP client with the right password and one kept-alive connection.
+        web: the web process.
+        ready_s: seconds from its start to its first answer.
+    """
+
+    services: Services
+    url: str
+    client: httpx.Client
+    web: subprocess.Popen[bytes]
+    ready_s: float
+
+
+@contextmanager
+def running(*, with_worker: bool = True) -> Iterator[Running]:
+    """Start Redis, web and (unless told otherwise) a GPU worker; stop them at the end."""
+    with tempfile.TemporaryDirectory(prefix="m3-") as folder:
+        port = _free_port()
+        settings = Settings(data_dir=Path(folder), port=port)
+        environment = os.environ | {"MEDSAM3_DATA_DIR": folder, "MEDSAM3_PORT": str(port)}
+        processes: list[subprocess.Popen[bytes]] = []
+
+        def start(*arguments: str) -> subprocess.Popen[bytes]:
+            command = [sys.executable, "-m", "backend.cli", *arguments]
+            processes.append(subprocess.Popen(command, env=environment, start_new_session=True))
+            return processes[-1]
+
+        with RedisServer(settings.redis_socket):
+            services = open_services(settings)
+            credentials = load_credentials(settings)
+            url = f"http://127.0.0.1:{port}"
+            started = time.perf_counter()
+            web = start("web")
+            try:
+                _wait_for(f"{url}/health")
+                ready_s = time.perf_counter() - started
+                if with_worker:
+                    start("worker", "--queue", "gpu")
+                auth = (credentials.user, credentials.password)
+                with httpx.Client(base_url=url, auth=auth, timeout=120) as client:
+                    yield Running(services, url, client, web, ready_s)
+            finally:
+                for process in processes:
+                    process.terminate()
+                for process in processes:
+                    process.wait(30)
+                services.close()
+
+
+def memory_mb(process: subprocess.Popen[bytes]) -> float:
+    """Resident memory of a process and its children in MB, shared pages counted in each."""
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    total = 0
+    for pid in [str(process.pid), *children]:
+        for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+            if line.startswith("VmRSS:"):
+                total += int(line.split()[1])
+    return total / 1024
+
+
+def _wait_for(url: str, timeout_s: float = 30) -> None:
+    deadline = time.monotonic() + timeout_s
+    while True:
+        try:
+            httpx.get(url)
+            return
+        except httpx.TransportError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.005)
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
