@@ -4,6 +4,7 @@ Most carry the prefix `MEDSAM3_`; the five that other tools of the field read to
 (`LABEL_STUDIO_URL`, `LABEL_STUDIO_API_KEY`, `REDIS_URL`, `DATABASE_URL`, `STORAGE_URL`) do not.
 """
 
+import re
 from functools import lru_cache
 from pathlib import Path
 
@@ -112,6 +113,25 @@ class Settings(BaseSettings):
         100.0, gt=0, description="Largest image after decoding, in millions of pixels."
     )
     image_timeout_s: float = Field(30.0, gt=0, description="Seconds to fetch one image.")
+    max_annotation_mb: int = Field(
+        32, ge=1, description="Largest annotation; a larger one is quarantined with that reason."
+    )
+    group_field: str = Field(
+        "group",
+        description="Field of a task's data with what must stay on one side of a split, "
+        "such as the patient's id.",
+    )
+    group_pattern: str | None = Field(
+        None,
+        description="Regular expression that finds the group in an image's address, for tasks "
+        "without the field; its first group counts.",
+    )
+    retention_days: int | None = Field(
+        None,
+        ge=1,
+        description="Days after which replaced and deleted corrections are removed for good; "
+        "empty: never.",
+    )
     image_cache_mb: int = Field(
         512, ge=0, description="Memory for fetched images in each GPU worker."
     )
@@ -129,10 +149,27 @@ class Settings(BaseSettings):
             raise ValueError("LABEL_STUDIO_URL starts with http:// or https://")
         return value.rstrip("/")
 
-    @field_validator("redis_url", "database_url", "storage_url", "adapter", mode="before")
+    @field_validator(
+        "redis_url",
+        "database_url",
+        "storage_url",
+        "adapter",
+        "group_pattern",
+        "retention_days",
+        mode="before",
+    )
     @classmethod
     def _empty_is_unset(cls, value: object) -> object:
         return value or None
+
+    @field_validator("group_pattern")
+    @classmethod
+    def _compiles(cls, value: str | None) -> str | None:
+        try:
+            re.compile(value or "")
+        except re.error as error:
+            raise ValueError(f"MEDSAM3_GROUP_PATTERN is no regular expression: {error}") from None
+        return value
 
     @field_validator("data_dir")
     @classmethod
