@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from backend.errors import BackendError
+from backend.evaluate_command import evaluate
 from backend.queues import QueueName
 from backend.settings import Settings, get_settings
 
@@ -123,6 +124,40 @@ def demo(
 
 
 @app.command()
+def connect(
+    project: Annotated[int, typer.Argument(help="Label Studio's project id.")],
+    url: Annotated[
+        str | None,
+        typer.Option(help="Where Label Studio reaches this backend; default: host and port."),
+    ] = None,
+    keep_sampling: Annotated[
+        bool, typer.Option("--keep-sampling", help="Leave the order of tasks as it is.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Connect a project of Label Studio to this backend; says what it changed, safe to repeat.
+
+    Example: `medsam3 connect 12 --url http://backend.example.org:9090`
+    """
+    from backend.connect import UNCERTAINTY_SAMPLING
+    from backend.connect import connect as run
+
+    settings = get_settings()
+    report = run(
+        settings,
+        project,
+        url or f"http://{settings.host}:{settings.port}",
+        sampling=None if keep_sampling else UNCERTAINTY_SAMPLING,
+    )
+    if as_json:
+        typer.echo(json.dumps(report.as_dict()))
+        return
+    typer.echo(f"Project {report.project_id} “{report.project_title}”: {report.model_version}")
+    for step in report.steps:
+        typer.echo(f"  {step.outcome:<9}  {step.what}: {step.message}")
+
+
+@app.command()
 def preannotate(
     project: Annotated[int, typer.Argument(help="Label Studio's project id.")],
     wait: Annotated[
@@ -149,6 +184,9 @@ def preannotate(
         for task_id, error in report.errors.items():
             typer.echo(f"  task {task_id}: {error}")
     raise typer.Exit(1 if report.progress.failed else 0)
+
+
+app.command()(evaluate)
 
 
 def _say(line: str) -> None:
@@ -195,9 +233,18 @@ def main() -> None:
     """Run the command; an error of ours is one sentence, not a traceback."""
     try:
         app()
-    except BackendError as error:
+    except Exception as error:
+        if not _is_ours(error):
+            raise
         typer.echo(f"medsam3: {error}", err=True)
         sys.exit(1)
+
+
+def _is_ours(error: Exception) -> bool:
+    """Whether an error was raised on purpose, by the backend or (where it is loaded) the model."""
+    model_errors = sys.modules.get("medsam3_model.errors")
+    kinds = (BackendError, model_errors.MedSAM3Error) if model_errors else (BackendError,)
+    return isinstance(error, kinds)
 
 
 if __name__ == "__main__":

@@ -49,7 +49,7 @@ def _overhead(target: Running) -> dict[str, float]:
             latencies[index] = elapsed
     with target.services.database.reading() as session:
         found = session.execute(select(Suggestion.task_id, Suggestion.model_s))
-        model_s = {task_id: seconds for task_id, seconds in found}
+        model_s = dict(found.tuples().all())
     overheads = [1000 * (elapsed - model_s[task]) for task, elapsed in latencies.items()]
     return {
         "overhead_p50_ms": round(float(np.percentile(overheads, 50)), 2),

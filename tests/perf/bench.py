@@ -1,0 +1,30 @@
+"""`make bench`: measures, and prints one JSON object as its last line. It never judges."""
+
+import json
+import sys
+from collections.abc import Callable
+
+from tests.perf import bench_corrections, bench_model, bench_rle, bench_training, bench_web
+
+PARTS: dict[str, Callable[[], dict[str, float]]] = {
+    "rle": bench_rle.measure,
+    "model": bench_model.measure,
+    "web": bench_web.measure,
+    "corrections": bench_corrections.measure,
+    "training": bench_training.measure,
+}
+
+
+def main() -> None:
+    """Measure every part, or those named on the command line."""
+    figures: dict[str, float] = {}
+    for name in sys.argv[1:] or PARTS:
+        print(f"measuring: {name}", file=sys.stderr, flush=True)
+        part = PARTS[name]()
+        figures |= part
+        print(json.dumps(part), file=sys.stderr, flush=True)
+    print(json.dumps(figures))
+
+
+if __name__ == "__main__":
+    main()
