@@ -351,6 +351,8 @@ class LabelStudio:
 
     def _json(self, method: str, path: str, **options: Any) -> Any:
         response = self._request(method, path, **options)
+        if not response.content:
+            return None
         try:
             return response.json()
         except ValueError as error:

@@ -1,0 +1,284 @@
+"""Connecting projects of a real Label Studio, and what it then sends with every call."""
+
+import base64
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from backend.connect import WEBHOOK_ACTIONS, Outcome, announce_version, checked_url, connect
+from backend.credentials import WEBHOOK_SECRET_HEADER, Credentials, load_credentials
+from backend.errors import LabelConfigError, LabelStudioError, SettingsError
+from backend.label_studio import LabelStudio
+from backend.label_studio_server import REPOSITORY, LabelStudioServer, free_port
+from backend.settings import Settings
+
+from .conftest import BRUSH_CONFIG, ProjectFactory
+from .recording_backend import RecordingBackend
+
+
+@pytest.fixture
+def settings(label_studio_server: LabelStudioServer, tmp_path: Path) -> Settings:
+    return Settings(
+        _env_file=None,
+        data_dir=tmp_path,
+        label_studio_url=label_studio_server.url,
+        label_studio_api_key=label_studio_server.token,
+    )
+
+
+@pytest.fixture
+def credentials(settings: Settings) -> Credentials:
+    return load_credentials(settings)
+
+
+@pytest.fixture
+def backend(credentials: Credentials) -> Iterator[RecordingBackend]:
+    with RecordingBackend(credentials.user, credentials.password) as backend:
+        yield backend
+
+
+def test_a_fresh_project_is_connected_and_a_second_time_changes_nothing(
+    settings: Settings,
+    credentials: Credentials,
+    backend: RecordingBackend,
+    label_studio: LabelStudio,
+    make_project: ProjectFactory,
+) -> None:
+    project = make_project(images=1)
+    report = connect(settings, project.id, backend.url)
+    assert {step.what: step.outcome for step in report.steps} == {
+        "backend": Outcome.CREATED,
+        "webhook": Outcome.CHANGED,
+        "title": Outcome.CHANGED,
+        "project": Outcome.CHANGED,
+    }
+    assert "model_version was empty, sampling was Sequential" in report.steps[-1].message
+
+    (connected,) = label_studio.ml_backends(project.id)
+    assert connected.is_interactive
+    assert connected.state == "CO"
+    assert connected.title == connected.model_version == report.model_version == backend.version
+    (hook,) = label_studio.webhooks(project.id)
+    assert hook.url == f"{backend.url}/webhook"
+    assert hook.headers == {WEBHOOK_SECRET_HEADER: credentials.webhook_secret}
+    assert hook.actions == WEBHOOK_ACTIONS
+    assert not hook.send_for_all_actions
+    found = label_studio.project(project.id)
+    assert found["model_version"] == backend.version
+    assert found["sampling"] == "Uncertainty sampling"
+
+    again = connect(settings, project.id, backend.url + "/")
+    assert not again.changed
+    assert {step.outcome for step in again.steps} == {Outcome.UNCHANGED}
+    told = str(again.as_dict()) + str(report.as_dict())
+    assert credentials.password not in told
+    assert credentials.webhook_secret not in told
+
+
+def test_the_password_goes_with_every_call_and_the_secret_with_every_event(
+    settings: Settings,
+    credentials: Credentials,
+    backend: RecordingBackend,
+    label_studio: LabelStudio,
+    make_project: ProjectFactory,
+) -> None:
+    project = make_project(images=2)
+    connect(settings, project.id, backend.url)
+    label_studio.get(f"/api/projects/{project.id}/next")
+    label_studio.get(f"/api/ml/{label_studio.ml_backends(project.id)[0].id}/versions")
+    label_studio.create_annotation(project.task_ids[0], [])
+    basic = base64.b64encode(f"{credentials.user}:{credentials.password}".encode()).decode()
+    for path in ("/setup", "/predict", "/versions"):
+        assert backend.to(path), path
+        assert {call.headers["authorization"] for call in backend.to(path)} == {f"Basic {basic}"}
+    events = backend.to("/webhook")
+    assert "ANNOTATION_CREATED" in {event.body["action"] for event in events}
+    for event in events:
+        assert event.headers[WEBHOOK_SECRET_HEADER.lower()] == credentials.webhook_secret
+        assert "authorization" not in event.headers
+
+    # The button comes from Label Studio itself, with the password and without the header.
+    label_studio.post(f"/api/ml/{label_studio.ml_backends(project.id)[0].id}/train", {})
+    training = backend.to("/webhook")[-1]
+    assert training.body["action"] == "START_TRAINING"
+    assert training.headers["authorization"] == f"Basic {basic}"
+    assert WEBHOOK_SECRET_HEADER.lower() not in training.headers
+
+
+def test_an_open_task_is_predicted_live_and_a_stored_prediction_is_used(
+    settings: Settings,
+    backend: RecordingBackend,
+    label_studio: LabelStudio,
+    make_project: ProjectFactory,
+) -> None:
+    project = make_project(images=2)
+    connect(settings, project.id, backend.url)
+    opened = label_studio.get(f"/api/projects/{project.id}/next")
+    assert [found["model_version"] for found in opened["predictions"]] == [backend.version]
+    assert len(backend.to("/predict")) == 1
+    again = label_studio.get(f"/api/projects/{project.id}/next")
+    assert again["id"] == opened["id"]
+    assert len(backend.to("/predict")) == 1
+
+
+def test_the_least_certain_task_is_served_first(
+    settings: Settings,
+    backend: RecordingBackend,
+    label_studio: LabelStudio,
+    make_project: ProjectFactory,
+) -> None:
+    project = make_project(images=3)
+    connect(settings, project.id, backend.url)
+    scores = dict(zip(project.task_ids, (0.9, 0.2, 0.6), strict=True))
+    label_studio.push_predictions(
+        project.id,
+        [
+            {"task": task, "result": [], "score": score, "model_version": backend.version}
+            for task, score in scores.items()
+        ],
+    )
+    assert label_studio.get(f"/api/projects/{project.id}/next")["id"] == project.task_ids[1]
+    assert backend.to("/predict") == []
+
+
+def test_a_new_version_is_announced(
+    settings: Settings,
+    credentials: Credentials,
+    backend: RecordingBackend,
+    label_studio: LabelStudio,
+    make_project: ProjectFactory,
+) -> None:
+    project = make_project(images=1)
+    with pytest.raises(LabelStudioError, match=f"medsam3 connect {project.id}"):
+        announce_version(label_studio, project.id, credentials)
+    connect(settings, project.id, backend.url, client=label_studio, sampling=None)
+    backend.version = "tiny-00000002"
+    assert announce_version(label_studio, project.id, credentials) == "tiny-00000002"
+    found = label_studio.project(project.id)
+    assert found["model_version"] == "tiny-00000002"
+    assert found["sampling"] == "Sequential sampling"
+    assert label_studio.ml_backends(project.id)[0].title == "tiny-00000002"
+
+
+def test_a_backend_that_moved_keeps_its_place(
+    settings: Settings,
+    credentials: Credentials,
+    backend: RecordingBackend,
+    label_studio: LabelStudio,
+    make_project: ProjectFactory,
+) -> None:
+    project = make_project()
+    with RecordingBackend(credentials.user, credentials.password) as old:
+        first = connect(settings, project.id, old.url)
+    moved = connect(settings, project.id, backend.url)
+    assert moved.backend_id == first.backend_id
+    assert f"was {old.url}" in moved.steps[0].message
+    assert [found.url for found in label_studio.ml_backends(project.id)] == [backend.url]
+    assert [hook.url for hook in label_studio.webhooks(project.id)] == [f"{backend.url}/webhook"]
+
+
+def test_changed_secrets_are_put_right(
+    settings: Settings,
+    backend: RecordingBackend,
+    label_studio: LabelStudio,
+    make_project: ProjectFactory,
+) -> None:
+    project = make_project()
+    connect(settings, project.id, backend.url)
+    other = settings.model_copy(update={"data_dir": settings.data_dir / "other"})
+    with pytest.raises(LabelStudioError, match="does not take our password"):
+        connect(other, project.id, backend.url)
+    secrets = load_credentials(other)
+    backend.expect(secrets.user, secrets.password)
+    report = connect(other, project.id, backend.url)
+    assert {step.what for step in report.steps if step.outcome is Outcome.CHANGED} == {
+        "backend",
+        "webhook",
+    }
+    (hook,) = label_studio.webhooks(project.id)
+    assert hook.headers == {WEBHOOK_SECRET_HEADER: secrets.webhook_secret}
+
+
+def test_another_backend_in_first_place_is_pointed_out(
+    settings: Settings,
+    backend: RecordingBackend,
+    label_studio: LabelStudio,
+    make_project: ProjectFactory,
+) -> None:
+    project = make_project()
+    with RecordingBackend("someone", "else") as other:
+        label_studio.create_ml_backend(
+            project.id,
+            other.url,
+            title="older",
+            auth_method="BASIC_AUTH",
+            basic_auth_user="someone",
+            basic_auth_pass="else",
+        )
+        report = connect(settings, project.id, backend.url)
+    (warning,) = [step for step in report.steps if step.outcome is Outcome.WARNING]
+    assert "'older'" in warning.message
+    assert label_studio.project(project.id)["model_version"] == backend.version
+
+
+def test_a_backend_that_is_down_is_explained(
+    settings: Settings, make_project: ProjectFactory
+) -> None:
+    with pytest.raises(LabelStudioError, match="check that it runs"):
+        connect(settings, make_project().id, f"http://127.0.0.1:{free_port()}")
+
+
+def test_a_config_that_cannot_be_served_is_refused_before_anything_changes(
+    settings: Settings,
+    backend: RecordingBackend,
+    label_studio: LabelStudio,
+    make_project: ProjectFactory,
+) -> None:
+    text_only = """
+    <View>
+      <Text name="text" value="$text"/>
+      <Choices name="choice" toName="text"><Choice value="A"/><Choice value="B"/></Choices>
+    </View>
+    """
+    project = make_project(label_config=text_only)
+    with pytest.raises(LabelConfigError):
+        connect(settings, project.id, backend.url)
+    assert label_studio.ml_backends(project.id) == []
+
+
+@pytest.mark.parametrize(
+    ("url", "message"),
+    [
+        ("http://web:9090", "network alias"),
+        ("http://my_backend.internal:9090", "without an underscore"),
+        ("web:9090", "not an http"),
+        ("", "not an http"),
+    ],
+)
+def test_an_address_that_gets_no_events_is_refused(url: str, message: str) -> None:
+    with pytest.raises(SettingsError, match=message):
+        checked_url(url)
+
+
+@pytest.mark.parametrize("host", ["localhost", "127.0.0.1", "medsam3.internal", "[::1]"])
+def test_label_studio_takes_events_for_the_addresses_that_we_take(
+    host: str, label_studio: LabelStudio, make_project: ProjectFactory
+) -> None:
+    url = checked_url(f"http://{host}:9090/")
+    hook = label_studio.create_webhook(make_project().id, f"{url}/webhook")
+    assert hook.url == f"http://{host}:9090/webhook"
+
+
+def test_label_studios_guard_against_private_addresses_is_explained(
+    settings: Settings, backend: RecordingBackend, tmp_path: Path
+) -> None:
+    guarded = LabelStudioServer(
+        tmp_path / "guarded",
+        template_dir=REPOSITORY / ".cache" / "label-studio",
+        allow_private_backends=False,
+    )
+    with guarded, LabelStudio(guarded.url, guarded.token) as client:
+        project = client.create_project("guarded", BRUSH_CONFIG)
+        with pytest.raises(LabelStudioError, match="LABEL_STUDIO_ML_BLOCK_LOCAL_IP=false"):
+            connect(settings, project["id"], backend.url, client=client)
