@@ -11,6 +11,7 @@ import json
 import pickle
 import re
 import struct
+import warnings
 import zipfile
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
@@ -111,10 +112,12 @@ class TorchFile(TensorFile):
         self.shapes = {key: tuple(tensor.shape) for key, tensor in self._tensors.items()}
 
     def _open(self) -> None:
+        mapped = zipfile.is_zipfile(self.path)
         try:
-            content = torch.load(
-                self.path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(self.path)
-            )
+            with warnings.catch_warnings():
+                # An unusual pickle is refused below; that it is unusual interests nobody.
+                warnings.filterwarnings("ignore", message="Detected pickle protocol")
+                content = torch.load(self.path, map_location="cpu", weights_only=True, mmap=mapped)
         except pickle.UnpicklingError as error:
             raise CheckpointError(
                 f"{self.path.name} holds Python objects besides tensors; loading them would run "

@@ -1,0 +1,92 @@
+"""A tiny facebook-layout SAM 3 with deterministic weights, and the reference's outputs for it."""
+
+import gzip
+import json
+import zlib
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import Sam3Config
+
+FOLDER = Path(__file__).parents[1] / "data" / "sam3_reference"
+
+
+@lru_cache
+def description() -> dict[str, Any]:
+    return json.loads(gzip.decompress((FOLDER / "tiny.json.gz").read_bytes()))
+
+
+@lru_cache
+def full_keys() -> dict[str, list[tuple[str, list[int]]]]:
+    return json.loads(gzip.decompress((FOLDER / "full_keys.json.gz").read_bytes()))
+
+
+@lru_cache
+def golden() -> dict[str, np.ndarray]:
+    return dict(np.load(FOLDER / "golden.npz"))
+
+
+def _tensors(entries: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+    tensors = {}
+    for entry in entries:
+        if entry.get("role") == "buffer":
+            continue
+        random = np.random.default_rng(zlib.crc32(entry["key"].encode()))
+        values = entry["mean"] + entry["std"] * random.standard_normal(entry["shape"])
+        tensors[entry["key"]] = torch.from_numpy(values.astype(np.float32))
+    return tensors
+
+
+def facebook_tensors() -> dict[str, torch.Tensor]:
+    return _tensors(description()["tensors"])
+
+
+def adapter_tensors() -> dict[str, torch.Tensor]:
+    return _tensors(description()["lora_tensors"])
+
+
+def config() -> Sam3Config:
+    size = description()["config"]
+    detector = {
+        "hidden_size": size["d"],
+        "num_attention_heads": size["heads"],
+        "intermediate_size": size["ff"],
+    }
+    return Sam3Config(
+        vision_config={
+            "backbone_config": {
+                "model_type": "sam3_vit_model",
+                "hidden_size": size["vit"],
+                "intermediate_size": 4 * size["vit"],
+                "num_hidden_layers": size["vl"],
+                "num_attention_heads": size["vh"],
+                "image_size": size["img"],
+                "patch_size": size["patch"],
+                "window_size": size["win"],
+                "global_attn_indexes": size["glob"],
+                "pretrain_image_size": size["win"] * size["patch"],
+            },
+            "fpn_hidden_size": size["d"],
+        },
+        text_config={
+            "model_type": "clip_text_model",
+            "vocab_size": 49408,
+            "hidden_size": size["tw"],
+            "intermediate_size": 4 * size["tw"],
+            "projection_dim": 512,
+            "num_hidden_layers": size["tl"],
+            "num_attention_heads": size["th"],
+            "max_position_embeddings": 32,
+            "hidden_act": "gelu",
+        },
+        geometry_encoder_config={**detector, "num_layers": size["gl"]},
+        detr_encoder_config={**detector, "num_layers": size["dl"]},
+        detr_decoder_config={**detector, "num_layers": size["dl"], "num_queries": size["q"]},
+        mask_decoder_config={
+            "hidden_size": size["d"],
+            "num_attention_heads": size["heads"],
+        },
+    )
