@@ -19,6 +19,7 @@ import csv
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -28,6 +29,7 @@ from numpy.typing import NDArray
 from medsam3_model.concept_masks import (
     ConceptMask,
     from_labels,
+    from_mask,
     read_instances_file,
     read_mask_file,
 )
@@ -43,21 +45,31 @@ IMAGE_SUFFIXES = frozenset(
     {".bmp", ".dcm", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
 )
 
+TEMPLATE = "template"
+
 # Stored and original aspect ratio differ by less than this through rounding to whole pixels.
 _ASPECT_TOLERANCE = 0.03
 
 
 @dataclass(frozen=True, eq=False)
 class Sample:
-    """One image with what is known about it; `truth` maps each concept in it to its reader."""
+    """One image with what is known about it; `truth` maps each concept in it to its reader.
+
+    Attributes:
+        negative: none of the concepts is in it, as its place in the data set says.
+        aspect: width / height of the original, where the stored file may be squashed.
+        attributes: the other columns of groups.csv.
+        pixels: RGB uint8 (H, W, 3) of an image that lies in no file of its own.
+    """
 
     name: str
     image_path: Path
     group: str
     truth: Mapping[str, Callable[[], ConceptMask]]
     negative: bool = False
-    aspect: float | None = None  # width / height of the original, where the file is squashed
+    aspect: float | None = None
     attributes: Mapping[str, str] = field(default_factory=dict)
+    pixels: NDArray[np.uint8] | None = field(default=None, repr=False)
 
     @property
     def concepts(self) -> frozenset[str]:
@@ -66,6 +78,8 @@ class Sample:
 
     def image(self) -> NDArray[np.uint8]:
         """The image as RGB, uint8 (H, W, 3). Raises `ImageError` where it cannot be read."""
+        if self.pixels is not None:
+            return self.pixels
         from medsam3_model.image_io import read_image
 
         rgb = read_image(self.image_path)
@@ -75,7 +89,7 @@ class Sample:
         from PIL import Image
 
         resized = Image.fromarray(rgb).resize((width, height), Image.Resampling.BICUBIC)
-        return np.asarray(resized)
+        return np.array(resized)
 
     def read(self, concept: str) -> ConceptMask | None:
         """Mask, boxes and instances of `concept`, or None where it is not in the image.
@@ -168,12 +182,16 @@ def split_of_group(group: str, *, seed: int = 0, val_fraction: float = VAL_FRACT
 def load_dataset(path: Path | str, *, concept: str = "object") -> Dataset:
     """A data set from a folder of the layout above, a COCO JSON file, or a folder with one.
 
-    `concept` names what the masks show where the layout does not (`masks/` without subfolders).
-    Raises `DatasetError` with what is missing and what the layout should be.
+    "template", where there is no such file, gives the brain slices that the bundled model was
+    never trained on (`template_dataset`). `concept` names what the masks show where the layout
+    does not (`masks/` without subfolders). Raises `DatasetError` with what is missing and what
+    the layout should be.
     """
     from medsam3_model import coco
 
     root = Path(path)
+    if root == Path(TEMPLATE) and not root.exists():
+        return template_dataset()
     if root.is_file():
         if root.suffix.lower() != ".json":
             raise DatasetError(f"{root} is a file, but neither a folder nor a COCO .json file.")
@@ -192,6 +210,26 @@ def load_dataset(path: Path | str, *, concept: str = "object") -> Dataset:
         f"{root} holds no masks. Expected are images/NAME.png with masks/NAME.png or "
         "masks/CONCEPT/NAME.png beside it, or one COCO .json file."
     )
+
+
+def template_dataset() -> Dataset:
+    """The held-out slices of the MNI152 template with brain, grey and white matter.
+
+    Raises `DatasetError` where the package that carries them is not installed.
+    """
+    from medsam3_model.template_slices import TEMPLATE_CONCEPTS, demo_slices
+
+    samples = tuple(
+        Sample(
+            name=one.name,
+            image_path=Path(TEMPLATE) / one.name,
+            group=one.name,
+            truth={concept: partial(from_mask, mask) for concept, mask in one.masks.items()},
+            pixels=one.image,
+        )
+        for one in demo_slices()
+    )
+    return Dataset(TEMPLATE, Path(TEMPLATE), tuple(sorted(TEMPLATE_CONCEPTS)), samples)
 
 
 def load_images(path: Path | str) -> Dataset:
@@ -253,7 +291,7 @@ def _load_folder(root: Path, concept: str) -> Dataset:
                     f"name ({', '.join(stray[:3])}). A mask is named like its image."
                 )
             for name, file in files.items():
-                truth[name][owner] = _Reader(reader, file)
+                truth[name][owner] = partial(reader, file)
     if not concepts:
         raise DatasetError(f"{root / 'masks'} holds no masks ({_suffixes()}).")
     samples = [_sample(name, file, groups, truth[name]) for name, file in images.items()]
@@ -262,17 +300,6 @@ def _load_folder(root: Path, concept: str) -> Dataset:
             raise DatasetError(f"'{name}' is in both images/ and negatives/ of {root}.")
         samples.append(_sample(name, file, groups, {}, negative=True))
     return Dataset(root.name, root, tuple(sorted(concepts)), tuple(samples))
-
-
-@dataclass(frozen=True)
-class _Reader:
-    """A file and the way to read it; not a closure, so that samples can go to other processes."""
-
-    read: Callable[[Path], ConceptMask]
-    path: Path
-
-    def __call__(self) -> ConceptMask:
-        return self.read(self.path)
 
 
 def _sample(

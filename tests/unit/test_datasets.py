@@ -174,6 +174,20 @@ def test_samples_travel_to_other_processes(tmp_path: Path) -> None:
     assert sample.read("object").mask.sum() == spots().sum()
 
 
+def test_template_slices_are_a_data_set_by_name() -> None:
+    dataset = load_dataset("template")
+    assert dataset.concepts == ("brain", "grey matter", "white matter")
+    assert len(dataset) > 20
+    image, brain = dataset.samples[10].image_and_mask("brain")
+    grey, white = (dataset.samples[10].read(name) for name in dataset.concepts[1:])
+    assert brain is not None
+    assert grey is not None
+    assert white is not None
+    assert image.shape == (*brain.mask.shape, 3)
+    assert not (grey.mask & ~brain.mask).any()
+    assert not (grey.mask & white.mask).all()
+
+
 # --- splits
 
 
