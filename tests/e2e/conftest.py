@@ -10,6 +10,7 @@ from PIL import Image
 
 from backend.label_studio import LabelStudio
 from backend.label_studio_server import REPOSITORY, LabelStudioServer
+from tests.e2e.backend_server import BackendServer
 
 BRUSH_CONFIG = """
 <View>
@@ -51,6 +52,17 @@ def label_studio(label_studio_server: LabelStudioServer) -> Iterator[LabelStudio
     """A client of it, with the legacy token."""
     with LabelStudio(label_studio_server.url, label_studio_server.token) as client:
         yield client
+
+
+@pytest.fixture(scope="session")
+def backend(
+    tmp_path_factory: pytest.TempPathFactory, label_studio_server: LabelStudioServer
+) -> Iterator[BackendServer]:
+    """This backend, all of its processes, for Label Studio to call: `.url`, `.settings`."""
+    server = BackendServer(tmp_path_factory.mktemp("b"), label_studio_server)
+    server.start()
+    yield server
+    server.stop()
 
 
 @pytest.fixture
