@@ -1,0 +1,156 @@
+import pytest
+
+from backend.concepts import MOST_CONCEPTS, concept_of_label, concepts_for, remarks
+from backend.errors import LabelConfigError
+from backend.label_config import parse_label_config
+
+
+def config_of(*labels: str, more: str = "", attributes: str = ""):
+    inner = "".join(f"<Label {label}/>" for label in labels)
+    return parse_label_config(
+        f'<View><Image name="image" value="$image"/>'
+        f'<BrushLabels name="brush" toName="image" {attributes}>{inner}</BrushLabels>{more}</View>'
+    )
+
+
+ONE = config_of('value="Lesion" prompt="skin lesion"')
+TWO = config_of('value="Crack"', 'value="Rust" prompt="orange rust"', 'value="Dirt" prompt=""')
+
+
+def pairs(config, data=None, texts=()):
+    return [(concept.phrase, concept.label) for concept in concepts_for(config, data or {}, texts)]
+
+
+def test_labels_are_the_last_source():
+    assert pairs(TWO) == [("Crack", "Crack"), ("orange rust", "Rust")]
+    assert pairs(TWO, {"image": "/a.png", "prompts": None, "text": ""}, [" "]) == pairs(TWO)
+    assert pairs(TWO, {"prompts": {}}) == pairs(TWO)
+    assert pairs(TWO, {"prompts": []}) == pairs(TWO)
+
+
+def test_the_tasks_text_comes_before_the_typed_one_and_that_before_the_labels():
+    data = {"prompts": {"Rust": "task"}, "text": "Rust: caption"}
+    assert pairs(TWO, data, ["Rust: typed"]) == [("task", "Rust")]
+    assert pairs(TWO, {"text": "Rust: caption"}, ["Rust: typed"]) == [("caption", "Rust")]
+    assert pairs(TWO, {}, ["Rust: typed"]) == [("typed", "Rust")]
+
+
+class TestPromptsOfTheTask:
+    @pytest.mark.parametrize(
+        ("prompts", "expected"),
+        [
+            ({"Rust": "brown stain"}, [("brown stain", "Rust")]),
+            ({"rust ": "brown stain"}, [("brown stain", "Rust")]),
+            ({"Rust": ["a", "b"], "Crack": "c"}, [("a", "Rust"), ("b", "Rust"), ("c", "Crack")]),
+            ({"Rust": "a, b"}, [("a", "Rust"), ("b", "Rust")]),
+            ({"Rust": None, "Crack": "thin crack"}, [("thin crack", "Crack")]),
+            ({"Dirt": "mud"}, [("mud", "Dirt")]),
+            (["RUST", "crack"], [("orange rust", "Rust"), ("Crack", "Crack")]),
+            (["Orange Rust"], [("orange rust", "Rust")]),
+            ("crack; rust\ndirt", [("Crack", "Crack"), ("orange rust", "Rust"), ("Dirt", "Dirt")]),
+            ("Rust: brown  stain", [("brown stain", "Rust")]),
+            (["rust", "Rust", "orange rust"], [("orange rust", "Rust")]),
+            ('{"Rust": "brown stain"}', [("brown stain", "Rust")]),
+            ('["rust"]', [("orange rust", "Rust")]),
+        ],
+    )
+    def test_mapping_to_labels(self, prompts, expected):
+        assert pairs(TWO, {"prompts": prompts}) == expected
+
+    def test_a_single_label_takes_every_phrase(self):
+        assert pairs(ONE, {"prompts": "dark mole, scar"}) == [
+            ("dark mole", "Lesion"),
+            ("scar", "Lesion"),
+        ]
+        assert pairs(ONE, {"prompts": ["Lesion"]}) == [("skin lesion", "Lesion")]
+
+    @pytest.mark.parametrize(
+        "prompts", [["brown stain"], "brown stain", {"Stain": "x"}, "Stain: brown"]
+    )
+    def test_a_phrase_for_no_label_is_refused(self, prompts):
+        with pytest.raises(LabelConfigError, match='none of the labels "Crack", "Rust", "Dirt"'):
+            concepts_for(TWO, {"prompts": prompts})
+
+    def test_a_mapping_must_name_the_label_even_if_there_is_only_one(self):
+        with pytest.raises(LabelConfigError, match='has "Tumor", which is none of the labels'):
+            concepts_for(ONE, {"prompts": {"Tumor": "mass"}})
+
+    @pytest.mark.parametrize("prompts", [7, ["a", 7], {"Rust": 7}, {"Rust": {"x": 1}}])
+    def test_not_a_text(self, prompts):
+        with pytest.raises(LabelConfigError, match="must be a text, a list of texts"):
+            concepts_for(TWO, {"prompts": prompts})
+
+
+class TestCaptions:
+    def test_a_short_text_for_the_only_label(self):
+        assert pairs(ONE, {"text": "dark mole"}) == [("dark mole", "Lesion")]
+
+    def test_a_report_is_not_a_prompt(self):
+        report = "The patient presents with a slowly growing brown macule on the left forearm today"
+        assert pairs(ONE, {"text": report}) == [("skin lesion", "Lesion")]
+        assert pairs(TWO, {"text": report}) == pairs(TWO)
+
+    def test_words_for_no_label_are_ignored(self):
+        assert pairs(TWO, {"text": "brown stain"}) == pairs(TWO)
+        assert pairs(TWO, {"text": "brown stain, crack"}) == [("Crack", "Crack")]
+        assert pairs(TWO, {"text": {"a": 1}}) == pairs(TWO)
+
+
+class TestTypedText:
+    @pytest.mark.parametrize(
+        ("text", "expected"),
+        [
+            ("rusty edge", ("rusty edge", "Rust")),
+            ("a large crack, left", ("a large crack, left", "Crack")),
+            ("Crack: hairline", ("hairline", "Crack")),
+            ("rust", ("orange rust", "Rust")),
+            ("something else", ("something else", "Crack")),
+            ("пятно", ("пятно", "Crack")),
+        ],
+    )
+    def test_always_goes_to_some_label(self, text, expected):
+        assert pairs(TWO, {}, [text]) == [expected]
+
+    def test_several(self):
+        assert pairs(TWO, {}, ["rusty edge", "crack"]) == [
+            ("rusty edge", "Rust"),
+            ("Crack", "Crack"),
+        ]
+
+
+def test_controls_and_thresholds():
+    box = (
+        '<RectangleLabels name="box" toName="image" model_score_threshold="0.2">'
+        '<Label value="Tumor"/></RectangleLabels>'
+    )
+    config = config_of('value="Tumor"', more=box, attributes='model_score_threshold="0.6"')
+    (concept,) = concepts_for(config, {})
+    assert [control.name for control in concept.controls] == ["brush", "box"]
+    assert concept.score_threshold == 0.2
+    assert concept.controls_of("image") == concept.controls
+    assert concept.controls_of("other") == ()
+    assert concepts_for(ONE, {})[0].score_threshold is None
+
+
+def test_concept_of_a_smart_tools_label():
+    rust, dirt = concept_of_label(TWO, "Rust"), concept_of_label(TWO, "Dirt")
+    assert (rust.phrase, rust.label) == ("orange rust", "Rust")
+    assert (dirt.phrase, dirt.label) == ("Dirt", "Dirt"), "the annotator asks, so it is asked"
+    assert concept_of_label(TWO, "Unknown") is None
+
+
+def test_more_concepts_than_a_task_can_take():
+    config = config_of(*(f'value="Label {i}"' for i in range(10_000)))
+    with pytest.raises(LabelConfigError, match=r"10000 concepts are too many.*data.prompts"):
+        concepts_for(config, {})
+    assert pairs(config, {"prompts": ["label 9999"]}) == [("Label 9999", "Label 9999")]
+    assert f"at most {MOST_CONCEPTS}" in remarks(config)[0]
+
+
+def test_remarks():
+    assert remarks(TWO) == ()
+    assert remarks(config_of('value="Ödem"', 'value="Läsion links"')) == ()
+    (foreign,) = remarks(config_of('value="Опухоль"', 'value="腫瘍" prompt="tumor"'))
+    assert foreign.startswith('Label "Опухоль": the model understands English')
+    (wordy,) = remarks(config_of('value="a very large dark mass"'))
+    assert "more than three words" in wordy
