@@ -186,6 +186,28 @@ def preannotate(
     raise typer.Exit(1 if report.progress.failed else 0)
 
 
+@app.command()
+def doctor(
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON list.")] = False,
+) -> None:
+    """Check settings, Redis, database, workers, Label Studio and its projects; say what to do.
+
+    Example: `LABEL_STUDIO_API_KEY=... medsam3 doctor`
+    """
+    from backend.doctor import Status, run_checks
+
+    checks = run_checks(get_settings())
+    if as_json:
+        typer.echo(json.dumps([asdict(check) for check in checks]))
+    else:
+        marks = {Status.OK: "ok  ", Status.WARN: "warn", Status.FAIL: "FAIL"}
+        for check in checks:
+            typer.echo(f"{marks[check.status]}  {check.name}: {check.message}")
+            if check.next_step:
+                typer.echo(f"      → {check.next_step}")
+    raise typer.Exit(1 if any(check.status == Status.FAIL for check in checks) else 0)
+
+
 app.command()(evaluate)
 
 
