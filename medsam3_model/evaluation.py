@@ -36,6 +36,7 @@ from medsam3_model.metrics import (
     bootstrap_mean,
     dice,
     paired_bootstrap,
+    proportion,
     score_mask,
 )
 from medsam3_model.types import Detections
@@ -218,14 +219,13 @@ def summarise(
         surface_dice=mean("surface_dice"),
         hd95=mean("hd95"),
         added_path_length=mean("added_path_length"),
-        presence_accuracy=bootstrap_mean(
-            [float(result.found == result.present) for result in own],
+        presence_accuracy=proportion(
+            [result.found == result.present for result in own],
             [_unique_group(result) for result in own],
-            seed=seed,
         )
         if with_text_alone
         else None,
-        false_alarms=_false_alarms(absent, seed),
+        false_alarms=_false_alarms(absent),
         filled_box=bootstrap_mean(filled, boxed_groups, seed=seed) if boxed else None,
         ellipse=bootstrap_mean(ellipse, boxed_groups, seed=seed) if boxed else None,
         over_ellipse=paired_bootstrap(of_model, ellipse, boxed_groups, seed=seed)
@@ -335,13 +335,13 @@ def _asked(
     ] + [(other.name, sample) for other in others for sample in other]
 
 
-def _false_alarms(absent: Sequence[ImageResult], seed: int) -> tuple[FalseAlarms, ...]:
+def _false_alarms(absent: Sequence[ImageResult]) -> tuple[FalseAlarms, ...]:
     reports = []
     for dataset in dict.fromkeys(result.dataset for result in absent):
-        alarms = [result for result in absent if result.dataset == dataset]
-        found = [float(result.found) for result in alarms]
-        rate = bootstrap_mean(found, [result.group for result in alarms], seed=seed)
-        reports.append(FalseAlarms(dataset, len(alarms), int(sum(found)), rate))
+        asked = [result for result in absent if result.dataset == dataset]
+        found = [result.found for result in asked]
+        rate = proportion(found, [result.group for result in asked])
+        reports.append(FalseAlarms(dataset, len(asked), sum(found), rate))
     return tuple(reports)
 
 

@@ -144,50 +144,61 @@ class EvaluationReport:
         from rich.text import Text
 
         parts: list[Any] = [_figures(self)]
+        if self.mode != "t":
+            parts.append(_baselines(self.concepts))
         if any(report.false_alarms for report in self.concepts):
             parts.append(_alarms(self.concepts))
         parts += [_notes(self), Text(), _published()]
         return Group(*parts)
 
 
-def _figures(report: EvaluationReport) -> "Table":
+def _table(title: str, *headings: str) -> "Table":
+    """A table whose first column is text and the others figures; 80 columns hold it."""
+    from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
-    boxed = report.mode != "t"
-    table = Table(
-        title=f"{report.model} on {report.dataset} ({report.split}), {MODE_NAMES[report.mode]}",
-        title_justify="left",
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, title_style="bold")
+    table.add_column(headings[0])
+    for heading in headings[1:]:
+        table.add_column(heading, justify="right", no_wrap=True)
+    return table
+
+
+def _figures(report: EvaluationReport) -> "Table":
+    presence = ("presence",) if report.mode == "t" else ()
+    table = _table(
+        f"{report.model} on {report.dataset} ({report.split}), {MODE_NAMES[report.mode]}",
+        *("concept", "images", "Dice", "IoU", "surface", "HD95 px", *presence),
     )
-    table.add_column("concept")
-    table.add_column("images", justify="right")
-    for heading in ("Dice", "IoU", "surface Dice", "HD95 px"):
-        table.add_column(heading, justify="right")
-    for heading in ("filled box", "ellipse", "over ellipse") if boxed else ("presence",):
-        table.add_column(heading, justify="right")
     for row in report.concepts:
-        name = row.concept if row.phrase == row.concept else f"{row.concept} “{row.phrase}”"
+        name = row.concept if row.phrase == row.concept else f"{row.concept}\n“{row.phrase}”"
         cells = [
             _interval(row.dice),
             _interval(row.iou),
             _interval(row.surface_dice),
             _interval(row.hd95, 1),
         ]
-        if boxed:
-            cells += [_interval(row.filled_box), _interval(row.ellipse), _gain(row.over_ellipse)]
-        else:
+        if presence:
             cells.append(_interval(row.presence_accuracy))
         table.add_row(name, str(row.images), *cells)
     return table
 
 
-def _alarms(concepts: Iterable[ConceptReport]) -> "Table":
-    from rich.table import Table
+def _baselines(concepts: Iterable[ConceptReport]) -> "Table":
+    table = _table(
+        "Dice of the model, and of its boxes without any model",
+        *("concept", "model", "ellipse", "filled box", "model − ellipse"),
+    )
+    for row in concepts:
+        cells = (_interval(row.dice), _interval(row.ellipse), _interval(row.filled_box))
+        table.add_row(row.concept, *cells, _gain(row.over_ellipse))
+    return table
 
-    table = Table(title="False alarms on images without the concept", title_justify="left")
-    table.add_column("concept")
-    table.add_column("images of")
-    table.add_column("alarms", justify="right")
-    table.add_column("rate", justify="right")
+
+def _alarms(concepts: Iterable[ConceptReport]) -> "Table":
+    table = _table(
+        "False alarms on images without the concept", "concept", "images of", "alarms", "rate"
+    )
     for row in concepts:
         for alarms in row.false_alarms:
             counted = f"{alarms.alarms} of {alarms.images}"
@@ -199,14 +210,11 @@ def _notes(report: EvaluationReport) -> Any:
     from rich.text import Text
 
     lines = [
-        "Mean over images and 95 % bootstrap interval over groups; surface Dice within "
+        "Mean over images, below it its 95 % interval over groups; surface Dice within "
         f"{report.surface_tolerance:g} px; {report.seconds_per_image:.2f} s an image."
     ]
     if report.mode != "t":
-        lines.append(
-            "Boxes come from the true masks, as in published T+I figures. Filled box and ellipse: "
-            "Dice of the same boxes without any model."
-        )
+        lines.append("Boxes come from the true masks, as in published T+I figures.")
     fallbacks = sum(row.semantic_fallbacks for row in report.concepts)
     if report.mask == "instances" and fallbacks:
         lines.append(f"On {fallbacks} images the semantic map stood in for the instances.")
@@ -214,15 +222,9 @@ def _notes(report: EvaluationReport) -> Any:
 
 
 def _published() -> "Table":
-    from rich.table import Table
-
-    table = Table(
-        title=f"Published Dice, not measured here ({PUBLISHED_SOURCE}; other images)",
-        title_justify="left",
+    table = _table(
+        "Published Dice, not measured here (arXiv 2511.19046)", "method", *PUBLISHED_SETS
     )
-    table.add_column("method")
-    for name in PUBLISHED_SETS:
-        table.add_column(name, justify="right")
     for method, row in PUBLISHED.items():
         table.add_row(method, *("–" if figure is None else f"{figure:.3f}" for figure in row))
     return table
@@ -231,8 +233,11 @@ def _published() -> "Table":
 def _interval(value: Interval | None, digits: int = 3) -> str:
     if value is None:
         return "–"
-    return f"{value.mean:.{digits}f} [{value.low:.{digits}f}, {value.high:.{digits}f}]"
+    bounds = max(digits - 1, 0)
+    return f"{value.mean:.{digits}f}\n{value.low:.{bounds}f}–{value.high:.{bounds}f}"
 
 
 def _gain(value: PairedDifference | None) -> str:
-    return "–" if value is None else f"{value.mean:+.3f} [{value.low:+.3f}, {value.high:+.3f}]"
+    if value is None:
+        return "–"
+    return f"{value.mean:+.3f}\n{value.low:+.2f} to {value.high:+.2f}"

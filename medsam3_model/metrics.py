@@ -42,7 +42,7 @@ class MaskScores:
 
 @dataclass(frozen=True)
 class Interval:
-    """A mean over images with its bootstrap interval; `count` images in `groups` groups."""
+    """A mean over images with its 95 % interval; `count` images in `groups` groups."""
 
     mean: float
     low: float
@@ -151,16 +151,6 @@ def boundary(mask: BoolMask) -> BoolMask:
     return mask & ~inner
 
 
-def presence_accuracy(predicted: Sequence[bool], truth: Sequence[bool]) -> float:
-    """Share of the images on which "the concept is in it" was answered rightly.
-
-    Raises `ValueError` on unequal or empty sequences.
-    """
-    if len(predicted) != len(truth) or not truth:
-        raise ValueError(f"{len(predicted)} answers for {len(truth)} images cannot be compared.")
-    return float(np.mean(np.asarray(predicted, bool) == np.asarray(truth, bool)))
-
-
 def bootstrap_mean(
     values: Sequence[float] | NDArray[np.floating],
     groups: Sequence[str] | None = None,
@@ -186,6 +176,22 @@ def bootstrap_mean(
         count=int(counts.sum()),
         groups=len(counts),
     )
+
+
+def proportion(
+    outcomes: Sequence[bool], groups: Sequence[str] | None = None, *, z: float = 1.959964
+) -> Interval:
+    """Share of the images on which something happened, with Wilson's interval (95 % for this z).
+
+    Where it never happened a bootstrap would be certain that it never does; Wilson's interval
+    (1927, doi:10.1080/01621459.1927.10502953) is not. With `groups` as many witnesses are counted
+    as there are groups, which errs towards the wider interval. Raises `ValueError` without images.
+    """
+    sums, counts = _by_group(np.asarray(outcomes, np.float64), groups)
+    share, n = float(sums.sum() / counts.sum()), len(counts)
+    centre = (share + z**2 / (2 * n)) / (1 + z**2 / n)
+    half = z / (1 + z**2 / n) * math.sqrt(share * (1 - share) / n + z**2 / (4 * n**2))
+    return Interval(share, max(centre - half, 0.0), min(centre + half, 1.0), int(counts.sum()), n)
 
 
 def paired_bootstrap(
@@ -254,7 +260,7 @@ def _by_group(
     """Sum and number of the values of each group, groups in sorted order."""
     figures = np.asarray(values, np.float64).ravel()
     if figures.size == 0 or not np.isfinite(figures).all():
-        raise ValueError("A bootstrap needs at least one value, and finite ones only.")
+        raise ValueError("A mean needs at least one value, and finite ones only.")
     if groups is None:
         return figures, np.ones_like(figures)
     if len(groups) != figures.size:

@@ -150,12 +150,32 @@ def test_masks_of_different_sizes_are_refused() -> None:
         metrics.dice(np.zeros((4, 5), bool), np.zeros((5, 4), bool))
 
 
-def test_presence_accuracy() -> None:
-    assert metrics.presence_accuracy([True, False, True], [True, True, True]) == pytest.approx(
-        2 / 3
+@pytest.mark.parametrize(
+    ("happened", "images", "low", "high"),  # Newcombe 1998, table I: Wilson's score interval
+    [
+        (81, 263, 0.2553, 0.3662),
+        (15, 148, 0.0624, 0.1605),
+        (0, 20, 0.0, 0.1611),
+        (1, 29, 0.0061, 0.1718),
+    ],
+)
+def test_proportion_gives_the_published_intervals(
+    happened: int, images: int, low: float, high: float
+) -> None:
+    found = metrics.proportion([i < happened for i in range(images)])
+    assert found.mean == pytest.approx(happened / images)
+    assert (found.low, found.high) == (
+        pytest.approx(low, abs=6e-5),
+        pytest.approx(high, abs=6e-5),
     )
-    with pytest.raises(ValueError, match="compared"):
-        metrics.presence_accuracy([], [])
+
+
+def test_a_proportion_over_groups_counts_them_as_the_witnesses() -> None:
+    outcomes = [True] * 10 + [False] * 30
+    alone = metrics.proportion([True, False, False, False])
+    grouped = metrics.proportion(outcomes, [str(i // 10) for i in range(40)])
+    assert (grouped.mean, grouped.low, grouped.high) == (alone.mean, alone.low, alone.high)
+    assert (grouped.count, grouped.groups) == (40, 4)
 
 
 def test_interval_covers_as_often_as_it_says() -> None:
