@@ -58,8 +58,10 @@ def unfinished(services: Services, limit: int = 1000) -> list[str]:
 
 
 def _ids(payload: Mapping[str, Any], one: str, many: str) -> list[int]:
-    listed = payload.get(many)
-    found = [payload.get(one), *(listed if isinstance(listed, list) else [])]
+    # ANNOTATIONS_CREATED sends its list under the singular key.
+    found: list[object] = []
+    for sent in (payload.get(one), payload.get(many)):
+        found += sent if isinstance(sent, list) else [sent]
     return [number for number in map(_id, found) if number is not None]
 
 

@@ -17,17 +17,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from backend.errors import BackendError
+from backend.corrections.errors import MaskError
 
 BoolMask = NDArray[np.bool_]
 
 _SIGNATURE = b"\x89PNG\r\n\x1a\n"
 # PNG's row filters work on bytes and make 1-bit rows longer, not shorter.
 _FILTER_NONE = 0
-
-
-class MaskError(BackendError):
-    """A mask file is missing or damaged."""
 
 
 class MaskStore:

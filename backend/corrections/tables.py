@@ -30,6 +30,7 @@ class Trouble(StrEnum):
     CONTENT = "content"  # a new version of the annotation
     IMAGE = "image"  # the image coming back, or a new version
     CONFIG = "config"  # the labeling config taking its labels back, or a new version
+    UNFORESEEN = "unforeseen"  # trying again, perhaps; the worker's log tells more
 
 
 class OutcomeKind(StrEnum):
@@ -215,16 +216,24 @@ class Counter(Base):
     value: Mapped[int]
 
 
-class SyncCursor(Base):
-    """How far the reconciliation of a project has come, in Label Studio's own time."""
+class ProjectRecord(Base):
+    """What the corrections know of a project, apart from its annotations.
 
-    __tablename__ = "sync_cursors"
+    Attributes:
+        label_config_hash: the labeling config last seen; see `backend.tables.LabelConfigText`.
+        observed: number of the observation that saw it.
+        tasks_changed_until: how far the reconciliation has come, in Label Studio's own time.
+        report: what the last reconciliation did.
+    """
+
+    __tablename__ = "project_records"
 
     project_id: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
-    tasks_changed_until: Mapped[datetime | None]
     label_config_hash: Mapped[str | None] = mapped_column(String(64))
+    observed: Mapped[int] = mapped_column(default=0)
+    tasks_changed_until: Mapped[datetime | None]
     report: Mapped[dict[str, Any] | None]
-    finished_at: Mapped[datetime | None]
+    synchronized_at: Mapped[datetime | None]
 
 
 class Forgotten(Base):

@@ -71,19 +71,20 @@ def upgrade() -> None:
         batch_op.create_index(batch_op.f("ix_images_project_id"), ["project_id"], unique=False)
 
     op.create_table(
+        "project_records",
+        sa.Column("project_id", sa.Integer(), autoincrement=False, nullable=False),
+        sa.Column("label_config_hash", sa.String(length=64), nullable=True),
+        sa.Column("observed", sa.Integer(), nullable=False),
+        sa.Column("tasks_changed_until", sa.DateTime(timezone=True), nullable=True),
+        sa.Column("report", sa.JSON(none_as_null=True), nullable=True),
+        sa.Column("synchronized_at", sa.DateTime(timezone=True), nullable=True),
+        sa.PrimaryKeyConstraint("project_id"),
+    )
+    op.create_table(
         "removals",
         sa.Column("kind", sa.String(length=16), nullable=False),
         sa.Column("name", sa.String(length=64), nullable=False),
         sa.PrimaryKeyConstraint("kind", "name"),
-    )
-    op.create_table(
-        "sync_cursors",
-        sa.Column("project_id", sa.Integer(), autoincrement=False, nullable=False),
-        sa.Column("tasks_changed_until", sa.DateTime(timezone=True), nullable=True),
-        sa.Column("label_config_hash", sa.String(length=64), nullable=True),
-        sa.Column("report", sa.JSON(none_as_null=True), nullable=True),
-        sa.Column("finished_at", sa.DateTime(timezone=True), nullable=True),
-        sa.PrimaryKeyConstraint("project_id"),
     )
     op.create_table(
         "revisions",
@@ -215,8 +216,8 @@ def downgrade() -> None:
         batch_op.drop_index("ix_revisions_task")
 
     op.drop_table("revisions")
-    op.drop_table("sync_cursors")
     op.drop_table("removals")
+    op.drop_table("project_records")
     with op.batch_alter_table("images", schema=None) as batch_op:
         batch_op.drop_index(batch_op.f("ix_images_project_id"))
         batch_op.drop_index(batch_op.f("ix_images_hash"))

@@ -1,0 +1,102 @@
+"""What a project's labeling config says about submitted regions."""
+
+import xml.etree.ElementTree as ET
+from collections.abc import Iterable, Mapping
+from functools import lru_cache
+from typing import Any
+
+from backend.corrections.errors import QuarantineError
+from backend.corrections.submissions import Pages, Region
+from backend.corrections.tables import Trouble
+from backend.errors import ImageSourceError, LabelConfigError
+from backend.label_config import LabelConfig, parse_label_config
+
+
+def pages_of(xml: str, task_data: Mapping[str, Any]) -> Pages:
+    """Where the images of a task are, in the order of the config's image tags.
+
+    Raises:
+        QuarantineError: the config cannot be read, or the task has no such image.
+    """
+    first: dict[str, int] = {}
+    references: list[str] = []
+    for image in _parsed(xml).images:
+        first[image.name] = len(references)
+        try:
+            references += image.references(task_data)
+        except ImageSourceError as error:
+            raise QuarantineError(Trouble.IMAGE, str(error)) from None
+    return Pages(first, tuple(references))
+
+
+def outlines(regions: Iterable[Region], xml: str) -> list[Region]:
+    """The regions that say where their concept is.
+
+    Left out is what a prompt tool drew: a box for a smart tool, or one that says what the concept
+    is not.
+    """
+    config = _parsed(xml)
+
+    def is_outline(region: Region) -> bool:
+        control = config.control(region.control)
+        if control is None or not region.labels:
+            return True
+        return not control.negative and any(
+            control in config.outputs_of(label) or label not in control.label_values
+            for label in region.labels
+        )
+
+    return [region for region in regions if is_outline(region)]
+
+
+def missing_label(labels: Iterable[tuple[str, str]], xml: str) -> str | None:
+    """Why labels are not (any more) in a labeling config; None when all are.
+
+    Args:
+        labels: pairs of a control tag's name and a label.
+        xml: the config.
+    """
+    known = _labels_by_control(xml)
+    for control, label in sorted(labels):
+        if control not in known:
+            return (
+                f"the labeling config has no control tag {control[:40]!r} (any more): bring it "
+                "back, or draw the region with another one"
+            )
+        if label and label not in known[control]:
+            return (
+                f"the labeling config has no label {label[:40]!r} in {control[:40]!r} (any more): "
+                "bring it back, or relabel the region"
+            )
+    return None
+
+
+def _parsed(xml: str) -> LabelConfig:
+    try:
+        return parse_label_config(xml)
+    except LabelConfigError as error:
+        raise QuarantineError(Trouble.CONFIG, str(error)) from None
+
+
+@lru_cache(maxsize=64)
+def _labels_by_control(xml: str) -> Mapping[str, frozenset[str]]:
+    """All control tags, served or not; one without labels of its own uses those of `<Labels>`."""
+    try:
+        parse_label_config(xml)
+    except LabelConfigError:
+        return {}
+    root = ET.fromstring(xml.strip())  # noqa: S314 entities were refused by the parser above
+    own: dict[str, frozenset[str]] = {}
+    shared: set[str] = set()
+    for element in root.iter():
+        attributes = {name.lower(): value.strip() for name, value in element.attrib.items()}
+        labels = frozenset(
+            child.get("alias") or child.get("value") or ""
+            for child in element.iter()
+            if str(child.tag).lower() == "label"
+        )
+        if attributes.get("toname"):
+            own[attributes.get("name", "")] = labels
+            if str(element.tag).lower() == "labels":
+                shared |= labels
+    return {name: labels or frozenset(shared) for name, labels in own.items()}

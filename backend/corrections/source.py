@@ -1,0 +1,275 @@
+"""What corrections read from Label Studio's API: annotations, tasks, projects, images.
+
+Nothing here writes to Label Studio. What is gone (404) comes back as None; a Label Studio that
+does not answer raises, so that the work is tried again.
+"""
+
+import hashlib
+import io
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from backend.corrections.errors import QuarantineError
+from backend.corrections.submissions import as_utc
+from backend.corrections.tables import Trouble
+from backend.errors import ImageSourceError, LabelStudioError
+from backend.label_studio import LabelStudio
+from backend.settings import Settings
+
+PAGE_SIZE = 500
+# Left out of the Data Manager's answer: it would join and send all masks to compute them.
+_COSTLY_COLUMNS = [
+    f"tasks:{name}"
+    for name in (
+        "annotations_results",
+        "predictions_results",
+        "predictions_score",
+        "predictions_model_versions",
+        "file_upload",
+        "storage_filename",
+        "draft_exists",
+        "avg_lead_time",
+        "state",
+        "completed_at",
+        "annotators",
+    )
+]
+# Length at which the Data Manager cuts a column off, less than one more id.
+_CUT_OFF = 480
+_EXIF_ORIENTATION = 0x0112
+_SIDEWAYS = frozenset({5, 6, 7, 8})
+
+
+@dataclass(frozen=True)
+class ImageFacts:
+    """One image file: SHA-256, bytes, and its upright size where it is a common format."""
+
+    hash: str
+    size_bytes: int
+    width: int | None
+    height: int | None
+
+
+@dataclass(frozen=True)
+class AnnotatedTask:
+    """A task with the ids of its annotations, skips included."""
+
+    id: int
+    data: Mapping[str, Any]
+    annotation_ids: tuple[int, ...]
+
+
+class Source:
+    """Reads one Label Studio with the limits of `settings`."""
+
+    def __init__(self, client: LabelStudio, settings: Settings) -> None:
+        self.client = client
+        self._settings = settings
+
+    def annotation(self, annotation_id: int) -> Any:
+        """The annotation's JSON; None when it does not exist.
+
+        Raises:
+            QuarantineError: it is larger than `max_annotation_mb` or no JSON.
+            LabelStudioError: there is no answer, or none that this user may see.
+        """
+        limit = self._settings.max_annotation_mb
+        path = f"/api/annotations/{annotation_id}/"
+        try:
+            content = self.client.download(path, max_bytes=limit * 2**20)
+        except LabelStudioError as error:
+            if error.status_code == 404:
+                return None
+            if error.status_code is None and type(error) is LabelStudioError:
+                raise QuarantineError(
+                    Trouble.CONTENT,
+                    f"the annotation is larger than {limit} MB: simplify it, or raise "
+                    "MEDSAM3_MAX_ANNOTATION_MB",
+                ) from None
+            raise
+        try:
+            return json.loads(content)
+        except ValueError:
+            raise QuarantineError(
+                Trouble.CONTENT, "Label Studio's answer for the annotation is not JSON"
+            ) from None
+
+    def task_data(self, project_id: int, task_id: int) -> Mapping[str, Any] | None:
+        """The task's data with the addresses as they were imported; None when it is gone.
+
+        Read through the Data Manager's list: opening a single task would send its masks along
+        and make Label Studio ask for predictions.
+        """
+        wanted = between(task_id, task_id)
+        try:
+            for task in self.client.tasks(project_id, include=("id", "data"), filters=[wanted]):
+                data: Mapping[str, Any] = task["data"]
+                return data
+        except LabelStudioError as error:
+            if error.status_code != 404:
+                raise
+        return None
+
+    def newest_change(self, project_id: int) -> datetime | None:
+        """When a task of the project changed last, in Label Studio's time; None without tasks."""
+        tasks = self._tasks(project_id, order="-tasks:updated_at", page_size=1)["tasks"]
+        return datetime.fromisoformat(tasks[0]["updated_at"]) if tasks else None
+
+    def annotated_tasks(
+        self, project_id: int, filters: Sequence[Mapping[str, Any]]
+    ) -> Iterator["AnnotatedTask"]:
+        """Tasks that have annotations or skips, in the order of their ids.
+
+        Args:
+            filters: Data Manager filters that must all hold, see `changed_since`, `between`.
+        """
+        last = 0
+        while True:
+            pages = [
+                self._tasks(project_id, filters=[*filters, after(last), more_than(column, 0)])[
+                    "tasks"
+                ]
+                for column in ("total_annotations", "cancelled_annotations")
+            ]
+            found = {int(task["id"]): task for page in pages for task in page}
+            # Behind the end of a full page there may be more of its kind.
+            full = [int(page[-1]["id"]) for page in pages if len(page) == PAGE_SIZE]
+            reach = min(full, default=None)
+            for task_id in sorted(found):
+                if reach is None or task_id <= reach:
+                    task = found[task_id]
+                    yield AnnotatedTask(
+                        task_id, task["data"], self._annotation_ids(project_id, task)
+                    )
+            if reach is None:
+                return
+            last = reach
+
+    def counts(self, project_id: int, first: int, last: int) -> tuple[int, int]:
+        """Annotations, and tasks with skips, among the tasks with ids first..last."""
+        within = between(first, last)
+        annotations = self._tasks(project_id, filters=[within], page_size=1)
+        skips = self._tasks(
+            project_id, filters=[within, more_than("cancelled_annotations", 0)], page_size=1
+        )
+        return int(annotations["total_annotations"]), int(skips["total"])
+
+    def project(self, project_id: int) -> Mapping[str, Any] | None:
+        """The project's JSON with its `label_config`; None when it is gone."""
+        return self._found(f"/api/projects/{project_id}")
+
+    def prediction(self, prediction_id: int) -> Mapping[str, Any] | None:
+        """A prediction with its result; None when it is gone."""
+        return self._found(f"/api/predictions/{prediction_id}/")
+
+    def image(self, reference: str, *, project_id: int, task_id: int) -> bytes:
+        """The image file behind an address of the task's data.
+
+        Raises:
+            QuarantineError: it cannot be had, and trying again does not help.
+        """
+        from backend.image_source import fetch_image
+
+        try:
+            return fetch_image(
+                reference,
+                client=self.client,
+                settings=self._settings,
+                task_id=task_id,
+                project_id=project_id,
+            )
+        except ImageSourceError as error:
+            raise QuarantineError(Trouble.IMAGE, str(error)) from None
+
+    def _tasks(
+        self,
+        project_id: int,
+        *,
+        filters: Sequence[Mapping[str, Any]] = (),
+        order: str = "tasks:id",
+        page_size: int = PAGE_SIZE,
+    ) -> Mapping[str, Any]:
+        query: dict[str, Any] = {
+            "ordering": [order],
+            "hiddenColumns": {"explore": _COSTLY_COLUMNS, "labeling": _COSTLY_COLUMNS},
+        }
+        if filters:
+            query["filters"] = {"conjunction": "and", "items": list(filters)}
+        found: Mapping[str, Any] = self.client.get(
+            "/api/tasks",
+            project=project_id,
+            page_size=page_size,
+            include="id,data,updated_at,annotations_ids",
+            resolve_uri="false",
+            query=json.dumps(query),
+        )
+        return found
+
+    def _annotation_ids(self, project_id: int, task: Mapping[str, Any]) -> tuple[int, ...]:
+        listed = str(task.get("annotations_ids") or "")
+        if len(listed) < _CUT_OFF:
+            return tuple(sorted({int(id_) for id_ in re.findall(r"\d+", listed)}))
+        # The Data Manager cuts long columns off; then the annotations themselves are read.
+        wanted = between(int(task["id"]), int(task["id"]))
+        (whole,) = self.client.tasks(project_id, include=("annotations",), filters=[wanted])
+        return tuple(sorted(int(one["id"]) for one in whole["annotations"]))
+
+    def _found(self, path: str) -> Mapping[str, Any] | None:
+        try:
+            found: Mapping[str, Any] = self.client.get(path)
+        except LabelStudioError as error:
+            if error.status_code == 404:
+                return None
+            raise
+        return found
+
+
+def changed_since(moment: datetime) -> dict[str, Any]:
+    """A filter: tasks that changed at or after a moment of Label Studio's time."""
+    return _filter("updated_at", "greater_or_equal", "Datetime", as_utc(moment))
+
+
+def between(first: int, last: int) -> dict[str, Any]:
+    """A filter: tasks with ids first..last."""
+    return _filter("id", "in", "Number", {"min": first, "max": last})
+
+
+def after(task_id: int) -> dict[str, Any]:
+    """A filter: tasks with higher ids."""
+    return _filter("id", "greater", "Number", task_id)
+
+
+def more_than(column: str, number: int) -> dict[str, Any]:
+    """A filter: tasks whose counter is higher."""
+    return _filter(column, "greater", "Number", number)
+
+
+def _filter(column: str, operator: str, kind: str, value: Any) -> dict[str, Any]:
+    return {
+        "filter": f"filter:tasks:{column}",
+        "operator": operator,
+        "type": kind,
+        "value": value,
+    }
+
+
+def image_facts(content: bytes) -> ImageFacts:
+    """Hash and size of an image file; only its header is decoded."""
+    width, height = _upright_size(content)
+    return ImageFacts(hashlib.sha256(content).hexdigest(), len(content), width, height)
+
+
+def _upright_size(content: bytes) -> tuple[int, int] | tuple[None, None]:
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        with Image.open(io.BytesIO(content)) as image:
+            width, height = image.size
+            sideways = image.getexif().get(_EXIF_ORIENTATION) in _SIDEWAYS
+    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+        return None, None
+    return (height, width) if sideways else (width, height)

@@ -1,0 +1,259 @@
+"""An annotation as Label Studio's API gives it, read into regions with masks.
+
+What is read here is what was submitted, and nothing else: the same JSON gives the same
+`Submission`, whatever the store holds already.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from pydantic import AwareDatetime, BaseModel, ConfigDict, ValidationError
+
+from backend.corrections.cropped_mask import CroppedMask
+from backend.corrections.errors import QuarantineError
+from backend.corrections.tables import Trouble
+from backend.errors import BackendError
+
+# Regions that outline something. Key points are prompts of the smart tools; choices, text and
+# relations have no place in a mask; a video's rectangles have one place per frame.
+_SHAPES = frozenset(
+    {
+        "brush",
+        "brushlabels",
+        "bitmask",
+        "bitmasklabels",
+        "polygon",
+        "polygonlabels",
+        "rectangle",
+        "rectanglelabels",
+        "ellipse",
+        "ellipselabels",
+        "vector",
+        "vectorlabels",
+    }
+)
+_BOXES = frozenset({"rectangle", "rectanglelabels"})
+
+
+class AnnotationRecord(BaseModel):
+    """The fields of Label Studio's annotation that corrections are made of."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    id: int
+    task: int
+    project: int
+    result: list[dict[str, Any]]
+    completed_by: int | dict[str, Any] | None = None
+    updated_by: int | dict[str, Any] | None = None
+    created_at: AwareDatetime
+    updated_at: AwareDatetime
+    lead_time: float | None = None
+    was_cancelled: bool = False
+    ground_truth: bool = False
+    parent_prediction: int | None = None
+
+    @property
+    def annotator(self) -> int | None:
+        """Id of the user who completed it; some endpoints send the user instead."""
+        sent = self.completed_by
+        return sent.get("id") if isinstance(sent, dict) else sent
+
+    @property
+    def from_prediction(self) -> bool:
+        """Made by "create annotations from predictions": with a prediction, but by nobody."""
+        return (
+            self.parent_prediction is not None
+            and self.lead_time is None
+            and self.updated_by is None
+        )
+
+    def content_hash(self) -> str:
+        """32 hex digits over everything that an annotator can change."""
+        content = {
+            "result": self.result,
+            "lead_time": self.lead_time,
+            "was_cancelled": self.was_cancelled,
+            "ground_truth": self.ground_truth,
+            "annotator": self.annotator,
+            "parent_prediction": self.parent_prediction,
+        }
+        text = json.dumps(content, sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+@dataclass(frozen=True, eq=False)
+class Region:
+    """One outlined region.
+
+    Attributes:
+        labels: may be several, and none where the config has none.
+        control: name of the control tag.
+        item_index: page, counted over all images of the task.
+        shape: Label Studio's region type.
+    """
+
+    id: str
+    labels: tuple[str, ...]
+    control: str
+    item_index: int
+    shape: str
+    mask: CroppedMask
+
+
+@dataclass(frozen=True)
+class Pages:
+    """Where each image tag's pages lie in one count over all images of a task.
+
+    Attributes:
+        first: image tag's name → index of its first page.
+        references: addresses of all pages, in that order.
+    """
+
+    first: Mapping[str, int]
+    references: tuple[str, ...]
+
+
+def read_annotation(payload: object) -> AnnotationRecord:
+    """Check the API's answer.
+
+    Raises:
+        QuarantineError: it is no annotation as Label Studio documents it.
+    """
+    try:
+        record = AnnotationRecord.model_validate(payload)
+    except ValidationError as error:
+        where = ", ".join(
+            sorted({".".join(map(str, one["loc"])) or "the whole" for one in error.errors()})
+        )
+        raise QuarantineError(
+            Trouble.CONTENT, f"Label Studio's answer is no annotation: look at {where[:200]}"
+        ) from None
+    return record.model_copy(
+        update={
+            "created_at": record.created_at.astimezone(UTC),
+            "updated_at": record.updated_at.astimezone(UTC),
+        }
+    )
+
+
+def read_regions(
+    result: Sequence[Mapping[str, Any]], pages: Pages, *, max_pixels: float
+) -> list[Region]:
+    """Decode the outlined regions of a result.
+
+    Args:
+        result: of an annotation or prediction.
+        pages: of its task.
+        max_pixels: largest image, in pixels; checked before anything is decoded.
+
+    Raises:
+        QuarantineError: a region is damaged, or regions of one page disagree about its size.
+    """
+    from backend.region_masks import region_mask
+
+    labels = _labels_by_id(result)
+    regions: dict[str, Region] = {}
+    sizes: dict[int, tuple[int, int]] = {}
+    for entry in result:
+        shape, id_ = entry.get("type"), entry.get("id")
+        if shape not in _SHAPES or not isinstance(id_, str) or id_ in regions:
+            continue
+        name = f"region {id_[:40]!r} ({shape})"
+        size = _size(entry, name, max_pixels)
+        page = _page(entry, pages, name)
+        if sizes.setdefault(page, size) != size:
+            first = sizes[page]
+            raise QuarantineError(
+                Trouble.CONTENT,
+                f"{name} was drawn on an image of {size[1]}×{size[0]} pixels, others on "
+                f"{first[1]}×{first[0]}: draw it again",
+            )
+        try:
+            mask = region_mask(entry, *size)
+        except BackendError as error:
+            raise QuarantineError(Trouble.CONTENT, f"{name} cannot be read: {error}") from None
+        if mask is None:
+            continue
+        regions[id_] = Region(
+            id=id_,
+            labels=labels.get(id_, ()),
+            control=str(entry.get("from_name") or ""),
+            item_index=page,
+            shape=shape,
+            mask=CroppedMask.of(mask),
+        )
+    return list(regions.values())
+
+
+def regions_of_concepts(regions: Sequence[Region]) -> dict[tuple[int, str], list[Region]]:
+    """The regions whose union is a concept's mask, by page and label.
+
+    A region with several labels belongs to each. Boxes count where a label has nothing but boxes
+    on the page; beside an outline they only say where the thing is.
+    """
+    found: dict[tuple[int, str], list[Region]] = {}
+    for region in regions:
+        for label in region.labels:
+            found.setdefault((region.item_index, label), []).append(region)
+    for key, members in found.items():
+        outlined = [region for region in members if region.shape not in _BOXES]
+        found[key] = outlined or members
+    return dict(sorted(found.items()))
+
+
+def _labels_by_id(result: Sequence[Mapping[str, Any]]) -> dict[str, tuple[str, ...]]:
+    """A brush with a separate `<Labels>` sends its labels in an entry of its own, same id."""
+    found: dict[str, list[str]] = {}
+    for entry in result:
+        kind, value, id_ = entry.get("type"), entry.get("value"), entry.get("id")
+        if not (isinstance(kind, str) and isinstance(value, Mapping) and isinstance(id_, str)):
+            continue
+        listed = value.get(kind) if kind.endswith("labels") else None
+        if isinstance(listed, list):
+            found.setdefault(id_, []).extend(str(label) for label in listed)
+    return {id_: tuple(dict.fromkeys(listed)) for id_, listed in found.items()}
+
+
+def _size(entry: Mapping[str, Any], name: str, max_pixels: float) -> tuple[int, int]:
+    height, width = entry.get("original_height"), entry.get("original_width")
+    whole = isinstance(height, int) and isinstance(width, int) and height > 0 and width > 0
+    if not whole:
+        raise QuarantineError(
+            Trouble.CONTENT, f"{name} has no original_width and original_height in whole pixels"
+        )
+    assert isinstance(height, int)
+    assert isinstance(width, int)
+    if height * width > max_pixels:
+        raise QuarantineError(
+            Trouble.CONTENT,
+            f"{name} belongs to an image of {width}×{height} pixels: raise "
+            "MEDSAM3_MAX_IMAGE_MEGAPIXELS if that is right",
+        )
+    return height, width
+
+
+def _page(entry: Mapping[str, Any], pages: Pages, name: str) -> int:
+    index = entry.get("item_index") or 0
+    image = str(entry.get("to_name") or "")
+    if image not in pages.first:
+        raise QuarantineError(
+            Trouble.CONFIG,
+            f"{name} belongs to the image tag {image[:40]!r}, which the labeling config does not "
+            "have (any more)",
+        )
+    page = pages.first[image] + index if isinstance(index, int) and index >= 0 else -1
+    if not 0 <= page < len(pages.references):
+        raise QuarantineError(
+            Trouble.CONTENT, f"{name} lies on page {index!r}, which the task does not have"
+        )
+    return page
+
+
+def as_utc(moment: datetime) -> str:
+    """ISO 8601 with microseconds and Z, as Label Studio writes times."""
+    return moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
