@@ -13,7 +13,8 @@ def evaluate(
     data: Annotated[
         Path,
         typer.Option(
-            help="Folder with images/ and masks/ (or masks/CONCEPT/), or a COCO .json file.",
+            help="Folder with images/ and masks/ (or masks/CONCEPT/), a COCO .json file, or "
+            "`template` for held-out brain slices.",
             show_default=False,
         ),
     ],
