@@ -1,0 +1,103 @@
+"""The database, and what it says about work that failed."""
+
+from pathlib import Path
+
+from sqlalchemy import exists, func, make_url, or_, select
+from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.orm import aliased
+
+from backend.database import Database, newest_revision
+from backend.doctor.check import Check, Status
+from backend.settings import Settings
+from backend.tables import Delivery, Event, Suggestion, SuggestionState
+
+_SHOWN_ERRORS = 5
+
+
+def open_existing_database(settings: Settings) -> tuple[Database | None, Check]:
+    """Open the database without creating or migrating it."""
+    url = make_url(settings.database)
+    where = url.render_as_string(hide_password=True)
+    if url.get_backend_name() == "sqlite" and not Path(url.database or "").is_file():
+        return None, Check(
+            "database",
+            Status.WARN,
+            f"{where} is not there yet",
+            "it is made at the first start of `medsam3 serve`",
+        )
+    try:
+        database = Database(settings.database)
+        revision = database.revision()
+    except SQLAlchemyError as error:
+        return None, Check(
+            "database",
+            Status.FAIL,
+            f"{where} cannot be opened ({type(error).__name__})",
+            "check DATABASE_URL, and that the server runs and knows this user",
+        )
+    if revision != newest_revision():
+        return database, Check(
+            "database",
+            Status.FAIL,
+            f"{where} is at {revision or 'no'} migration, this version needs {newest_revision()}",
+            "restart `medsam3 serve` (or web and workers) of this version: they migrate it",
+        )
+    return database, Check("database", Status.OK, where)
+
+
+def check_failed_tasks(database: Database) -> Check:
+    """Tasks whose last prediction failed, with the reasons, most frequent first."""
+    later = aliased(Suggestion)
+    superseded = exists().where(
+        later.project_id == Suggestion.project_id,
+        later.task_id == Suggestion.task_id,
+        later.created_at > Suggestion.created_at,
+        later.state == SuggestionState.DONE,
+        later.error.is_(None),
+    )
+    failed = or_(Suggestion.state == SuggestionState.FAILED, Suggestion.delivery == Delivery.NONE)
+    query = (
+        select(Suggestion.error, func.count(), func.min(Suggestion.task_id))
+        .where(Suggestion.error.is_not(None), failed, ~superseded)
+        .group_by(Suggestion.error)
+        .order_by(func.count().desc())
+    )
+    with database.reading() as session:
+        rows = list(session.execute(query))
+    if not rows:
+        return Check("failed tasks", Status.OK, "none")
+    total = sum(count for _, count, _ in rows)
+    lines = [
+        f"{count} × {error} (task {task_id})" if count > 1 else f"task {task_id}: {error}"
+        for error, count, task_id in rows[:_SHOWN_ERRORS]
+    ]
+    if len(rows) > _SHOWN_ERRORS:
+        lines.append(f"and {len(rows) - _SHOWN_ERRORS} other reasons")
+    return Check(
+        "failed tasks",
+        Status.WARN,
+        f"{total} predictions failed:\n" + "\n".join(lines),
+        "when the reason is gone: `medsam3 preannotate PROJECT`",
+    )
+
+
+def check_events(database: Database) -> Check:
+    """Webhook events that could not be handled."""
+    with database.reading() as session:
+        rows = list(
+            session.execute(
+                select(Event.error, func.count())
+                .where(Event.error.is_not(None), Event.finished_at.is_(None))
+                .group_by(Event.error)
+                .order_by(func.count().desc())
+            )
+        )
+    if not rows:
+        return Check("events", Status.OK, "none waits with an error")
+    error, _ = rows[0]
+    return Check(
+        "events",
+        Status.WARN,
+        f"{sum(count for _, count in rows)} wait with an error, most often: {error}",
+        "they are tried again; the annotations themselves are safe in Label Studio",
+    )

@@ -1,0 +1,67 @@
+"""Label Studio and our token for it."""
+
+import time
+
+import httpx
+
+from backend.addresses import shown
+from backend.doctor.check import Check, Status
+from backend.errors import LabelStudioAuthError, LabelStudioError, LabelStudioUnavailableError
+from backend.label_studio import LabelStudio
+from backend.label_studio_auth import HOW_TO_GET_ONE, token_expiry
+from backend.settings import Settings
+
+_ENDS_SOON_DAYS = 14
+
+
+def check_label_studio(settings: Settings) -> Check:
+    """Label Studio answers; no token is needed for that."""
+    url = settings.label_studio_url
+    try:
+        answer = httpx.get(f"{url}/api/version", timeout=10.0)
+        release = answer.json().get("release", "")
+    except httpx.TransportError as error:
+        return Check(
+            "label studio",
+            Status.FAIL,
+            f"nothing answers at {shown(url)} ({type(error).__name__})",
+            "start Label Studio, or set LABEL_STUDIO_URL to its address as seen from this machine",
+        )
+    except (ValueError, AttributeError):
+        release = ""
+    if not release:
+        return Check(
+            "label studio",
+            Status.FAIL,
+            f"{shown(url)} answers, but not as Label Studio does",
+            "set LABEL_STUDIO_URL to the address of Label Studio itself",
+        )
+    return Check("label studio", Status.OK, f"{release} at {shown(url)}")
+
+
+def check_token(settings: Settings) -> Check:
+    """The token is accepted, and for how much longer."""
+    if settings.label_studio_api_key is None:
+        return Check("token", Status.FAIL, "LABEL_STUDIO_API_KEY is not set", HOW_TO_GET_ONE)
+    token = settings.label_studio_api_key.get_secret_value()
+    ends = token_expiry(token)
+    try:
+        with LabelStudio.from_settings(settings) as client:
+            user = client.whoami()
+    except LabelStudioAuthError as error:
+        return Check("token", Status.FAIL, str(error), HOW_TO_GET_ONE)
+    except LabelStudioUnavailableError as error:
+        return Check("token", Status.FAIL, str(error), "run this again when Label Studio answers")
+    except LabelStudioError as error:
+        return Check("token", Status.FAIL, str(error), "look at Label Studio's own log")
+    if ends is None:
+        return Check("token", Status.OK, f"legacy token of {user.email}")
+    days = int((ends - time.time()) // 86400)
+    if days < _ENDS_SOON_DAYS:
+        return Check(
+            "token",
+            Status.WARN,
+            f"personal access token of {user.email}, which ends in {days} days",
+            HOW_TO_GET_ONE,
+        )
+    return Check("token", Status.OK, f"personal access token of {user.email}")

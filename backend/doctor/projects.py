@@ -1,0 +1,117 @@
+"""Each project that uses this backend: its config, connection, webhook and version."""
+
+from sqlalchemy import select
+
+from backend.connect import WEBHOOK_ACTIONS
+from backend.credentials import WEBHOOK_SECRET_HEADER, Credentials, load_credentials
+from backend.database import Database
+from backend.doctor.check import Check, Status
+from backend.errors import LabelConfigError, LabelStudioError
+from backend.label_studio import LabelStudio
+from backend.label_studio_records import Json, MLBackend, Webhook
+from backend.settings import Settings
+from backend.tables import Project
+
+
+def check_projects(settings: Settings, database: Database) -> list[Check]:
+    """One finding per project that this backend has been asked for.
+
+    Label Studio tries the connection from its side meanwhile: the address of the backend as Label
+    Studio sees it is checked that way and no other.
+    """
+    with database.reading() as session:
+        ids = list(session.scalars(select(Project.id).order_by(Project.id)))
+    if not ids:
+        return [
+            Check(
+                "projects",
+                Status.WARN,
+                "no project uses this backend yet",
+                "connect one: `medsam3 connect PROJECT`",
+            )
+        ]
+    credentials = load_credentials(settings)
+    with LabelStudio.from_settings(settings) as client:
+        return [_check_project(client, project_id, credentials) for project_id in ids]
+
+
+def _check_project(client: LabelStudio, project_id: int, credentials: Credentials) -> Check:
+    name = f"project {project_id}"
+    again = f"`medsam3 connect {project_id}`"
+    try:
+        project = client.project(project_id)
+        backends = client.ml_backends(project_id)
+        hooks = client.webhooks(project_id)
+    except LabelStudioError as error:
+        if error.status_code == 404:
+            return Check(
+                name, Status.WARN, "Label Studio has no such project, or not for this user", ""
+            )
+        return Check(name, Status.FAIL, str(error), "run this again when Label Studio answers")
+    problem = _config_problem(project)
+    if problem:
+        return Check(name, Status.FAIL, problem, "change it under Settings, Labeling Interface")
+    found = _ours(backends, hooks)
+    if found is None:
+        return Check(name, Status.FAIL, "it is not connected to this backend", again)
+    backend, hook = found
+    problem = _connection_problem(backend, backends)
+    if problem:
+        return Check(name, Status.FAIL, problem, again)
+    problem = _webhook_problem(hook, credentials)
+    if problem:
+        return Check(name, Status.FAIL, problem, again)
+    if project["model_version"] != backend.model_version:
+        return Check(
+            name,
+            Status.WARN,
+            f"it shows the predictions of {project['model_version'] or 'no version'}, but "
+            f"{backend.model_version} is in service",
+            again,
+        )
+    return Check(name, Status.OK, f"“{project['title']}”: {backend.model_version}, connected")
+
+
+def _config_problem(project: Json) -> str:
+    from backend.label_config import parse_label_config
+
+    try:
+        parse_label_config(project["label_config"])
+    except LabelConfigError as error:
+        return str(error)
+    return ""
+
+
+def _ours(backends: list[MLBackend], hooks: list[Webhook]) -> tuple[MLBackend, Webhook] | None:
+    for backend in backends:
+        for hook in hooks:
+            if (
+                hook.url == f"{backend.url.rstrip('/')}/webhook"
+                and WEBHOOK_SECRET_HEADER in hook.headers
+            ):
+                return backend, hook
+    return None
+
+
+def _connection_problem(backend: MLBackend, backends: list[MLBackend]) -> str:
+    if backend.state == "DI":
+        return f"Label Studio cannot reach this backend at {backend.url}"
+    if backend.state == "ER":
+        return f"Label Studio reaches {backend.url}, but it refuses: {backend.error_message}"
+    if not backend.is_interactive:
+        return "smart tools are switched off for this backend"
+    if min(backends, key=lambda one: one.id).id != backend.id:
+        return "another backend stands before this one, and Label Studio asks only the first"
+    return ""
+
+
+def _webhook_problem(hook: Webhook, credentials: Credentials) -> str:
+    if hook.headers[WEBHOOK_SECRET_HEADER] != credentials.webhook_secret:
+        return "its webhook carries another secret, so this backend refuses its events"
+    if not hook.is_active:
+        return "its webhook is switched off"
+    if not hook.send_payload:
+        return "its webhook sends no ids"
+    if not hook.send_for_all_actions and not hook.actions >= WEBHOOK_ACTIONS:
+        return f"its webhook leaves out {', '.join(sorted(WEBHOOK_ACTIONS - hook.actions))}"
+    return ""
