@@ -128,7 +128,7 @@ class LabelStudioServer:
         command = [str(self.executable), "start", "--no-browser"]
         command += ["--internal-host", self.host, "--port", str(self.port)]
         with self.log_path.open("ab") as log:
-            self._process = subprocess.Popen(  # noqa: S603
+            self._process = subprocess.Popen(
                 command,
                 env=self._environment(),
                 stdin=subprocess.DEVNULL,
@@ -270,7 +270,7 @@ def migrated_database(template_dir: Path, executable: Path | None = None) -> Pat
             shutil.rmtree(draft, ignore_errors=True)
             draft.mkdir()
             # Every command applies the migrations first; this one then only prints.
-            done = subprocess.run(  # noqa: S603
+            done = subprocess.run(
                 [str(executable), "version"],
                 env=_base_environment(draft),
                 stdin=subprocess.DEVNULL,
