@@ -42,6 +42,7 @@ def predict_chunk(ids: Sequence[str]) -> None:
             else:
                 _predict_row(services, inference, row, configs[row.config_hash])
     _after(services, ids)
+    inference.publish_counts()
 
 
 def push_chunk(ids: Sequence[str]) -> None:

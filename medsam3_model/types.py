@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -103,6 +103,20 @@ class Detections:
 
     def __len__(self) -> int:
         return len(self.scores)
+
+    def above(self, score_threshold: float) -> Detections:
+        """The instances whose score is above a threshold; presence and semantic map stay."""
+        kept = self.scores > score_threshold
+        return replace(
+            self, masks=self.masks[kept], boxes=self.boxes[kept], scores=self.scores[kept]
+        )
+
+    def above(self, score_threshold: float) -> Detections:
+        """Only the instances that score higher."""
+        kept = self.scores > score_threshold
+        return replace(
+            self, masks=self.masks[kept], boxes=self.boxes[kept], scores=self.scores[kept]
+        )
 
     def union(self, *, semantic_fallback: bool = False) -> npt.NDArray[np.bool_]:
         """All instances in one mask, bool (H, W).

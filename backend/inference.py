@@ -1,0 +1,306 @@
+"""From a stored suggestion to its regions: the GPU worker's side of a prediction."""
+
+import hashlib
+import logging
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from statistics import fmean
+from time import monotonic, perf_counter
+from typing import TYPE_CHECKING, Any
+
+from redis.exceptions import RedisError
+
+from backend import model_versions
+from backend.concepts import Concept, concept_of_label, concepts_for
+from backend.errors import BackendError, ImageSourceError, LabelConfigError
+from backend.image_source import fetch_image
+from backend.label_config import ImageObject, LabelConfig, parse_label_config
+from backend.label_studio import LabelStudio
+from backend.prometheus import add_to_counters
+from backend.prompts import InteractivePrompt, read_context
+from backend.regions import InstanceMask, regions_for, validate
+from backend.services import Services, current_services
+from backend.tables import ModelVersion, Suggestion
+
+if TYPE_CHECKING:
+    from medsam3_model import Detections, ImageEmbedding, MedSAM3
+    from medsam3_model.prompting import SpatialPrompt
+
+log = logging.getLogger(__name__)
+
+# An uploaded image never changes under its address; a local file may, so it is read again now
+# and then.
+IMAGE_TTL_S = 300.0
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a task's prediction holds.
+
+    Attributes:
+        regions: Label Studio's region dictionaries, validated.
+        score: confidence of the whole task, 0 to 1; the least confident are labelled first.
+        image_hash: SHA-256 of the (first) image's file.
+        model_s: seconds that the model took, decoding and encoding of the image included.
+    """
+
+    regions: list[dict[str, Any]]
+    score: float
+    image_hash: str
+    model_s: float
+
+
+@dataclass(frozen=True)
+class Page:
+    """One image of a task: where it is, and which page of a multi-page task it is (or None)."""
+
+    image: ImageObject
+    reference: str
+    item_index: int | None
+
+
+class ImageBytes:
+    """Fetched files, by address, within a limit of bytes and for a limited time."""
+
+    def __init__(self, max_bytes: int) -> None:
+        self._max_bytes = max_bytes
+        self._size = 0
+        self._kept: OrderedDict[tuple[int, str], tuple[float, bytes, str]] = OrderedDict()
+
+    def get(self, key: tuple[int, str], fetch: Callable[[], bytes]) -> tuple[bytes, str]:
+        """The file and its SHA-256; fetched when it is not here or too old."""
+        found = self._kept.pop(key, None)
+        if found is not None:
+            self._size -= len(found[1])
+        if found is None or monotonic() - found[0] > IMAGE_TTL_S:
+            content = fetch()
+            found = (monotonic(), content, hashlib.sha256(content).hexdigest())
+        self._kept[key] = found
+        self._size += len(found[1])
+        while self._size > self._max_bytes and len(self._kept) > 1:
+            _, (_, dropped, _) = self._kept.popitem(last=False)
+            self._size -= len(dropped)
+        return found[1], found[2]
+
+
+class Inference:
+    """The loaded model with its caches; one per GPU worker."""
+
+    def __init__(self, services: Services) -> None:
+        from medsam3_model.embedding_cache import EmbeddingCache
+
+        settings = services.settings
+        self._services = services
+        self._client = LabelStudio.from_settings(settings)
+        self._files = ImageBytes(settings.image_cache_mb * 2**20)
+        self._models: dict[str, MedSAM3] = {}
+        self._embeddings = EmbeddingCache(
+            settings.embedding_dir,
+            memory_bytes=settings.embedding_memory_mb * 2**20,
+            disk_bytes=settings.embedding_disk_mb * 2**20,
+        )
+        self.model(model_versions.default_version(services))
+
+    def predict(self, row: Suggestion, label_config: str) -> Outcome:
+        """Predict one task.
+
+        Raises:
+            BackendError, MedSAM3Error: with a sentence that says what to change.
+        """
+        config = parse_label_config(label_config)
+        prompt = read_context(row.context, config)
+        model = self.model(row.model_version)
+        concepts = _concepts(config, row.task_data, prompt)
+        regions: list[dict[str, Any]] = []
+        confidences: list[float] = []
+        hashes: list[str] = []
+        model_s = 0.0
+        for page in _pages(config, row.task_data, prompt):
+            wanted = [concept for concept in concepts if concept.controls_of(page.image.name)]
+            if not wanted:
+                continue
+            content, image_hash = self._file(page, row)
+            hashes.append(image_hash)
+            started = perf_counter()
+            embedding = self._embedding(model, content, image_hash)
+            answers = self._answer(model, embedding, wanted, prompt)
+            model_s += perf_counter() - started
+            for concept, detections in answers:
+                confidences.append(confidence(detections))
+                height, width = embedding.original_size
+                regions += regions_for(
+                    concept,
+                    instances_of(detections),
+                    width=width,
+                    height=height,
+                    item_index=page.item_index,
+                    controls=concept.controls_of(page.image.name)[: 1 if prompt else None],
+                )
+        validate(regions, label_config)
+        score = fmean(confidences) if confidences else 0.0
+        return Outcome(regions, score, hashes[0] if hashes else "", model_s)
+
+    def model(self, version: str) -> "MedSAM3":
+        """The model of a version, loaded once."""
+        if version not in self._models:
+            from medsam3_model import MedSAM3
+
+            checkpoint, adapter = self._checkpoint(version)
+            settings = self._services.settings
+            self._models[version] = MedSAM3.from_pretrained(
+                checkpoint, adapter=adapter, device=settings.device, dtype=settings.dtype
+            )
+        return self._models[version]
+
+    def publish_counts(self) -> None:
+        """Add what the caches did since the last call to the counters behind /metrics."""
+        try:
+            add_to_counters(self._services.redis, self._embeddings.take_counts())
+        except RedisError as error:
+            log.warning("counters are not published (%s)", type(error).__name__)
+
+    def _checkpoint(self, version: str) -> tuple[str, str | None]:
+        settings = self._services.settings
+        if version == model_versions.default_version(self._services):
+            return settings.model, settings.adapter
+        with self._services.database.reading() as session:
+            known = session.query(ModelVersion).filter_by(version=version).one_or_none()
+        if known is None:
+            raise BackendError(f"model version {version} is not registered: `medsam3 models list`")
+        return known.checkpoint, known.adapter
+
+    def _file(self, page: Page, row: Suggestion) -> tuple[bytes, str]:
+        return self._files.get(
+            (row.project_id, page.reference),
+            lambda: fetch_image(
+                page.reference,
+                client=self._client,
+                settings=self._services.settings,
+                task_id=row.task_id,
+                project_id=row.project_id,
+            ),
+        )
+
+    def _embedding(self, model: "MedSAM3", content: bytes, image_hash: str) -> "ImageEmbedding":
+        def encode() -> "ImageEmbedding":
+            from medsam3_model.image_io import ImageLimits, read_image
+
+            settings = self._services.settings
+            limits = ImageLimits(
+                max_bytes=settings.max_image_mb * 2**20,
+                max_pixels=int(settings.max_image_megapixels * 1e6),
+            )
+            return model.encode_image(read_image(content, limits=limits))
+
+        return self._embeddings.get(model, image_hash, encode)
+
+    def _answer(
+        self,
+        model: "MedSAM3",
+        embedding: "ImageEmbedding",
+        concepts: Sequence[Concept],
+        prompt: InteractivePrompt | None,
+    ) -> list[tuple[Concept, "Detections"]]:
+        """What the model finds of each concept, thresholds of the labeling config applied."""
+        from medsam3_model.prompting import segment_prompted
+
+        texts = self._embeddings.texts(model, [concept.phrase for concept in concepts])
+        if prompt is not None and (prompt.boxes or prompt.points):
+            spatial = in_pixels(prompt, embedding.original_size)
+            return [(concepts[0], segment_prompted(model, embedding, texts[0], spatial))]
+        wanted = [
+            model.settings.score_threshold
+            if concept.score_threshold is None
+            else concept.score_threshold
+            for concept in concepts
+        ]
+        settings = replace(model.settings, score_threshold=min(wanted))
+        found = model.detect_all(embedding, texts, settings=settings)
+        return [
+            (concept, detections.above(threshold))
+            for concept, detections, threshold in zip(concepts, found, wanted, strict=True)
+        ]
+
+
+def _concepts(
+    config: LabelConfig, task_data: Mapping[str, Any], prompt: InteractivePrompt | None
+) -> Sequence[Concept]:
+    """What to ask for: the drawn label's concept, else those of the task, text or config."""
+    if prompt is None or prompt.texts:
+        return concepts_for(config, task_data, prompt.texts if prompt else ())
+    label = prompt.label or (config.labels[0].value if config.labels else "")
+    concept = concept_of_label(config, label)
+    if concept is None:
+        raise LabelConfigError(
+            f"the label {label!r} has no control that can hold a mask: add it to a <BrushLabels>"
+        )
+    return (concept,)
+
+
+def _pages(
+    config: LabelConfig, task_data: Mapping[str, Any], prompt: InteractivePrompt | None
+) -> list[Page]:
+    """The images to look at: all of the task's, or the one that was drawn on."""
+    pages = []
+    for image in config.images:
+        for index, reference in enumerate(image.references(task_data)):
+            if prompt is not None and (image.name, index) != (
+                prompt.image_name or config.images[0].name,
+                prompt.item_index or 0,
+            ):
+                continue
+            pages.append(Page(image, reference, index if image.multi_page else None))
+    if not pages:
+        raise ImageSourceError("the page that was drawn on is not in the task")
+    return pages
+
+
+def in_pixels(prompt: InteractivePrompt, size: tuple[int, int]) -> "SpatialPrompt":
+    """A drawn prompt, in percent of the image, as pixels; `size` is (height, width)."""
+    import numpy as np
+
+    from medsam3_model.prompting import SpatialPrompt
+
+    height, width = size
+    boxes = np.array(prompt.boxes, np.float32).reshape(-1, 4)
+    points = np.array(prompt.points, np.float32).reshape(-1, 2)
+    return SpatialPrompt(
+        boxes * np.array([width, height, width, height], np.float32) / 100,
+        prompt.box_labels,
+        points * np.array([width, height], np.float32) / 100,
+        prompt.point_labels,
+    )
+
+
+def instances_of(detections: "Detections") -> list[InstanceMask]:
+    """Every instance that passed; where none did, the semantic map if the concept is there."""
+    from medsam3_model.evaluation import concept_mask
+
+    if len(detections):
+        found = zip(detections.masks, detections.scores, detections.boxes, strict=True)
+        return [
+            InstanceMask(mask, float(score), tuple(map(float, box))) for mask, score, box in found
+        ]
+    mask, source = concept_mask(detections)
+    if source == "none":
+        return []
+    return [InstanceMask(mask, float(detections.semantic[mask].mean()))]
+
+
+def confidence(detections: "Detections") -> float:
+    """How sure the model is of its answer for one concept, 0 to 1, found or absent."""
+    if len(detections):
+        return float(detections.scores.mean())
+    return max(detections.presence, 1 - detections.presence)
+
+
+_current: Inference | None = None
+
+
+def current_inference() -> Inference:
+    """This worker's inference; the model is loaded at the first call."""
+    global _current  # noqa: PLW0603 one per process
+    if _current is None:
+        _current = Inference(current_services())
+    return _current
