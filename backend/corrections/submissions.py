@@ -161,7 +161,7 @@ def read_regions(
     sizes: dict[int, tuple[int, int]] = {}
     for entry in result:
         shape, id_ = entry.get("type"), entry.get("id")
-        if shape not in _SHAPES or not isinstance(id_, str) or id_ in regions:
+        if shape not in _SHAPES or not isinstance(id_, str) or id_ in regions or _is_open(entry):
             continue
         name = f"region {id_[:40]!r} ({shape})"
         size = _size(entry, name, max_pixels)
@@ -177,8 +177,6 @@ def read_regions(
             mask = region_mask(entry, *size)
         except BackendError as error:
             raise QuarantineError(Trouble.CONTENT, f"{name} cannot be read: {error}") from None
-        if mask is None:
-            continue
         regions[id_] = Region(
             id=id_,
             labels=labels.get(id_, ()),
@@ -204,6 +202,12 @@ def regions_of_concepts(regions: Sequence[Region]) -> dict[tuple[int, str], list
         outlined = [region for region in members if region.shape not in _BOXES]
         found[key] = outlined or members
     return dict(sorted(found.items()))
+
+
+def _is_open(entry: Mapping[str, Any]) -> bool:
+    """An open path is a line, which has no area."""
+    value = entry.get("value")
+    return isinstance(value, Mapping) and value.get("closed") is False
 
 
 def _labels_by_id(result: Sequence[Mapping[str, Any]]) -> dict[str, tuple[str, ...]]:

@@ -1,0 +1,305 @@
+"""Reading the corrections: what every annotation says now, and what may be learned from.
+
+`latest_revisions` is where training and export begin; `current_state` is the whole truth of the
+store about the present, in a form that does not depend on how it came about.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, TypeVar
+
+from sqlalchemy import ColumnElement, select
+from sqlalchemy.orm import Session
+
+from backend.corrections.tables import (
+    Annotation,
+    AnnotationState,
+    ConceptMask,
+    RegionMask,
+    RegionOutcome,
+    Revision,
+)
+from backend.tables import Base
+
+_CHUNK = 500
+RowT = TypeVar("RowT", RegionMask, ConceptMask, RegionOutcome)
+
+
+@dataclass(frozen=True)
+class PageImage:
+    """One page's image: its address in the task, SHA-256 of the file, upright size if known."""
+
+    reference: str
+    hash: str
+    width: int | None
+    height: int | None
+
+
+@dataclass(frozen=True)
+class Concept:
+    """A label's mask on one page; `mask_hash` names it in the `MaskStore`."""
+
+    item_index: int
+    label: str
+    height: int
+    width: int
+    area: int
+    mask_hash: str
+
+
+@dataclass(frozen=True)
+class Instance:
+    """One region of a label."""
+
+    item_index: int
+    label: str
+    region_id: str
+    shape: str
+    area: int
+    mask_hash: str
+
+
+@dataclass(frozen=True)
+class CorrectedTask:
+    """What one annotator last said about one task.
+
+    Attributes:
+        group: what must stay on one side of a split.
+        images: one per page; a page without concepts holds none of the labels.
+        concepts: union per page and label.
+        instances: regions, one per object.
+    """
+
+    revision_id: int
+    annotation_id: int
+    project_id: int
+    task_id: int
+    annotator: int | None
+    updated_at: datetime
+    content_hash: str
+    ground_truth: bool
+    lead_time: float | None
+    model_version: str | None
+    group: str
+    images: tuple[PageImage, ...]
+    concepts: tuple[Concept, ...]
+    instances: tuple[Instance, ...]
+
+
+def latest_revisions(
+    session: Session,
+    project_id: int,
+    *,
+    per_annotator: bool = False,
+    include_unreviewed: bool = False,
+) -> list[CorrectedTask]:
+    """The valid revision that counts for each task, in the order of task and annotation.
+
+    Args:
+        session: reads.
+        project_id: one project.
+        per_annotator: one revision per task and annotator; else one per task, a ground truth
+            before others and then the newest.
+        include_unreviewed: also annotations made from predictions in bulk, at which nobody looked.
+
+    Skipped, deleted and quarantined annotations are left out.
+    """
+    conditions = [
+        Annotation.project_id == project_id,
+        Annotation.state == AnnotationState.VALID,
+        Revision.was_cancelled.is_(False),
+    ]
+    if not include_unreviewed:
+        conditions.append(Revision.from_prediction.is_(False))
+    rows = _revisions(session, conditions)
+    chosen: dict[tuple[int, int | None], Revision] = {}
+    for row in rows:
+        key = (row.task_id, row.annotator if per_annotator else None)
+        if key not in chosen or _precedence(row) > _precedence(chosen[key]):
+            chosen[key] = row
+    return corrected_tasks(session, chosen.values())
+
+
+def corrected_tasks(session: Session, revisions: Iterable[Revision]) -> list[CorrectedTask]:
+    """Revisions with their masks, in the order of task and annotation."""
+    ordered = sorted(revisions, key=lambda row: (row.task_id, row.annotation_id, row.id))
+    ids = [row.id for row in ordered]
+    concepts = _rows_by_revision(session, ConceptMask, ids)
+    regions = _rows_by_revision(session, RegionMask, ids)
+    return [
+        CorrectedTask(
+            revision_id=row.id,
+            annotation_id=row.annotation_id,
+            project_id=row.project_id,
+            task_id=row.task_id,
+            annotator=row.annotator,
+            updated_at=row.updated_at,
+            content_hash=row.content_hash,
+            ground_truth=row.ground_truth,
+            lead_time=row.lead_time,
+            model_version=row.model_version,
+            group=row.task_group,
+            images=tuple(PageImage(*image) for image in row.images),
+            concepts=tuple(
+                sorted(
+                    (
+                        Concept(
+                            one.item_index,
+                            one.label,
+                            one.height,
+                            one.width,
+                            one.area,
+                            one.mask_hash,
+                        )
+                        for one in concepts.get(row.id, ())
+                    ),
+                    key=lambda one: (one.item_index, one.label),
+                )
+            ),
+            instances=tuple(
+                sorted(
+                    (
+                        Instance(
+                            one.item_index,
+                            one.label,
+                            one.region_id,
+                            one.shape,
+                            one.area,
+                            one.mask_hash,
+                        )
+                        for one in regions.get(row.id, ())
+                    ),
+                    key=lambda one: (one.item_index, one.label, one.region_id),
+                )
+            ),
+        )
+        for row in ordered
+    ]
+
+
+def current_state(
+    session: Session, project_id: int | None = None, *, after: int = 0, limit: int | None = None
+) -> Iterator[dict[str, Any]]:
+    """What the store says about every annotation that Label Studio has, ordered by id.
+
+    Two stores that saw the same annotations say the same, byte for byte, in whatever order they
+    saw them: times of ingestion and numbers of rows are left out. Versions that were replaced and
+    annotations that were deleted are history, not state.
+
+    Args:
+        session: reads.
+        project_id: one project, or all.
+        after: annotation id to page on.
+        limit: how many at most.
+    """
+    wanted = (
+        select(Annotation)
+        .where(Annotation.state != AnnotationState.DELETED, Annotation.id > after)
+        .order_by(Annotation.id)
+        .limit(limit)
+    )
+    if project_id is not None:
+        wanted = wanted.where(Annotation.project_id == project_id)
+    annotations = session.scalars(wanted).all()
+    for start in range(0, len(annotations), _CHUNK):
+        chunk = annotations[start : start + _CHUNK]
+        ids = [row.revision_id for row in chunk if row.revision_id is not None]
+        revisions = {
+            row.id: row for row in session.scalars(select(Revision).where(Revision.id.in_(ids)))
+        }
+        described = describe(session, revisions.values())
+        for row in chunk:
+            yield {
+                "annotation": row.id,
+                "project": row.project_id,
+                "task": row.task_id,
+                "state": row.state,
+                "trouble": row.trouble,
+                "reason": row.reason,
+                "content_hash": row.content_hash,
+                "updated_at": row.updated_at.isoformat() if row.updated_at else None,
+                "revision": described.get(row.revision_id or 0),
+            }
+
+
+def describe(session: Session, revisions: Iterable[Revision]) -> dict[int, dict[str, Any]]:
+    """Revisions as JSON objects, by row id."""
+    rows = list(revisions)
+    ids = [row.id for row in rows]
+    concepts = _rows_by_revision(session, ConceptMask, ids)
+    regions = _rows_by_revision(session, RegionMask, ids)
+    outcomes = _rows_by_revision(session, RegionOutcome, ids)
+    return {
+        row.id: {
+            "updated_at": row.updated_at.isoformat(),
+            "created_at": row.created_at.isoformat(),
+            "content_hash": row.content_hash,
+            "annotator": row.annotator,
+            "lead_time": row.lead_time,
+            "was_cancelled": row.was_cancelled,
+            "ground_truth": row.ground_truth,
+            "from_prediction": row.from_prediction,
+            "suggestion": row.suggestion_id,
+            "model_version": row.model_version,
+            "group": row.task_group,
+            "images": [
+                dict(zip(("reference", "hash", "width", "height"), image, strict=True))
+                for image in row.images
+            ],
+            "concepts": _plain(concepts.get(row.id, ()), ("item_index", "label")),
+            "regions": _plain(regions.get(row.id, ()), ("region_id", "label")),
+            "outcomes": _plain(outcomes.get(row.id, ()), ("ordinal",)),
+        }
+        for row in rows
+    }
+
+
+def history(session: Session, annotation_id: int) -> list[dict[str, Any]]:
+    """All versions of an annotation that were seen, oldest first."""
+    rows = session.scalars(
+        select(Revision)
+        .where(Revision.annotation_id == annotation_id)
+        .order_by(Revision.updated_at, Revision.content_hash)
+    ).all()
+    described = describe(session, rows)
+    return [described[row.id] for row in rows]
+
+
+def _precedence(row: Revision) -> tuple[bool, datetime, int]:
+    return row.ground_truth, row.updated_at, row.annotation_id
+
+
+def _revisions(session: Session, conditions: Sequence[ColumnElement[bool]]) -> list[Revision]:
+    return list(
+        session.scalars(
+            select(Revision)
+            .join(Annotation, Annotation.revision_id == Revision.id)
+            .where(*conditions)
+            .order_by(Revision.task_id, Revision.annotation_id)
+        )
+    )
+
+
+def _rows_by_revision(
+    session: Session, table: type[RowT], ids: Sequence[int]
+) -> dict[int, list[RowT]]:
+    found: dict[int, list[RowT]] = {}
+    for start in range(0, len(ids), _CHUNK):
+        wanted = select(table).where(table.revision_id.in_(ids[start : start + _CHUNK]))
+        for row in session.scalars(wanted):
+            found.setdefault(row.revision_id, []).append(row)
+    return found
+
+
+def _plain(rows: Iterable[Base], order: tuple[str, ...]) -> list[dict[str, Any]]:
+    """The rows' columns but for the revision they belong to."""
+    plain = [
+        {
+            column.key: getattr(row, column.key)
+            for column in row.__table__.columns
+            if column.key != "revision_id"
+        }
+        for row in rows
+    ]
+    return sorted(plain, key=lambda one: tuple(one[name] for name in order))
