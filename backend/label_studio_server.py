@@ -21,7 +21,7 @@ from backend.errors import LabelStudioUnavailableError, SettingsError
 
 REPOSITORY = Path(__file__).parent.parent
 DEFAULT_USER = "demo@example.org"
-DEFAULT_PASSWORD = "medsam3-demo"  # noqa: S105  printed by the demo, on the loopback address only
+DEFAULT_PASSWORD = "medsam3-demo"  # noqa: S105  for tests, on the loopback address only
 DEFAULT_TOKEN = "6d656473616d332d64656d6f2d746f6b656e2d31"  # noqa: S105  likewise
 
 _DATABASE = "label_studio.sqlite3"
@@ -244,7 +244,7 @@ def find_executable() -> Path:
             return Path(candidate)
     raise SettingsError(
         f"Label Studio is not installed in {own.parent.parent}: "
-        "`make label-studio` in the repository installs it there."
+        "`make demo` and `make test` install it there."
     )
 
 
@@ -263,6 +263,7 @@ def migrated_database(template_dir: Path, executable: Path | None = None) -> Pat
     wait for the one that makes it.
     """
     executable = executable or find_executable()
+    template_dir = template_dir.absolute()
     template = template_dir / f"label-studio-{installed_version(executable)}.sqlite3"
     with _locked(template_dir / "lock"):
         if not template.exists():
