@@ -80,18 +80,22 @@ class MedSAM3Backend(LabelStudioMLBase):  # type: ignore[misc, valid-type]
         request = PredictRequest(tasks, project_id, self._xml, context)
         return predict(self._services, request)
 
-    def fit(self, event: str, data: Mapping[str, Any], **kwargs: Any) -> dict[str, str]:
+    def fit(
+        self, event: object = (), /, data: Mapping[str, Any] | None = None, **kwargs: Any
+    ) -> dict[str, str]:
         """Keep an event of Label Studio; a worker deals with it.
 
         Args:
-            event: the action, for example `ANNOTATION_CREATED` or `START_TRAINING`.
+            event: the action, for example `ANNOTATION_CREATED` or `START_TRAINING`. The server of
+                label-studio-ml 1.0.9 passes an empty list of tasks here, and the action by name.
             data: the webhook's body.
-            **kwargs: ignored, for label-studio-ml's server.
+            **kwargs: `event`, where it comes by name; the rest is ignored.
 
         Returns:
             The stored event's id.
         """
-        return {"event": events.receive(self._services, {**data, "action": event})}
+        action = str(kwargs.get("event") or event or "")
+        return {"event": events.receive(self._services, {**(data or {}), "action": action})}
 
 
 def _project_of(tasks: Sequence[Mapping[str, Any]]) -> int:
