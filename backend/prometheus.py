@@ -19,10 +19,20 @@ from backend.services import Services
 from backend.tables import Event, Suggestion
 
 COUNTERS_KEY = "medsam3:counters"
+# What GPU workers count, summed over all of them since the counters were last emptied.
+COUNTERS = {
+    "embedding_memory_hits": "Images whose embedding was in a worker's memory",
+    "embedding_disk_hits": "Images whose embedding was on disk",
+    "embedding_misses": "Images that had to be encoded",
+    "embedding_entries_dropped": "Embeddings dropped from disk to stay below the limit",
+    "embedding_disk_errors": "Embeddings that could not be read from or written to disk",
+    "text_embedding_hits": "Phrases whose embedding was in a worker's memory",
+    "text_embedding_misses": "Phrases that had to be encoded",
+}
 
 
 def add_to_counters(redis: Redis, increments: dict[str, float]) -> None:
-    """Add to the counters that `/metrics` shows as `medsam3_<name>_total`."""
+    """Add to `COUNTERS`, which `/metrics` shows as `medsam3_<name>_total`."""
     if not increments:
         return
     with redis.pipeline(transaction=False) as pipeline:
@@ -75,14 +85,18 @@ class _Collector:
             redis = self._services.redis
             for name in QueueName:
                 waiting.add_metric([name], queue(redis, name).count)
-            counters = {
+            counted = {
                 as_text(name): float(value) for name, value in redis.hgetall(COUNTERS_KEY).items()
             }
             up.add_metric([], 1)
         except RedisError:
+            # No counters at all: falling to 0 and back would look like a burst of work.
             up.add_metric([], 0)
-            counters = {}
+            yield up
+            return
         yield up
         yield waiting
-        for counter, value in sorted(counters.items()):
-            yield CounterMetricFamily(f"medsam3_{counter}", counter.replace("_", " "), value=value)
+        for counter, meaning in COUNTERS.items():
+            yield CounterMetricFamily(
+                f"medsam3_{counter}", meaning, value=counted.get(counter, 0.0)
+            )
