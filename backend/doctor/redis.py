@@ -12,7 +12,7 @@ from backend.settings import Settings
 
 # RQ's workers report at least this often, jobs or not.
 _HEARTBEAT_S = 150
-# Without one of these nothing is predicted; a trainer is only needed for training.
+# Without one of these nothing is predicted or taken in.
 _NEEDED_QUEUES = (QueueName.GPU, QueueName.INGEST)
 
 
@@ -57,8 +57,10 @@ def check_workers(redis: Redis, name: QueueName) -> Check:
     if alive:
         return Check(f"workers on {name}", Status.OK, found)
     if name not in _NEEDED_QUEUES:
+        # Nobody has to train; only work that nobody does is worth a word.
+        status = Status.WARN if waiting else Status.OK
         return Check(
-            f"workers on {name}", Status.WARN, found, "for training, start `medsam3 trainer`"
+            f"workers on {name}", status, found, "start `medsam3 trainer`" if waiting else ""
         )
     return Check(
         f"workers on {name}",

@@ -17,7 +17,7 @@ from backend.doctor.database import check_events, check_failed_tasks, open_exist
 from backend.doctor.machine import check_data_folder, check_image_sources, check_model, check_web
 from backend.doctor.redis import check_redis, check_workers
 from backend.label_studio_server import free_port
-from backend.queues import QueueName
+from backend.queues import QueueName, enqueue
 from backend.services import Services
 from backend.settings import Settings
 from backend.tables import Delivery, Event, LabelConfigText, Suggestion, SuggestionState, now
@@ -105,6 +105,8 @@ def test_redis(services: Services) -> None:
 
 def test_workers_are_counted_while_they_report(services: Services) -> None:
     assert check_workers(services.redis, QueueName.GPU).status is Status.FAIL
+    assert check_workers(services.redis, QueueName.TRAIN).status is Status.OK
+    enqueue(services.redis, QueueName.TRAIN, "backend.jobs.nothing", ["a"], job_id="a")
     assert check_workers(services.redis, QueueName.TRAIN).status is Status.WARN
     worker = Worker(services, QueueName.GPU)
     worker.register_birth()
