@@ -111,13 +111,6 @@ class Detections:
             self, masks=self.masks[kept], boxes=self.boxes[kept], scores=self.scores[kept]
         )
 
-    def above(self, score_threshold: float) -> Detections:
-        """Only the instances that score higher."""
-        kept = self.scores > score_threshold
-        return replace(
-            self, masks=self.masks[kept], boxes=self.boxes[kept], scores=self.scores[kept]
-        )
-
     def union(self, *, semantic_fallback: bool = False) -> npt.NDArray[np.bool_]:
         """All instances in one mask, bool (H, W).
 

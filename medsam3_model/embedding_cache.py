@@ -1,0 +1,265 @@
+"""Embeddings kept in memory and on disk, so that an image is encoded once.
+
+An embedding depends on the image and on the frozen encoder alone, so it stays valid when another
+detector is swapped in. Memory keeps what the detector reads; disk keeps the vision transformer's
+output, a fifth of that, from which the neck makes it again in a hundredth of the encoder's time.
+
+Several processes may share a folder: entries appear by an atomic rename, carry a checksum, and a
+damaged or vanished one counts as absent. A full disk costs speed, never an answer.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import logging
+import os
+import threading
+import time
+import zlib
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+
+from medsam3_model.types import ImageEmbedding, TextEmbedding
+
+if TYPE_CHECKING:
+    from medsam3_model.predictor import MedSAM3
+
+log = logging.getLogger(__name__)
+
+_FORMAT = "1"
+_TEXTS_KEPT = 4096  # 32 KB each at full size
+_UNFINISHED_S = 3600.0  # an unfinished entry this old was left by a process that died
+_KEEP_AFTER_EVICTION = 0.9  # so that not every further entry has to evict one
+
+
+class _Counted:
+    """Hits and misses that a caller may read and publish.
+
+    Attributes:
+        counts: since the start.
+    """
+
+    def __init__(self) -> None:
+        self.counts: Counter[str] = Counter()
+        self._taken: Counter[str] = Counter()
+        self._counts_lock = threading.Lock()
+
+    def take_counts(self) -> dict[str, float]:
+        """What was added to `counts` since the last call."""
+        with self._counts_lock:
+            new = self.counts - self._taken
+            self._taken = self.counts.copy()
+        return {name: float(count) for name, count in new.items()}
+
+    def _count(self, name: str, amount: int = 1) -> None:
+        with self._counts_lock:
+            self.counts[name] += amount
+
+
+class TextCache(_Counted):
+    """Text embeddings in memory, least recently used ones dropped first.
+
+    Its counts are `text_embedding_hits` and `text_embedding_misses`.
+    """
+
+    def __init__(self, kept: int = _TEXTS_KEPT) -> None:
+        """Keep at most so many phrases."""
+        super().__init__()
+        self._kept = kept
+        self._texts: OrderedDict[tuple[str, str, str], TextEmbedding] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def get(self, model: MedSAM3, phrases: Sequence[str]) -> TextEmbedding:
+        """The embedding of phrases, of which only the new ones are encoded.
+
+        Raises:
+            PromptError: no phrase, or an empty one.
+        """
+        keys = [(model.encoder_hash, str(model.dtype), phrase) for phrase in phrases]
+        with self._lock:
+            known = {key: self._texts[key] for key in keys if key in self._texts}
+            for key in known:
+                self._texts.move_to_end(key)
+        unknown = [key for key in dict.fromkeys(keys) if key not in known]
+        if unknown or not keys:
+            encoded = model.encode_text([phrase for _, _, phrase in unknown])
+            known.update({key: encoded[index] for index, key in enumerate(unknown)})
+        self._count("text_embedding_hits", len(keys) - len(unknown))
+        self._count("text_embedding_misses", len(unknown))
+        with self._lock:
+            for key in unknown:
+                self._texts[key] = known[key]
+            while len(self._texts) > self._kept:
+                self._texts.popitem(last=False)
+        return TextEmbedding.concatenate([known[key] for key in keys])
+
+
+class EmbeddingCache(_Counted):
+    """Image embeddings, least recently used ones dropped first.
+
+    Its counts are `embedding_memory_hits`, `embedding_disk_hits`, `embedding_misses`,
+    `embedding_entries_dropped` (damaged) and `embedding_disk_errors`.
+    """
+
+    def __init__(self, folder: Path | None, *, memory_bytes: int, disk_bytes: int) -> None:
+        """Open or create a cache.
+
+        Args:
+            folder: for the disk's part; None keeps everything in memory.
+            memory_bytes: limit of what this process keeps in memory (the device's memory, where
+                the model is on a GPU); at least the latest embedding is kept.
+            disk_bytes: limit of the folder, over all processes; 0 writes nothing.
+        """
+        super().__init__()
+        self._folder = folder if disk_bytes > 0 else None
+        self._memory_bytes = memory_bytes
+        self._disk_bytes = disk_bytes
+        self._images: OrderedDict[str, ImageEmbedding] = OrderedDict()
+        self._image_bytes = 0
+        self._disk_used: int | None = None
+        self._lock = threading.Lock()
+
+    def get(
+        self, model: MedSAM3, image_key: str, encode: Callable[[], ImageEmbedding]
+    ) -> ImageEmbedding:
+        """The embedding of an image, encoded only if neither memory nor disk has it.
+
+        Args:
+            model: whose encoder is meant.
+            image_key: what identifies the pixels: a hash of the file, and the page if it has
+                several.
+            encode: called on a miss.
+        """
+        key = _key(model, image_key)
+        with self._lock:
+            found = self._images.get(key)
+            if found is not None:
+                self._images.move_to_end(key)
+                self._count("embedding_memory_hits")
+                return found
+        found = self._read(model, key)
+        if found is not None:
+            self._count("embedding_disk_hits")
+        else:
+            self._count("embedding_misses")
+            found = encode()
+            self._write(key, found)
+        self._remember(key, found)
+        return found
+
+    def _remember(self, key: str, embedding: ImageEmbedding) -> None:
+        with self._lock:
+            replaced = self._images.pop(key, None)
+            self._image_bytes += embedding.nbytes - (replaced.nbytes if replaced else 0)
+            self._images[key] = embedding
+            while self._image_bytes > self._memory_bytes and len(self._images) > 1:
+                _, dropped = self._images.popitem(last=False)
+                self._image_bytes -= dropped.nbytes
+
+    # -- disk -------------------------------------------------------------------------------
+
+    def _path(self, key: str) -> Path | None:
+        return self._folder and self._folder / key[:2] / f"{key}.safetensors"
+
+    def _read(self, model: MedSAM3, key: str) -> ImageEmbedding | None:
+        path = self._path(key)
+        if path is None:
+            return None
+        try:
+            content = path.read_bytes()
+        except OSError:
+            return None
+        try:
+            tensors = load(content)
+            notes = json.loads(bytes(tensors["notes"].tolist()))
+            hidden = tensors["last_hidden_state"]
+            if notes["checksum"] != _checksum(hidden):
+                raise ValueError("checksum")
+            height, width = notes["original_size"]
+        except (SafetensorError, KeyError, ValueError, TypeError):
+            log.warning("A damaged image embedding was dropped; the image is encoded again.")
+            self._count("embedding_entries_dropped")
+            _unlink(path)
+            return None
+        with contextlib.suppress(OSError):
+            os.utime(path)  # least recently used goes first
+        return model.restore_embedding(hidden, (height, width))
+
+    def _write(self, key: str, embedding: ImageEmbedding) -> None:
+        path = self._path(key)
+        if path is None:
+            return
+        hidden = embedding.last_hidden_state.detach().to("cpu", copy=True).contiguous()
+        notes = {"checksum": _checksum(hidden), "original_size": embedding.original_size}
+        packed = torch.tensor(list(json.dumps(notes).encode()), dtype=torch.uint8)
+        content = save({"last_hidden_state": hidden, "notes": packed})
+        unfinished = path.with_name(f".{key}.{os.getpid()}.{threading.get_ident()}")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._make_room(len(content))
+            unfinished.write_bytes(content)
+            unfinished.replace(path)
+        except OSError as error:
+            if not self.counts["embedding_disk_errors"]:
+                log.warning("Image embeddings are not kept on disk: %s.", error.strerror)
+            self._count("embedding_disk_errors")
+            _unlink(unfinished)
+            return
+        with self._lock:
+            if self._disk_used is not None:
+                self._disk_used += len(content)
+
+    def _make_room(self, needed: int) -> None:
+        """Drop the least recently used entries where the limit would be exceeded.
+
+        Other processes write, too, so what is there is counted anew before anything is dropped.
+        """
+        with self._lock:
+            if self._disk_used is not None and self._disk_used + needed <= self._disk_bytes:
+                return
+            entries = sorted(self._entries())
+            self._disk_used = sum(size for _, size, _ in entries)
+            if self._disk_used + needed <= self._disk_bytes:
+                return
+            wanted = self._disk_bytes * _KEEP_AFTER_EVICTION - needed
+            for _, size, path in entries:
+                if self._disk_used <= wanted:
+                    break
+                _unlink(path)
+                self._disk_used -= size
+
+    def _entries(self) -> list[tuple[float, int, Path]]:
+        """(time of last use, bytes, path) of all entries."""
+        found = []
+        for path in self._folder.glob("*/*") if self._folder else ():
+            try:
+                status = path.stat()
+            except OSError:
+                continue  # another process dropped it
+            if path.suffix == ".safetensors":
+                found.append((status.st_mtime, status.st_size, path))
+            elif status.st_mtime < time.time() - _UNFINISHED_S:
+                _unlink(path)
+        return found
+
+
+def _key(model: MedSAM3, image_key: str) -> str:
+    parts = (_FORMAT, model.encoder_hash, str(model.dtype), str(model.image_size), image_key)
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()
+
+
+def _checksum(tensor: torch.Tensor) -> int:
+    return zlib.crc32(tensor.reshape(-1).view(torch.uint8).numpy().data)
+
+
+def _unlink(path: Path) -> None:
+    with contextlib.suppress(OSError):
+        path.unlink(missing_ok=True)
