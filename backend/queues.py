@@ -47,6 +47,7 @@ def enqueue(
     *,
     job_id: str,
     at_front: bool = False,
+    timeout_s: int | None = None,
 ) -> None:
     """Put `handler(ids)` on a queue.
 
@@ -57,6 +58,7 @@ def enqueue(
         ids: the rows; handlers look them up, so a job that comes twice does its work once.
         job_id: deterministic, so that the same work enqueued twice is one job.
         at_front: before everything that waits (interactive work).
+        timeout_s: seconds that the job may take, -1 without end; default `JOB_TIMEOUT_S`.
 
     Raises:
         QueueError: Redis cannot be reached.
@@ -67,6 +69,7 @@ def enqueue(
             args=(list(ids),),
             job_id=job_id,
             at_front=at_front,
+            timeout=timeout_s,
             result_ttl=RESULT_TTL_S,
             failure_ttl=FAILURE_TTL_S,
             retry=Retry(max=2),

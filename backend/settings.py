@@ -7,6 +7,7 @@ Most carry the prefix `MEDSAM3_`; the five that other tools of the field read to
 import re
 from functools import lru_cache
 from pathlib import Path
+from typing import Literal
 
 from pydantic import AliasChoices, Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -142,6 +143,42 @@ class Settings(BaseSettings):
         20480, ge=0, description="Disk for image embeddings below the data folder."
     )
 
+    train_after_corrections: int = Field(
+        0, ge=0, description="New corrections of a project that start a training run; 0: never."
+    )
+    train_schedule: str | None = Field(
+        None, description="Cron line (UTC) at which projects with new corrections are trained."
+    )
+    train_steps: int = Field(400, ge=1, description="Optimiser steps of a training run at most.")
+    train_minutes: float = Field(
+        120.0, gt=0, description="Minutes after which a training run stops where it is."
+    )
+    learning_rate: float | None = Field(
+        None, gt=0, description="Peak learning rate; empty: the model's own default."
+    )
+    train_seed: int = Field(0, description="Seed of a training run.")
+    train_replay: bool = Field(
+        True, description="Train on earlier concepts too, so that they are not forgotten."
+    )
+    consensus: Literal["latest", "majority", "staple"] = Field(
+        "latest", description="What several annotators' masks of one image become for training."
+    )
+    strategy: Literal["uncertainty", "tta", "diversity", "random", "random-foreground"] = Field(
+        "uncertainty", description="Which tasks are served first, after a prediction."
+    )
+    gate_min_images: int = Field(
+        5, ge=1, description="Validation images below which no version is promoted by itself."
+    )
+    gate_tolerance: float = Field(
+        0.02, ge=0, le=1, description="Mean Dice that any one concept may lose in a promotion."
+    )
+    auto_promote: bool = Field(
+        True, description="Put a version that passes the gate into service by itself."
+    )
+    detectors_in_memory: int = Field(
+        8, ge=1, description="Trained detectors that a GPU worker keeps loaded."
+    )
+
     @field_validator("label_studio_url")
     @classmethod
     def _no_trailing_slash(cls, value: str) -> str:
@@ -156,6 +193,8 @@ class Settings(BaseSettings):
         "adapter",
         "group_pattern",
         "retention_days",
+        "train_schedule",
+        "learning_rate",
         mode="before",
     )
     @classmethod
@@ -195,6 +234,11 @@ class Settings(BaseSettings):
     def storage(self) -> str:
         """The fsspec URL of the mask files, with the default filled in."""
         return self.storage_url or str(self.data_dir / "masks")
+
+    @property
+    def training_dir(self) -> Path:
+        """Folder in which training runs keep what they need to resume, and their event files."""
+        return self.data_dir / "training"
 
     @property
     def embedding_dir(self) -> Path:

@@ -155,7 +155,16 @@ class Event(Base):
 
 
 class ModelVersion(Base):
-    """A model that predictions may carry as `model_version`; never overwritten."""
+    """A model that predictions may carry as `model_version`; never overwritten.
+
+    Attributes:
+        checkpoint, adapter: the model, or the base of a detector that was trained here.
+        detector: name of the trained detector in the `DetectorStore`; None: the checkpoint's own.
+        project_id: the project that it was trained for; None: any.
+        parent: the version that it was trained from.
+        run_id: the training run that made it.
+        card: its model card, see `backend.training.model_card`.
+    """
 
     __tablename__ = "model_versions"
     __table_args__ = (UniqueConstraint("version"),)
@@ -164,4 +173,9 @@ class ModelVersion(Base):
     version: Mapped[str] = mapped_column(String(200))
     checkpoint: Mapped[str] = mapped_column(Text)
     adapter: Mapped[str | None] = mapped_column(Text)
+    detector: Mapped[str | None] = mapped_column(String(200))
+    project_id: Mapped[int | None]
+    parent: Mapped[str | None] = mapped_column(String(200))
+    run_id: Mapped[str | None] = mapped_column(String(32))
+    card: Mapped[dict[str, Any] | None]
     created_at: Mapped[datetime] = mapped_column(default=now)
