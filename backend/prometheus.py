@@ -44,15 +44,18 @@ def add_to_counters(redis: Redis, increments: dict[str, float]) -> None:
 def render(services: Services) -> tuple[bytes, str]:
     """The metrics in Prometheus' text format, with its content type."""
     registry = CollectorRegistry()
-    registry.register(_Collector(services))
+    registry.register(Collector(services))
     return generate_latest(registry), CONTENT_TYPE_LATEST
 
 
-class _Collector:
+class Collector:
+    """Reads every metric when asked; prometheus-client calls `collect`."""
+
     def __init__(self, services: Services) -> None:
         self._services = services
 
     def collect(self) -> Iterator[Metric]:
+        """Every metric with its samples; those in Redis only while it answers."""
         yield from self._rows()
         yield from self._redis()
 
