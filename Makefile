@@ -12,7 +12,7 @@ IMAGES ?=
 LABELS ?=
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo demo-check test lint types unit integration e2e bench bench-full install browser clean
+.PHONY: demo demo-check test lint types unit integration e2e bench bench-full docs install browser clean
 
 demo: install
 	$(BIN)/medsam3 demo $(if $(IMAGES),--images "$(IMAGES)") $(if $(LABELS),--labels "$(LABELS)")
@@ -43,6 +43,10 @@ bench: install
 
 bench-full: install
 	$(BIN)/python -m tests.perf.bench_full
+
+# The tables that are made from the code.
+docs: install
+	$(BIN)/python docs/reference.py
 
 install: $(VENV)/.installed $(LABEL_STUDIO_VENV)/.installed
 
