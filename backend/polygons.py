@@ -1,0 +1,182 @@
+"""Polygons of masks and masks of polygons, in pixels.
+
+Coordinates are (x, y) with pixel *edges* at whole numbers: pixel (row r, column c) is the square
+from (c, r) to (c + 1, r + 1), and a mask's polygon runs along the outside of its pixels. A pixel
+belongs to a polygon when its centre is inside by the non-zero winding rule, which is how the
+editor's canvas fills; so the exact outline of a mask fills to exactly that mask.
+"""
+
+import numpy as np
+import numpy.typing as npt
+
+from backend.errors import RegionError
+
+Mask = npt.NDArray[np.bool_]
+Points = npt.NDArray[np.float64]
+
+# Pixels that may change, as a share of the mask, when specks are dropped and pinholes closed, so
+# that an annotator gets one polygon to edit rather than a hundred.
+_SPECKS = 0.005
+# More than these nobody edits by hand, and joining them takes minutes for a mask of noise.
+_MOST_COMPONENTS = 500
+_MOST_HOLES = 200
+# Simplification in pixels, coarsest first; the first whose polygon keeps this Dice is taken.
+_TOLERANCES = (1.0, 0.5, 0.25, 0.0)
+_LEAST_DICE = 0.988
+
+
+def outline(mask: Mask) -> list[Points]:
+    """The polygons of a mask, one per component (pixels that touch at a corner are connected).
+
+    A polygon of Label Studio is one ring, so a hole is joined to the outer ring by a cut that is
+    walked in both directions (a keyhole) and encloses nothing. Points are thinned out as far as
+    the polygon keeps its Dice with the component; specks and pinholes of together less than
+    0.5 % of the mask are left out, and so are all but the 500 largest components and 200 largest
+    holes.
+
+    Args:
+        mask: bool ``(H, W)``.
+
+    Returns:
+        ``(N, 2)`` float64 (x, y) pixel edges each, N >= 3, not closed by a repeated point, largest
+        component first; an empty list for an empty mask.
+    """
+    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+    if not rows.size:
+        return []
+    top, left = int(rows[0]), int(columns[0])
+    cropped = mask[top : rows[-1] + 1, left : columns[-1] + 1]
+    polygons = [_simplified(rings) for rings in _components(_without_specks(cropped))]
+    corner = np.array([left, top])
+    return [polygon + corner for polygon in sorted(polygons, key=_area, reverse=True)]
+
+
+def fill(points: Points, height: int, width: int) -> Mask:
+    """The pixels whose centres a polygon encloses by the non-zero winding rule.
+
+    Args:
+        points: ``(N, 2)`` (x, y) in pixels; the last point is joined to the first. Parts outside
+            the image are cut off.
+        height, width: of the image in pixels.
+
+    Returns:
+        bool ``(height, width)``.
+
+    Raises:
+        RegionError: a coordinate is not a finite number.
+    """
+    points = np.asarray(points, dtype=np.float64).reshape(-1, 2)
+    if not np.isfinite(points).all():
+        raise RegionError("A polygon has a coordinate that is not a finite number.")
+    mask = np.zeros((height, width), dtype=np.bool_)
+    (x0, y0), (x1, y1) = points.T, np.roll(points, -1, axis=0).T
+    # An edge crosses the rows whose centre line lies in [upper end, lower end).
+    first = np.clip(np.ceil(np.minimum(y0, y1) - 0.5), 0, height).astype(np.int64)
+    stop = np.clip(np.ceil(np.maximum(y0, y1) - 0.5), 0, height).astype(np.int64)
+    crossings = stop - first
+    if not crossings.any():
+        return mask
+    top, bottom = int(first[crossings > 0].min()), int(stop.max())
+
+    edge = np.repeat(np.arange(len(points)), crossings)
+    row = np.arange(edge.size) - np.repeat(np.cumsum(crossings) - crossings, crossings)
+    row += first[edge]
+    slope = (x1 - x0)[edge] / (y1 - y0)[edge]
+    x = x0[edge] + (row + 0.5 - y0[edge]) * slope
+    column = np.clip(np.ceil(x - 0.5), 0, width).astype(np.int64)
+    winding = np.zeros((bottom - top, width + 1), dtype=np.int32)
+    np.add.at(winding, (row - top, column), np.where(y1 > y0, 1, -1)[edge])
+    mask[top:bottom] = np.cumsum(winding, axis=1)[:, :width] != 0
+    return mask
+
+
+def _area(ring: Points) -> float:
+    """Signed area in square pixels."""
+    (x0, y0), (x1, y1) = ring.T, np.roll(ring, -1, axis=0).T
+    return float(np.sum(x0 * y1 - x1 * y0)) / 2
+
+
+def _without_specks(mask: Mask) -> Mask:
+    import cv2
+
+    allowance = int(_SPECKS * np.count_nonzero(mask))
+    padded = np.pad(mask, 1).astype(np.uint8)
+    # Foreground touches at corners, so background must not: a diagonal line parts nothing.
+    for value, connectivity, most in ((1, 8, _MOST_COMPONENTS), (0, 4, _MOST_HOLES)):
+        _, labels, stats, _ = cv2.connectedComponentsWithStats(
+            (padded == value).astype(np.uint8), connectivity=connectivity
+        )
+        areas = stats[:, cv2.CC_STAT_AREA].astype(np.int64)
+        areas[[0, labels[0, 0]]] = np.iinfo(np.int32).max  # the other value, and the outside
+        order = np.argsort(areas, kind="stable")
+        few_pixels = int(np.searchsorted(np.cumsum(areas[order]), allowance, side="right"))
+        too_many = int(np.count_nonzero(areas < areas.max())) - most
+        dropped = order[: max(few_pixels, too_many)]
+        if dropped.size:
+            allowance = max(0, allowance - int(areas[dropped].sum()))
+            padded[np.isin(labels, dropped)] = 1 - value
+    return padded[1:-1, 1:-1].astype(np.bool_)
+
+
+def _components(mask: Mask) -> list[list[Points]]:
+    """Exact rings of each component along the pixel edges: the outer one, then its holes.
+
+    OpenCV traces through pixel centres, so the mask is first drawn on a lattice of twice the
+    resolution in which pixel edges and corners are pixels too.
+    """
+    import cv2
+
+    height, width = mask.shape
+    lattice = np.zeros((2 * height + 1, 2 * width + 1), dtype=np.uint8)
+    lattice[1::2, 1::2] = mask
+    closed = cv2.dilate(lattice, np.ones((3, 3), dtype=np.uint8))
+    contours, hierarchy = cv2.findContours(closed, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_SIMPLE)
+    rings = [contour.reshape(-1, 2).astype(np.float64) / 2 for contour in contours]
+    components: dict[int, list[Points]] = {}
+    for index, (_, _, _, parent) in enumerate(hierarchy[0]):
+        if parent < 0:
+            components[index] = [rings[index]]
+    for index, (_, _, _, parent) in enumerate(hierarchy[0]):
+        if parent >= 0:
+            components[int(parent)].append(rings[index])
+    return list(components.values())
+
+
+def _simplified(rings: list[Points]) -> Points:
+    import cv2
+
+    corner = rings[0].min(axis=0)
+    width, height = (int(size) for size in rings[0].max(axis=0) - corner)
+    exact = _joined(rings)
+    component = fill(exact - corner, height, width)
+    for tolerance in _TOLERANCES[:-1]:
+        thinned = [
+            cv2.approxPolyDP(ring.astype(np.float32), tolerance, closed=True)
+            .reshape(-1, 2)
+            .astype(np.float64)
+            for ring in rings
+        ]
+        polygon = _joined([ring for ring in thinned if len(ring) >= 3])
+        if len(polygon) < 3:
+            continue
+        filled = fill(polygon - corner, height, width)
+        overlap = np.count_nonzero(filled & component)
+        if 2 * overlap >= _LEAST_DICE * (np.count_nonzero(filled) + np.count_nonzero(component)):
+            return polygon
+    return exact
+
+
+def _joined(rings: list[Points]) -> Points:
+    """One ring out of an outer ring and its holes, which are turned the other way round."""
+    if not rings:
+        return np.zeros((0, 2))
+    joined = rings[0] if _area(rings[0]) > 0 else rings[0][::-1]
+    # From the left, so that cuts are short and seldom cross another hole.
+    for hole in sorted(rings[1:], key=lambda ring: float(ring[:, 0].min())):
+        if _area(hole) > 0:
+            hole = hole[::-1]
+        start = int(np.argmin(hole[:, 0]))
+        at = int(np.argmin(np.square(joined - hole[start]).sum(axis=1)))
+        there_and_back = np.concatenate([hole[start:], hole[: start + 1]])
+        joined = np.concatenate([joined[: at + 1], there_and_back, joined[at:]])
+    return joined
