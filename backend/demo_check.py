@@ -14,7 +14,8 @@ from backend.demo import Demo, DemoOptions, running_demo
 from backend.errors import RegionError
 from backend.label_studio import LabelStudio
 from backend.preannotate import Progress
-from backend.regions import region_mask, validate
+from backend.region_masks import region_mask
+from backend.regions import validate
 
 
 @dataclass(frozen=True)
