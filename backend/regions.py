@@ -253,5 +253,5 @@ def _png_url(mask: Mask) -> str:
     rgba = np.zeros((*mask.shape, 4), dtype=np.uint8)
     rgba[..., 3] = mask * np.uint8(255)
     buffer = io.BytesIO()
-    Image.fromarray(rgba, "RGBA").save(buffer, format="PNG", compress_level=3)
+    Image.fromarray(rgba).save(buffer, format="PNG", compress_level=3)
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
