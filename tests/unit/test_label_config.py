@@ -1,7 +1,11 @@
+import xml.etree.ElementTree as ET
 from functools import cache
+from pathlib import Path
 
 import pytest
+from label_studio_sdk.label_interface import LabelInterface
 
+from backend.concepts import remarks
 from backend.errors import ImageSourceError, LabelConfigError
 from backend.label_config import Control, ImageObject, Label, parse_label_config
 
@@ -316,3 +320,75 @@ def test_ten_thousand_labels():
 def test_labels_in_other_scripts():
     config = parse_label_config(view(IMAGE, BRUSH.replace("Tumor", "Опухоль 腫瘍")))
     assert config.labels == (Label("Опухоль 腫瘍", "Опухоль 腫瘍"),)
+
+
+TEMPLATES = sorted((Path(__file__).parents[2] / "label_config").glob("*.xml"))
+# Okabe and Ito, without black and with grey's neighbours left out.
+COLOURS = {"#E69F00", "#56B4E9", "#009E73", "#F0E442", "#D55E00", "#CC79A7", "#0072B2"}
+
+
+def test_the_templates_are_all_there():
+    readme = (Path(__file__).parents[2] / "label_config" / "README.md").read_text()
+    assert len(TEMPLATES) >= 7
+    assert [template.name for template in TEMPLATES if f"`{template.name}`" not in readme] == []
+
+
+@pytest.mark.parametrize("template", TEMPLATES, ids=lambda path: path.stem)
+class TestTemplates:
+    def test_label_studios_own_checks(self, template):
+        LabelInterface(template.read_text()).validate()
+
+    def test_masks_for_every_label_and_prompts_of_three_words(self, template):
+        config = parse_label_config(template.read_text())
+        assert remarks(config) == ()
+        assert config.labels
+        for label in config.labels:
+            assert [control.tag for control in config.outputs_of(label.value)] == ["BrushLabels"]
+            assert 1 <= len(label.prompt.split()) <= 3
+
+    def test_smart_tools_offer_the_same_labels(self, template):
+        config = parse_label_config(template.read_text())
+        labels = config.controls[0].label_values
+        smart = [control for control in config.controls if control.smart and control.labels]
+        assert {control.tag for control in smart} == {"RectangleLabels", "KeyPointLabels"}
+        assert all(control.label_values == labels for control in smart)
+
+    def test_colours_and_hotkeys(self, template):
+        root = ET.fromstring(template.read_text())  # noqa: S314 - our own files
+        controls = [node for node in root if node.findall("Label")]
+        hotkeys = [label.get("hotkey") for node in controls for label in node]
+        assert len(set(hotkeys)) == len(hotkeys)
+        assert None not in hotkeys
+        for node in controls:
+            colours = [label.get("background") for label in node]
+            assert set(colours) <= COLOURS
+            assert len(set(colours)) == len(colours)
+
+
+def test_the_demos_template():
+    config = parse_label_config(
+        next(path for path in TEMPLATES if path.stem == "brain_mri").read_text()
+    )
+    assert config.labels == (
+        Label("Brain", "brain"),
+        Label("Grey matter", "grey matter"),
+        Label("White matter", "white matter"),
+    )
+
+
+def test_the_chests_sides():
+    """The patient's right lung is on the left of the image, and the template says so."""
+    text = next(path for path in TEMPLATES if path.stem == "chest_xray").read_text()
+    assert "the right lung is on the left side of the image" in " ".join(text.split())
+    labels = parse_label_config(text).labels
+    assert Label("Right lung", "right lung") in labels
+    assert Label("Left lung", "left lung") in labels
+
+
+def test_all_smart_tools():
+    text = next(path for path in TEMPLATES if path.stem == "all_smart_tools").read_text()
+    config = parse_label_config(text)
+    assert config.control("text").smart
+    assert config.control("not_this").negative
+    assert config.control("polygon").model_output is False
+    assert not config.control("box").negative
