@@ -24,12 +24,12 @@ instead of the label's value; `prompt=""`: never ask for this label); on a contr
 
 import math
 import re
-import xml.etree.ElementTree as ET
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from typing import Any
 
+from backend.config_tags import ConfigTag, read_tags
 from backend.errors import ImageSourceError, LabelConfigError
 
 MASK_TAGS = frozenset(
@@ -45,7 +45,6 @@ _OTHER_MEDIA = ("Video", "Audio", "Text", "HyperText", "Paragraphs", "TimeSeries
 _ADVICE = (
     'add for example <BrushLabels name="brush" toName="image"><Label value="Tumor"/></BrushLabels>'
 )
-_MOST_CHARACTERS = 4_000_000
 
 
 @dataclass(frozen=True)
@@ -200,8 +199,7 @@ def parse_label_config(xml: str) -> LabelConfig:
     Raises:
         LabelConfigError: with one sentence that says what to change.
     """
-    root = _parse_xml(xml)
-    nodes = [_Node(element) for element in root.iter() if isinstance(element.tag, str)]
+    nodes = read_tags(xml)
     if any(node.tag == "repeater" for node in nodes):
         raise LabelConfigError(
             'A <Repeater> cannot be served: show the pages with <Image valueList="$images"/>.'
@@ -216,46 +214,7 @@ def parse_label_config(xml: str) -> LabelConfig:
     return config
 
 
-class _Node:
-    """An XML element with lower-case names."""
-
-    def __init__(self, element: ET.Element) -> None:
-        self.element = element
-        self.tag = element.tag.lower()
-        self.attributes = {key.lower(): value.strip() for key, value in element.attrib.items()}
-
-    def get(self, name: str) -> str:
-        return self.attributes.get(name.lower(), "")
-
-    def is_true(self, name: str) -> bool:
-        return self.get(name).lower() == "true"
-
-    def flag(self, name: str) -> bool | None:
-        """One of our own flags; None where it is not set."""
-        text = self.get(name).lower()
-        if text not in ("", "true", "false"):
-            raise LabelConfigError(f'{self}: {name}="{text}" must be "true" or "false".')
-        return text == "true" if text else None
-
-    def __str__(self) -> str:
-        name = f' name="{self.get("name")}"' if self.get("name") else ""
-        return f"<{self.element.tag}{name}>"
-
-
-def _parse_xml(xml: str) -> ET.Element:
-    if not isinstance(xml, str) or not xml.strip():
-        raise LabelConfigError("The labeling config is empty: set one in the project's settings.")
-    if len(xml) > _MOST_CHARACTERS:
-        raise LabelConfigError(f"The labeling config is longer than {_MOST_CHARACTERS} characters.")
-    if re.search(r"<!\s*(DOCTYPE|ENTITY)", xml, re.IGNORECASE):
-        raise LabelConfigError("The labeling config has a DOCTYPE or an ENTITY: remove it.")
-    try:
-        return ET.fromstring(xml.strip())  # noqa: S314 - entities are refused above
-    except ET.ParseError as error:
-        raise LabelConfigError(f"The labeling config is not well-formed XML: {error}.") from None
-
-
-def _check_names(nodes: Sequence[_Node]) -> None:
+def _check_names(nodes: Sequence[ConfigTag]) -> None:
     seen: set[str] = set()
     for node in nodes:
         name = node.get("name")
@@ -267,7 +226,7 @@ def _check_names(nodes: Sequence[_Node]) -> None:
             seen.add(name)
 
 
-def _image(node: _Node) -> ImageObject:
+def _image(node: ConfigTag) -> ImageObject:
     name = node.get("name")
     if not name:
         raise LabelConfigError(
@@ -284,7 +243,7 @@ def _image(node: _Node) -> ImageObject:
     return ImageObject(name, value[1:], multi_page)
 
 
-def _without_image(nodes: Sequence[_Node]) -> str:
+def _without_image(nodes: Sequence[ConfigTag]) -> str:
     tags = {node.tag for node in nodes}
     other = next((tag for tag in _OTHER_MEDIA if tag.lower() in tags), None)
     instead = f" but a <{other}>, which cannot be segmented" if other else ""
@@ -294,10 +253,10 @@ def _without_image(nodes: Sequence[_Node]) -> str:
     )
 
 
-def _controls(nodes: Sequence[_Node], images: set[str]) -> Iterator[Control]:
+def _controls(nodes: Sequence[ConfigTag], images: set[str]) -> Iterator[Control]:
     object_names = {node.get("name") for node in nodes if not node.get("toName")} - {""}
     prompts = _prompts(nodes)
-    labels_of: dict[str, _Node] = {}  # image -> its <Labels>
+    labels_of: dict[str, ConfigTag] = {}  # image -> its <Labels>
     for node in nodes:
         if node.tag == "labels":
             labels_of.setdefault(node.get("toName"), node)
@@ -334,7 +293,7 @@ def _controls(nodes: Sequence[_Node], images: set[str]) -> Iterator[Control]:
         )
 
 
-def _prompts(nodes: Sequence[_Node]) -> dict[str, str]:
+def _prompts(nodes: Sequence[ConfigTag]) -> dict[str, str]:
     """Prompts by label value, where all `<Label>`s of that value that have one agree.
 
     So that a prompt need not be repeated on each control that offers the label.
@@ -347,12 +306,9 @@ def _prompts(nodes: Sequence[_Node]) -> dict[str, str]:
     return {value: found.pop() for value, found in prompts.items() if len(found) == 1}
 
 
-def _labels(node: _Node, prompts: Mapping[str, str]) -> tuple[Label, ...]:
+def _labels(node: ConfigTag, prompts: Mapping[str, str]) -> tuple[Label, ...]:
     labels: dict[str, Label] = {}
-    for element in node.element.iter():
-        if not isinstance(element.tag, str) or element.tag.lower() != "label":
-            continue
-        label = _Node(element)
+    for label in node.within("label"):
         value, title = label.get("alias") or label.get("value"), label.get("value")
         if not value:
             raise LabelConfigError(f'A <Label> of {node} has no value: write value="...".')
@@ -368,7 +324,7 @@ def _labels(node: _Node, prompts: Mapping[str, str]) -> tuple[Label, ...]:
     raise LabelConfigError(f'{node} has no labels: add <Label value="..."/> tags inside it.')
 
 
-def _threshold(node: _Node) -> float | None:
+def _threshold(node: ConfigTag) -> float | None:
     text = node.get("model_score_threshold")
     if not text:
         return None
@@ -383,7 +339,7 @@ def _threshold(node: _Node) -> float | None:
     return threshold
 
 
-def _check_outputs(config: LabelConfig, nodes: Sequence[_Node]) -> None:
+def _check_outputs(config: LabelConfig, nodes: Sequence[ConfigTag]) -> None:
     if config.labels:
         return
     if any(
