@@ -1,0 +1,139 @@
+"""The detector's forward pass with every decoder layer's answer, which training needs.
+
+transformers' `Sam3Model.forward` returns the last layer's logits only. Here its submodules are
+called in the same order, with two savings: the prompts of one image share its vision features, and
+masks are computed only for the prompts that ask for them.
+"""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from transformers import Sam3Model
+
+PADDED_BOX = -10
+
+
+@dataclass(frozen=True)
+class VisionFeatures:
+    """Frozen-encoder output of B images: the FPN levels the detector reads, fine to coarse.
+
+    levels, positions: tensors (B, C, h, w) each; the coarsest level feeds the DETR encoder.
+    """
+
+    levels: tuple[Tensor, ...]
+    positions: tuple[Tensor, ...]
+
+    def take(self, images: Tensor) -> "VisionFeatures":
+        """The features of `images` (int64 indices, one per prompt), repeated where asked."""
+        return VisionFeatures(
+            tuple(level[images] for level in self.levels),
+            tuple(position[images] for position in self.positions),
+        )
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """P prompts.
+
+    images: int64 (P,), the image that each belongs to. text (P, T, C) projected text features and
+    text_mask bool (P, T). boxes float32 (P, M, 4) cxcywh in 0..1 and box_labels int64 (P, M): 1 for
+    an exemplar, 0 for a counter-example, `PADDED_BOX` for none. M is at least 1: without a padded
+    box the geometry token is missing, and SAM 3 was never trained so.
+    """
+
+    images: Tensor
+    text: Tensor
+    text_mask: Tensor
+    boxes: Tensor
+    box_labels: Tensor
+
+
+@dataclass(frozen=True)
+class DetectorOutput:
+    """What the detector says about P prompts with Q queries and L decoder layers.
+
+    logits (L, P, Q); boxes (L, P, Q, 4) cxcywh in 0..1; presence (L, P) logits.
+    mask_rows: int64 (R,), the prompts that masks were computed for; masks (R, Q, h, w) and semantic
+    (R, h, w), logits.
+    """
+
+    logits: Tensor
+    boxes: Tensor
+    presence: Tensor
+    mask_rows: Tensor
+    masks: Tensor
+    semantic: Tensor
+
+
+def vision_features(model: "Sam3Model", pixel_values: Tensor) -> VisionFeatures:
+    """Run the vision encoder on float (B, 3, S, S), normalised pixels."""
+    output = model.get_vision_features(pixel_values)
+    return VisionFeatures(
+        tuple(output.fpn_hidden_states[:-1]), tuple(output.fpn_position_encoding[:-1])
+    )
+
+
+def detect(
+    model: "Sam3Model", vision: VisionFeatures, prompts: Prompts, mask_rows: Tensor | None = None
+) -> DetectorOutput:
+    """Answer `prompts`; masks only for `mask_rows` (int64 indices of prompts; all if None).
+
+    Equal to `Sam3Model.forward` on the last layer, up to rounding.
+    """
+    fine_to_coarse = vision.levels
+    coarse = VisionFeatures(vision.levels[-1:], vision.positions[-1:]).take(prompts.images)
+    # RoI pooling has no bfloat16 kernel, so the few prompt tokens are always made in float32.
+    with torch.autocast(prompts.boxes.device.type, enabled=False):
+        geometry = model.geometry_encoder(
+            box_embeddings=prompts.boxes,
+            box_mask=prompts.box_labels != PADDED_BOX,
+            box_labels=prompts.box_labels.clamp(min=0),
+            img_feats=tuple(level.float() for level in coarse.levels),
+            img_pos_embeds=tuple(position.float() for position in coarse.positions),
+        )
+    features = torch.cat([prompts.text, geometry.last_hidden_state.to(prompts.text.dtype)], dim=1)
+    valid = torch.cat([prompts.text_mask, geometry.attention_mask.bool()], dim=1)
+    encoded = model.detr_encoder(
+        vision_features=list(coarse.levels),
+        text_features=features,
+        vision_pos_embeds=list(coarse.positions),
+        text_mask=valid,
+    )
+    decoded = model.detr_decoder(
+        vision_features=encoded.last_hidden_state,
+        text_features=features,
+        vision_pos_encoding=encoded.pos_embeds_flattened,
+        text_mask=valid,
+        spatial_shapes=encoded.spatial_shapes,
+    )
+    hidden = decoded.intermediate_hidden_states
+    reference = decoded.reference_boxes.float().clamp(0, 1)
+    boxes = (
+        torch.logit(reference, eps=1e-3) + model.detr_decoder.box_head(hidden).float()
+    ).sigmoid()
+    logits = model.dot_product_scoring(
+        decoder_hidden_states=hidden, text_features=features, text_mask=valid
+    ).squeeze(-1)
+
+    if mask_rows is None:
+        mask_rows = torch.arange(len(prompts.images), device=prompts.images.device)
+    images = prompts.images[mask_rows]
+    painted = model.mask_decoder(
+        decoder_queries=hidden[-1][mask_rows],
+        backbone_features=[level[images] for level in fine_to_coarse],
+        encoder_hidden_states=encoded.last_hidden_state[mask_rows],
+        prompt_features=features[mask_rows],
+        prompt_mask=valid[mask_rows],
+    )
+    return DetectorOutput(
+        logits=logits.float(),
+        boxes=boxes,
+        presence=decoded.presence_logits.float().squeeze(-1),
+        mask_rows=mask_rows,
+        masks=painted.pred_masks.float(),
+        semantic=painted.semantic_seg.float().squeeze(1),
+    )

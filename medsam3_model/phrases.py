@@ -1,0 +1,135 @@
+"""What the bundled model is taught to understand: concepts, their synonyms, and other words.
+
+The tokenizer's vocabulary is trained on these phrases, and pre-training draws its text prompts from
+them. A phrase outside of the list still gets tokens (pieces of words, at worst bytes), so the model
+answers it, but only what stands here was ever tied to an image.
+"""
+
+CONCEPT_PHRASES: dict[str, tuple[str, ...]] = {
+    "skin lesion": (
+        "skin lesion", "pigmented lesion", "skin tumor", "mole", "nevus", "melanoma",
+        "pigmented skin lesion", "lesion of the skin", "skin spot", "dermoscopic lesion", "naevus",
+        "skin lesions", "keratosis", "skin cancer",
+    ),
+    "polyp": (
+        "polyp", "colon polyp", "colorectal polyp", "intestinal polyp", "bowel polyp", "polyps",
+        "adenoma", "adenomatous polyp", "polyp in the colon", "rectal polyp", "colonic polyp",
+    ),
+    "cell nucleus": (
+        "cell nucleus", "nucleus", "nuclei", "cell nuclei", "stained nucleus", "cell", "cells",
+        "stained nuclei", "nucleus of a cell", "nuclei of cells",
+    ),
+    "brain": ("brain", "whole brain", "brain tissue", "the brain", "cerebrum", "brain mask"),
+    "grey matter": (
+        "grey matter", "gray matter", "cortex", "cortical grey matter", "brain grey matter",
+        "cerebral cortex", "gray matter of the brain", "gm",
+    ),
+    "white matter": (
+        "white matter", "brain white matter", "cerebral white matter", "wm",
+        "white matter of the brain", "white substance",
+    ),
+    "breast tumor": (
+        "breast tumor", "breast lesion", "breast mass", "breast nodule", "breast cancer",
+        "breast tumour", "mass in the breast", "lesion of the breast", "tumor in breast ultrasound",
+        "hypoechoic mass", "breast cyst", "fibroadenoma",
+    ),
+    "lungs": ("lungs", "lung", "both lungs", "lung fields", "lung field", "pulmonary fields"),
+    "left lung": ("left lung", "left lung field", "lung left", "the left lung"),
+    "right lung": ("right lung", "right lung field", "lung right", "the right lung"),
+    "heart": ("heart", "cardiac silhouette", "heart shadow", "cardiac shadow"),
+    "optic disc": (
+        "optic disc", "optic disk", "optic nerve head", "disc", "papilla", "optic nerve disc",
+    ),
+    "optic cup": ("optic cup", "cup", "cup of the optic disc", "optic disc cup", "optic nerve cup"),
+    "left ventricle cavity": (
+        "left ventricle cavity", "left ventricle", "left ventricular cavity", "lv cavity", "lv",
+        "left ventricle blood pool", "cavity of the left ventricle",
+    ),
+    "myocardium": (
+        "myocardium", "heart muscle", "left ventricular myocardium", "myocardial wall",
+        "cardiac muscle", "left ventricle wall", "lv myocardium",
+    ),
+    "right ventricle": (
+        "right ventricle", "right ventricle cavity", "right ventricular cavity", "rv", "rv cavity",
+        "right ventricle blood pool",
+    ),
+}  # fmt: skip
+
+# A lesion of any organ also answers to these. They are never asked as absent concepts.
+LESION_PHRASES: tuple[str, ...] = (
+    "lesion", "tumor", "mass", "nodule", "abnormality", "tumour", "growth", "finding", "cancer",
+    "suspicious region", "abnormal tissue", "neoplasm", "lump",
+)  # fmt: skip
+LESION_CONCEPTS = frozenset({"skin lesion", "polyp", "breast tumor"})
+
+# What goes with a box when the user names nothing.
+GENERIC_PHRASES: tuple[str, ...] = (
+    "visual", "object", "region", "structure", "target", "this", "thing", "region of interest",
+    "roi", "segment", "foreground", "organ", "area", "shape", "anatomy", "label", "mask",
+)  # fmt: skip
+
+# Asked as absent concepts, and beside boxes as names that say nothing to the model.
+OTHER_PHRASES: tuple[str, ...] = (
+    "liver", "kidney", "left kidney", "right kidney", "spleen", "pancreas", "stomach", "bladder",
+    "gallbladder", "prostate", "uterus", "ovary", "thyroid", "thyroid nodule", "lymph node",
+    "aorta", "vein", "artery", "vessel", "blood vessel", "retinal vessel", "coronary artery",
+    "bone", "rib", "ribs", "clavicle", "spine", "vertebra", "femur", "tibia", "hip", "knee",
+    "tooth", "teeth", "jaw", "skull", "eye", "macula", "fovea", "hemorrhage", "exudate", "retina",
+    "microaneurysm", "drusen", "fluid", "effusion", "pleural effusion", "pneumothorax", "edema",
+    "pneumonia", "consolidation", "opacity", "infiltrate", "atelectasis", "lung nodule",
+    "lung cancer", "covid lesion", "trachea", "esophagus", "colon", "small bowel", "appendix",
+    "brain tumor", "glioma", "enhancing tumor", "tumor core", "stroke lesion", "hippocampus",
+    "ventricle", "ventricles", "cerebellum", "brainstem", "thalamus", "caudate", "putamen", "csf",
+    "cerebrospinal fluid", "left atrium", "right atrium", "atrium", "valve", "pericardium", "scar",
+    "cyst", "kidney tumor", "liver tumor", "liver lesion", "stone", "gland", "mitochondria",
+    "membrane", "bacteria", "red blood cell", "white blood cell", "platelet", "lymphocyte",
+    "tissue", "stroma", "epithelium", "fat", "muscle", "skin", "hair", "ruler", "blood", "wound",
+    "ulcer", "burn", "catheter", "tube", "electrode", "needle", "wire", "implant", "fetus",
+    "fetal head", "placenta", "cord", "nerve", "tendon", "ligament", "cartilage", "meniscus",
+    "disc herniation", "spinal cord", "sinus", "tonsil", "larynx", "tongue", "parotid", "nose",
+    "background", "text", "marker", "arrow", "car", "dog", "cat", "person", "banana", "tree",
+    "instrument", "surgical instrument", "forceps", "snare", "biopsy tool", "cytoplasm",
+    "house", "water", "table", "cloud", "flower", "phone", "chair", "road", "ball", "bird",
+)  # fmt: skip
+
+
+# Unlabelled but visible in a source's images: never asked there as absent.
+UNLABELLED: dict[str, frozenset[str]] = {
+    "brain": frozenset(
+        {"ventricle", "ventricles", "cerebellum", "brainstem", "thalamus", "caudate", "putamen",
+         "csf", "cerebrospinal fluid", "hippocampus", "tissue", "left ventricle", "organ"}
+    ),
+    "chest": frozenset(
+        {"bone", "rib", "ribs", "clavicle", "spine", "vertebra", "trachea", "tissue", "muscle"}
+    ),
+    "cardiac": frozenset(
+        {"heart", "left atrium", "right atrium", "atrium", "aorta", "valve", "fat", "muscle",
+         "spine", "vertebra", "tissue", "ventricle", "ventricles", "lungs", "left lung",
+         "right lung", "blood", "liver"}
+    ),
+    "fundus": frozenset(
+        {"eye", "retina", "vessel", "blood vessel", "retinal vessel", "artery", "vein", "macula",
+         "fovea", "nerve"}
+    ),
+    "skin": frozenset({"skin", "hair", "ruler", "tissue", "text", "marker", "cyst"}),
+    "colon": frozenset(
+        {"colon", "small bowel", "tissue", "vessel", "blood vessel", "epithelium", "text", "fluid",
+         "ulcer", "blood"}
+    ),
+    "breast": frozenset({"fat", "muscle", "skin", "tissue", "gland", "cyst"}),
+    "microscopy": frozenset(
+        {"cytoplasm", "membrane", "tissue", "stroma", "epithelium", "lymphocyte", "gland",
+         "white blood cell", "red blood cell", "mitochondria"}
+    ),
+    "shapes": frozenset(),
+}  # fmt: skip
+
+
+def all_phrases() -> tuple[str, ...]:
+    """Every phrase once, in a fixed order: what the tokenizer is trained on."""
+    seen = dict.fromkeys(CONCEPT_PHRASES)
+    for phrases in CONCEPT_PHRASES.values():
+        seen.update(dict.fromkeys(phrases))
+    for phrases in (LESION_PHRASES, GENERIC_PHRASES, OTHER_PHRASES):
+        seen.update(dict.fromkeys(phrases))
+    return tuple(seen)
