@@ -56,11 +56,11 @@ def masks() -> Iterator[tuple[str, Mask]]:
 def _best_of_both(
     theirs: Callable[[], Any], ours: Callable[[], Any]
 ) -> tuple[float, float, Any, Any]:
-    """Best seconds of each, and their answers; at least two rounds, small cases many more."""
+    """Best seconds of each, and their answers; at least four rounds, small cases many more."""
     best_theirs = best_ours = float("inf")
     spent, rounds = 0.0, 0
     answer_theirs = answer_ours = None
-    while rounds < 2 or (spent < 0.05 and rounds < 200):
+    while rounds < 4 or (spent < 0.05 and rounds < 200):
         begin = time.perf_counter()
         answer_theirs = theirs()
         middle = time.perf_counter()
