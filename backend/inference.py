@@ -88,13 +88,14 @@ class Inference:
     """The loaded model with its caches; one per GPU worker."""
 
     def __init__(self, services: Services) -> None:
-        from medsam3_model.embedding_cache import EmbeddingCache
+        from medsam3_model.embedding_cache import EmbeddingCache, TextCache
 
         settings = services.settings
         self._services = services
         self._client = LabelStudio.from_settings(settings)
         self._files = ImageBytes(settings.image_cache_mb * 2**20)
         self._models: dict[str, MedSAM3] = {}
+        self._texts = TextCache()
         self._embeddings = EmbeddingCache(
             settings.embedding_dir,
             memory_bytes=settings.embedding_memory_mb * 2**20,
@@ -156,7 +157,10 @@ class Inference:
     def publish_counts(self) -> None:
         """Add what the caches did since the last call to the counters behind /metrics."""
         try:
-            add_to_counters(self._services.redis, self._embeddings.take_counts())
+            add_to_counters(
+                self._services.redis,
+                {**self._embeddings.take_counts(), **self._texts.take_counts()},
+            )
         except RedisError as error:
             log.warning("counters are not published (%s)", type(error).__name__)
 
@@ -205,7 +209,7 @@ class Inference:
         """What the model finds of each concept, thresholds of the labeling config applied."""
         from medsam3_model.prompting import segment_prompted
 
-        texts = self._embeddings.texts(model, [concept.phrase for concept in concepts])
+        texts = self._texts.get(model, [concept.phrase for concept in concepts])
         if prompt is not None and (prompt.boxes or prompt.points):
             spatial = in_pixels(prompt, embedding.original_size)
             return [(concepts[0], segment_prompted(model, embedding, texts[0], spatial))]
@@ -266,9 +270,9 @@ def in_pixels(prompt: InteractivePrompt, size: tuple[int, int]) -> "SpatialPromp
     boxes = np.array(prompt.boxes, np.float32).reshape(-1, 4)
     points = np.array(prompt.points, np.float32).reshape(-1, 2)
     return SpatialPrompt(
-        boxes * np.array([width, height, width, height], np.float32) / 100,
+        (boxes * [width, height, width, height] / 100).astype(np.float32),
         prompt.box_labels,
-        points * np.array([width, height], np.float32) / 100,
+        (points * [width, height] / 100).astype(np.float32),
         prompt.point_labels,
     )
 
@@ -280,7 +284,8 @@ def instances_of(detections: "Detections") -> list[InstanceMask]:
     if len(detections):
         found = zip(detections.masks, detections.scores, detections.boxes, strict=True)
         return [
-            InstanceMask(mask, float(score), tuple(map(float, box))) for mask, score, box in found
+            InstanceMask(mask, float(score), (float(x0), float(y0), float(x1), float(y1)))
+            for mask, score, (x0, y0, x1, y1) in found
         ]
     mask, source = concept_mask(detections)
     if source == "none":
