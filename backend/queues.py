@@ -24,6 +24,9 @@ RESULT_TTL_S = 0
 FAILURE_TTL_S = 24 * 3600
 # How long the list that wakes a waiting request survives when nobody reads it.
 DONE_TTL_S = 300
+# There while somebody prompts: training on the same device waits as long.
+INTERACTIVE_KEY = "medsam3:interactive"
+INTERACTIVE_MS = 1500
 
 
 class QueueName(StrEnum):
@@ -64,6 +67,8 @@ def enqueue(
         QueueError: Redis cannot be reached.
     """
     try:
+        if at_front:
+            redis.set(INTERACTIVE_KEY, 1, px=INTERACTIVE_MS)
         queue(redis, name).enqueue_call(
             handler,
             args=(list(ids),),

@@ -100,7 +100,7 @@ def locate(checkpoint: str | Path) -> Path:
 
 def preset_of(weights: Path, metadata: Mapping[str, str], adapter: Path | None) -> Preset:
     """The preset that comes with a checkpoint, else the published defaults of its kind."""
-    if "preset" in metadata:
+    if "preset" in metadata and "bundle" not in metadata:
         preset = preset_from_json(metadata["preset"])
     elif (weights.parent / "preset.json").is_file():
         preset = _bundle_preset(weights.parent)

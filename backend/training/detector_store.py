@@ -1,0 +1,79 @@
+"""Trained detectors by version: written once, complete or not at all, never changed.
+
+They lie beside the mask files when those are in an object store (`STORAGE_URL`), so that workers
+on other machines find them, else below the data folder.
+"""
+
+import secrets
+import shutil
+from pathlib import Path
+
+from backend.settings import Settings
+from backend.training.runs import TrainingError
+
+_SUFFIX = ".safetensors"
+
+
+class DetectorStore:
+    """Detectors of one installation."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._folder = settings.data_dir / "detectors"
+        self._remote = (
+            f"{settings.storage_url.rstrip('/')}/detectors" if settings.storage_url else None
+        )
+
+    def publish(self, draft: Path, version: str) -> None:
+        """Put a finished file under its version's name; one that is there stays as it is.
+
+        Args:
+            draft: a complete detector file; it is gone afterwards.
+            version: the name, which holds a hash of the weights.
+        """
+        target = self._path(version)
+        self._folder.mkdir(parents=True, exist_ok=True)
+        if self._remote:
+            import fsspec
+
+            fs, root = fsspec.core.url_to_fs(self._remote)
+            if not fs.exists(f"{root}/{version}{_SUFFIX}"):
+                fs.makedirs(root, exist_ok=True)
+                fs.put_file(str(draft), f"{root}/{version}{_SUFFIX}")
+        if target.exists():
+            draft.unlink()
+        else:
+            near = self._folder / f".{secrets.token_hex(8)}"
+            shutil.move(draft, near)
+            near.replace(target)
+
+    def path(self, version: str) -> Path:
+        """The version's file on this machine, fetched from the object store if need be.
+
+        Raises:
+            TrainingError: it is not there.
+        """
+        target = self._path(version)
+        if not target.exists() and self._remote:
+            import fsspec
+
+            fs, root = fsspec.core.url_to_fs(self._remote)
+            self._folder.mkdir(parents=True, exist_ok=True)
+            near = self._folder / f".{secrets.token_hex(8)}"
+            try:
+                fs.get_file(f"{root}/{version}{_SUFFIX}", str(near))
+                near.replace(target)
+            except FileNotFoundError:
+                near.unlink(missing_ok=True)
+        if not target.exists():
+            raise TrainingError(
+                f"The detector of version {version} is missing below {self._folder}: restore it "
+                "from a backup, or roll back with `medsam3 models rollback`."
+            )
+        return target
+
+    def names(self) -> list[str]:
+        """The versions on this machine."""
+        return sorted(path.stem for path in self._folder.glob(f"*{_SUFFIX}"))
+
+    def _path(self, version: str) -> Path:
+        return self._folder / f"{version}{_SUFFIX}"

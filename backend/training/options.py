@@ -1,0 +1,84 @@
+"""What a run is started with: the settings, overruled by the project's policy."""
+
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any, Literal, cast
+
+from sqlalchemy.orm import Session
+
+from backend.settings import Settings
+from backend.training.tables import TrainingPolicy
+
+Consensus = Literal["latest", "majority", "staple"]
+Strategy = Literal["uncertainty", "tta", "diversity", "random", "random-foreground"]
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """The values of one training run, stored with it; see `backend.settings` for their meaning."""
+
+    steps: int = 400
+    minutes: float = 120.0
+    learning_rate: float | None = None
+    seed: int = 0
+    replay: bool = True
+    consensus: Consensus = "latest"
+    gate_min_images: int = 5
+    gate_tolerance: float = 0.02
+    auto_promote: bool = True
+
+    def as_json(self) -> dict[str, Any]:
+        """For the run's row."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> "RunOptions":
+        """From a run's row; what this program does not know is ignored."""
+        known = {field.name for field in fields(cls)}
+        return cls(**{name: value for name, value in values.items() if name in known})
+
+
+@dataclass(frozen=True)
+class Policy:
+    """What holds for one project: its own choices, else the settings."""
+
+    after_corrections: int
+    schedule: str | None
+    strategy: Strategy
+    consensus: Consensus
+    auto_promote: bool
+
+
+def policy_of(session: Session, settings: Settings, project_id: int) -> Policy:
+    """The policy of a project."""
+    own = session.get(TrainingPolicy, project_id) or TrainingPolicy()
+    schedule = own.schedule if own.schedule is not None else settings.train_schedule
+    return Policy(
+        after_corrections=_first(own.after_corrections, settings.train_after_corrections),
+        schedule=schedule or None,
+        strategy=cast(Strategy, own.strategy or settings.strategy),
+        consensus=cast(Consensus, own.consensus or settings.consensus),
+        auto_promote=_first(own.auto_promote, settings.auto_promote),
+    )
+
+
+def options_of(
+    session: Session, settings: Settings, project_id: int, **overrides: Any
+) -> RunOptions:
+    """The options of a run that starts now; `overrides` that are None count as not given."""
+    policy = policy_of(session, settings, project_id)
+    options = RunOptions(
+        steps=settings.train_steps,
+        minutes=settings.train_minutes,
+        learning_rate=settings.learning_rate,
+        seed=settings.train_seed,
+        replay=settings.train_replay,
+        consensus=policy.consensus,
+        gate_min_images=settings.gate_min_images,
+        gate_tolerance=settings.gate_tolerance,
+        auto_promote=policy.auto_promote,
+    )
+    return replace(options, **{name: v for name, v in overrides.items() if v is not None})
+
+
+def _first(own: Any, default: Any) -> Any:
+    return default if own is None else own

@@ -1,0 +1,246 @@
+"""Training runs as rows: asked for, taken, reported on, cancelled. One per project at a time.
+
+A request while a run waits is that run; a request while one is at work makes another one follow.
+"""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+from sqlalchemy import or_, select, update
+from sqlalchemy.orm import Session
+
+from backend.corrections.store import insert_or_ignore
+from backend.errors import BackendError, QueueError
+from backend.queues import QueueName, enqueue
+from backend.services import Services
+from backend.tables import new_id, now
+from backend.training.options import options_of
+from backend.training.tables import GateVerdict, RunState, Stage, TrainingRun, Trigger
+
+log = logging.getLogger(__name__)
+
+TRAIN_JOB = "backend.training.trainer.train"
+UNDER_WAY = (RunState.QUEUED, RunState.RUNNING)
+ENDED = (RunState.DONE, RunState.FAILED, RunState.CANCELLED)
+# Longer than a trainer may be busy between two signs of life: they come from a thread of its own.
+LEASE_S = 20.0
+
+
+class TrainingError(BackendError):
+    """A run cannot be started or cannot go on; the message says why and what to do."""
+
+
+class CancelledError(TrainingError):
+    """The run was cancelled while it was at work."""
+
+
+@dataclass(frozen=True)
+class Requested:
+    """What became of a request: `run_id`, and whether it is a `new` run or one under way."""
+
+    run_id: str
+    new: bool
+
+
+def request_run(
+    services: Services, project_id: int, trigger: Trigger, **overrides: Any
+) -> Requested:
+    """Ask for a training run of a project.
+
+    Args:
+        services: database and Redis; with Redis down the row waits for the reconciliation.
+        project_id: Label Studio's project.
+        trigger: who asks.
+        overrides: fields of `RunOptions` that shall differ from settings and policy.
+    """
+    with services.database.session() as session:
+        options = options_of(session, services.settings, project_id, **overrides)
+        run_id = new_id()
+        insert_or_ignore(
+            session,
+            TrainingRun,
+            {
+                "id": run_id,
+                "project_id": project_id,
+                "active_key": str(project_id),
+                "trigger": trigger,
+                "options": options.as_json(),
+                "state": RunState.QUEUED,
+                "steps": options.steps,
+                "step": 0,
+                "attempts": 0,
+                "cancel_requested": False,
+                "created_at": now(),
+            },
+        )
+        run = session.scalars(
+            select(TrainingRun).where(TrainingRun.active_key == str(project_id))
+        ).one()
+        if run.id != run_id and run.dataset_id is not None:
+            # Its snapshot does not hold what the caller wants trained on.
+            run.again = trigger
+        requested = Requested(run.id, run.id == run_id)
+    enqueue_run(services, requested.run_id)
+    return requested
+
+
+def enqueue_run(services: Services, run_id: str, attempt: int = 0) -> None:
+    """Put a run's job on the queue; the same job twice is one job."""
+    try:
+        enqueue(
+            services.redis,
+            QueueName.TRAIN,
+            TRAIN_JOB,
+            [run_id],
+            job_id=f"train-{run_id}-{attempt}",
+            timeout_s=-1,
+        )
+    except QueueError as error:
+        log.warning("training run %s: %s", run_id, error)
+
+
+def claim(services: Services, run_id: str) -> TrainingRun | None:
+    """Take a run that nobody is working on; None when it is taken or over."""
+    moment = now()
+    free = or_(
+        TrainingRun.state == RunState.QUEUED,
+        (TrainingRun.state == RunState.RUNNING) & (TrainingRun.lease_until < moment),
+    )
+    with services.database.session() as session:
+        taken = session.scalar(
+            update(TrainingRun)
+            .where(TrainingRun.id == run_id, free)
+            .values(
+                state=RunState.RUNNING,
+                attempts=TrainingRun.attempts + 1,
+                lease_until=moment + timedelta(seconds=LEASE_S),
+                started_at=moment,
+            )
+            .returning(TrainingRun.id)
+        )
+        return session.get(TrainingRun, run_id) if taken else None
+
+
+def renew(services: Services, run_id: str) -> None:
+    """Say that the run's worker is alive."""
+    _update(services, run_id, lease_until=now() + timedelta(seconds=LEASE_S))
+
+
+def put_back(services: Services, run_id: str) -> None:
+    """Give a run back to the queue: its worker was told to stop. What it did so far is kept."""
+    _update(services, run_id, state=RunState.QUEUED, lease_until=None)
+
+
+def report(services: Services, run_id: str, **values: Any) -> None:
+    """Store progress (columns of `TrainingRun`).
+
+    Raises:
+        CancelledError: somebody wants the run to end.
+    """
+    with services.database.session() as session:
+        cancelled = session.scalar(
+            update(TrainingRun)
+            .where(TrainingRun.id == run_id, TrainingRun.state == RunState.RUNNING)
+            .values(**values)
+            .returning(TrainingRun.cancel_requested)
+        )
+    if cancelled is None or cancelled:
+        raise CancelledError(f"training run {run_id} was cancelled")
+
+
+def finish(services: Services, run_id: str, state: RunState, error: str | None = None) -> None:
+    """End a run; starts the one that was asked for in the meantime."""
+    with services.database.session() as session:
+        run = session.get(TrainingRun, run_id, with_for_update=True)
+        if run is None or run.state in ENDED:
+            return
+        follow_up = run.again if state != RunState.CANCELLED else None
+        run.state, run.error = state, error
+        run.active_key = run.lease_until = run.eta_s = None
+        run.finished_at = now()
+        project_id = run.project_id
+    if follow_up:
+        request_run(services, project_id, Trigger(follow_up))
+
+
+def cancel(services: Services, run_id: str) -> TrainingRun:
+    """End a run: at once while it waits, at its next step while it is at work.
+
+    Raises:
+        TrainingError: there is no such run.
+    """
+    with services.database.session() as session:
+        run = session.get(TrainingRun, run_id, with_for_update=True)
+        if run is None:
+            raise TrainingError(f"There is no training run {run_id}: `medsam3 train --list`.")
+        run.cancel_requested = run.state in UNDER_WAY
+        if run.state == RunState.QUEUED:
+            run.state, run.active_key, run.finished_at = RunState.CANCELLED, None, now()
+        return run
+
+
+def list_runs(
+    session: Session, project_id: int | None = None, limit: int = 50
+) -> Sequence[TrainingRun]:
+    """Runs, newest first."""
+    wanted = select(TrainingRun).order_by(TrainingRun.created_at.desc(), TrainingRun.id)
+    if project_id is not None:
+        wanted = wanted.where(TrainingRun.project_id == project_id)
+    return session.scalars(wanted.limit(limit)).all()
+
+
+def orphans(services: Services) -> list[tuple[str, int]]:
+    """Runs that wait without a job, or whose worker is gone: (id, attempts)."""
+    with services.database.reading() as session:
+        found = session.execute(
+            select(TrainingRun.id, TrainingRun.attempts).where(
+                or_(
+                    TrainingRun.state == RunState.QUEUED,
+                    (TrainingRun.state == RunState.RUNNING) & (TrainingRun.lease_until < now()),
+                )
+            )
+        )
+        return [(row.id, row.attempts) for row in found]
+
+
+def summary(run: TrainingRun, verdict: GateVerdict | None = None) -> dict[str, Any]:
+    """A run as the API and `--json` show it."""
+    return {
+        "id": run.id,
+        "project": run.project_id,
+        "trigger": run.trigger,
+        "state": run.state,
+        "stage": run.stage if run.state == RunState.RUNNING else None,
+        "step": run.step,
+        "steps": run.steps,
+        "loss": run.loss,
+        "validation_dice": run.validation_dice,
+        "eta_s": run.eta_s,
+        "attempts": run.attempts,
+        "incumbent": run.incumbent,
+        "candidate": run.candidate,
+        "options": run.options,
+        "error": run.error,
+        "gate": None
+        if verdict is None
+        else {"passed": verdict.passed, "reasons": verdict.reasons, "figures": verdict.figures},
+        "created_at": run.created_at.isoformat(),
+        "finished_at": run.finished_at.isoformat() if run.finished_at else None,
+    }
+
+
+def at_stage(services: Services, run_id: str, stage: Stage) -> None:
+    """Say what the run does next; raises `CancelledError` as `report` does."""
+    report(services, run_id, stage=stage, lease_until=now() + timedelta(seconds=LEASE_S))
+
+
+def _update(services: Services, run_id: str, **values: Any) -> None:
+    with services.database.session() as session:
+        session.execute(
+            update(TrainingRun)
+            .where(TrainingRun.id == run_id, TrainingRun.state == RunState.RUNNING)
+            .values(**values)
+        )

@@ -1,0 +1,312 @@
+"""`medsam3 trainer`: takes training runs from the queue, one after the other.
+
+A run is four stages, each of which leaves its result in the database before the next begins:
+snapshot, training, gate, promotion. A trainer that is killed at any point leaves a row whose lease
+runs out; whoever takes it next goes on where the trace ends, and training itself resumes from its
+own state. A version's file and row appear complete or not at all.
+"""
+
+import logging
+import os
+import shutil
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from redis.exceptions import RedisError
+from sqlalchemy.exc import SQLAlchemyError
+
+from backend import model_versions
+from backend.corrections import store
+from backend.corrections.mask_store import MaskStore
+from backend.errors import BackendError, LabelStudioUnavailableError, QueueError
+from backend.jobs import stopping
+from backend.label_config import parse_label_config
+from backend.label_studio import LabelStudio
+from backend.queues import QueueName, waiting_row_ids
+from backend.services import Services, current_services
+from backend.tables import ModelVersion, now
+from backend.training import gate, model_card, promotion, roll_out, runs, snapshots, triggers
+from backend.training.detector_store import DetectorStore
+from backend.training.fine_tuning import StoppedError, fine_tune
+from backend.training.images import Images
+from backend.training.loading import Models
+from backend.training.options import RunOptions
+from backend.training.tables import GateVerdict, PromotionKind, RunState, Stage, TrainingRun
+
+log = logging.getLogger(__name__)
+
+LOCK_KEY = "medsam3:training-reconcile"
+INTERVAL_S = 5.0
+# Interactive prompts come first: on a CPU the trainer only takes what they leave.
+NICENESS = 10
+
+
+def train(ids: Sequence[str]) -> None:
+    """Handler on queue `train`: do these runs, as far as they are not done."""
+    services = current_services()
+    for run_id in ids:
+        train_run(services, run_id)
+
+
+def train_run(services: Services, run_id: str, client: LabelStudio | None = None) -> None:
+    """Take one run through all of its stages; errors end in the run's row, not here.
+
+    Args:
+        services: database and Redis.
+        run_id: a row of `training_runs`; nothing happens if somebody else is at it.
+        client: reads images; by default one from the settings.
+    """
+    from medsam3_model.errors import MedSAM3Error
+
+    run = runs.claim(services, run_id)
+    if run is None:
+        return
+    if run.attempts > services.settings.max_attempts:
+        runs.finish(
+            services,
+            run_id,
+            RunState.FAILED,
+            f"the trainer died {run.attempts - 1} times on this run; look at its memory and log",
+        )
+        return
+    try:
+        with _leased(services, run_id):
+            _Stages(services, run, client or LabelStudio.from_settings(services.settings)).do()
+    except runs.CancelledError:
+        runs.finish(services, run_id, RunState.CANCELLED)
+    except StoppedError:
+        runs.put_back(services, run_id)
+        return
+    except LabelStudioUnavailableError as error:
+        log.warning("training run %s waits for Label Studio: %s", run_id, error)
+        runs.put_back(services, run_id)
+        return
+    except (BackendError, MedSAM3Error) as error:
+        log.warning("training run %s failed: %s", run_id, error)
+        runs.finish(services, run_id, RunState.FAILED, str(error))
+    except Exception as error:
+        log.exception("training run %s failed", run_id)
+        message = f"unexpected {type(error).__name__}; the trainer's log has the traceback"
+        runs.finish(services, run_id, RunState.FAILED, message)
+    else:
+        runs.finish(services, run_id, RunState.DONE)
+    shutil.rmtree(_state_folder(services, run_id), ignore_errors=True)
+
+
+class _Stages:
+    def __init__(self, services: Services, run: TrainingRun, client: LabelStudio) -> None:
+        self._services = services
+        self._run = run
+        self._options = RunOptions.from_json(run.options)
+        self._models = Models(services)
+        self._masks = MaskStore(services.settings.storage)
+        self._images = Images(services, client)
+
+    def do(self) -> None:
+        snapshot = self._snapshot()
+        candidate = self._candidate(snapshot)
+        if candidate is None:
+            return
+        if self._passed(candidate, snapshot) and self._options.auto_promote:
+            self._promote(candidate)
+
+    def _snapshot(self) -> snapshots.Snapshot:
+        """Take the snapshot, or read the one that was taken before the trainer died."""
+        runs.at_stage(self._services, self._run.id, Stage.SNAPSHOT)
+        incumbent = model_versions.in_service(self._services, self._run.project_id)
+        with self._services.database.session() as session:
+            run = session.get_one(TrainingRun, self._run.id, with_for_update=True)
+            if run.dataset_id is None:
+                snapshots.take(session, run)
+                run.incumbent = incumbent
+            self._run = run
+        with self._services.database.reading() as session:
+            config = store.current_config(session, self._run.project_id)
+            if config is None:
+                raise runs.TrainingError(
+                    f"The labeling config of project {self._run.project_id} is not known: connect "
+                    "it again (`medsam3 connect`)."
+                )
+            snapshot = snapshots.load(
+                session, self._run.dataset_id or 0, parse_label_config(config)
+            )
+        if not snapshot.of("train"):
+            raise runs.TrainingError(
+                f"All {len(snapshot.examples)} annotated images belong to groups that are kept for "
+                "validation: annotate images of other patients, too."
+            )
+        return snapshot
+
+    def _candidate(self, snapshot: snapshots.Snapshot) -> str | None:
+        """Train, publish and register a version, or find the one that this run made already."""
+        if self._run.candidate:
+            return self._run.candidate
+        runs.at_stage(self._services, self._run.id, Stage.TRAINING)
+        parent = self._run.incumbent or ""
+        model = self._models.get(parent)
+        source = self._models.source(parent)
+        folder = _state_folder(self._services, self._run.id)
+        folder.mkdir(parents=True, exist_ok=True)
+        trained = fine_tune(
+            self._services, self._run, model, source, snapshot, self._images, self._masks, folder
+        )
+        DetectorStore(self._services.settings).publish(trained.file, trained.version)
+        card = model_card.make(snapshot, self._options, trained.figures)
+        with self._services.database.session() as session:
+            store.insert_or_ignore(
+                session,
+                ModelVersion,
+                {
+                    "version": trained.version,
+                    "checkpoint": source.checkpoint,
+                    "adapter": source.adapter,
+                    "detector": trained.version,
+                    "project_id": self._run.project_id,
+                    "parent": parent,
+                    "run_id": self._run.id,
+                    "card": card,
+                    "created_at": now(),
+                },
+            )
+            run = session.get_one(TrainingRun, self._run.id)
+            run.candidate = trained.version
+            self._run = run
+        return trained.version if trained.version != parent else None
+
+    def _passed(self, candidate: str, snapshot: snapshots.Snapshot) -> bool:
+        """Compare candidate and incumbent, or read what was found before the trainer died."""
+        runs.at_stage(self._services, self._run.id, Stage.GATE)
+        with self._services.database.reading() as session:
+            known = session.get(GateVerdict, self._run.id)
+        if known is not None:
+            return known.passed
+        incumbent = self._run.incumbent or ""
+        judged = [
+            gate.answers(
+                self._models.get(version),
+                snapshot.of("val"),
+                self._images,
+                self._masks,
+                self._options.consensus,
+                on_image=lambda: runs.at_stage(self._services, self._run.id, Stage.GATE),
+            )
+            for version in (candidate, incumbent)
+        ]
+        verdict = gate.decide(
+            *judged,
+            tolerance=self._options.gate_tolerance,
+            min_images=self._options.gate_min_images,
+        )
+        log.info("%s: %s", candidate, "; ".join(verdict.reasons))
+        with self._services.database.session() as session:
+            store.insert_or_ignore(
+                session,
+                GateVerdict,
+                {
+                    "run_id": self._run.id,
+                    "candidate": candidate,
+                    "incumbent": incumbent,
+                    "passed": verdict.passed,
+                    "reasons": list(verdict.reasons),
+                    "figures": verdict.figures(),
+                    "created_at": now(),
+                },
+            )
+        return verdict.passed
+
+    def _promote(self, candidate: str) -> None:
+        runs.at_stage(self._services, self._run.id, Stage.PROMOTION)
+        serving = model_versions.in_service(self._services, self._run.project_id)
+        if serving == candidate:
+            return
+        if serving != self._run.incumbent:
+            raise runs.TrainingError(
+                f"{candidate} passed the gate against {self._run.incumbent}, but {serving} came "
+                "into service in the meantime: train again, or promote it by hand."
+            )
+        promotion.promote(self._services, self._run.project_id, candidate, kind=PromotionKind.GATE)
+
+
+@contextmanager
+def _leased(services: Services, run_id: str) -> Iterator[None]:
+    """Keep the run ours while the block runs."""
+    done = threading.Event()
+
+    def keep() -> None:
+        while not done.wait(runs.LEASE_S / 4):
+            try:
+                runs.renew(services, run_id)
+            except SQLAlchemyError as error:
+                log.warning("the lease could not be renewed: %s", type(error).__name__)
+
+    thread = threading.Thread(target=keep, name="training lease", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
+
+
+class TrainingReconciler(threading.Thread):
+    """Puts forgotten runs and promotions back on their queues, and keeps the schedules."""
+
+    def __init__(self, services: Services) -> None:
+        super().__init__(name="training reconciler", daemon=True)
+        self._services = services
+        self._stopped = threading.Event()
+
+    def run(self) -> None:
+        """Loop until `stop`."""
+        while not self._stopped.wait(INTERVAL_S):
+            try:
+                if self._services.redis.set(LOCK_KEY, 1, nx=True, px=int(INTERVAL_S * 900)):
+                    reconcile(self._services)
+            except (RedisError, QueueError, SQLAlchemyError) as error:
+                log.warning("training reconciliation waits: %s", type(error).__name__)
+
+    def stop(self) -> None:
+        """End the loop after the round that is running."""
+        self._stopped.set()
+
+
+def reconcile(services: Services) -> int:
+    """Queue runs that wait without a job or lost their trainer, pending roll-outs, due schedules.
+
+    Returns:
+        How many runs were queued again.
+    """
+    waiting = waiting_row_ids(services.redis, QueueName.TRAIN)
+    found = [(id_, attempts) for id_, attempts in runs.orphans(services) if id_ not in waiting]
+    for run_id, attempts in found:
+        runs.enqueue_run(services, run_id, attempts)
+    roll_out.enqueue_pending(services)
+    triggers.run_schedules(services)
+    return len(found)
+
+
+def run_trainer(services: Services, *, burst: bool = False) -> None:
+    """Work on queue `train` until told to stop.
+
+    Args:
+        services: the process's database and Redis.
+        burst: stop when the queue is empty.
+    """
+    from backend.services import use_services
+    from backend.worker import Worker
+
+    os.nice(NICENESS)
+    use_services(services)
+    stopping.clear()
+    reconciler = TrainingReconciler(services)
+    reconciler.start()
+    try:
+        Worker(services, QueueName.TRAIN).work(burst=burst, logging_level="WARNING")
+    finally:
+        reconciler.stop()
+
+
+def _state_folder(services: Services, run_id: str) -> Path:
+    return services.settings.training_dir / "runs" / run_id

@@ -1,0 +1,83 @@
+"""What starts a run: enough new corrections, a schedule, Label Studio's button."""
+
+import logging
+from collections.abc import Sequence
+from datetime import datetime
+
+from sqlalchemy import select
+
+from backend.corrections.tables import Annotation
+from backend.services import Services
+from backend.tables import Event, now
+from backend.training import snapshots
+from backend.training.options import policy_of
+from backend.training.runs import Requested, request_run
+from backend.training.tables import TrainingPolicy, Trigger
+
+log = logging.getLogger(__name__)
+
+START_TRAINING = "START_TRAINING"
+
+
+def after_events(services: Services, event_ids: Sequence[str]) -> list[Requested]:
+    """Start what ingested events ask for: *Start training*, or enough new corrections.
+
+    Called by an ingest worker after the events' annotations were taken in. An event that comes
+    twice asks for the run that is under way.
+    """
+    with services.database.reading() as session:
+        events = session.execute(
+            select(Event.action, Event.project_id).where(Event.id.in_(list(event_ids)))
+        ).all()
+    pressed = {row.project_id for row in events if row.action == START_TRAINING}
+    changed = {row.project_id for row in events if row.action.startswith("ANNOTATION")}
+    requested = [
+        request_run(services, project_id, Trigger.BUTTON)
+        for project_id in sorted(one for one in pressed if one is not None)
+    ]
+    for project_id in sorted(one for one in changed - pressed if one is not None):
+        if enough_corrections(services, project_id):
+            requested.append(request_run(services, project_id, Trigger.CORRECTIONS))
+    return requested
+
+
+def enough_corrections(services: Services, project_id: int) -> bool:
+    """Whether a project has as many new corrections as its policy asks for."""
+    with services.database.reading() as session:
+        wanted = policy_of(session, services.settings, project_id).after_corrections
+        return wanted > 0 and snapshots.new_corrections(session, project_id) >= wanted
+
+
+def run_schedules(services: Services, moment: datetime | None = None) -> list[Requested]:
+    """Start the projects whose schedule came due since the last call and that have anything new.
+
+    Args:
+        services: database and Redis.
+        moment: the present, UTC.
+    """
+    moment = moment or now()
+    due = []
+    with services.database.session() as session:
+        for project_id in session.scalars(select(Annotation.project_id).distinct()).all():
+            schedule = policy_of(session, services.settings, project_id).schedule
+            if schedule is None:
+                continue
+            row = session.get(TrainingPolicy, project_id)
+            if row is None:
+                row = TrainingPolicy(project_id=project_id)
+                session.add(row)
+            if row.scheduled_at is None:
+                row.scheduled_at = moment  # the first look only starts the clock
+            elif next_time(schedule, row.scheduled_at) <= moment:
+                row.scheduled_at = moment
+                if snapshots.new_corrections(session, project_id):
+                    due.append(project_id)
+    return [request_run(services, project_id, Trigger.SCHEDULE) for project_id in due]
+
+
+def next_time(schedule: str, after: datetime) -> datetime:
+    """The first moment of a cron line after another moment, UTC."""
+    from croniter import croniter
+
+    found: datetime = croniter(schedule, after).get_next(datetime)
+    return found

@@ -1,0 +1,73 @@
+"""From corrections to a version in service, through the real parts."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from sqlalchemy import select
+
+from backend import model_versions
+from backend.redis_server import RedisServer
+from backend.services import Services, open_services, use_services
+from backend.settings import Settings
+from backend.tables import ModelVersion
+from backend.training import runs
+from backend.training.detector_store import DetectorStore
+from backend.training.tables import GateVerdict, Promotion, RunState, TrainingRun, Trigger
+from backend.training.trainer import train_run
+from tests.integration.learning_stage import CONFIG, LearningStage, small_model
+from tests.integration.stand_in_label_studio import StandInLabelStudio
+
+
+@pytest.fixture(scope="session")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return small_model(tmp_path_factory.mktemp("model") / "tiny")
+
+
+@pytest.fixture
+def stage(redis_server: RedisServer, data_dir: Path, model: Path) -> Iterator[LearningStage]:
+    with StandInLabelStudio(CONFIG) as label_studio:
+        settings = Settings(
+            data_dir=data_dir,
+            label_studio_url=label_studio.url,
+            label_studio_api_key="0" * 40,
+            model=str(model),
+            gate_min_images=4,
+            train_replay=False,
+        )
+        services = open_services(settings)
+        use_services(services)
+        yield LearningStage(services, label_studio)
+        use_services(None)
+        services.close()
+
+
+def finished(services: Services, run_id: str) -> TrainingRun:
+    with services.database.reading() as session:
+        return session.get_one(TrainingRun, run_id)
+
+
+def test_corrections_become_a_version_in_service(stage: LearningStage) -> None:
+    services = stage.services
+    stage.annotate(train=14, val=6)
+    before = model_versions.in_service(services, stage.project_id)
+    requested = runs.request_run(
+        services, stage.project_id, Trigger.COMMAND, steps=24, learning_rate=2e-3
+    )
+    train_run(services, requested.run_id)
+    run = finished(services, requested.run_id)
+    assert run.state == RunState.DONE, run.error
+    with services.database.reading() as session:
+        verdict = session.get_one(GateVerdict, run.id)
+        version = session.scalars(
+            select(ModelVersion).where(ModelVersion.version == run.candidate)
+        ).one()
+        promotions = session.scalars(select(Promotion)).all()
+    assert verdict.passed, verdict.reasons
+    assert verdict.figures["overall"]["images"] == 6
+    assert version.parent == before
+    assert version.card is not None
+    assert version.card["data"]["training_images"] == 14
+    assert [one.version for one in promotions] == [version.version]
+    assert model_versions.in_service(services, stage.project_id) == version.version
+    assert DetectorStore(services.settings).names() == [version.version]
