@@ -200,10 +200,8 @@ def load_model(
     def prepare(item: tuple[str, torch.Tensor]) -> tuple[str, torch.Tensor, bytes]:
         key, tensor = item
         digest = weights_hash.of_tensor(key, tensor)
-        if weights_hash.is_detector(key):
-            # Its own memory: fine-tuning writes to it, and it is small.
-            return key, tensor.to(device or "cpu", torch.float32, copy=True), digest
-        return key, tensor.to(device or "cpu", dtype), digest
+        kept = torch.float32 if weights_hash.is_detector(key) else dtype
+        return key, tensor.to(device or "cpu", kept), digest
 
     def stored() -> Iterable[tuple[str, torch.Tensor]]:
         for key, (source, operation) in sources.items():

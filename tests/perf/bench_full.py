@@ -1,0 +1,235 @@
+"""The full-size SAM 3 with deterministic random weights: what a prompt costs, and how much memory.
+
+Writes a `sam3.pt` of 3.4 GB into a temporary folder, loads it through `from_pretrained` in a fresh
+process per precision, and prints as its last line one JSON object. Takes minutes on a CPU.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gzip
+import json
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+KEYS = Path(__file__).parents[1] / "data" / "sam3_reference" / "full_keys.json.gz"
+PHRASES = ("breast tumor", "polyp", "optic cup", "left ventricle")
+
+
+def full_keys() -> dict[str, list[tuple[str, list[int]]]]:
+    return json.loads(gzip.decompress(KEYS.read_bytes()))
+
+
+def write_checkpoint(path: Path) -> None:
+    """Weights with which activations stay in a sensible range: norms at 1, the rest small."""
+    tensors = {}
+    for key, shape in full_keys()["checkpoint"]:
+        generator = torch.Generator().manual_seed(zlib.crc32(key.encode()))
+        norm = len(shape) == 1 and key.endswith("weight")
+        tensors[key] = torch.randn(shape, generator=generator).mul_(0.02).add_(1.0 if norm else 0.0)
+    torch.save({"model": tensors}, path)
+
+
+def unmatched_keys() -> int:
+    """Keys of the full checkpoint and adapter that have no place, and places without a key."""
+    from transformers import Sam3Config
+
+    from medsam3_model import checkpoints, key_mapping
+
+    model = checkpoints.empty_model(Sam3Config())
+    places = {key: tuple(tensor.shape) for key, tensor in model.state_dict().items()}
+    keys = full_keys()
+    made = {
+        target.key: target.operation.shape(tuple(shape))
+        for key, shape in keys["checkpoint"]
+        for target in key_mapping.targets(key)
+    }
+    lost = [
+        key
+        for key, _ in keys["checkpoint"]
+        if not key_mapping.targets(key) and not key_mapping.has_no_counterpart(key)
+    ]
+    for key, _ in keys["lora"]:
+        module = key.rsplit(".lora.", 1)[0]
+        targets = key_mapping.module_targets(module)
+        known = key_mapping.has_no_counterpart(f"{module}.weight")
+        if not known and not (targets and all(target.key in places for target in targets)):
+            lost.append(key)
+    return len(lost) + sum(made.get(key) != shape for key, shape in places.items())
+
+
+def picture() -> np.ndarray:
+    """A smooth picture with structure, the same in every process."""
+    random = np.random.default_rng(0)
+    coarse = torch.from_numpy(random.random((1, 3, 24, 32), dtype=np.float32))
+    fine = torch.nn.functional.interpolate(coarse, (768, 1024), mode="bicubic").clamp(0, 1)
+    return (fine[0].permute(1, 2, 0) * 255).to(torch.uint8).numpy()
+
+
+def measure(checkpoint: Path, dtype: str, results: Path) -> None:
+    """One precision on the CPU, in this process; writes figures and outputs to `results`."""
+    from medsam3_model import MedSAM3, forward
+    from medsam3_model.preprocessing import model_boxes, per_phrase_boxes
+
+    started = time.perf_counter()
+    model = MedSAM3.from_pretrained(checkpoint, device="cpu", dtype=dtype)
+    load_s = time.perf_counter() - started
+
+    rgb = picture()
+    started = time.perf_counter()
+    image = model.encode_image(rgb)
+    encode_s = time.perf_counter() - started
+    model.detect(image, model.encode_text(PHRASES[:1]))
+    first_s = time.perf_counter() - started
+
+    cached = []
+    for phrase in PHRASES[1:]:
+        started = time.perf_counter()
+        model.detect(image, model.encode_text([phrase]))
+        cached.append(time.perf_counter() - started)
+    started = time.perf_counter()
+    model.restore_embedding(image.last_hidden_state, image.original_size)
+    restore_s = time.perf_counter() - started
+    peak_gb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
+
+    text = model.encode_text(PHRASES[:1])
+    with torch.no_grad():
+        outputs = forward.detector_outputs(
+            model.model,
+            image.fpn_hidden_states,
+            text.features,
+            text.attention_mask,
+            *model_boxes(*per_phrase_boxes(None, None, 1), image.original_size),
+            model.dtype,
+        )
+    np.savez(
+        results,
+        figures=json.dumps(
+            {
+                "load_s": load_s,
+                "encode_s": encode_s,
+                "first_prompt_s": first_s,
+                "cached_prompt_s": statistics.median(cached),
+                "restore_from_disk_s": restore_s,
+                "peak_gb": peak_gb,
+            }
+        ),
+        logits=outputs["pred_logits"].float().numpy(),
+        masks=(outputs["pred_masks"] > 0).numpy(),
+        semantic=(outputs["semantic_seg"] > 0).numpy(),
+        boxes=outputs["pred_boxes"].float().numpy(),
+    )
+
+
+def dice(one: np.ndarray, other: np.ndarray) -> float:
+    """Mean Dice of masks (N, H, W); two empty masks agree."""
+    shared = (one & other).sum((1, 2))
+    total = one.sum((1, 2)) + other.sum((1, 2))
+    return float(np.where(total > 0, 2 * shared / np.maximum(total, 1), 1.0).mean())
+
+
+def gpu_figures(checkpoint: Path) -> dict[str, float]:
+    """Images per second in bfloat16, and against the same module called bare."""
+    from medsam3_model import MedSAM3
+    from medsam3_model.device import autocast
+
+    model = MedSAM3.from_pretrained(checkpoint, device="cuda")
+    rgb = picture()
+    text = model.encode_text(PHRASES[:1])
+    tokens = model.tokenizer(
+        list(PHRASES[:1]), padding="max_length", max_length=32, return_tensors="pt"
+    ).to("cuda")
+
+    def ours(batch: int) -> None:
+        for image in model.encode_images([rgb] * batch, batch_size=batch):
+            model.detect(image, text)
+
+    def bare(batch: int) -> None:
+        pixels = torch.zeros(batch, 3, model.image_size, model.image_size, device="cuda")
+        with torch.no_grad(), autocast(model.device, model.dtype):
+            model.model(
+                pixel_values=pixels,
+                input_ids=tokens["input_ids"].expand(batch, -1),
+                attention_mask=tokens["attention_mask"].expand(batch, -1),
+            )
+
+    def images_per_s(run: Any, batch: int) -> float:
+        for _ in range(3):
+            run(batch)
+        torch.cuda.synchronize()
+        started, done = time.perf_counter(), 0
+        while time.perf_counter() - started < 10:
+            run(batch)
+            torch.cuda.synchronize()
+            done += batch
+        return done / (time.perf_counter() - started)
+
+    figures = {f"gpu_images_per_s_b{batch}": images_per_s(ours, batch) for batch in (1, 8)}
+    return {
+        **figures,
+        "gpu_ratio_to_bare": figures["gpu_images_per_s_b1"] / images_per_s(bare, 1),
+        "gpu_ratio_to_bare_b8": figures["gpu_images_per_s_b8"] / images_per_s(bare, 8),
+    }
+
+
+def in_fresh_process(*arguments: str) -> None:
+    command = [sys.executable, "-m", "tests.perf.bench_full", *arguments]
+    subprocess.run(command, check=True, cwd=Path(__file__).parents[2])
+
+
+def say(text: str) -> None:
+    sys.stdout.write(f"{text}\n")
+    sys.stdout.flush()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--one", nargs=3, metavar=("CHECKPOINT", "DTYPE", "RESULTS"))
+    parser.add_argument("--write", metavar="CHECKPOINT")
+    options = parser.parse_args()
+    if options.write:
+        return write_checkpoint(Path(options.write))
+    if options.one:
+        checkpoint, dtype, results = options.one
+        return measure(Path(checkpoint), dtype, Path(results))
+
+    figures: dict[str, float] = {"full_keys_unmatched": unmatched_keys()}
+    found: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        checkpoint = Path(folder) / "sam3.pt"
+        say("writing a full-size checkpoint ...")
+        in_fresh_process("--write", str(checkpoint))
+        for name, dtype in (("fp32", "float32"), ("bf16", "bfloat16")):
+            results = Path(folder) / f"{name}.npz"
+            in_fresh_process("--one", str(checkpoint), dtype, str(results))
+            found[name] = dict(np.load(results))
+            measured = json.loads(str(found[name]["figures"]))
+            say(f"{name}: {json.dumps({key: round(v, 2) for key, v in measured.items()})}")
+            figures.update({f"{key}_{name}": value for key, value in measured.items()})
+            figures[f"cached_prompt_speedup_{name}"] = (
+                measured["first_prompt_s"] / measured["cached_prompt_s"]
+            )
+        if torch.cuda.is_available():
+            figures.update(gpu_figures(checkpoint))
+    full, half = found["fp32"], found["bf16"]
+    figures["bf16_mask_dice"] = dice(full["masks"][0], half["masks"][0])
+    figures["bf16_semantic_dice"] = dice(full["semantic"][0], half["semantic"][0])
+    figures["bf16_logits_max_difference"] = float(np.abs(full["logits"] - half["logits"]).max())
+    figures["fp32_logits_range"] = float(np.ptp(full["logits"]))
+    figures["bf16_boxes_max_difference"] = float(np.abs(full["boxes"] - half["boxes"]).max())
+    say(json.dumps({key: round(value, 4) for key, value in figures.items()}))
+    return None
+
+
+if __name__ == "__main__":
+    main()
