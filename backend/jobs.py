@@ -52,6 +52,19 @@ def push_chunk(ids: Sequence[str]) -> None:
     push(current_services(), ids)
 
 
+def ingest_events(ids: Sequence[str]) -> None:
+    """Take in what webhook events hint at, then start the training that they ask for."""
+    from backend.corrections.event_ingest import ingest_events as ingest
+    from backend.training.triggers import after_events
+
+    services = current_services()
+    try:
+        ingest(services, ids)
+    finally:
+        # A broken annotation must not keep the button from working.
+        after_events(services, ids)
+
+
 def _predict_row(services: Services, inference: "Inference", row: Suggestion, xml: str) -> None:
     from medsam3_model.errors import MedSAM3Error
 

@@ -10,15 +10,19 @@ from sqlalchemy import or_, select, update
 from sqlalchemy.exc import SQLAlchemyError
 
 from backend.errors import QueueError
+from backend.events import INGEST_JOB
 from backend.predicting import PREDICT_JOB, UNFINISHED, enqueue_pushes
 from backend.queues import QueueName, enqueue, waiting_row_ids
 from backend.services import Services
-from backend.tables import Delivery, Suggestion, SuggestionState, now
+from backend.tables import Delivery, Event, Suggestion, SuggestionState, now
 
 log = logging.getLogger(__name__)
 
 LOCK_KEY = "medsam3:reconcile"
 INTERVAL_S = 3.0
+# An event this old was not dealt with by the job that its webhook enqueued; events wait while
+# Label Studio is down, so they are not tried more often than this either.
+EVENT_SETTLING_S = 30.0
 # A row this young may belong to a request that has not enqueued its jobs yet.
 SETTLING_S = 5.0
 
@@ -30,6 +34,7 @@ class Repairs:
     enqueued: int = 0
     given_up: int = 0
     pushed: int = 0
+    events: int = 0
 
 
 def reconcile(services: Services) -> Repairs:
@@ -40,6 +45,7 @@ def reconcile(services: Services) -> Repairs:
     """
     given_up = _give_up(services)
     pushed = _push_forgotten(services)
+    events = _enqueue_forgotten_events(services)
     rows = _orphans(services)
     if rows:
         try:
@@ -57,7 +63,7 @@ def reconcile(services: Services) -> Repairs:
             job_id=f"predict-{row.id}-{row.attempts}",
             at_front=row.interactive,
         )
-    repairs = Repairs(enqueued=len(rows), given_up=given_up, pushed=pushed)
+    repairs = Repairs(enqueued=len(rows), given_up=given_up, pushed=pushed, events=events)
     if repairs != Repairs():
         log.info("reconciled: %s", repairs)
     return repairs
@@ -136,6 +142,33 @@ def _push_forgotten(services: Services) -> int:
         )
     enqueue_pushes(services, ids)
     return len(ids)
+
+
+def _enqueue_forgotten_events(services: Services) -> int:
+    """Queue webhook events that no worker dealt with and for which no job waits."""
+    before = now() - timedelta(seconds=EVENT_SETTLING_S)
+    with services.database.reading() as session:
+        ids = list(
+            session.scalars(
+                select(Event.id)
+                .where(Event.state == "new", Event.created_at < before)
+                .order_by(Event.created_at)
+                .limit(500)
+            )
+        )
+    if not ids:
+        return 0
+    try:
+        waiting = waiting_row_ids(services.redis, QueueName.INGEST)
+    except RedisError as error:
+        raise QueueError(f"Redis does not answer ({type(error).__name__})") from error
+    forgotten = [event_id for event_id in ids if event_id not in waiting]
+    for event_id in forgotten:
+        # The same job id as the webhook's: enqueued twice, it is one job.
+        enqueue(
+            services.redis, QueueName.INGEST, INGEST_JOB, [event_id], job_id=f"event-{event_id}"
+        )
+    return len(forgotten)
 
 
 class Reconciler(threading.Thread):
