@@ -151,7 +151,7 @@ class EmbeddingCache(_Counted):
         else:
             self._count("embedding_misses")
             found = encode()
-            self._write(key, found)
+            self._write(key, image_key, found)
         self._remember(key, found)
         return found
 
@@ -193,12 +193,16 @@ class EmbeddingCache(_Counted):
             os.utime(path)  # least recently used goes first
         return model.restore_embedding(hidden, (height, width))
 
-    def _write(self, key: str, embedding: ImageEmbedding) -> None:
+    def _write(self, key: str, image_key: str, embedding: ImageEmbedding) -> None:
         path = self._path(key)
         if path is None:
             return
         hidden = embedding.last_hidden_state.detach().to("cpu", copy=True).contiguous()
-        notes = {"checksum": _checksum(hidden), "original_size": embedding.original_size}
+        notes = {
+            "checksum": _checksum(hidden),
+            "original_size": embedding.original_size,
+            "image_key": image_key,  # by which `embedding_files` finds what is to be removed
+        }
         packed = torch.tensor(list(json.dumps(notes).encode()), dtype=torch.uint8)
         content = save({"last_hidden_state": hidden, "notes": packed})
         unfinished = path.with_name(f".{key}.{os.getpid()}.{threading.get_ident()}")
