@@ -15,6 +15,7 @@ from backend.errors import BackendError
 from backend.evaluate_command import evaluate
 from backend.queues import QueueName
 from backend.settings import Settings, get_settings
+from backend.training_cli import models, simulate, train, trainer
 
 if TYPE_CHECKING:
     from backend.preannotate import Progress
@@ -209,6 +210,10 @@ def doctor(
 
 
 app.command()(evaluate)
+app.command()(train)
+app.command()(trainer)
+app.command()(simulate)
+app.add_typer(models)
 
 
 def _say(line: str) -> None:

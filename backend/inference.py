@@ -5,6 +5,7 @@ import logging
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from statistics import fmean
 from time import monotonic, perf_counter
 from typing import TYPE_CHECKING, Any
@@ -13,7 +14,7 @@ from redis.exceptions import RedisError
 
 from backend import model_versions
 from backend.concepts import Concept, concept_of_label, concepts_for
-from backend.errors import BackendError, ImageSourceError, LabelConfigError
+from backend.errors import ImageSourceError, LabelConfigError
 from backend.image_source import fetch_image
 from backend.label_config import ImageObject, LabelConfig, parse_label_config
 from backend.label_studio import LabelStudio
@@ -21,9 +22,14 @@ from backend.prometheus import add_to_counters
 from backend.prompts import InteractivePrompt, read_context
 from backend.regions import InstanceMask, regions_for, validate
 from backend.services import Services, current_services
-from backend.tables import ModelVersion, Suggestion
+from backend.tables import Suggestion
+from backend.training import acquisition
+from backend.training.loading import Models
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from medsam3_model import Detections, ImageEmbedding, MedSAM3
     from medsam3_model.prompting import SpatialPrompt
 
@@ -94,7 +100,7 @@ class Inference:
         self._services = services
         self._client = LabelStudio.from_settings(settings)
         self._files = ImageBytes(settings.image_cache_mb * 2**20)
-        self._models: dict[str, MedSAM3] = {}
+        self._models = Models(services)
         self._texts = TextCache()
         self._embeddings = EmbeddingCache(
             settings.embedding_dir,
@@ -116,6 +122,8 @@ class Inference:
         regions: list[dict[str, Any]] = []
         confidences: list[float] = []
         hashes: list[str] = []
+        found: list[Detections] = []
+        mirrored: list[Callable[[], list[Detections]]] = []
         model_s = 0.0
         for page in _pages(config, row.task_data, prompt):
             wanted = [concept for concept in concepts if concept.controls_of(page.image.name)]
@@ -127,6 +135,10 @@ class Inference:
             embedding = self._embedding(model, content, image_hash)
             answers = self._answer(model, embedding, wanted, prompt)
             model_s += perf_counter() - started
+            found += [detections for _, detections in answers]
+            if prompt is None:
+                acquisition.remember_vector(self._services, image_hash, embedding)
+                mirrored.append(partial(self._mirrored, model, content, image_hash, wanted))
             for concept, detections in answers:
                 confidences.append(confidence(detections))
                 height, width = embedding.original_size
@@ -139,20 +151,21 @@ class Inference:
                     controls=concept.controls_of(page.image.name)[: 1 if prompt else None],
                 )
         validate(regions, label_config)
-        score = fmean(confidences) if confidences else 0.0
+        if prompt is None:
+            score = acquisition.score(
+                self._services,
+                row.project_id,
+                row.task_id,
+                found,
+                lambda: [one for look in mirrored for one in look()],
+            )
+        else:
+            score = fmean(confidences) if confidences else 0.0
         return Outcome(regions, score, hashes[0] if hashes else "", model_s)
 
     def model(self, version: str) -> "MedSAM3":
-        """The model of a version, loaded once."""
-        if version not in self._models:
-            from medsam3_model import MedSAM3
-
-            checkpoint, adapter = self._checkpoint(version)
-            settings = self._services.settings
-            self._models[version] = MedSAM3.from_pretrained(
-                checkpoint, adapter=adapter, device=settings.device, dtype=settings.dtype
-            )
-        return self._models[version]
+        """The model of a version; encoders are loaded once for all, detectors swapped in."""
+        return self._models.get(version)
 
     def publish_counts(self) -> None:
         """Add what the caches did since the last call to the counters behind /metrics."""
@@ -163,16 +176,6 @@ class Inference:
             )
         except RedisError as error:
             log.warning("counters are not published (%s)", type(error).__name__)
-
-    def _checkpoint(self, version: str) -> tuple[str, str | None]:
-        settings = self._services.settings
-        if version == model_versions.default_version(self._services):
-            return settings.model, settings.adapter
-        with self._services.database.reading() as session:
-            known = session.query(ModelVersion).filter_by(version=version).one_or_none()
-        if known is None:
-            raise BackendError(f"model version {version} is not registered: `medsam3 models list`")
-        return known.checkpoint, known.adapter
 
     def _file(self, page: Page, row: Suggestion) -> tuple[bytes, str]:
         return self._files.get(
@@ -186,18 +189,34 @@ class Inference:
             ),
         )
 
-    def _embedding(self, model: "MedSAM3", content: bytes, image_hash: str) -> "ImageEmbedding":
+    def _mirrored(
+        self, model: "MedSAM3", content: bytes, image_hash: str, concepts: Sequence[Concept]
+    ) -> "list[Detections]":
+        """What the model finds in the mirrored image, turned back."""
+
         def encode() -> "ImageEmbedding":
-            from medsam3_model.image_io import ImageLimits, read_image
+            return model.encode_image(self._pixels(content)[:, ::-1].copy())
 
-            settings = self._services.settings
-            limits = ImageLimits(
-                max_bytes=settings.max_image_mb * 2**20,
-                max_pixels=int(settings.max_image_megapixels * 1e6),
-            )
-            return model.encode_image(read_image(content, limits=limits))
+        embedding = self._embeddings.get(model, f"{image_hash}-mirrored", encode)
+        return [
+            replace(one, masks=one.masks[:, :, ::-1], semantic=one.semantic[:, ::-1])
+            for _, one in self._answer(model, embedding, concepts, None)
+        ]
 
-        return self._embeddings.get(model, image_hash, encode)
+    def _embedding(self, model: "MedSAM3", content: bytes, image_hash: str) -> "ImageEmbedding":
+        return self._embeddings.get(
+            model, image_hash, lambda: model.encode_image(self._pixels(content))
+        )
+
+    def _pixels(self, content: bytes) -> "NDArray[np.uint8]":
+        from medsam3_model.image_io import ImageLimits, read_image
+
+        settings = self._services.settings
+        limits = ImageLimits(
+            max_bytes=settings.max_image_mb * 2**20,
+            max_pixels=int(settings.max_image_megapixels * 1e6),
+        )
+        return read_image(content, limits=limits)
 
     def _answer(
         self,

@@ -52,6 +52,7 @@ class Supervisor:
             Child("web", ["web"]),
             Child("gpu worker", ["worker", "--queue", QueueName.GPU]),
             Child("ingest worker", ["worker", "--queue", QueueName.INGEST]),
+            Child("trainer", ["trainer"]),
         ]
 
     def start(self) -> None:

@@ -4,7 +4,7 @@ from typing import Any, Literal
 
 from alembic import context
 
-import backend.corrections.tables  # noqa: F401 registers its tables
+import backend.corrections.tables
 import backend.training.tables  # noqa: F401 likewise
 from backend.tables import Base, UtcDateTime
 

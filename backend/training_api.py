@@ -1,0 +1,182 @@
+"""Endpoints of the learning loop: `/api/v1/training-runs`, `/api/v1/models` and a project's policy.
+
+What is refused on purpose answers 409 with the reason.
+"""
+
+from typing import Any
+
+from flask import Blueprint, abort, current_app, request
+from sqlalchemy import select
+
+from backend import model_versions
+from backend.services import Services
+from backend.tables import ModelVersion, Project
+from backend.training import promotion, runs
+from backend.training.runs import TrainingError
+from backend.training.tables import GateVerdict, Promotion, TrainingPolicy, TrainingRun, Trigger
+
+blueprint = Blueprint("training", __name__, url_prefix="/api/v1")
+
+_OVERRIDES = ("steps", "minutes", "learning_rate", "seed", "replay", "consensus", "auto_promote")
+_POLICY = ("after_corrections", "schedule", "strategy", "consensus", "auto_promote")
+_STRATEGIES = ("uncertainty", "tta", "diversity", "random", "random-foreground")
+_CONSENSUS = ("latest", "majority", "staple")
+
+
+@blueprint.errorhandler(TrainingError)
+def _refused(error: TrainingError) -> tuple[dict[str, str], int]:
+    return {"error": str(error)}, 409
+
+
+@blueprint.post("/training-runs")
+def start() -> tuple[dict[str, Any], int]:
+    """Ask for a run: `{"project": 7, "steps": 200, ...}`; 201 for a new one, 200 for one under way.
+
+    Body: `project`, and optionally `steps`, `minutes`, `learning_rate`, `seed`, `replay`,
+    `consensus`, `auto_promote`.
+    """
+    body = _body()
+    unknown = set(body) - {"project", *_OVERRIDES}
+    if unknown:
+        abort(400, f"unknown: {', '.join(sorted(unknown))}")
+    requested = runs.request_run(
+        _services(),
+        _project(body),
+        Trigger.API,
+        **{name: body[name] for name in _OVERRIDES if name in body},
+    )
+    return {"id": requested.run_id, "new": requested.new}, 201 if requested.new else 200
+
+
+@blueprint.get("/training-runs")
+def listed() -> dict[str, Any]:
+    """Runs with their progress, newest first. Query: `project`."""
+    project_id = request.args.get("project", type=int)
+    with _services().database.reading() as session:
+        found = runs.list_runs(session, project_id)
+        return {"training_runs": [_with_verdict(session, run) for run in found]}
+
+
+@blueprint.get("/training-runs/<run_id>")
+def shown(run_id: str) -> dict[str, Any]:
+    """One run with its progress and the gate's verdict."""
+    with _services().database.reading() as session:
+        run = session.get(TrainingRun, run_id) or abort(404, f"no training run {run_id}")
+        return _with_verdict(session, run)
+
+
+@blueprint.post("/training-runs/<run_id>/cancel")
+def cancelled(run_id: str) -> dict[str, Any]:
+    """End a run: at once while it waits, at its next step while it is at work."""
+    return runs.summary(runs.cancel(_services(), run_id))
+
+
+@blueprint.get("/models")
+def versions() -> dict[str, Any]:
+    """Every version with its card, and which one serves which project."""
+    services = _services()
+    with services.database.reading() as session:
+        rows = session.scalars(select(ModelVersion).order_by(ModelVersion.id)).all()
+        serving = {row.id: row.model_version for row in session.scalars(select(Project))}
+    default = model_versions.default_version(services)
+    return {
+        "default": default,
+        "in_service": {str(id_): version or default for id_, version in serving.items()},
+        "models": [
+            {
+                "version": row.version,
+                "project": row.project_id,
+                "parent": row.parent,
+                "run": row.run_id,
+                "card": row.card,
+                "created_at": row.created_at.isoformat(),
+            }
+            for row in rows
+        ],
+    }
+
+
+@blueprint.post("/models/promote")
+def promoted() -> dict[str, Any]:
+    """Put a version into service. Body: `project`, `version`, `force` (that is noted)."""
+    body = _body()
+    made = promotion.promote(
+        _services(),
+        _project(body),
+        str(body.get("version") or ""),
+        force=body.get("force") is True,
+    )
+    return _promotion(made)
+
+
+@blueprint.post("/models/rollback")
+def rolled_back() -> dict[str, Any]:
+    """Return to the version before. Body: `project`."""
+    return _promotion(promotion.rollback(_services(), _project(_body())))
+
+
+@blueprint.put("/projects/<int:project_id>/training")
+def set_policy(project_id: int) -> dict[str, Any]:
+    """A project's own choices; null returns to the setting.
+
+    Body: `after_corrections`, `schedule` (cron, UTC; empty: none), `strategy`, `consensus`,
+    `auto_promote`.
+    """
+    body = _body()
+    _check_policy(body)
+    with _services().database.session() as session:
+        row = session.get(TrainingPolicy, project_id) or TrainingPolicy(project_id=project_id)
+        for name, value in body.items():
+            setattr(row, name, value)
+        session.add(row)
+        session.flush()
+        return {"project": project_id, **{name: getattr(row, name) for name in _POLICY}}
+
+
+def _check_policy(body: dict[str, Any]) -> None:
+    for name, value in body.items():
+        if name not in _POLICY:
+            abort(400, f"unknown: {name}; there is {', '.join(_POLICY)}")
+        allowed = {"strategy": _STRATEGIES, "consensus": _CONSENSUS}.get(name)
+        if value is not None and allowed and value not in allowed:
+            abort(400, f"{name} is one of {', '.join(allowed)}")
+    count = body.get("after_corrections")
+    if count is not None and (not isinstance(count, int) or isinstance(count, bool) or count < 0):
+        abort(400, "after_corrections is a whole number, 0 for never")
+    if schedule := body.get("schedule"):
+        from croniter import croniter
+
+        if not isinstance(schedule, str) or not croniter.is_valid(schedule):
+            abort(400, "schedule is a cron line such as 0 3 * * *")
+
+
+def _with_verdict(session: Any, run: TrainingRun) -> dict[str, Any]:
+    return runs.summary(run, session.get(GateVerdict, run.id))
+
+
+def _promotion(made: Promotion) -> dict[str, Any]:
+    return {
+        "project": made.project_id,
+        "version": made.version,
+        "previous": made.previous,
+        "kind": made.kind,
+    }
+
+
+def _project(body: dict[str, Any]) -> int:
+    found = body.get("project")
+    if not isinstance(found, int) or isinstance(found, bool):
+        abort(400, "project must be Label Studio's project id, a number")
+    return found
+
+
+def _body() -> dict[str, Any]:
+    found = request.get_json(force=True, silent=True)
+    if not isinstance(found, dict):
+        abort(400, "the body must be a JSON object")
+    return found
+
+
+def _services() -> Services:
+    found: Services = current_app.extensions["medsam3"]
+    return found
