@@ -4,6 +4,7 @@ A table stands between `<!-- made by docs/reference.py: NAME -->` and `<!-- end 
 what stands there with what the code says, so a table cannot go stale.
 """
 
+import inspect
 import re
 import sys
 import tempfile
@@ -63,16 +64,29 @@ def every_command() -> Iterator[tuple[str, Any]]:
 
 def endpoints_table() -> str:
     """Every endpoint, with the first sentence of what it says about itself."""
+    rows = [(f"`{name}`", text.split("\n\n")[0]) for name, text in every_endpoint()]
+    return _table(("endpoint", "what it does"), rows)
+
+
+def own_endpoints() -> str:
+    """A section for each endpoint below `/api/`: all that it says about itself."""
+    return "\n\n".join(
+        f"### `{name}`\n\n{text}" for name, text in every_endpoint() if " /api/" in name
+    )
+
+
+def every_endpoint() -> list[tuple[str, str]]:
+    """`METHOD /path` and the docstring of what answers there, by path."""
     with _services() as services:
         flask = create_app(services)
-        rows = []
-        for rule in sorted(flask.url_map.iter_rules(), key=lambda rule: rule.rule):
-            if rule.endpoint == "static":
-                continue
-            methods = " ".join(sorted((rule.methods or set()) - {"HEAD", "OPTIONS"}))
-            text = flask.view_functions[rule.endpoint].__doc__ or ""
-            rows.append((f"`{methods} {rule.rule}`", text.strip().split("\n\n")[0]))
-    return _table(("endpoint", "what it does"), rows)
+        return [
+            (
+                " ".join((*sorted((rule.methods or set()) - {"HEAD", "OPTIONS"}), rule.rule)),
+                inspect.getdoc(flask.view_functions[rule.endpoint]) or "",
+            )
+            for rule in sorted(flask.url_map.iter_rules(), key=lambda rule: rule.rule)
+            if rule.endpoint != "static"
+        ]
 
 
 def metrics_table() -> str:
@@ -94,6 +108,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "settings": settings_table,
     "commands": commands,
     "endpoints": endpoints_table,
+    "own_endpoints": own_endpoints,
     "metrics": metrics_table,
 }
 

@@ -28,7 +28,7 @@ from tests.compose import (
     services,
 )
 
-OURS = {"web", "ingest-worker", "gpu-worker", "cpu-worker"}
+OURS = {"web", "ingest-worker", "gpu-worker", "cpu-worker", "gpu-trainer", "cpu-trainer"}
 ALL = OURS | {"label-studio", "postgres", "redis"}
 
 
@@ -147,8 +147,9 @@ def test_database_and_queue_lose_nothing() -> None:
         assert volume in compose(SECRETS)["volumes"]
 
 
-def test_one_worker_has_the_gpu_the_other_needs_none() -> None:
-    gpu, cpu = services()["gpu-worker"], services()["cpu-worker"]
+@pytest.mark.parametrize("kind", ["worker", "trainer"])
+def test_one_of_two_has_the_gpu_the_other_needs_none(kind: str) -> None:
+    gpu, cpu = services()[f"gpu-{kind}"], services()[f"cpu-{kind}"]
     assert (gpu["profiles"], cpu["profiles"]) == (["gpu"], ["cpu"])
     (device,) = gpu["deploy"]["resources"]["reservations"]["devices"]
     assert device == {"driver": "nvidia", "count": 1, "capabilities": ["gpu"]}
@@ -164,7 +165,8 @@ def test_a_services_command_is_one_of_ours(name: str) -> None:
     group = typer.main.get_group(app)
     command = group.commands[arguments[0]]
     context = command.make_context(arguments[0], arguments[1:])
-    assert context.params["host" if name == "web" else "queue"] == arguments[-1]
+    chosen = {"web": "host", "worker": "queue"}.get(arguments[0])
+    assert chosen is None or context.params[chosen] == arguments[-1]
 
 
 @pytest.mark.parametrize("name", sorted(OURS))
