@@ -151,13 +151,12 @@ def disturb_box(
 
     The result stays inside the image and keeps at least a quarter of each side.
     """
-    x0, y0, x1, y1 = (float(value) for value in box)
-    width, height = x1 - x0, y1 - y0
-    errors = rng.normal(0, deviation, 4) * (width, height, width, height)
-    left, top = x0 + errors[0], y0 + errors[1]
-    right, bottom = x1 + errors[2], y1 + errors[3]
-    if right - left < width / 4:
-        left, right = x0, x1
-    if bottom - top < height / 4:
-        top, bottom = y0, y1
-    return np.clip(np.array([left, top, right, bottom], dtype=np.float32), 0, 1)
+    errors = rng.normal(0, deviation, 4)
+    moved = np.asarray(box, dtype=np.float64).copy()
+    for low, high in ((0, 2), (1, 3)):
+        side = float(box[high] - box[low])
+        start = float(np.clip(box[low] + errors[low] * side, 0, 1))
+        end = float(np.clip(box[high] + errors[high] * side, 0, 1))
+        if end - start >= side / 4:
+            moved[low], moved[high] = start, end
+    return moved.astype(np.float32)

@@ -18,8 +18,8 @@ def initialise(model: "Sam3Model") -> None:
     """Replace transformers' starting weights, which are made for a pre-trained model.
 
     Its normal(0, .02) leaves a 64-wide detector almost silent. Linear layers get Xavier and
-    convolutions Kaiming weights; the patches start with sine positions, so that boxes can be related to places
-    from the first step; the queries start at boxes spread over the image.
+    convolutions Kaiming weights; the patches start with sine positions, so that boxes can be
+    related to places from the first step; the queries start at boxes spread over the image.
     """
     for module in model.modules():
         if isinstance(module, nn.Linear):
@@ -34,7 +34,8 @@ def initialise(model: "Sam3Model") -> None:
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
     for level in model.vision_encoder.neck.fpn_layers:
-        level.proj2.weight.mul_(0.3)  # no louder than the prompts that are mixed in later
+        # no louder than the prompts that are mixed in later
+        level.get_parameter("proj2.weight").mul_(0.3)
     embeddings = model.vision_encoder.backbone.embeddings
     count, width = embeddings.position_embeddings.shape[1:]
     embeddings.position_embeddings.copy_(0.5 * _sine_positions(round(count**0.5), width))
@@ -42,9 +43,10 @@ def initialise(model: "Sam3Model") -> None:
     nn.init.normal_(decoder.query_embed.weight)
     nn.init.normal_(decoder.presence_token.weight)
     decoder.reference_points.weight.copy_(_spread_boxes(len(decoder.reference_points.weight)))
-    nn.init.zeros_(decoder.box_head.layer3.weight)
-    model.mask_decoder.mask_embedder.layers[-1].weight.mul_(0.1)
-    nn.init.constant_(model.mask_decoder.semantic_projection.bias, -1.0)
+    weights = dict(model.named_parameters())
+    weights["detr_decoder.box_head.layer3.weight"].zero_()
+    weights["mask_decoder.mask_embedder.layers.2.weight"].mul_(0.1)
+    weights["mask_decoder.semantic_projection.bias"].fill_(-1.0)
 
 
 def resize_positions(state: Mapping[str, Tensor], tokens: int) -> dict[str, Tensor]:

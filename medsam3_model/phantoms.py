@@ -8,12 +8,13 @@ every kind and size, and indifference to a modality's look.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-Float = NDArray[np.float32]
+Float = NDArray[Any]
 Instances = NDArray[np.uint16]
 Draw = Callable[[np.random.Generator, int], "Phantom"]
 
@@ -102,14 +103,14 @@ def breast_ultrasound(rng: np.random.Generator, size: int) -> Phantom:
     """Layered speckle; a dark mass with a rough edge, a shadow or enhancement below it, or none."""
     _, y = _grid(size)
     bend = 0.08 * _noise(rng, size, size / 6)
-    echo = np.full((size, size), rng.uniform(0.3, 0.5), np.float32)
+    echo: Float = np.full((size, size), rng.uniform(0.3, 0.5), np.float32)
     for _ in range(rng.integers(2, 6)):
         start, thick = rng.uniform(-1, 0.9), rng.uniform(0.04, 0.35)
         band = np.exp(-(((y + bend - start) / thick) ** 2))
         echo += rng.uniform(-0.25, 0.3) * band
     echo += rng.uniform(0.02, 0.12) * _noise(rng, size, rng.uniform(3, 14))
     echo *= 1 - rng.uniform(0, 0.45) * (y + 1) / 2
-    mask = np.zeros((size, size), bool)
+    mask: NDArray[np.bool_] = np.zeros((size, size), bool)
     for _ in range(int(rng.random() < 0.4)):  # fat lobules and shadows that are no mass
         fold = _blob(rng, size, (rng.uniform(-1, 1), rng.uniform(-1, 1)), (0.5, 0.12), 0, 0.2)
         echo = _paint(echo, _soft(fold, 0.5) * 0.5, float(rng.uniform(0.1, 0.7)))
@@ -131,7 +132,7 @@ def breast_ultrasound(rng: np.random.Generator, size: int) -> Phantom:
     grain = rng.uniform(0.6, 1.6)
     speckle = ndimage.gaussian_filter(rng.rayleigh(1.0, (size, size)), (grain * 0.7, grain * 1.5))
     speckle = 1 + (speckle / speckle.mean() - 1) * rng.uniform(0.6, 1.4)
-    image = np.clip(echo, 0, None) * np.clip(speckle, 0, 3).astype(np.float32)
+    image: Float = np.clip(echo, 0, None) * np.clip(speckle, 0, 3).astype(np.float32)
     return Phantom(_picture(image ** rng.uniform(0.6, 1.2)), {"breast tumor": _layer(mask)})
 
 
@@ -140,9 +141,9 @@ def dermoscopy(rng: np.random.Generator, size: int) -> Phantom:
     x, y = _grid(size)
     tone = rng.uniform(0.35, 1.0)
     skin = np.array([0.9, 0.68, 0.58]) * tone + rng.normal(0, 0.05, 3)
-    image = np.ones((size, size, 3), np.float32) * skin.astype(np.float32)
+    image: Float = np.ones((size, size, 3), np.float32) * skin.astype(np.float32)
     image += 0.04 * _noise(rng, size, size / 5)[..., None] + 0.02 * _noise(rng, size, 3)[..., None]
-    mask = np.zeros((size, size), bool)
+    mask: NDArray[np.bool_] = np.zeros((size, size), bool)
     if rng.random() < 0.9:
         radius = float(np.exp(rng.uniform(np.log(0.12), np.log(0.8))))
         radii = (radius, radius * float(rng.uniform(0.6, 1)))
@@ -173,7 +174,7 @@ def fundus(rng: np.random.Generator, size: int) -> Phantom:
     """An orange retina with branching vessels, a bright disc and a paler cup within it."""
     x, y = _grid(size)
     base = np.array([0.75, 0.35, 0.15]) * rng.uniform(0.5, 1.2) + rng.normal(0, 0.04, 3)
-    image = np.ones((size, size, 3), np.float32) * base.astype(np.float32)
+    image: Float = np.ones((size, size, 3), np.float32) * base.astype(np.float32)
     image *= 1 + 0.08 * _noise(rng, size, size / 4)[..., None]
     near = rng.random() < 0.6  # a picture centred on the disc, as in glaucoma data sets
     radius = float(rng.uniform(0.25, 0.6) if near else rng.uniform(0.1, 0.22))
@@ -208,7 +209,7 @@ def fundus(rng: np.random.Generator, size: int) -> Phantom:
 def chest_xray(rng: np.random.Generator, size: int) -> Phantom:
     """Two dark lungs with ribs across them, a heart to the image's right, the diaphragm below."""
     x, y = _grid(size)
-    image = np.full((size, size), rng.uniform(0.55, 0.8), np.float32)
+    image: Float = np.full((size, size), rng.uniform(0.55, 0.8), np.float32)
     image += 0.08 * _noise(rng, size, size / 5)
     body = np.abs(x) > rng.uniform(0.85, 1.1) + 0.1 * np.cos(3 * y)
     image = _paint(image, ndimage.gaussian_filter(body.astype(np.float32), 3), 0.05)
@@ -258,7 +259,7 @@ def chest_xray(rng: np.random.Generator, size: int) -> Phantom:
 def cardiac_mri(rng: np.random.Generator, size: int) -> Phantom:
     """A short-axis slice: bright blood in a dark ring, a crescent beside it, a chest around."""
     x, y = _grid(size)
-    image = np.full((size, size), 0.03, np.float32)
+    image: Float = np.full((size, size), 0.03, np.float32)
     chest = _blob(rng, size, (0, 0), (0.9, float(rng.uniform(0.6, 0.85))), 0, 0.05)
     image = _paint(image, _soft(chest, 0.03), float(rng.uniform(0.2, 0.45)))
     image = _paint(image, _soft(chest * 1.08, 0.05), float(rng.uniform(0.1, 0.3)))
@@ -310,7 +311,7 @@ def microscopy(rng: np.random.Generator, size: int) -> Phantom:
     radius = float(np.exp(rng.uniform(np.log(0.03), np.log(0.16))))
     layer = np.zeros((size, size), np.uint16)
     if stain == "fluorescence":
-        image = np.full((size, size, 3), rng.uniform(0.01, 0.12), np.float32)
+        image: Float = np.full((size, size, 3), rng.uniform(0.01, 0.12), np.float32)
         colour = np.ones(3) if rng.random() < 0.7 else rng.dirichlet(np.ones(3)) * 1.5
     elif stain == "histology":
         pink = np.array([0.9, 0.72, 0.85]) + rng.normal(0, 0.05, 3)
@@ -352,7 +353,7 @@ def shapes(rng: np.random.Generator, size: int) -> Phantom:
         return (base + noise[..., None]).astype(np.float32)
 
     ground = tint()
-    image = texture(ground)
+    image: Float = texture(ground)
     layer = np.zeros((size, size), np.uint16)
     for number in range(1, int(rng.integers(1, 8)) + 1):
         radius = float(np.exp(rng.uniform(np.log(0.05), np.log(0.6))))

@@ -103,7 +103,7 @@ def tiny_config(input_size: int = 288) -> "Sam3Config":
     )
 
 
-PRESETS: dict[str, Callable[[], "Sam3Config"]] = {"tiny": tiny_config}
+PRESETS: dict[str, Callable[..., "Sam3Config"]] = {"tiny": tiny_config}
 
 
 def preset_config(name: str) -> "Sam3Config":

@@ -1,19 +1,20 @@
 """Make the bundled weights: `python -m medsam3_model.pretrain --help`.
 
-Everything that is drawn (views, looks, prompts) follows from the seed and the step, whatever the
-number of workers; what differs between two runs is the order in which gradients are summed. A run
-that was stopped goes on from its last checkpoint.
+Worker processes share the weights and update them without waiting for each other (Hogwild, Niu et
+al. 2011): on a machine that is busy with other things nobody waits for the slowest. Everything that
+is drawn (views, looks, prompts) follows from the seed and the step; with more than one worker the
+order of the updates differs between runs, with one worker a run repeats exactly. A run that was
+stopped goes on from its last checkpoint.
 """
 
 import argparse
 import json
+import multiprocessing
 import os
 import sys
-import threading
 import time
 import tomllib
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -35,6 +36,8 @@ from medsam3_model.tokenizer import build_tokenizer, tokenize
 from medsam3_model.training_prompts import DrawnPrompt, draw_prompts
 
 if TYPE_CHECKING:
+    from multiprocessing.sharedctypes import Synchronized
+
     from transformers import PreTrainedTokenizerFast, Sam3Model
 
 _CHECKPOINT_SECONDS = 180.0
@@ -61,10 +64,8 @@ class PretrainConfig:
     """The contents of the TOML file; see `pretrain.toml` for what each value means."""
 
     preset: str
-    images_per_part: int
-    parts_per_step: int
+    images_per_step: int
     workers: int
-    bfloat16: bool
     weight_decay: float
     clip_norm: float
     loudness: float
@@ -86,12 +87,6 @@ def read_config(path: Path) -> PretrainConfig:
     return PretrainConfig(**values | {"phases": phases, "loss": LossWeights(**values["loss"])})
 
 
-class Worker(threading.local):
-    """Per thread: a model that shares the master's weights and has gradients of its own."""
-
-    model: "Sam3Model | None" = None
-
-
 class Pretraining:
     """The state of a run: master weights, optimiser, averaged weights, position."""
 
@@ -110,7 +105,7 @@ class Pretraining:
         self.shares = shares / shares.sum()
         self.tokenizer = build_tokenizer(all_phrases())
         self.phase = self.step = 0
-        self.total = 0
+        self.averaged = 0
         torch.manual_seed(seed)
         self._enter_phase(None, None)
         initialise(self.model)
@@ -122,51 +117,31 @@ class Pretraining:
         from transformers import Sam3Model
 
         phase = self.config.phases[self.phase]
-        self.model_config = PRESETS[self.config.preset](input_size=phase.input_size)
+        self.model_config = PRESETS[self.config.preset](phase.input_size)
         self.model = Sam3Model(self.model_config).train()
-        tokens = phase.input_size // self.model_config.vision_config.backbone_config.patch_size
+        tokens = round(self.model.state_dict()[POSITIONS].shape[1] ** 0.5)
         decayed, plain = _parameter_names(self.model)
         named = dict(self.model.named_parameters())
         groups: list[dict[str, Any]] = [
             {"params": [named[n] for n in decayed], "weight_decay": self.config.weight_decay},
             {"params": [named[n] for n in plain], "weight_decay": 0.0},
         ]
-        self.optimiser = torch.optim.AdamW(groups, lr=0.0, betas=(0.9, 0.98))
+        self.optimiser = torch.optim.AdamW(groups, lr=0.0, betas=(0.9, 0.98), fused=True)
         if state is not None and moments is not None:
             if state[POSITIONS].shape[1] != tokens**2:  # their moments have another shape
                 moments["state"].pop((decayed + plain).index(POSITIONS), None)
             self.model.load_state_dict(resize_positions(state, tokens))
             self.optimiser.load_state_dict(moments)
-        self.replicas: list[Sam3Model] = []
-        self.worker = Worker()
-        self.lock = threading.Lock()
+        self.model.share_memory()
 
     def run(self) -> None:
         """Train to the end of the last phase, then write the bundle."""
-        saved = time.monotonic()
-        with ThreadPoolExecutor(self.config.workers, initializer=_one_thread) as pool:
-            started, sums = time.monotonic(), _Means()
-            while True:
-                phase = self.config.phases[self.phase]
-                if self.step >= phase.steps:
-                    if self.phase + 1 == len(self.config.phases):
-                        break
-                    self._next_phase()
-                    continue
-                sums.add(self._one_step(pool, phase))
-                self.step += 1
-                self.total += 1
-                if self.total % _LOG_EVERY == 0:
-                    pace = (time.monotonic() - started) / _LOG_EVERY
-                    self._log({"seconds_per_step": round(pace, 3), **sums.take()})
-                    started = time.monotonic()
-                if self.total % self.config.validate_every == 0:
-                    self._validate()
-                    started = time.monotonic()
-                if time.monotonic() - saved > _CHECKPOINT_SECONDS:
-                    self._save()
-                    saved = time.monotonic()
-        self._save()
+        while True:
+            self._run_phase()
+            self._save()
+            if self.phase + 1 == len(self.config.phases):
+                break
+            self._next_phase()
         self._validate()
         info = write_bundle(
             self.out / "bundle",
@@ -177,50 +152,82 @@ class Pretraining:
         )
         self._log({"version": info.version})
 
-    def _one_step(self, pool: ThreadPoolExecutor, phase: Phase) -> dict[str, float]:
+    def _run_phase(self) -> None:
+        """This process and `workers` − 1 forks take steps until the phase has had them all."""
+        processes = multiprocessing.get_context("fork")
+        counter = processes.Value("q", self.step)
+        helpers = [
+            processes.Process(target=self._work, args=(counter, False), daemon=True)
+            for _ in range(self.config.workers - 1)
+        ]
+        for helper in helpers:
+            helper.start()
+        self._work(counter, True)
+        for helper in helpers:
+            helper.join()
+
+    def _work(self, counter: "Synchronized[int]", leads: bool) -> None:
+        """Take steps; the leading process also averages, reports and saves."""
+        phase = self.config.phases[self.phase]
+        saved = started = time.monotonic()
+        sums, reported, validated = _Means(), self.step, self.step
+        while True:
+            with counter.get_lock():
+                self.step = counter.value
+                if self.step >= phase.steps:
+                    return
+                counter.value += 1
+            terms = self._one_step(phase)
+            if not leads:
+                continue
+            self._average()
+            sums.add(terms)
+            now = time.monotonic()
+            if self.step - reported >= _LOG_EVERY:
+                pace = (now - started) / (self.step - reported)
+                self._log({"seconds_per_step": round(pace, 3), **sums.take()})
+                reported, started = self.step, now
+            if self.step - validated >= self.config.validate_every:
+                self._validate()
+                validated = self.step
+            if now - saved > _CHECKPOINT_SECONDS:
+                self._save()
+                saved = now
+
+    def _one_step(self, phase: Phase) -> dict[str, float]:
         rate = phase.rate(self.step)
         for group in self.optimiser.param_groups:
             group["lr"] = rate
-        parts = range(self.config.parts_per_step)
-        terms = list(pool.map(lambda part: self._one_part(phase, part), parts))
-        masters = list(self.model.parameters())
-        for parameter in masters:
-            parameter.grad = None
-        for replica in self.replicas:
-            for parameter, copy in zip(masters, replica.parameters(), strict=True):
-                if copy.grad is not None:
-                    if parameter.grad is None:
-                        parameter.grad = copy.grad
-                    else:
-                        parameter.grad.add_(copy.grad)
-                    copy.grad = None
-        norm = torch.nn.utils.clip_grad_norm_(masters, self.config.clip_norm)
-        if torch.isfinite(norm):
-            self.optimiser.step()
-        decay = min(self.config.average, (1 + self.total) / (10 + self.total))
-        with torch.no_grad():
-            for name, parameter in self.model.named_parameters():
-                self.average[name].lerp_(parameter, 1 - decay)
-        means = {name: float(np.mean([t[name] for t in terms])) for name in terms[0]}
-        return {**means, "norm": float(norm), "rate": rate}
-
-    def _one_part(self, phase: Phase, part: int) -> dict[str, float]:
-        model = self._replica()
-        rng = np.random.default_rng([self.seed, self.phase, self.step, part])
+        rng = np.random.default_rng([self.seed, self.phase, self.step])
         pixels, prompts = self._draw(phase, rng)
-        with torch.autocast("cpu", torch.bfloat16, enabled=self.config.bfloat16):
-            vision = vision_features(model, pixels)
-            output = detect(
-                model,
-                vision,
-                collate(model, self.tokenizer, prompts),
-                torch.tensor([n for n, (_, one) in enumerate(prompts) if one.wants_masks]),
-            )
+        vision = vision_features(self.model, pixels)
+        output = detect(
+            self.model,
+            vision,
+            collate(self.model, self.tokenizer, prompts),
+            torch.tensor([n for n, (_, one) in enumerate(prompts) if one.wants_masks]),
+        )
         losses = detector_loss(output, [one.target for _, one in prompts], self.config.loss)
         losses["loudness"] = self.config.loudness * loudness(vision.levels)
         losses["total"] = losses["total"] + losses["loudness"]
-        (losses["total"] / self.config.parts_per_step).backward()
-        return {name: float(value.detach()) for name, value in losses.items()}
+        self.optimiser.zero_grad()
+        losses["total"].backward()
+        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip_norm)
+        if torch.isfinite(norm):
+            self.optimiser.step()
+        terms = {name: float(value.detach()) for name, value in losses.items()}
+        return {**terms, "norm": float(norm), "rate": rate}
+
+    @torch.no_grad()
+    def _average(self) -> None:
+        """Move the averaged weights towards the current ones."""
+        self.averaged += 1
+        decay = min(self.config.average, (1 + self.averaged) / (10 + self.averaged))
+        names = list(self.average)
+        current = self.model.state_dict()
+        torch._foreach_lerp_(
+            [self.average[name] for name in names], [current[name] for name in names], 1 - decay
+        )
 
     def _draw(
         self, phase: Phase, rng: np.random.Generator
@@ -228,7 +235,7 @@ class Pretraining:
         """Normalised pixels (B, 3, S, S) and (image, prompt) pairs."""
         pictures, prompts = [], []
         mask_size = phase.input_size // 3  # four mask cells for each token of 12 pixels
-        for number in range(self.config.images_per_part):
+        for number in range(self.config.images_per_step):
             source = self.sources[self.names[rng.choice(len(self.names), p=self.shares)]]
             sample = source[int(rng.integers(len(source)))]
             view = random_view(rng, sample.family, sample.aspect)
@@ -239,27 +246,12 @@ class Pretraining:
             prompts += [(number, p) for p in draw_prompts(layers, sample.family, mask_size, rng)]
         return normalise(torch.stack(pictures)), prompts
 
-    def _replica(self) -> "Sam3Model":
-        """This thread's model: the master's weights (one memory), separate gradients."""
-        from transformers import Sam3Model
-
-        if self.worker.model is None:
-            with self.lock:
-                replica = Sam3Model(self.model_config).train()
-                pairs = zip(replica.parameters(), self.model.parameters(), strict=True)
-                for copy, parameter in pairs:
-                    copy.data = parameter.data
-                self.replicas.append(replica)
-            self.worker.model = replica
-        return self.worker.model
-
     def _next_phase(self) -> None:
         weights, moments = _copy_of(self.model), self.optimiser.state_dict()
         self.phase, self.step = self.phase + 1, 0
         self._enter_phase(weights, moments)
-        size = self.config.phases[self.phase].input_size
-        patch = self.model_config.vision_config.backbone_config.patch_size
-        self.average = resize_positions(self.average, size // patch)
+        tokens = round(self.model.state_dict()[POSITIONS].shape[1] ** 0.5)
+        self.average = resize_positions(self.average, tokens)
 
     def _validate(self) -> None:
         from transformers import Sam3Model
@@ -281,7 +273,7 @@ class Pretraining:
         state = {
             "phase": self.phase,
             "step": self.step,
-            "total": self.total,
+            "averaged": self.averaged,
             "model": self.model.state_dict(),
             "average": self.average,
             "optimiser": self.optimiser.state_dict(),
@@ -295,7 +287,7 @@ class Pretraining:
         if not path.is_file():
             return
         state = torch.load(path, weights_only=True)
-        self.phase, self.step, self.total = state["phase"], state["step"], state["total"]
+        self.phase, self.step, self.averaged = state["phase"], state["step"], state["averaged"]
         self._enter_phase(state["model"], state["optimiser"])
         self.average = state["average"]
 
@@ -352,17 +344,14 @@ class _Means:
         return means
 
 
-def _one_thread() -> None:
-    torch.set_num_threads(1)
-
-
 def _copy_of(model: "Sam3Model") -> dict[str, Tensor]:
     return {key: value.detach().clone() for key, value in model.state_dict().items()}
 
 
 def _parameter_names(model: "Sam3Model") -> tuple[list[str], list[str]]:
     """Parameters with weight decay, and those without: biases, norms and embeddings."""
-    decayed, plain = [], []
+    decayed: list[str] = []
+    plain: list[str] = []
     for name, parameter in model.named_parameters():
         is_table = "embed" in name and name.endswith(("weight", "embeddings"))
         (plain if parameter.ndim < 2 or is_table else decayed).append(name)
@@ -389,6 +378,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for entry in options.data:
         name, _, folder = entry.partition("=")
         folders[name] = Path(folder)
+    torch.set_num_threads(1)  # one process per core; forks must not inherit a thread pool
     options.out.mkdir(parents=True, exist_ok=True)
     config = read_config(options.config)
     sources = load_sources(folders, config.phantoms_per_kind)

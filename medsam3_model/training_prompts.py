@@ -72,7 +72,7 @@ def draw_prompts(
     family: str,
     mask_size: int,
     rng: np.random.Generator,
-    most_text: int = 2,
+    most_text: int = 1,
     most_boxes: int = 2,
 ) -> list[DrawnPrompt]:
     """Questions about one view.
@@ -95,7 +95,7 @@ def draw_prompts(
         if visible:
             concept = visible[int(rng.integers(len(visible)))]
             prompts.append(_boxed(concept, layers[concept], mask_size, smallest, rng))
-    if rng.random() < 0.7 or not prompts:
+    if rng.random() < 0.6 or not prompts:
         prompts.append(_absent(layers, gone, family, mask_size, rng))
     return prompts
 
@@ -108,9 +108,9 @@ def _boxed(
     numbers = torch.nonzero(areas >= min(smallest, float(areas.max())))[:, 0]
     if len(numbers) > 3 or rng.random() < 0.5:
         numbers = numbers[int(rng.integers(len(numbers)))][None]
-    box = _box(torch.isin(layer, numbers)).numpy()
+    exact = _box(torch.isin(layer, numbers)).numpy()
     deviation = rng.choice([0.0, 0.04, 0.08, 0.12], p=[0.1, 0.2, 0.5, 0.2])
-    box = torch.from_numpy(disturb_box(box, float(deviation), rng))
+    box = torch.from_numpy(disturb_box(exact, float(deviation), rng))
     pick = rng.random()
     if concept == BOX_ONLY or 0.45 < pick < 0.8:
         phrase = _one(GENERIC_PHRASES, rng)
