@@ -1,51 +1,48 @@
 """Fine-tuning of the detector on corrected images; both encoders stay frozen, as in MedSAM-3.
 
-Since the encoders never change, what they make of an image is computed once and kept in an
-`EmbeddingCache`: of the image as it is, and of a bounded number of augmented views. A step then
-costs the detector alone. Every choice (images, views, prompts) follows from seed and step, so a run
-that was killed goes on from its last saved state and ends with the weights that it would have had.
+Since the encoders never change, a step costs the detector alone (see `training_data`). Every choice
+(images, views, prompts) follows from seed and step, so a run that was killed goes on from its last
+saved state and ends with the weights that it would have had; and several processes
+(`processes.join`) that share a step's images learn what one would.
 """
 
+import hashlib
 import math
-import os
 import time
-import zlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
-from medsam3_model.augmentation import (
-    WHOLE,
-    View,
-    disturb_box,
-    random_look,
-    random_view,
-    sample_image,
-    sample_labels,
-)
-from medsam3_model.boxes import tight_box
-from medsam3_model.detector import PADDED_BOX, Prompts, VisionFeatures, detect
+from medsam3_model import device as devices
+from medsam3_model import weights_hash
+from medsam3_model.correction_prompts import draw_prompts
+from medsam3_model.detector import detect
 from medsam3_model.detector_checkpoints import DetectorCheckpoint, detector_state
+from medsam3_model.errors import MedSAM3Error
 from medsam3_model.evaluation import concept_mask
 from medsam3_model.losses import LossWeights, PromptTarget, detector_loss
 from medsam3_model.metrics import dice
-from medsam3_model.training_prompts import DrawnPrompt, target_of
+from medsam3_model.processes import joined
+from medsam3_model.training_data import TrainingData, TrainingImage
+from medsam3_model.training_prompts import DrawnPrompt
+from medsam3_model.training_state import TrainingState, load_state, save_state
 from medsam3_model.types import ImageEmbedding
 
 if TYPE_CHECKING:
     from medsam3_model.embedding_cache import EmbeddingCache
     from medsam3_model.predictor import MedSAM3
 
-_STATE_FORMAT = 1
+__all__ = ["FineTuned", "Progress", "TrainingImage", "TrainingSettings", "fine_tune"]
+
 # Below this many images none is spared for deciding when to stop.
 _LEAST_FOR_STOPPING = 12
 _SPARED = 6  # one image in so many
+_MEAN_OVER = 50  # steps that the reported loss is averaged over
 
 
 @dataclass(frozen=True)
@@ -56,19 +53,23 @@ class TrainingSettings:
         steps: optimiser steps at most.
         minutes: after which the run stops where it is.
         learning_rate: peak; it rises over `warm_up` steps and falls linearly to a twentieth.
-        images_per_step: images in a step, each with several prompts.
+        weight_decay: of AdamW, on weights that are neither biases nor norms.
+        clip_norm: longest gradient, over all parameters.
+        images_per_step: images in a step, over all processes, each with several prompts.
         views: augmented views per image that are encoded and kept; 0 trains on the image alone.
         replay_share: of the images of a step, where there are any to replay.
         patience: validations without a better one after which the run stops.
         validate_every, save_every: in steps.
+        seed: of all that is drawn.
+        loss: weights of its terms.
     """
 
     steps: int = 400
     minutes: float = 120.0
     learning_rate: float = 2e-4
     warm_up: int = 20
-    weight_decay: float = 0.05
-    clip_norm: float = 5.0
+    weight_decay: float = 0.1
+    clip_norm: float = 0.1
     images_per_step: int = 3
     views: int = 3
     replay_share: float = 0.3
@@ -86,21 +87,6 @@ class TrainingSettings:
         """The learning rate of a step, from 0."""
         rising = min(1.0, (step + 1) / max(self.warm_up, 1))
         return self.learning_rate * rising * (1 - 0.95 * step / max(self.steps - 1, 1))
-
-
-@dataclass(frozen=True)
-class TrainingImage:
-    """An image with the truth about it.
-
-    Attributes:
-        key: identifies the pixels in the embedding cache.
-        read: the image, RGB uint8 (H, W, 3).
-        layers: instance numbers by phrase, integers (H, W); all 0: the concept is absent.
-    """
-
-    key: str
-    read: Callable[[], NDArray[np.uint8]]
-    layers: Callable[[], Mapping[str, NDArray[np.int32]]]
 
 
 @dataclass(frozen=True)
@@ -145,6 +131,11 @@ def fine_tune(
 ) -> FineTuned:
     """Train a copy of a model's detector.
 
+    Of twelve images or more, and of as many to replay, every sixth is spared: the weights with the
+    best Dice by text on the spared ones, less what was lost on the replayed ones, are returned.
+    Called by every process of a group that was joined with `processes.join`, it trains once,
+    together, and returns the same to all.
+
     Args:
         model: where it starts; it stays as it is.
         images: to learn from.
@@ -153,11 +144,14 @@ def fine_tune(
         cache: embeddings, shared with whoever else uses the same encoders.
         replay: images of concepts that are to be kept in mind.
         settings: how.
-        state: file from which a killed run goes on, and which it keeps; None keeps nothing.
-        on_progress: called after every step; it may wait, and what it raises ends the run.
+        state: file from which a killed run goes on, and which it keeps; None keeps nothing. A
+            state of other data, settings or another start is not used.
+        on_progress: called after every step by the first process; it may wait, and what it raises
+            ends the run after its state is saved.
 
     Raises:
         ValueError: no images.
+        MedSAM3Error: another process of the group ended the run.
     """
     if not images:
         raise ValueError("there are no images to learn from")
@@ -176,26 +170,16 @@ class _Run:
         name: str,
         base: str,
     ) -> None:
-        self.settings, self.cache, self.name, self.base = settings, cache, name, base
-        self.start = model
+        self.settings, self.name, self.base = settings, name, base
+        self.start, self.processes = model, joined()
         self.model = model.with_detector(self._checkpoint(detector_state(model.model)))
-        ordered = sorted(images, key=lambda one: one.key)
-        spare = len(ordered) >= _LEAST_FOR_STOPPING
-        self.held = ordered[_SPARED - 1 :: _SPARED] if spare else []
-        held = {id(one) for one in self.held}
-        self.images = [one for one in ordered if id(one) not in held]
-        self.replay = sorted(replay, key=lambda one: one.key)
-        self.truth: dict[int, dict[str, NDArray[np.int32]]] = {}
-        every = sorted({phrase for one in (*ordered, *self.replay) for phrase in self._layers(one)})
-        self.text = model.encode_text(every)
-        self.row = {phrase: index for index, phrase in enumerate(every)}
-        side = model.image_size // int(model.config.vision_config.backbone_config.patch_size)
-        self.mask_size = 4 * side
-        self.positions = model.model.vision_encoder.neck.position_encoding
+        self.images, self.spared = _spare(images)
+        self.replay, self.spared_replay = _spare(replay)
+        self.data = TrainingData(model, (*images, *replay), cache)
         self.parameters = [
             parameter.requires_grad_(True)
             for key, parameter in self.model.model.named_parameters()
-            if key in detector_keys(self.model.model)
+            if weights_hash.is_detector(key)
         ]
         plain = [one for one in self.parameters if one.ndim < 2]
         decayed = [one for one in self.parameters if one.ndim >= 2]
@@ -206,253 +190,209 @@ class _Run:
             ],
             lr=settings.learning_rate,
         )
-        self.step = self.bad = 0
-        self.seconds = 0.0
-        self.history: list[tuple[int, float, float | None]] = []
-        self.best: tuple[float, dict[str, Tensor]] | None = None
+        self.state = TrainingState()
+        self.known_before: float | None = None
 
-    def go(self, state: Path | None, on_progress: Callable[[Progress], None]) -> FineTuned:
-        self._resume(state)
-        settings, losses = self.settings, [row[1] for row in self.history[-1:]]
-        stopped = "steps"
-        while self.step < settings.steps:
+    def go(self, file: Path | None, on_progress: Callable[[Progress], None]) -> FineTuned:
+        self._resume(file)
+        settings, state = self.settings, self.state
+        stopped = self._stopped()
+        while stopped is None:
             started = time.monotonic()
-            losses = [*losses[-49:], self._one_step()]
-            self.step += 1
-            last = self.step == settings.steps
-            if self.held and (self.step % settings.validate_every == 0 or last):
-                self._validate(losses)
-            self.seconds += time.monotonic() - started
-            if state is not None and (self.step % settings.save_every == 0 or last):
-                self._save(state)
-            on_progress(
-                Progress(
-                    self.step,
-                    settings.steps,
-                    float(np.mean(losses)),
-                    self.history[-1][2] if self.history else None,
-                    self.seconds / self.step * (settings.steps - self.step),
-                )
-            )
-            if self.bad >= settings.patience:
-                stopped = "patience"
-                break
-            if self.seconds > 60 * settings.minutes:
-                stopped = "minutes"
-                break
-        if not self.history or self.history[-1][0] != self.step:
-            self.history.append((self.step, float(np.mean(losses or [math.nan])), None))
-        weights = self.best[1] if self.best else detector_state(self.model.model)
+            state.losses = [*state.losses[1 - _MEAN_OVER :], self._one_step()]
+            state.step += 1
+            last = state.step == settings.steps
+            if self.spared and (state.step % settings.validate_every == 0 or last):
+                self._validate()
+            state.seconds += time.monotonic() - started
+            if state.step % settings.save_every == 0 or last:
+                self._save(file)
+            self._report(file, on_progress)
+            stopped = self._stopped()
+        if not state.history or state.history[-1][0] != state.step:
+            state.history.append((state.step, _mean(state.losses), None))
+        weights = state.best[1] if state.best else detector_state(self.model.model)
         return FineTuned(
             self.start.with_detector(self._checkpoint(weights)),
-            self.step,
-            tuple(self.history),
+            state.step,
+            tuple(state.history),
             stopped,
         )
+
+    def _stopped(self) -> str | None:
+        if self.state.step >= self.settings.steps:
+            return "steps"
+        if self.state.bad >= self.settings.patience:
+            return "patience"
+        late = self.state.seconds > 60 * self.settings.minutes
+        return "minutes" if self.processes.any(late, self.model.device) else None
+
+    def _report(self, file: Path | None, on_progress: Callable[[Progress], None]) -> None:
+        state, steps = self.state, self.settings.steps
+        progress = Progress(
+            step=state.step,
+            steps=steps,
+            loss=_mean(state.losses),
+            validation_dice=state.history[-1][2] if state.history else None,
+            eta_s=state.seconds / state.step * (steps - state.step),
+        )
+        ended: BaseException | None = None
+        if self.processes.first:
+            try:
+                on_progress(progress)
+            except BaseException as error:  # noqa: BLE001 - raised below, once all know
+                ended = error
+        if self.processes.any(ended is not None, self.model.device):
+            self._save(file)
+            raise ended or MedSAM3Error("the first process of the group ended the training run")
 
     # -- one step ---------------------------------------------------------------------------
 
     def _one_step(self) -> float:
-        settings = self.settings
-        rng = np.random.default_rng([settings.seed, self.step])
+        """Learn from the step's images; the loss over all of them."""
+        settings, device = self.settings, self.model.device
         embeddings: list[ImageEmbedding] = []
-        prompts: list[tuple[int, DrawnPrompt]] = []
-        for _ in range(settings.images_per_step):
+        drawn: list[tuple[int, DrawnPrompt]] = []
+        for _, slot in self.processes.mine(range(settings.images_per_step)):
+            rng = np.random.default_rng([settings.seed, self.state.step, slot])
             pool = self.images
             if self.replay and rng.random() < settings.replay_share:
                 pool = self.replay
             image = pool[int(rng.integers(len(pool)))]
-            number = int(rng.integers(settings.views + 1))
-            view, embedding = self._view(image, number)
-            layers = self._layers(image)
-            stacked = np.stack([layer.astype(np.uint16) for layer in layers.values()])
-            labels = sample_labels(stacked, view, 2 * self.mask_size)
-            drawn = draw_prompts(dict(zip(layers, labels, strict=True)), self.mask_size, rng)
-            prompts += [(len(embeddings), one) for one in drawn]
+            view, embedding = self.data.view(image, int(rng.integers(settings.views + 1)))
+            labels = self.data.labels(image, view)
+            asked = draw_prompts(labels, self.data.mask_size, rng)
+            drawn += [(len(embeddings), one) for one in asked]
             embeddings.append(embedding)
         for group in self.optimiser.param_groups:
-            group["lr"] = settings.rate(self.step)
-        wants = torch.tensor([n for n, (_, one) in enumerate(prompts) if one.wants_masks])
-        device = self.model.device
-        output = detect(
-            self.model.model, self._features(embeddings), self._collate(prompts), wants.to(device)
-        )
-        targets = [_to(one.target, device) for _, one in prompts]
-        loss = detector_loss(output, targets, settings.loss)["total"]
+            group["lr"] = settings.rate(self.state.step)
         self.optimiser.zero_grad(set_to_none=True)
-        loss.backward()
+        counts = self._counts([one for _, one in drawn])
+        everybodys = self.processes.sum(counts.clone())
+        loss = torch.zeros((), device=device)
+        if drawn:
+            rows = torch.tensor([n for n, (_, one) in enumerate(drawn) if one.wants_masks])
+            with devices.autocast(device, self.model.dtype):
+                output = detect(
+                    self.model.model,
+                    self.data.features(embeddings),
+                    self.data.prompts(drawn),
+                    rows.to(device),
+                )
+            targets = [_to(one.target, device) for _, one in drawn]
+            terms = detector_loss(output, targets, settings.loss)
+            shares = counts.clamp(min=1) / everybodys.clamp(min=1)
+            loss = torch.stack([terms[n] * shares[i] for n, i in _COUNTED_BY.items()]).sum()
+            loss.backward()
+        self.processes.add_gradients(self.parameters)
         norm = torch.nn.utils.clip_grad_norm_(self.parameters, settings.clip_norm)
         if torch.isfinite(norm):
             self.optimiser.step()
-        return float(loss.detach())
+        return float(self.processes.sum(loss.detach()))
 
-    def _view(self, image: TrainingImage, number: int) -> tuple[View, ImageEmbedding]:
-        """View `number` of an image with its embedding; 0 is the image as it is."""
-        if number == 0:
-            found = self.cache.get(
-                self.start, image.key, lambda: self.start.encode_image(image.read())
-            )
-            return WHOLE, found
-        rng = np.random.default_rng([zlib.crc32(image.key.encode()), number])
-        height, width = next(iter(self._layers(image).values())).shape
-        view = random_view(rng, "", width / height)
-
-        def encode() -> ImageEmbedding:
-            pixels = sample_image(image.read(), view, self.start.image_size)
-            looked = (random_look(pixels, rng) * 255).round().to(torch.uint8)
-            return self.start.encode_image(looked.permute(1, 2, 0).contiguous().numpy())
-
-        return view, self.cache.get(self.start, f"{image.key}-view{number}", encode)
-
-    def _layers(self, image: TrainingImage) -> dict[str, NDArray[np.int32]]:
-        if id(image) not in self.truth:
-            self.truth[id(image)] = dict(image.layers())
-        return self.truth[id(image)]
-
-    def _features(self, embeddings: Sequence[ImageEmbedding]) -> VisionFeatures:
-        # What comes from inference mode cannot be differentiated through; concatenating copies.
-        levels = tuple(
-            torch.cat([one.fpn_hidden_states[index].float() for one in embeddings])
-            for index in range(len(embeddings[0].fpn_hidden_states))
+    def _counts(self, drawn: Sequence[DrawnPrompt]) -> Tensor:
+        """What the terms of the loss are averaged over, see `_COUNTED_BY`; float (4,)."""
+        queries = int(self.model.config.detr_decoder_config.num_queries)
+        masked = [one for one in drawn if one.wants_masks]
+        counts = (
+            sum(len(one.target.boxes) for one in drawn),
+            len(drawn),
+            sum(min(len(one.target.boxes), queries) for one in masked),
+            len(masked),
         )
-        position = self.positions(
-            torch.Size((1, *levels[-1].shape[1:])), self.model.device, torch.float32
-        )
-        position = position.expand(len(embeddings), -1, -1, -1)
-        return VisionFeatures(levels, (position,) * len(levels))
-
-    def _collate(self, prompts: Sequence[tuple[int, DrawnPrompt]]) -> Prompts:
-        device = self.model.device
-        rows = torch.tensor([self.row[one.phrase] for _, one in prompts], device=device)
-        middle = torch.tensor([0.5, 0.5, 1.0, 1.0])
-        boxes = [middle if one.box is None else one.box for _, one in prompts]
-        labels = [PADDED_BOX if one.box is None else 1 for _, one in prompts]
-        return Prompts(
-            images=torch.tensor([image for image, _ in prompts], device=device),
-            text=self.text.features[rows].float(),
-            text_mask=self.text.attention_mask[rows].bool(),
-            boxes=torch.stack(boxes)[:, None].to(device),
-            box_labels=torch.tensor(labels, device=device)[:, None],
-        )
+        return torch.tensor(counts, dtype=torch.float32, device=self.model.device)
 
     # -- when to stop -----------------------------------------------------------------------
 
-    def _validate(self, losses: Sequence[float]) -> None:
-        """Mean Dice by text on the spared images; remembers the best weights."""
-        scores = []
-        for image in self.held:
-            layers = self._layers(image)
-            rows = [self.row[phrase] for phrase in layers]
-            text = replace(
-                self.text,
-                phrases=tuple(layers),
-                features=self.text.features[rows],
-                attention_mask=self.text.attention_mask[rows],
-            )
-            _, embedding = self._view(image, 0)
-            found = self.model.detect_all(embedding, text)
-            for detections, layer in zip(found, layers.values(), strict=True):
-                scores.append(dice(concept_mask(detections)[0], layer > 0))
-        mean = float(np.mean(scores))
-        self.history.append((self.step, float(np.mean(losses)), mean))
-        if self.best is None or mean > self.best[0]:
-            self.best, self.bad = (mean, detector_state(self.model.model)), 0
+    def _validate(self) -> None:
+        """Remember the best weights: what they learned, less what they forgot."""
+        learned = self._dice(self.model, self.spared)
+        score = learned
+        if self.spared_replay:
+            if self.known_before is None:
+                self.known_before = self._dice(self.start, self.spared_replay)
+            score -= max(0.0, self.known_before - self._dice(self.model, self.spared_replay))
+        state = self.state
+        state.history.append((state.step, _mean(state.losses), learned))
+        if state.best is None or score > state.best[0]:
+            state.best, state.bad = (score, detector_state(self.model.model)), 0
         else:
-            self.bad += 1
+            state.bad += 1
+
+    def _dice(self, model: "MedSAM3", images: Sequence[TrainingImage]) -> float:
+        """Mean over phrases of the mean Dice by text."""
+        scores: list[tuple[str, float]] = []
+        for _, image in self.processes.mine(images):
+            truth = self.data.truth(image)
+            _, embedding = self.data.view(image, 0)
+            found = model.detect_all(embedding, self.data.text(tuple(truth)))
+            scores += [
+                (detections.phrase, dice(concept_mask(detections)[0], mask))
+                for detections, mask in zip(found, truth.values(), strict=True)
+            ]
+        by_phrase: dict[str, list[float]] = {}
+        everybodys = (score for part in self.processes.gather(scores) for score in part)
+        for phrase, value in sorted(everybodys):
+            by_phrase.setdefault(phrase, []).append(value)
+        return _mean([_mean(values) for values in by_phrase.values()])
 
     # -- state ------------------------------------------------------------------------------
 
-    def _save(self, path: Path) -> None:
-        """Replace the state in one move: a killed run finds a whole one."""
-        content = {
-            "format": _STATE_FORMAT,
-            "parent": self.start.detector_hash,
-            "step": self.step,
-            "bad": self.bad,
-            "seconds": self.seconds,
-            "history": self.history,
-            "detector": detector_state(self.model.model),
-            "optimiser": self.optimiser.state_dict(),
-            "best": self.best,
-        }
-        unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-        torch.save(content, unfinished)
-        unfinished.replace(path)
+    def _save(self, file: Path | None) -> None:
+        if file is not None and self.processes.first:
+            weights = detector_state(self.model.model)
+            save_state(file, self._identity(), self.state, weights, self.optimiser.state_dict())
 
-    def _resume(self, path: Path | None) -> None:
-        if path is None or not path.is_file():
+    def _resume(self, file: Path | None) -> None:
+        if file is None:
             return
-        content = torch.load(path, weights_only=True, map_location="cpu")
-        if content["format"] != _STATE_FORMAT or content["parent"] != self.start.detector_hash:
-            return  # of another program or of another version: begin anew
+        found = load_state(file, self._identity())
+        # All have read it before the first one writes the next.
+        self.processes.any(False, self.model.device)
+        if found is None:
+            return
+        self.state, detector, optimiser = found
         own = self.model.model.state_dict()
-        for key, value in content["detector"].items():
+        for key, value in detector.items():
             own[key].copy_(value)
-        self.optimiser.load_state_dict(content["optimiser"])
-        self.step, self.bad = content["step"], content["bad"]
-        self.seconds = content["seconds"]
-        self.history = [tuple(row) for row in content["history"]]
-        self.best = tuple(content["best"]) if content["best"] else None
+        self.optimiser.load_state_dict(dict(optimiser))
+
+    def _identity(self) -> str:
+        """The same for the same start, data and settings."""
+        keys = [[one.key for one in images] for images in (self.images, self.replay)]
+        text = repr((self.start.encoder_hash, self.start.detector_hash, self.settings, keys))
+        return hashlib.sha256(text.encode()).hexdigest()
 
     def _checkpoint(self, state: Mapping[str, Tensor]) -> DetectorCheckpoint:
-        from medsam3_model import weights_hash
-
-        return DetectorCheckpoint(
-            state,
-            self.start.encoder_hash,
-            weights_hash.of_state(state).detector,
-            self.base,
-            self.name,
-        )
+        hashed = weights_hash.of_state(state).detector
+        return DetectorCheckpoint(state, self.start.encoder_hash, hashed, self.base, self.name)
 
 
-def draw_prompts(
-    layers: Mapping[str, Tensor], mask_size: int, rng: np.random.Generator
-) -> list[DrawnPrompt]:
-    """Questions about one view of a corrected image, and their answers.
-
-    Every phrase that the annotator was asked for is asked by text, whether it is there or not (up
-    to four of each): presence learns from nothing else. What is there is also asked with a box.
-
-    Args:
-        layers: phrase -> int64 (S, S) instance numbers of the view.
-        mask_size: side of the model's masks; S is a multiple of it.
-        rng: decides.
-    """
-    present = [phrase for phrase, layer in layers.items() if (layer > 0).any()]
-    absent = [phrase for phrase in layers if phrase not in present]
-    rng.shuffle(present)
-    rng.shuffle(absent)
-    prompts = [
-        DrawnPrompt(phrase, None, target_of(layers[phrase], None, mask_size))
-        for phrase in present[:4]
-    ]
-    prompts += [_boxed(phrase, layers[phrase], mask_size, rng) for phrase in present[:2]]
-    for phrase in absent[:4]:
-        nothing = target_of(layers[phrase], None, mask_size)
-        prompts.append(DrawnPrompt(phrase, None, nothing, wants_masks=rng.random() < 0.25))
-    if not any(one.wants_masks for one in prompts):
-        prompts[0] = replace(prompts[0], wants_masks=True)
-    return prompts
+_OBJECTS, _PROMPTS, _MASKS, _MASKED_PROMPTS = range(4)
+_COUNTED_BY = {
+    "classification": _OBJECTS,
+    "box_l1": _OBJECTS,
+    "giou": _OBJECTS,
+    "presence": _PROMPTS,
+    "mask_focal": _MASKS,
+    "mask_dice": _MASKS,
+    "semantic_focal": _MASKED_PROMPTS,
+    "semantic_dice": _MASKED_PROMPTS,
+}
+"""What each term of `losses.detector_loss` is a mean over: processes hold different numbers."""
 
 
-def detector_keys(model: Any) -> frozenset[str]:
-    """Names of the parameters that are trained."""
-    from medsam3_model.weights_hash import is_detector
+def _spare(images: Sequence[TrainingImage]) -> tuple[list[TrainingImage], list[TrainingImage]]:
+    """Images to learn from and images to judge by, in the order of their keys."""
+    ordered = sorted(images, key=lambda one: one.key)
+    if len(ordered) < _LEAST_FOR_STOPPING:
+        return ordered, []
+    spared = ordered[_SPARED - 1 :: _SPARED]
+    return [one for n, one in enumerate(ordered) if n % _SPARED != _SPARED - 1], spared
 
-    return frozenset(key for key, _ in model.named_parameters() if is_detector(key))
 
-
-def _boxed(phrase: str, layer: Tensor, mask_size: int, rng: np.random.Generator) -> DrawnPrompt:
-    """A box around one object, as a person draws it: it asks for that object alone."""
-    numbers = layer.unique()
-    numbers = numbers[numbers > 0]
-    number = numbers[int(rng.integers(len(numbers)))][None]
-    side = layer.shape[-1]
-    drawn = disturb_box(tight_box(torch.isin(layer, number).numpy()) / side, 0.08, rng)
-    low, high = torch.from_numpy(drawn[:2]), torch.from_numpy(drawn[2:])
-    box = torch.cat([(low + high) / 2, high - low])
-    return DrawnPrompt(phrase, box, target_of(layer, number, mask_size))
+def _mean(values: Sequence[float]) -> float:
+    return float(np.mean(values)) if values else math.nan
 
 
 def _to(target: PromptTarget, device: torch.device) -> PromptTarget:
