@@ -1,0 +1,294 @@
+"""Runs, triggers, promotions and rollbacks in a real database with a real queue."""
+
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from sqlalchemy import select, update
+
+from backend import model_versions
+from backend.events import receive
+from backend.inference import Inference
+from backend.queues import QueueName, queue
+from backend.redis_server import RedisServer
+from backend.services import Services, open_services, use_services
+from backend.settings import Settings
+from backend.tables import ModelVersion, now
+from backend.training import promotion, runs, snapshots, trainer, triggers
+from backend.training.detector_store import DetectorStore
+from backend.training.runs import TrainingError
+from backend.training.tables import (
+    GateVerdict,
+    Promotion,
+    PromotionKind,
+    RunState,
+    TrainingPolicy,
+    TrainingRun,
+    Trigger,
+)
+from medsam3_model import MedSAM3
+from medsam3_model.detector_checkpoints import detector_state, load_detector, save_detector
+from tests.integration.learning_stage import CONFIG, LearningStage, disc, small_model
+from tests.integration.stand_in_label_studio import StandInLabelStudio
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return small_model(tmp_path_factory.mktemp("model") / "tiny")
+
+
+@pytest.fixture
+def stage(redis_server: RedisServer, data_dir: Path, model: Path) -> Iterator[LearningStage]:
+    with StandInLabelStudio(CONFIG) as label_studio:
+        settings = Settings(
+            data_dir=data_dir,
+            label_studio_url=label_studio.url,
+            label_studio_api_key="0" * 40,
+            model=str(model),
+            train_replay=False,
+        )
+        services = open_services(settings)
+        use_services(services)
+        yield LearningStage(services, label_studio)
+        use_services(None)
+        services.close()
+
+
+def publish(services: Services, model: Path, project_id: int, *, passed: bool, scale: float) -> str:
+    """A version of a project, with the base's weights scaled."""
+    loaded = MedSAM3.from_pretrained(str(model))
+    state = {key: value * scale for key, value in detector_state(loaded.model).items()}
+    name, draft = f"tiny-p{project_id}", services.settings.data_dir / "draft"
+    made = save_detector(draft, state, encoder_hash=loaded.encoder_hash, base=str(model), name=name)
+    version = loaded.with_detector(load_detector(draft)).version
+    assert made.detector_hash
+    DetectorStore(services.settings).publish(draft, version)
+    with services.database.session() as session:
+        session.add(
+            ModelVersion(
+                version=version,
+                checkpoint=str(model),
+                detector=version,
+                project_id=project_id,
+                run_id=f"run of {version}"[:32],
+            )
+        )
+        session.add(
+            GateVerdict(
+                run_id=f"run of {version}"[:32],
+                candidate=version,
+                incumbent="before",
+                passed=passed,
+                reasons=["made up"],
+                figures={},
+            )
+        )
+    return version
+
+
+def test_requests_are_one_run_until_its_snapshot_is_taken(stage: LearningStage) -> None:
+    services = stage.services
+    first = runs.request_run(services, 7, Trigger.BUTTON)
+    again = runs.request_run(services, 7, Trigger.COMMAND)
+    other = runs.request_run(services, 8, Trigger.COMMAND)
+    assert (first.new, again.new, again.run_id) == (True, False, first.run_id)
+    assert other.run_id != first.run_id
+    with services.database.session() as session:
+        session.execute(
+            update(TrainingRun).where(TrainingRun.id == first.run_id).values(dataset_id=1)
+        )
+    runs.request_run(services, 7, Trigger.API)
+    runs.claim(services, first.run_id)
+    runs.finish(services, first.run_id, RunState.DONE)
+    with services.database.reading() as session:
+        states = [(one.state, one.trigger) for one in runs.list_runs(session, 7)]
+    assert states == [("queued", "api"), ("done", "button")]
+
+
+def test_a_run_is_taken_by_one_trainer_and_given_up_after_its_death(stage: LearningStage) -> None:
+    services = stage.services
+    id_ = runs.request_run(services, 7, Trigger.COMMAND).run_id
+    assert runs.claim(services, id_) is not None
+    assert runs.claim(services, id_) is None
+    with services.database.session() as session:
+        session.execute(update(TrainingRun).values(lease_until=now()))
+    assert runs.orphans(services) == [(id_, 1)]
+    queue(services.redis, QueueName.TRAIN).empty()
+    assert trainer.reconcile(services) == 1
+    taken = runs.claim(services, id_)
+    assert taken is not None
+    assert taken.attempts == 2
+
+
+def test_cancelling_a_waiting_run_ends_it_and_one_at_work_hears_of_it(stage: LearningStage) -> None:
+    services = stage.services
+    id_ = runs.request_run(services, 7, Trigger.COMMAND).run_id
+    assert runs.cancel(services, id_).state == RunState.CANCELLED
+    id_ = runs.request_run(services, 7, Trigger.COMMAND).run_id
+    runs.claim(services, id_)
+    runs.report(services, id_, step=3)
+    runs.cancel(services, id_)
+    with pytest.raises(runs.CancelledError):
+        runs.report(services, id_, step=4)
+
+
+def test_start_training_and_enough_corrections_start_runs(stage: LearningStage) -> None:
+    services = stage.services
+    with services.database.session() as session:
+        session.add(TrainingPolicy(project_id=7, after_corrections=3))
+    stage.annotate(train=2)
+    event = receive(services, {"action": "ANNOTATION_CREATED", "project": {"id": 7}})
+    assert triggers.after_events(services, [event]) == []
+    stage.annotate(train=1)
+    (requested,) = triggers.after_events(services, [event])
+    assert requested.new
+    (same,) = triggers.after_events(services, [event])
+    assert same.run_id == requested.run_id
+    button = receive(services, {"action": "START_TRAINING", "project": {"id": 9}})
+    (pressed,) = triggers.after_events(services, [button])
+    with services.database.reading() as session:
+        assert session.get_one(TrainingRun, pressed.run_id).trigger == Trigger.BUTTON
+
+
+def test_a_snapshot_keeps_what_it_was_taken_from_and_never_moves_a_group(
+    stage: LearningStage,
+) -> None:
+    from backend.label_config import parse_label_config
+
+    services, config = stage.services, parse_label_config(CONFIG)
+    stage.annotate(train=3, val=2)
+    id_ = runs.request_run(services, 7, Trigger.COMMAND).run_id
+    with services.database.session() as session:
+        dataset = snapshots.take(session, session.get_one(TrainingRun, id_))
+    annotation = next(iter(stage.label_studio.annotations))
+    stage.label_studio.update(annotation, result=[])
+    stage.annotate(train=1)
+    with services.database.reading() as session:
+        snapshot = snapshots.load(session, dataset, config)
+    assert len(snapshot.of("train")) == 3
+    assert len(snapshot.of("val")) == 2
+    assert all(len(one.masks["optic disc"][0]) == 1 for one in snapshot.examples)
+    assert all(one.masks["optic cup"] == ((),) for one in snapshot.examples)
+
+
+def test_several_annotators_make_one_example_by_the_rule(stage: LearningStage) -> None:
+    from backend.corrections.mask_store import MaskStore
+    from backend.label_config import parse_label_config
+
+    services = stage.services
+    content, mask = disc(3)
+    task = stage.label_studio.add_task(content, group="g")
+    shifted = [np.roll(mask, shift, axis=1) for shift in (0, 3, 6)]
+    for annotator, drawn in enumerate(shifted, start=1):
+        stage.mark(task, drawn, completed_by=annotator)
+    id_ = runs.request_run(services, 7, Trigger.COMMAND).run_id
+    with services.database.session() as session:
+        dataset = snapshots.take(session, session.get_one(TrainingRun, id_))
+    with services.database.reading() as session:
+        (example,) = snapshots.load(session, dataset, parse_label_config(CONFIG)).examples
+    store = MaskStore(services.settings.storage)
+
+    def combined(rule: str) -> np.ndarray:
+        return example.layers(store, rule, mask.shape)["optic disc"] > 0  # type: ignore[arg-type]
+
+    assert np.array_equal(combined("latest"), shifted[2])
+    assert np.array_equal(combined("majority"), np.sum(shifted, axis=0) >= 2)
+
+
+def test_promote_and_roll_back_change_the_version_in_service(
+    stage: LearningStage, model: Path
+) -> None:
+    services = stage.services
+    base = model_versions.in_service(services, 7)
+    first = publish(services, model, 7, passed=True, scale=1.01)
+    second = publish(services, model, 7, passed=False, scale=1.02)
+    promotion.promote(services, 7, first)
+    with pytest.raises(TrainingError, match="did not pass the gate"):
+        promotion.promote(services, 7, second)
+    assert model_versions.in_service(services, 7) == first
+    assert promotion.promote(services, 7, second, force=True).kind == PromotionKind.FORCED
+    with pytest.raises(TrainingError, match="trained for project 7"):
+        promotion.promote(services, 8, first)
+    assert promotion.rollback(services, 7).version == first
+    assert promotion.rollback(services, 7).version == base
+    with pytest.raises(TrainingError, match="no promotion"):
+        promotion.rollback(services, 7)
+    with services.database.reading() as session:
+        kinds = session.scalars(select(Promotion.kind).order_by(Promotion.id)).all()
+    assert kinds == ["manual", "forced", "rollback", "rollback"]
+
+
+def test_one_worker_serves_two_projects_with_the_right_detector_each(
+    stage: LearningStage, model: Path
+) -> None:
+    services = stage.services
+    versions = [
+        publish(services, model, project, passed=True, scale=s)
+        for project, s in ((7, 0.9), (8, 1.1))
+    ]
+    inference = Inference(services)
+    base = inference.model(model_versions.default_version(services))
+    loaded = [inference.model(version) for version in (*versions, *versions)]
+    assert [one.version for one in loaded] == [*versions, *versions]
+    for one in loaded:
+        assert one.model.vision_encoder is base.model.vision_encoder
+        assert one.model.text_encoder is base.model.text_encoder
+    assert loaded[0].detector_hash != loaded[1].detector_hash
+    task = stage.label_studio.add_task(disc(5)[0])
+    outcomes = [
+        inference.predict(stage.suggestion(version, task), CONFIG)
+        for version in (*versions, versions[0])
+    ]
+    assert outcomes[0].score == outcomes[2].score != outcomes[1].score
+
+
+def test_a_trainer_killed_while_training_goes_on_and_leaves_no_half_version(
+    stage: LearningStage,
+) -> None:
+    services = stage.services
+    stage.annotate(train=6)
+    weights = []
+    for kill in (False, True):
+        id_ = runs.request_run(
+            services, 7, Trigger.COMMAND, steps=12, learning_rate=1e-3, auto_promote=False
+        ).run_id
+        if kill:
+            _kill_while_training(services, id_)
+            assert not list((services.settings.data_dir / "detectors").glob(".*"))
+            with services.database.session() as session:
+                session.execute(
+                    update(TrainingRun).where(TrainingRun.id == id_).values(lease_until=now())
+                )
+        trainer.train_run(services, id_)
+        with services.database.reading() as session:
+            run = session.get_one(TrainingRun, id_)
+        assert run.state == RunState.DONE, run.error
+        weights.append(run.candidate)
+    # The name holds the weights' hash.
+    assert weights[0] == weights[1]
+
+
+def _kill_while_training(services: Services, id_: str) -> None:
+    program = f"""
+from backend.services import open_services
+from backend.settings import Settings
+from backend.training.trainer import train_run
+settings = Settings.model_validate_json({services.settings.model_dump_json()!r})
+settings.label_studio_api_key = type(settings.label_studio_api_key)("0" * 40)
+train_run(open_services(settings), {id_!r})
+"""
+    process = subprocess.Popen([sys.executable, "-W", "ignore", "-c", program])
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        with services.database.reading() as session:
+            if session.get_one(TrainingRun, id_).step >= 2:
+                break
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.send_signal(signal.SIGKILL)
+    process.wait()

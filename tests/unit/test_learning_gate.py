@@ -1,0 +1,80 @@
+"""The gate's decision, on made-up figures."""
+
+import numpy as np
+import pytest
+
+from backend.training.gate import Answer, Mode, decide
+
+
+def answers(
+    dice: list[float], phrase: str = "polyp", mode: Mode = "T", per_group: int = 1
+) -> list[Answer]:
+    return [
+        Answer(f"image{index}", f"group{index // per_group}", phrase, mode, value)
+        for index, value in enumerate(dice)
+    ]
+
+
+def verdict(new: list[Answer], old: list[Answer], tolerance: float = 0.02, least: int = 5):
+    return decide(new, old, tolerance=tolerance, min_images=least)
+
+
+def test_better_everywhere_passes_with_its_figures() -> None:
+    found = verdict(answers([0.8] * 6), answers([0.5, 0.6, 0.5, 0.6, 0.5, 0.6]))
+    assert found.passed
+    assert found.overall is not None
+    assert found.overall.difference == pytest.approx(0.25)
+    assert (found.overall.images, found.overall.candidate) == (6, pytest.approx(0.8))
+    (concept,) = found.figures()["concepts"]
+    assert (concept["concept"], concept["mode"]) == ("polyp", "T")
+
+
+@pytest.mark.parametrize(
+    ("new", "old", "reason"),
+    [
+        ([0.9] * 4, [0.1] * 4, "too few"),
+        ([0.5] * 8, [0.5] * 8, "not better"),
+        ([0.4] * 8, [0.5] * 8, "not better"),
+        ([0.99, 0.0, 0.9, 0.9, 0.1, 0.9], [0.5, 0.6, 0.6, 0.6, 0.6, 0.6], "reaches down"),
+    ],
+)
+def test_what_does_not_pass_says_why(new: list[float], old: list[float], reason: str) -> None:
+    found = verdict(answers(new), answers(old))
+    assert not found.passed
+    assert any(reason in one for one in found.reasons), found.reasons
+
+
+def test_no_images_at_all_is_a_verdict_too() -> None:
+    found = verdict([], [])
+    assert not found.passed
+    assert found.figures() == {"overall": None, "concepts": []}
+
+
+def test_one_concept_that_loses_is_enough_to_refuse() -> None:
+    new = answers([0.9] * 8) + answers([0.55] * 8, "cyst")
+    old = answers([0.5] * 8) + answers([0.60] * 8, "cyst")
+    found = verdict(new, old)
+    assert not found.passed
+    assert found.overall is not None
+    assert found.overall.difference > 0
+    assert ["cyst" in one for one in found.reasons] == [True]
+    assert verdict(new, old, tolerance=0.06).passed
+
+
+def test_a_loss_in_one_mode_is_seen() -> None:
+    new = answers([0.9] * 8) + answers([0.5] * 8, mode="T+I")
+    old = answers([0.1] * 8) + answers([0.7] * 8, mode="T+I")
+    assert not verdict(new, old).passed
+
+
+def test_images_of_one_patient_are_one_witness() -> None:
+    random = np.random.default_rng(0)
+    old = [0.5] * 24
+    new = list(np.repeat(random.normal(0.53, 0.08, 4), 6).clip(0, 1))
+    apart = decide(answers(new), answers(old), tolerance=0.0, min_images=1)
+    together = decide(
+        answers(new, per_group=6), answers(old, per_group=6), tolerance=0, min_images=1
+    )
+    assert apart.overall is not None
+    assert together.overall is not None
+    assert together.overall.high - together.overall.low > apart.overall.high - apart.overall.low
