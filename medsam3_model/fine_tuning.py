@@ -41,7 +41,8 @@ __all__ = ["FineTuned", "Progress", "TrainingImage", "TrainingSettings", "fine_t
 
 # Below this many images none is spared for deciding when to stop.
 _LEAST_FOR_STOPPING = 12
-_SPARED = 6  # one image in so many
+_SPARED = 6  # one image in so many, and
+_MOST_SPARED = 24  # no more than this: validation is to stay a small part of the run
 _MEAN_OVER = 50  # steps that the reported loss is averaged over
 
 
@@ -131,8 +132,9 @@ def fine_tune(
 ) -> FineTuned:
     """Train a copy of a model's detector.
 
-    Of twelve images or more, and of as many to replay, every sixth is spared: the weights with the
-    best Dice by text on the spared ones, less what was lost on the replayed ones, are returned.
+    Of twelve images or more, and of as many to replay, every sixth (24 at most) is spared. The
+    weights with the best Dice by text on the spared ones, less what was lost on the replayed ones,
+    are returned.
     Called by every process of a group that was joined with `processes.join`, it trains once,
     together, and returns the same to all.
 
@@ -387,8 +389,9 @@ def _spare(images: Sequence[TrainingImage]) -> tuple[list[TrainingImage], list[T
     ordered = sorted(images, key=lambda one: one.key)
     if len(ordered) < _LEAST_FOR_STOPPING:
         return ordered, []
-    spared = ordered[_SPARED - 1 :: _SPARED]
-    return [one for n, one in enumerate(ordered) if n % _SPARED != _SPARED - 1], spared
+    apart = max(_SPARED, math.ceil(len(ordered) / _MOST_SPARED))
+    spared = ordered[apart - 1 :: apart]
+    return [one for n, one in enumerate(ordered) if n % apart != apart - 1], spared
 
 
 def _mean(values: Sequence[float]) -> float:

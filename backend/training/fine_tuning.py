@@ -37,8 +37,6 @@ REPORT_EVERY_S = 1.0
 # While annotators prompt, training waits; but not for ever, or a busy day would see no step at all.
 LONGEST_WAIT_S = 20.0
 _POLL_S = 0.05
-# Images of the bundled model's own concepts, drawn by a program, that are replayed with every run.
-_PHANTOMS_PER_KIND = 4
 
 
 class StoppedError(TrainingError):
@@ -198,7 +196,9 @@ def _replay(
         if example.split == "train" and example.masks and example.key not in now_learned:
             yield _training_image(example, images, masks, options)
     if model_versions.BUNDLED[0] == model.name.partition("-p")[0]:
-        yield from _phantoms()
+        from medsam3_model.replay import bundled_replay
+
+        yield from bundled_replay()
 
 
 def _earlier(services: Services, run: TrainingRun) -> Iterator[snapshots.Example]:
@@ -224,26 +224,6 @@ def _earlier(services: Services, run: TrainingRun) -> Iterator[snapshots.Example
                 if example.key not in seen:
                     seen.add(example.key)
                     yield example
-
-
-def _phantoms() -> Iterator["TrainingImage"]:
-    from functools import partial
-
-    from medsam3_model.fine_tuning import TrainingImage
-    from medsam3_model.phantoms import PHANTOMS, phantom
-
-    for kind in PHANTOMS:
-        if kind == "shapes":
-            continue  # they have no name to be asked by
-        for seed in range(_PHANTOMS_PER_KIND):
-            made = partial(phantom, kind, seed)
-            yield TrainingImage(
-                f"phantom-{kind}-{seed}",
-                lambda made=made: made().image,  # type: ignore[misc]
-                lambda made=made: {  # type: ignore[misc]
-                    name: layer.astype("int32") for name, layer in made().layers.items()
-                },
-            )
 
 
 def _base_name(services: Services, source: Source) -> str:
