@@ -269,7 +269,9 @@ def _upright_size(content: bytes) -> tuple[int, int] | tuple[None, None]:
     try:
         with Image.open(io.BytesIO(content)) as image:
             width, height = image.size
-            sideways = image.getexif().get(_EXIF_ORIENTATION) in _SIDEWAYS
+            # A PNG without a note up front would be decoded in search of one behind its pixels.
+            noted = image.format != "PNG" or "exif" in image.info
+            sideways = noted and image.getexif().get(_EXIF_ORIENTATION) in _SIDEWAYS
     except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError):
         return None, None
     return (height, width) if sideways else (width, height)

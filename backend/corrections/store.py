@@ -36,13 +36,16 @@ _OBSERVATIONS = "observations"
 
 def observe(session: Session) -> int:
     """Draw the number of an observation that is about to be made."""
-    insert_or_ignore(session, Counter, {"name": _OBSERVATIONS, "value": 0})
-    number = session.scalar(
+    draw = (
         update(Counter)
         .where(Counter.name == _OBSERVATIONS)
         .values(value=Counter.value + 1)
         .returning(Counter.value)
     )
+    number = session.scalar(draw)
+    if number is None:
+        insert_or_ignore(session, Counter, {"name": _OBSERVATIONS, "value": 0})
+        number = session.scalar(draw)
     assert number is not None
     return number
 
@@ -208,11 +211,15 @@ def save_state(
 def insert_or_ignore(session: Session, table: Any, row: Mapping[str, Any]) -> None:
     """Insert a row unless its key exists."""
     dialect = postgresql if session.get_bind().dialect.name == "postgresql" else sqlite
-    session.execute(dialect.insert(table).values(**row).on_conflict_do_nothing())
+    # The values beside the statement, so that its SQL is made once and kept.
+    session.execute(dialect.insert(table).on_conflict_do_nothing(), dict(row))
 
 
 def _locked(session: Session, annotation_id: int, project_id: int, task_id: int) -> Annotation:
     """The annotation's row, made if needed, and nobody else's until the transaction ends."""
+    known = session.get(Annotation, annotation_id, with_for_update=True, populate_existing=True)
+    if known is not None:
+        return known
     insert_or_ignore(
         session,
         Annotation,
@@ -327,11 +334,10 @@ def _remember_images(session: Session, draft: "Draft") -> None:
             "height": facts.height,
             "task_group": draft.group,
         }
-        row = session.get(Image, (draft.record.task, page))
+        key = {"task_id": draft.record.task, "item_index": page}
+        row = session.get(Image, tuple(key.values()))
         if row is None:
-            insert_or_ignore(
-                session, Image, {"task_id": draft.record.task, "item_index": page, **values}
-            )
+            insert_or_ignore(session, Image, {**key, **values})
             continue
         for name, value in values.items():
             setattr(row, name, value)

@@ -142,7 +142,14 @@ class Stage:
         ]
         return self.masks.get(found)
 
-    def suggest(self, task_id: int, result: Sequence[Mapping[str, Any]], **fields: Any) -> str:
+    def suggest(
+        self,
+        task_id: int,
+        result: Sequence[Mapping[str, Any]],
+        *,
+        now: str | None = None,
+        **fields: Any,
+    ) -> str:
         """A finished suggestion, as the GPU worker leaves it."""
         from datetime import UTC, datetime
 
@@ -150,7 +157,7 @@ class Stage:
 
         id_ = new_id()
         config_hash = "c" * 64
-        moment = datetime.fromisoformat(self.label_studio.now()).astimezone(UTC)
+        moment = datetime.fromisoformat(now or self.label_studio.now()).astimezone(UTC)
         with self.services.database.session() as session:
             if session.get(LabelConfigText, config_hash) is None:
                 session.add(LabelConfigText(hash=config_hash, xml=CONFIG))
