@@ -11,13 +11,8 @@ import numpy.typing as npt
 import torch
 from torch import nn
 from transformers import PreTrainedTokenizerBase, Sam3Model
-from transformers.modeling_outputs import BaseModelOutputWithPooling
-from transformers.models.sam3.modeling_sam3 import (
-    Sam3SinePositionEmbedding,
-    Sam3VisionEncoderOutput,
-)
 
-from medsam3_model import checkpoints, pretrained, weights_hash
+from medsam3_model import checkpoints, forward, pretrained, weights_hash
 from medsam3_model import device as devices
 from medsam3_model.detector_checkpoints import (
     DetectorCheckpoint,
@@ -34,9 +29,9 @@ from medsam3_model.preprocessing import (
     text_mask,
     to_pixel_values,
 )
+from medsam3_model.tracker import Tracker
 from medsam3_model.types import Detections, ImageEmbedding, TextEmbedding
 
-OUTPUT_NAMES = ("pred_logits", "pred_boxes", "presence_logits", "pred_masks", "semantic_seg")
 _FINEST_LEVEL_BYTES_PER_PASS = 512 * 2**20
 
 
@@ -61,6 +56,7 @@ class MedSAM3:
         detector_hash: SHA-256 of the detector's weights.
         settings: thresholds that `detect` uses unless it is given others.
         device, dtype: where and in which precision the model computes.
+        tracker: answers clicks, where the checkpoint holds SAM 3's tracker; else None.
     """
 
     def __init__(
@@ -74,6 +70,7 @@ class MedSAM3:
         device: str | torch.device = "auto",
         dtype: str | torch.dtype = "auto",
         hashes: weights_hash.WeightsHash | None = None,
+        tracker: Tracker | None = None,
     ) -> None:
         """Wrap a ready `Sam3Model`; most callers want `from_pretrained`.
 
@@ -88,11 +85,13 @@ class MedSAM3:
                 weights; the detector keeps float32 weights and computes with autocast, so that
                 boxes keep sub-pixel precision.
             hashes: of the weights, where the caller knows them already.
+            tracker: of the same checkpoint.
         """
         self.device = devices.resolve_device(device)
         self.dtype = devices.resolve_dtype(dtype, self.device)
         self.settings = settings
         self.name = name
+        self.tracker = tracker
         self.tokenizer = tokenizer
         hashes = hashes or weights_hash.of_model(model)
         self.encoder_hash, self.detector_hash = hashes.encoder, hashes.detector
@@ -103,9 +102,6 @@ class MedSAM3:
         nn.Module.to(model, self.device)
         for encoder in (model.vision_encoder, model.text_encoder, model.text_projection):
             nn.Module.to(encoder, self.dtype)
-        self._positions = Sam3SinePositionEmbedding(
-            num_position_features=self.config.vision_config.fpn_hidden_size // 2, normalize=True
-        )
         if self.device.type == "cpu":
             devices.limit_threads()
 
@@ -167,6 +163,7 @@ class MedSAM3:
             device=where,
             dtype=precision,
             hashes=loaded.hashes,
+            tracker=pretrained.tracker_of(weights, loaded, where, precision),
         )
         return model if detector is None else model.with_detector(load_detector(detector))
 
@@ -188,6 +185,7 @@ class MedSAM3:
             device=self.device,
             dtype=self.dtype,
             hashes=weights_hash.WeightsHash(self.encoder_hash, detector.detector_hash),
+            tracker=self.tracker,
         )
 
     def save_detector(
@@ -233,15 +231,20 @@ class MedSAM3:
         """`encode_image` for several images; a batch that does not fit in memory is halved."""
         return devices.in_batches(self._encode_batch, images, batch_size)
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def _encode_batch(self, images: Sequence[npt.NDArray[np.uint8]]) -> list[ImageEmbedding]:
         pixels = torch.cat([to_pixel_values(rgb, self.image_size) for rgb in images])
-        hidden = self._backbone(pixels.to(self.device))
-        levels = self._neck(hidden)
+        hidden = forward.vision_hidden(self.model, pixels.to(self.device))
+        levels = forward.feature_levels(self.model, hidden)
+
+        def of_one(batch: torch.Tensor, row: int) -> torch.Tensor:
+            # A view would keep the whole batch in memory for as long as one image is kept.
+            return batch if len(images) == 1 else batch[row : row + 1].clone()
+
         return [
             ImageEmbedding(
-                fpn_hidden_states=tuple(level[row : row + 1] for level in levels),
-                last_hidden_state=hidden[row : row + 1],
+                fpn_hidden_states=tuple(of_one(level, row) for level in levels),
+                last_hidden_state=of_one(hidden, row),
                 original_size=(rgb.shape[0], rgb.shape[1]),
                 encoder_hash=self.encoder_hash,
             )
@@ -256,9 +259,10 @@ class MedSAM3:
         Runs the neck only: under a second on a CPU at full size, where the whole encoder takes
         thirteen to thirty.
         """
-        with torch.inference_mode():
+        with torch.no_grad():
             hidden = last_hidden_state.to(self.device, self.dtype)
-            return ImageEmbedding(self._neck(hidden), hidden, original_size, self.encoder_hash)
+            levels = forward.feature_levels(self.model, hidden)
+            return ImageEmbedding(levels, hidden, original_size, self.encoder_hash)
 
     def encode_text(self, phrases: Sequence[str]) -> TextEmbedding:
         """Run the frozen text encoder on phrases of a few words ("breast tumor").
@@ -278,28 +282,10 @@ class MedSAM3:
             return_tensors="pt",
         )
         mask = tokens["attention_mask"].to(self.device).bool()
-        with torch.inference_mode():
-            features = self._text_features(tokens["input_ids"].to(self.device), mask)
+        with torch.no_grad():
+            ids = tokens["input_ids"].to(self.device)
+            features = forward.text_features(self.model, ids, mask)
         return TextEmbedding(tuple(phrases), features, mask, self.encoder_hash)
-
-    def _backbone(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """(B, 3, S, S) to the ViT's output (B, patches, C)."""
-        return self.model.vision_encoder.backbone(pixel_values).last_hidden_state
-
-    def _neck(self, hidden: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """The three feature levels that the detector reads, finest first.
-
-        The fourth, coarsest, is computed by transformers but never used.
-        """
-        side = self.image_size // int(self.config.vision_config.backbone_config.patch_size)
-        spatial = hidden.view(hidden.shape[0], side, side, -1).permute(0, 3, 1, 2)
-        layers = self.model.vision_encoder.neck.fpn_layers
-        return tuple(layer(spatial) for layer in layers[:-1])
-
-    def _text_features(self, input_ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        return self.model.get_text_features(
-            input_ids=input_ids, attention_mask=mask, return_dict=True
-        ).pooler_output
 
     # -- detector ---------------------------------------------------------------------------
 
@@ -354,12 +340,15 @@ class MedSAM3:
         size = image_embedding.original_size
         rows, labels = per_phrase_boxes(boxes, box_labels, len(text_embedding))
 
+        @torch.no_grad()
         def run(indices: Sequence[int]) -> list[Detections]:
-            outputs = self._detector_pass(
+            outputs = forward.detector_outputs(
+                self.model,
                 image_embedding.fpn_hidden_states,
                 text_embedding.features[list(indices)],
                 text_embedding.attention_mask[list(indices)],
                 *model_boxes([rows[i] for i in indices], [labels[i] for i in indices], size),
+                self.dtype,
             )
             return [
                 to_detections(outputs, row, size, settings, text_embedding.phrases[index])
@@ -370,36 +359,7 @@ class MedSAM3:
         per_pass = _FINEST_LEVEL_BYTES_PER_PASS // (finest.numel() * finest.element_size())
         return devices.in_batches(run, range(len(text_embedding)), max(1, per_pass))
 
-    @torch.inference_mode()
-    def _detector_pass(
-        self,
-        levels: Sequence[torch.Tensor],
-        text_features: torch.Tensor,
-        mask: torch.Tensor,
-        boxes: torch.Tensor,
-        labels: torch.Tensor,
-    ) -> dict[str, torch.Tensor]:
-        """One pass of the detector over K phrases of one image, or over K image-phrase pairs."""
-        batch = len(text_features)
-        coarsest = levels[-1].to(torch.float32)  # the detector's residual stream starts here
-        expanded = [level.expand(batch, -1, -1, -1) for level in (*levels[:-1], coarsest)]
-        position = self._positions((1, *coarsest.shape[1:]), self.device, torch.float32)
-        position = position.expand(batch, -1, -1, -1)
-        # transformers drops the last of each and reads the positions of the coarsest that is left.
-        vision = Sam3VisionEncoderOutput(
-            fpn_hidden_states=(*expanded, expanded[-1]), fpn_position_encoding=(position, position)
-        )
-        with devices.autocast(self.device, self.dtype):
-            outputs = self.model(
-                vision_embeds=vision,
-                text_embeds=BaseModelOutputWithPooling(pooler_output=text_features),
-                attention_mask=mask,
-                input_boxes=boxes.to(self.device),
-                input_boxes_labels=labels.to(self.device),
-            )
-        return {name: outputs[name] for name in OUTPUT_NAMES}
-
-    @torch.inference_mode()
+    @torch.no_grad()
     def raw(
         self,
         pixel_values: Any,
@@ -432,6 +392,8 @@ class MedSAM3:
         end_of_text = self.config.text_config.eos_token_id
         # Early CLIP configs name 2, which no tokenizer ever used.
         mask = text_mask(ids, 49407 if end_of_text == 2 else end_of_text)
-        return self._detector_pass(
-            self._neck(self._backbone(pixels)), self._text_features(ids, mask), mask, prompt, labels
+        levels = forward.feature_levels(self.model, forward.vision_hidden(self.model, pixels))
+        features = forward.text_features(self.model, ids, mask)
+        return forward.detector_outputs(
+            self.model, levels, features, mask, prompt, labels, self.dtype
         )

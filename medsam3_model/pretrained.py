@@ -17,8 +17,10 @@ from medsam3_model.postprocessing import (
     DetectionSettings,
 )
 from medsam3_model.tokenizer import load_tokenizer
+from medsam3_model.tracker import Tracker, has_tracker, load_tracker
 
 if TYPE_CHECKING:
+    import torch
     from transformers import PreTrainedTokenizerBase, Sam3Config
 
 
@@ -138,6 +140,23 @@ def tokenizer_of(weights: Path, config: Sam3Config) -> PreTrainedTokenizerBase:
             "tokenizer.json must lie beside it"
         )
     return clip_tokenizer.clip_tokenizer()
+
+
+def tracker_of(
+    weights: Path, loaded: checkpoints.LoadedModel, device: torch.device, dtype: torch.dtype
+) -> Tracker | None:
+    """The tracker of a checkpoint that holds one and comes with its config.json, else None.
+
+    Raises:
+        CheckpointError: it is incomplete.
+    """
+    beside = weights.parent / "config.json"
+    if not has_tracker(loaded.file) or not beside.is_file():
+        return None
+    config = json.loads(beside.read_text(encoding="utf-8"))
+    if not {"tracker_config", "detector_config"} <= config.keys():
+        return None
+    return load_tracker(loaded.file, config, device, dtype, loaded.hashes.encoder)
 
 
 def _name_of(weights: Path) -> str:

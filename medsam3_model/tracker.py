@@ -7,10 +7,8 @@ image that is encoded already needs no second encoding.
 
 from __future__ import annotations
 
-import json
 import weakref
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
@@ -185,11 +183,3 @@ def load_tracker(
         module.load_state_dict(state, strict=True, assign=True)
     nn.Module.to(model, device)
     return Tracker(model.eval().requires_grad_(False), neck.eval(), dtype, encoder_hash)
-
-
-def tracker_config(weights: Path, metadata: Mapping[str, str]) -> Mapping[str, Any] | None:
-    """The whole video model's config.json, from the file's notes or from beside it."""
-    beside = weights.parent / "config.json"
-    text = metadata.get("config") or (beside.read_text("utf-8") if beside.is_file() else "{}")
-    config = json.loads(text)
-    return config if "tracker_config" in config else None
