@@ -5,7 +5,7 @@ import logging
 from flask import Flask, Response, jsonify
 from werkzeug.exceptions import HTTPException
 
-from backend import api, contract, training_api
+from backend import api, contract, corrections_api, training_api
 from backend.auth import require_credentials
 from backend.services import Services, open_services
 
@@ -27,6 +27,7 @@ def create_app(services: Services | None = None) -> Flask:
     app.before_request(require_credentials)
     app.register_blueprint(contract.blueprint)
     app.register_blueprint(api.blueprint)
+    app.register_blueprint(corrections_api.blueprint)
     app.register_blueprint(training_api.blueprint)
     app.register_error_handler(HTTPException, _http_error)
     app.register_error_handler(Exception, _unexpected)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from backend import corrections_cli
 from backend.errors import BackendError
 from backend.evaluate_command import evaluate
 from backend.queues import QueueName
@@ -27,6 +28,10 @@ app = typer.Typer(
     rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
 )
+
+
+app.add_typer(corrections_cli.corrections)
+app.command()(corrections_cli.export)
 
 
 @app.callback()

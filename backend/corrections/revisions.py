@@ -179,7 +179,12 @@ def corrected_tasks(session: Session, revisions: Iterable[Revision]) -> list[Cor
 
 
 def current_state(
-    session: Session, project_id: int | None = None, *, after: int = 0, limit: int | None = None
+    session: Session,
+    project_id: int | None = None,
+    *,
+    state: str | None = None,
+    after: int = 0,
+    limit: int | None = None,
 ) -> Iterator[dict[str, Any]]:
     """What the store says about every annotation that Label Studio has, ordered by id.
 
@@ -190,6 +195,7 @@ def current_state(
     Args:
         session: reads.
         project_id: one project, or all.
+        state: only "valid" or "quarantined" ones.
         after: annotation id to page on.
         limit: how many at most.
     """
@@ -201,6 +207,8 @@ def current_state(
     )
     if project_id is not None:
         wanted = wanted.where(Annotation.project_id == project_id)
+    if state is not None:
+        wanted = wanted.where(Annotation.state == state)
     annotations = session.scalars(wanted).all()
     for start in range(0, len(annotations), _CHUNK):
         chunk = annotations[start : start + _CHUNK]

@@ -56,8 +56,10 @@ class Figures:
 _OutcomeRow = tuple[int, str, str, float | None, float | None, float | None, float | None]
 
 
-def compute(session: Session, project_id: int | None = None) -> dict[str, Any]:
-    """The statistics of one project or all.
+def compute(
+    session: Session, project_id: int | None = None, revision_ids: Sequence[int] | None = None
+) -> dict[str, Any]:
+    """The statistics of one project or all, or of the given revisions, current or not.
 
     Returns:
         `{"annotations": {"valid", "skipped", "quarantined"}, "overall": Figures,
@@ -80,6 +82,9 @@ def compute(session: Session, project_id: int | None = None) -> dict[str, Any]:
         Revision.from_prediction.is_(False),
     ]
     joined = Annotation.revision_id == Revision.id
+    if revision_ids is not None:
+        worked_on = [Revision.id.in_(revision_ids)]
+        joined = Annotation.id == Revision.annotation_id
     revisions = session.execute(
         select(
             Revision.id,
