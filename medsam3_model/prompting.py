@@ -60,8 +60,9 @@ def segment_prompted(
         model: encoder and detector.
         image: the encoded image.
         text: one encoded phrase, what kind of object it is.
-        prompt: what was drawn. Points without a box choose among the instances of the phrase; if
-            none contains them, a box around them asks. SAM 3's detector itself takes no points.
+        prompt: what was drawn. Points without a box are answered by SAM 3's tracker where the
+            checkpoint holds it. Its detector takes no points: without a tracker they choose among
+            the instances of the phrase, and if none contains them, a box around them asks.
 
     Returns:
         As `MedSAM3.detect`, with one mask per object that was found.
@@ -83,6 +84,9 @@ def _for_points(
     ]
     if not inside:
         return _chosen(_candidates(model, image, text, None, None), [])
+    if model.tracker is not None and len(prompt.boxes) == 0:
+        clicked = model.tracker.segment(image, prompt.points, prompt.point_labels)
+        return replace(clicked, phrase=text.phrases[0])
     found = _candidates(model, image, text, prompt.boxes, prompt.box_labels)
     fitting = [
         index
