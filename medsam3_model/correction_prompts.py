@@ -12,21 +12,24 @@ from medsam3_model.boxes import BOX_ERROR, tight_box
 from medsam3_model.phrases import GENERIC_PHRASES
 from medsam3_model.training_prompts import DrawnPrompt, target_of
 
-_MOST_BY_TEXT = 4
-_MOST_BY_BOX = 2
+_ABSENT_SHARE = 0.25
+"""Of the prompts, where an absent concept is known: presence learns from nothing else."""
+_BOXED_SHARE = 0.4
+"""Of the prompts for what is there."""
 _GENERIC_SHARE = 0.25
 """Of the boxes: asked without the concept's name, as from somebody who only draws."""
-_ABSENT_MASKS = 0.25
-"""Of the absent concepts: those whose empty mask is learned, too; the others teach presence."""
+_MASKED_SHARE = {True: 2 / 3, False: 0.25}
+"""Of the prompts for what is there, and for what is not: those whose masks are learned, too. The
+mask decoder costs as much as all the rest, and every prompt teaches boxes, scores and presence."""
 
 
-def draw_prompts(
+def draw_prompt(
     layers: Mapping[str, Tensor], mask_size: int, rng: np.random.Generator
-) -> list[DrawnPrompt]:
-    """Questions about one view of a corrected image, and their answers.
+) -> DrawnPrompt:
+    """A question about one view of a corrected image, and its answer.
 
-    Every phrase that the annotator was asked for is asked by text, whether it is there or not (up
-    to four of each): presence learns from nothing else. What is there is also asked with a box.
+    It asks by text or with a box around one object for something that is there, or by text for
+    something that the annotator looked for and did not find.
 
     Args:
         layers: phrase -> int64 (S, S) instance numbers of the view.
@@ -35,20 +38,14 @@ def draw_prompts(
     """
     present = [phrase for phrase, layer in layers.items() if (layer > 0).any()]
     absent = [phrase for phrase in layers if phrase not in present]
-    rng.shuffle(present)
-    rng.shuffle(absent)
-    prompts = [
-        DrawnPrompt(phrase, None, target_of(layers[phrase], None, mask_size))
-        for phrase in present[:_MOST_BY_TEXT]
-    ]
-    prompts += [_boxed(phrase, layers[phrase], mask_size, rng) for phrase in present[:_MOST_BY_BOX]]
-    for phrase in absent[:_MOST_BY_TEXT]:
-        nothing = target_of(layers[phrase], None, mask_size)
-        masked = bool(rng.random() < _ABSENT_MASKS)
-        prompts.append(DrawnPrompt(phrase, None, nothing, wants_masks=masked))
-    if not any(one.wants_masks for one in prompts):
-        prompts[0] = replace(prompts[0], wants_masks=True)
-    return prompts
+    ask_absent = not present or (bool(absent) and rng.random() < _ABSENT_SHARE)
+    phrases = absent if ask_absent else present
+    phrase = phrases[int(rng.integers(len(phrases)))]
+    if not ask_absent and rng.random() < _BOXED_SHARE:
+        prompt = _boxed(phrase, layers[phrase], mask_size, rng)
+    else:
+        prompt = DrawnPrompt(phrase, None, target_of(layers[phrase], None, mask_size))
+    return replace(prompt, wants_masks=bool(rng.random() < _MASKED_SHARE[not ask_absent]))
 
 
 def _boxed(phrase: str, layer: Tensor, mask_size: int, rng: np.random.Generator) -> DrawnPrompt:

@@ -121,19 +121,25 @@ def detect(
 
     if mask_rows is None:
         mask_rows = torch.arange(len(prompts.images), device=prompts.images.device)
-    images = prompts.images[mask_rows]
-    painted = model.mask_decoder(
-        decoder_queries=hidden[-1][mask_rows],
-        backbone_features=[level[images] for level in fine_to_coarse],
-        encoder_hidden_states=encoded.last_hidden_state[mask_rows],
-        prompt_features=features[mask_rows],
-        prompt_mask=valid[mask_rows],
-    )
+    if len(mask_rows) == 0:
+        finest = fine_to_coarse[0].shape[-2:]
+        masks = hidden.new_zeros((0, hidden.shape[2], *finest), dtype=torch.float32)
+        semantic = masks[:, 0]
+    else:
+        images = prompts.images[mask_rows]
+        painted = model.mask_decoder(
+            decoder_queries=hidden[-1][mask_rows],
+            backbone_features=[level[images] for level in fine_to_coarse],
+            encoder_hidden_states=encoded.last_hidden_state[mask_rows],
+            prompt_features=features[mask_rows],
+            prompt_mask=valid[mask_rows],
+        )
+        masks, semantic = painted.pred_masks.float(), painted.semantic_seg.float().squeeze(1)
     return DetectorOutput(
         logits=logits.float(),
         boxes=boxes,
         presence=decoded.presence_logits.float().squeeze(-1),
         mask_rows=mask_rows,
-        masks=painted.pred_masks.float(),
-        semantic=painted.semantic_seg.float().squeeze(1),
+        masks=masks,
+        semantic=semantic,
     )

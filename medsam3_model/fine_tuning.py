@@ -20,7 +20,7 @@ from torch import Tensor
 
 from medsam3_model import device as devices
 from medsam3_model import weights_hash
-from medsam3_model.correction_prompts import draw_prompts
+from medsam3_model.correction_prompts import draw_prompt
 from medsam3_model.detector import detect
 from medsam3_model.detector_checkpoints import DetectorCheckpoint, detector_state
 from medsam3_model.errors import MedSAM3Error
@@ -28,7 +28,7 @@ from medsam3_model.evaluation import concept_mask
 from medsam3_model.losses import LossWeights, PromptTarget, detector_loss
 from medsam3_model.metrics import dice
 from medsam3_model.processes import joined
-from medsam3_model.training_data import TrainingData, TrainingImage
+from medsam3_model.training_data import TrainingData, TrainingImage, spare
 from medsam3_model.training_prompts import DrawnPrompt
 from medsam3_model.training_state import TrainingState, load_state, save_state
 from medsam3_model.types import ImageEmbedding
@@ -39,10 +39,6 @@ if TYPE_CHECKING:
 
 __all__ = ["FineTuned", "Progress", "TrainingImage", "TrainingSettings", "fine_tune"]
 
-# Below this many images none is spared for deciding when to stop.
-_LEAST_FOR_STOPPING = 12
-_SPARED = 6  # one image in so many, and
-_MOST_SPARED = 24  # no more than this: validation is to stay a small part of the run
 _MEAN_OVER = 50  # steps that the reported loss is averaged over
 
 
@@ -56,7 +52,8 @@ class TrainingSettings:
         learning_rate: peak; it rises over `warm_up` steps and falls linearly to a twentieth.
         weight_decay: of AdamW, on weights that are neither biases nor norms.
         clip_norm: longest gradient, over all parameters.
-        images_per_step: images in a step, over all processes, each with several prompts.
+        images_per_step: images in a step, over all processes, each with one prompt: where
+            embeddings are kept, another image costs no more than another prompt on the same one.
         views: augmented views per image that are encoded and kept; 0 trains on the image alone.
         replay_share: of the images of a step, where there are any to replay.
         patience: validations without a better one after which the run stops.
@@ -71,7 +68,7 @@ class TrainingSettings:
     warm_up: int = 20
     weight_decay: float = 0.1
     clip_norm: float = 0.1
-    images_per_step: int = 3
+    images_per_step: int = 8
     views: int = 3
     replay_share: float = 0.3
     validate_every: int = 50
@@ -175,8 +172,8 @@ class _Run:
         self.settings, self.name, self.base = settings, name, base
         self.start, self.processes = model, joined()
         self.model = model.with_detector(self._checkpoint(detector_state(model.model)))
-        self.images, self.spared = _spare(images)
-        self.replay, self.spared_replay = _spare(replay)
+        self.images, self.spared = spare(images)
+        self.replay, self.spared_replay = spare(replay)
         self.data = TrainingData(model, (*images, *replay), cache)
         self.parameters = [
             parameter.requires_grad_(True)
@@ -263,8 +260,7 @@ class _Run:
             image = pool[int(rng.integers(len(pool)))]
             view, embedding = self.data.view(image, int(rng.integers(settings.views + 1)))
             labels = self.data.labels(image, view)
-            asked = draw_prompts(labels, self.data.mask_size, rng)
-            drawn += [(len(embeddings), one) for one in asked]
+            drawn.append((len(embeddings), draw_prompt(labels, self.data.mask_size, rng)))
             embeddings.append(embedding)
         for group in self.optimiser.param_groups:
             group["lr"] = settings.rate(self.state.step)
@@ -273,18 +269,20 @@ class _Run:
         everybodys = self.processes.sum(counts.clone())
         loss = torch.zeros((), device=device)
         if drawn:
-            rows = torch.tensor([n for n, (_, one) in enumerate(drawn) if one.wants_masks])
+            wanted = [n for n, (_, one) in enumerate(drawn) if one.wants_masks]
+            rows = torch.tensor(wanted, dtype=torch.long, device=device)
             with devices.autocast(device, self.model.dtype):
                 output = detect(
                     self.model.model,
                     self.data.features(embeddings),
                     self.data.prompts(drawn),
-                    rows.to(device),
+                    rows,
                 )
             targets = [_to(one.target, device) for _, one in drawn]
             terms = detector_loss(output, targets, settings.loss)
             shares = counts.clamp(min=1) / everybodys.clamp(min=1)
-            loss = torch.stack([terms[n] * shares[i] for n, i in _COUNTED_BY.items()]).sum()
+            parts = [terms[n] * shares[i] for n, i in _COUNTED_BY.items() if n in terms]
+            loss = torch.stack(parts).sum()
             loss.backward()
         self.processes.add_gradients(self.parameters)
         norm = torch.nn.utils.clip_grad_norm_(self.parameters, settings.clip_norm)
@@ -382,16 +380,6 @@ _COUNTED_BY = {
     "semantic_dice": _MASKED_PROMPTS,
 }
 """What each term of `losses.detector_loss` is a mean over: processes hold different numbers."""
-
-
-def _spare(images: Sequence[TrainingImage]) -> tuple[list[TrainingImage], list[TrainingImage]]:
-    """Images to learn from and images to judge by, in the order of their keys."""
-    ordered = sorted(images, key=lambda one: one.key)
-    if len(ordered) < _LEAST_FOR_STOPPING:
-        return ordered, []
-    apart = max(_SPARED, math.ceil(len(ordered) / _MOST_SPARED))
-    spared = ordered[apart - 1 :: apart]
-    return [one for n, one in enumerate(ordered) if n % apart != apart - 1], spared
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -48,7 +48,7 @@ class Processes:
         distributed.all_gather_object(values, value)
         return values
 
-    def add_gradients(self, parameters: Sequence[torch.nn.Parameter]) -> None:
+    def add_gradients(self, parameters: Sequence[Tensor]) -> None:
         """Give every process the sum of all gradients; one that nobody has stays None."""
         if self.count == 1:
             return

@@ -5,6 +5,7 @@ views, so each is computed once, for this run and all later ones. Images are rea
 instance maps are kept, compressed.
 """
 
+import math
 import re
 import zlib
 from collections.abc import Callable, Mapping, Sequence
@@ -33,6 +34,10 @@ if TYPE_CHECKING:
     from medsam3_model.embedding_cache import EmbeddingCache
     from medsam3_model.predictor import MedSAM3
 
+# Below this many images none is spared for deciding when to stop.
+_LEAST_FOR_STOPPING = 12
+_SPARED = 6  # one image in so many, and
+_MOST_SPARED = 24  # no more than this: validation is to stay a small part of the run
 # Mirroring an image makes the left lung a right one.
 _SIDED = re.compile(r"\b(left|right)\b")
 
@@ -170,3 +175,16 @@ class TrainingData:
             boxes=torch.stack(boxes)[:, None].to(device),
             box_labels=torch.tensor(labels, device=device)[:, None],
         )
+
+
+def spare(images: Sequence[TrainingImage]) -> tuple[list[TrainingImage], list[TrainingImage]]:
+    """Images to learn from and images to judge by, in the order of their keys.
+
+    The second part is empty where there are too few.
+    """
+    ordered = sorted(images, key=lambda one: one.key)
+    if len(ordered) < _LEAST_FOR_STOPPING:
+        return ordered, []
+    apart = max(_SPARED, math.ceil(len(ordered) / _MOST_SPARED))
+    spared = ordered[apart - 1 :: apart]
+    return [one for n, one in enumerate(ordered) if n % apart != apart - 1], spared

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from medsam3_model.correction_prompts import draw_prompts
+from medsam3_model.correction_prompts import draw_prompt
 from medsam3_model.detector_checkpoints import load_detector
 from medsam3_model.evaluation import concept_mask
 from medsam3_model.fine_tuning import FineTuned, Progress, TrainingSettings, fine_tune
@@ -94,7 +94,7 @@ def test_the_saved_detector_loads_with_the_same_answers(model: MedSAM3, tmp_path
 
 def test_a_new_concept_is_learned(model: MedSAM3, tmp_path: Path) -> None:
     settings = TrainingSettings(
-        steps=80, views=1, learning_rate=4e-3, validate_every=40, images_per_step=2
+        steps=80, views=1, learning_rate=4e-3, validate_every=40, images_per_step=4
     )
     images = [disc_image(seed) for seed in range(14)]
     tuned = run(model, tmp_path, settings=settings, images=images)
@@ -229,19 +229,27 @@ def test_prompts_of_an_image(model: MedSAM3) -> None:
     labels[4:16, 4:20] = 1
     labels[24:40, 24:40] = 2
     layers = {"cell nucleus": labels, "polyp": torch.zeros_like(labels)}
-    generic = 0
-    for seed in range(80):
-        by_text, boxed, absent = draw_prompts(layers, 24, np.random.default_rng(seed))
-        assert (by_text.phrase, by_text.box) == ("cell nucleus", None)
-        assert len(by_text.target.boxes) == 2
-        assert (absent.phrase, absent.box) == ("polyp", None)
-        assert not absent.target.present
-        assert not absent.target.semantic.any()
-        assert boxed.box is not None
-        assert len(boxed.target.boxes) == 1  # a box asks for its own object alone
-        assert (boxed.box - boxed.target.boxes[0]).abs().max() < 0.2
-        generic += boxed.phrase in GENERIC_PHRASES
-    assert 5 < generic < 40
+    prompts = [draw_prompt(layers, 24, np.random.default_rng(seed)) for seed in range(200)]
+    absent = [one for one in prompts if not one.target.present]
+    boxed = [one for one in prompts if one.box is not None]
+    by_text = [one for one in prompts if one.target.present and one.box is None]
+    assert 30 < len(absent) < 70
+    assert all((one.phrase, one.box) == ("polyp", None) for one in absent)
+    assert not any(one.target.semantic.any() for one in absent)
+    assert 40 < len(boxed) < 80
+    # A box asks for its own object alone, text for all of that name.
+    assert all(len(one.target.boxes) == 1 for one in boxed)
+    assert all((one.box - one.target.boxes[0]).abs().max() < 0.2 for one in boxed)
+    assert 5 < sum(one.phrase in GENERIC_PHRASES for one in boxed) < 30
+    assert all(one.phrase == "cell nucleus" for one in by_text)
+    assert all(len(one.target.boxes) == 2 for one in by_text)
+    assert 80 < sum(one.wants_masks for one in prompts) < 140
+
+
+def test_what_is_only_looked_for_is_asked(model: MedSAM3) -> None:
+    nothing = {"polyp": torch.zeros(48, 48, dtype=torch.long)}
+    prompt = draw_prompt(nothing, 24, np.random.default_rng(0))
+    assert (prompt.phrase, prompt.box, prompt.target.present) == ("polyp", None, False)
 
 
 def test_views_of_left_and_right_are_not_mirrored(model: MedSAM3, tmp_path: Path) -> None:
