@@ -18,7 +18,7 @@ from backend.settings import Settings
 from backend.tables import Delivery, SuggestionState
 
 ROOT = Path(__file__).parents[2]
-DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])
+DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("label_config/*.md")])
 README = (ROOT / "README.md").read_text()
 
 
@@ -138,7 +138,7 @@ def test_every_make_target_exists(path: Path) -> None:
         for word in [match[1]]
     ]
     assert set(typed) <= targets
-    if path.name == "README.md":
+    if path == ROOT / "README.md":
         assert {"demo", "test"} <= set(typed)
 
 
