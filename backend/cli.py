@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from backend import corrections_cli
+from backend import checkpoint_cli, corrections_cli
 from backend.errors import BackendError
 from backend.evaluate_command import evaluate
 from backend.queues import QueueName
@@ -218,6 +218,8 @@ app.command()(evaluate)
 app.command()(train)
 app.command()(trainer)
 app.command()(simulate)
+for command in (checkpoint_cli.download, checkpoint_cli.convert, checkpoint_cli.verify):
+    models.command()(command)
 app.add_typer(models)
 
 
