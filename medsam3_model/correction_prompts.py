@@ -18,7 +18,7 @@ _BOXED_SHARE = 0.4
 """Of the prompts for what is there."""
 _GENERIC_SHARE = 0.25
 """Of the boxes: asked without the concept's name, as from somebody who only draws."""
-_MASKED_SHARE = {True: 2 / 3, False: 0.25}
+_MASKED_SHARE = {True: 0.5, False: 0.25}
 """Of the prompts for what is there, and for what is not: those whose masks are learned, too. The
 mask decoder costs as much as all the rest, and every prompt teaches boxes, scores and presence."""
 

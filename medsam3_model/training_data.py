@@ -165,13 +165,14 @@ class TrainingData:
         """A batch of (position of the image, prompt); without a box it gets a padded one."""
         device = self._model.device
         text = self.text([one.phrase for _, one in drawn])
+        longest = int(text.attention_mask.sum(dim=1).max())  # what follows is padding in all
         middle = torch.tensor([0.5, 0.5, 1.0, 1.0])
         boxes = [middle if one.box is None else one.box for _, one in drawn]
         labels = [PADDED_BOX if one.box is None else 1 for _, one in drawn]
         return Prompts(
             images=torch.tensor([image for image, _ in drawn], device=device),
-            text=text.features,
-            text_mask=text.attention_mask.bool(),
+            text=text.features[:, :longest],
+            text_mask=text.attention_mask[:, :longest].bool(),
             boxes=torch.stack(boxes)[:, None].to(device),
             box_labels=torch.tensor(labels, device=device)[:, None],
         )

@@ -46,7 +46,7 @@ def _speed(model: "MedSAM3", folder: Path) -> dict[str, float]:
             ends.append(time.perf_counter())
 
         settings = TrainingSettings(steps=STEPS_TIMED)
-        images = [_new_image(seed) for seed in range(11)]
+        images = [_file_image(folder / f"{seed}.png", seed) for seed in range(11)]
         fine_tune(
             model, images, name="b", base="tiny", cache=cache, settings=settings, on_progress=note
         )
@@ -84,6 +84,19 @@ def _forgetting(model: "MedSAM3", folder: Path) -> dict[str, float]:
         figures[f"forgetting_{name}_replay"] = before - _mean_dice(tuned, known)
         figures[f"forgetting_new_{name}_replay"] = _mean_dice(tuned, new)
     return {name: round(value, 4) for name, value in figures.items()}
+
+
+def _file_image(path: Path, seed: int) -> "TrainingImage":
+    """A new image as annotators have them: a PNG file of 640×512 pixels."""
+    from PIL import Image
+
+    from medsam3_model.fine_tuning import TrainingImage
+    from medsam3_model.image_io import read_image
+
+    image, mask = (Image.fromarray(one).resize((640, 512)) for one in _draw(seed))
+    image.save(path)
+    layer = np.asarray(mask).astype(np.int32)
+    return TrainingImage(f"file-{seed}", partial(read_image, path), lambda: {NEW: layer})
 
 
 def _new_image(seed: int) -> "TrainingImage":
