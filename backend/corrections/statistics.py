@@ -159,13 +159,13 @@ def _by_concept(times: dict[int, float | None], outcomes: Sequence[_OutcomeRow])
 
 
 def _figures(times: dict[int, float | None], outcomes: Iterable[_OutcomeRow]) -> Figures:
-    counted = dict.fromkeys(OutcomeKind, 0)
+    counted: dict[str, int] = dict.fromkeys(OutcomeKind, 0)
     dice: list[float] = []
     surface: list[float] = []
     hd95: list[float] = []
     drawn = 0.0
     for _, _, kind, one_dice, one_surface, one_hd95, length in outcomes:
-        counted[OutcomeKind(kind)] += 1
+        counted[kind] += 1
         drawn += length or 0.0
         if one_dice is not None and one_surface is not None and one_hd95 is not None:
             dice.append(one_dice)

@@ -6,6 +6,7 @@ Nothing is changed, nothing is started, torch is not imported.
 from contextlib import closing
 
 from backend.doctor.check import Check, Status
+from backend.doctor.corrections import check_quarantined
 from backend.doctor.database import check_events, check_failed_tasks, open_existing_database
 from backend.doctor.label_studio import check_label_studio, check_token
 from backend.doctor.machine import check_data_folder, check_image_sources, check_model, check_web
@@ -42,7 +43,11 @@ def run_checks(settings: Settings) -> list[Check]:
         return checks
     try:
         if found.status is Status.OK:
-            checks += [check_failed_tasks(database), check_events(database)]
+            checks += [
+                check_failed_tasks(database),
+                check_events(database),
+                check_quarantined(database),
+            ]
             if token is not None and token.status is not Status.FAIL:
                 checks += check_projects(settings, database)
     finally:
