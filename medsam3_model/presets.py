@@ -43,12 +43,13 @@ class BundleInfo:
     use_presence: bool
 
 
-def tiny_config(input_size: int = 288) -> "Sam3Config":
+def tiny_config(input_size: int = 144) -> "Sam3Config":
     """SAM 3's architecture with 5 million parameters, for a laptop's CPU.
 
-    288 pixels in patches of 12 give 24×24 tokens and masks of 96×96. Six ViT layers, four of them
+    144 pixels in patches of 12 give 12×12 tokens and masks of 48×48. Six ViT layers, four of them
     windowed; the detector works in 64 dimensions, which its convolutions at mask resolution need
-    for speed. `input_size` (a multiple of 72) serves training at a lower resolution.
+    for speed. `input_size` (a multiple of 72) serves training at another resolution: 288 costs
+    four times as much.
     """
     from transformers import Sam3Config
 

@@ -72,8 +72,8 @@ def draw_prompts(
     family: str,
     mask_size: int,
     rng: np.random.Generator,
-    most_text: int = 1,
-    most_boxes: int = 2,
+    most_text: int = 2,
+    most_boxes: int = 1,
 ) -> list[DrawnPrompt]:
     """Questions about one view.
 
