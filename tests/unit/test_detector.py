@@ -1,0 +1,66 @@
+import pytest
+import torch
+from transformers import Sam3Model
+
+from medsam3_model.detector import PADDED_BOX, Prompts, detect, vision_features
+from medsam3_model.initialisation import POSITIONS, initialise, resize_positions
+from medsam3_model.presets import tiny_config
+
+
+@pytest.fixture(scope="module")
+def model() -> Sam3Model:
+    torch.manual_seed(0)
+    model = Sam3Model(tiny_config(72)).eval()
+    initialise(model)
+    return model
+
+
+def _prompts(model: Sam3Model) -> tuple[Prompts, dict[str, torch.Tensor]]:
+    ids = torch.tensor([[0, 300, 301, 1], [0, 302, 1, 1]])
+    mask = torch.tensor([[1, 1, 1, 1], [1, 1, 1, 0]])
+    boxes = torch.tensor([[[0.5, 0.4, 0.3, 0.2]], [[0.5, 0.5, 1.0, 1.0]]])
+    labels = torch.tensor([[1], [PADDED_BOX]])
+    text = model.get_text_features(input_ids=ids, attention_mask=mask).pooler_output
+    prompts = Prompts(torch.zeros(2, dtype=torch.long), text, mask.bool(), boxes, labels)
+    asked = {"input_ids": ids, "attention_mask": mask}
+    return prompts, asked | {"input_boxes": boxes, "input_boxes_labels": labels}
+
+
+@torch.no_grad()
+def test_last_layer_equals_the_models_own_forward(model: Sam3Model) -> None:
+    pixels = torch.randn(1, 3, 72, 72, generator=torch.Generator().manual_seed(1))
+    prompts, asked = _prompts(model)
+    ours = detect(model, vision_features(model, pixels), prompts)
+    theirs = model(pixel_values=pixels.expand(2, -1, -1, -1), **asked)
+    torch.testing.assert_close(ours.logits[-1], theirs.pred_logits, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(
+        ours.presence[-1], theirs.presence_logits[:, 0], atol=1e-4, rtol=1e-4
+    )
+    torch.testing.assert_close(ours.masks, theirs.pred_masks, atol=1e-3, rtol=1e-3)
+    torch.testing.assert_close(ours.semantic, theirs.semantic_seg[:, 0], atol=1e-3, rtol=1e-3)
+    centre, size = ours.boxes[-1][..., :2], ours.boxes[-1][..., 2:]
+    corners = torch.cat([centre - size / 2, centre + size / 2], dim=-1)
+    torch.testing.assert_close(corners, theirs.pred_boxes, atol=1e-3, rtol=1e-3)
+
+
+@torch.no_grad()
+def test_masks_of_some_prompts_are_those_of_all(model: Sam3Model) -> None:
+    pixels = torch.randn(1, 3, 72, 72, generator=torch.Generator().manual_seed(2))
+    prompts, _ = _prompts(model)
+    vision = vision_features(model, pixels)
+    every, second = (
+        detect(model, vision, prompts),
+        detect(model, vision, prompts, torch.tensor([1])),
+    )
+    assert second.masks.shape[0] == 1
+    torch.testing.assert_close(second.semantic[0], every.semantic[1], atol=1e-4, rtol=1e-4)
+
+
+def test_positions_survive_a_change_of_resolution_and_back(model: Sam3Model) -> None:
+    state = model.state_dict()
+    larger = resize_positions(state, 12)
+    assert larger[POSITIONS].shape == (1, 144, 192)
+    Sam3Model(tiny_config(144)).load_state_dict(larger)
+    again = resize_positions(larger, 6)[POSITIONS]
+    similar = torch.nn.functional.cosine_similarity(again, state[POSITIONS], dim=-1)
+    assert similar.mean() > 0.9
