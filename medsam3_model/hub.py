@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 from medsam3_model.errors import CheckpointError
 
@@ -55,9 +56,12 @@ def download(
 
     if not is_repository(repo_id):
         raise CheckpointError(f"{repo_id!r} is not a repository of the hub: it is owner/name")
+    # The root of the HTTP library's errors, whichever library this version of the hub uses.
+    no_connection: Any = HfHubHTTPError.__bases__[0]
     (enable_progress_bars if progress else disable_progress_bars)()
     try:
-        files = HfApi().list_repo_files(repo_id, revision=revision, token=token)
+        found = HfApi().model_info(repo_id, revision=revision, token=token)
+        files = [sibling.rfilename for sibling in found.siblings or ()]
         return Path(
             snapshot_download(
                 repo_id,
@@ -79,7 +83,7 @@ def download(
             f"{repo_id} does not exist on the hub, or is private: check the name, or run "
             "`hf auth login`"
         ) from error
-    except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
+    except (LocalEntryNotFoundError, HfHubHTTPError, no_connection, OSError) as error:
         raise CheckpointError(
             f"{repo_id} could not be fetched ({type(error).__name__}): check the connection and "
             "run the same command again, it goes on where it stopped"
