@@ -12,7 +12,7 @@ from medsam3_model.boxes import BOX_ERROR, tight_box
 from medsam3_model.phrases import GENERIC_PHRASES
 from medsam3_model.training_prompts import DrawnPrompt, target_of
 
-_ABSENT_SHARE = 0.25
+_ABSENT_SHARE = 0.4
 """Of the prompts, where an absent concept is known: presence learns from nothing else."""
 _BOXED_SHARE = 0.4
 """Of the prompts for what is there."""

@@ -233,17 +233,17 @@ def test_prompts_of_an_image(model: MedSAM3) -> None:
     absent = [one for one in prompts if not one.target.present]
     boxed = [one for one in prompts if one.box is not None]
     by_text = [one for one in prompts if one.target.present and one.box is None]
-    assert 30 < len(absent) < 70
+    assert 55 < len(absent) < 105
     assert all((one.phrase, one.box) == ("polyp", None) for one in absent)
     assert not any(one.target.semantic.any() for one in absent)
-    assert 40 < len(boxed) < 80
+    assert 30 < len(boxed) < 70
     # A box asks for its own object alone, text for all of that name.
     assert all(len(one.target.boxes) == 1 for one in boxed)
     assert all((one.box - one.target.boxes[0]).abs().max() < 0.2 for one in boxed)
-    assert 5 < sum(one.phrase in GENERIC_PHRASES for one in boxed) < 30
+    assert 3 < sum(one.phrase in GENERIC_PHRASES for one in boxed) < 25
     assert all(one.phrase == "cell nucleus" for one in by_text)
     assert all(len(one.target.boxes) == 2 for one in by_text)
-    assert 55 < sum(one.wants_masks for one in prompts) < 120
+    assert 55 < sum(one.wants_masks for one in prompts) < 110
 
 
 def test_what_is_only_looked_for_is_asked(model: MedSAM3) -> None:
