@@ -67,7 +67,7 @@ class TrainingSettings:
     learning_rate: float = 2e-4
     warm_up: int = 20
     weight_decay: float = 0.1
-    clip_norm: float = 0.1
+    clip_norm: float = 5.0
     images_per_step: int = 8
     views: int = 3
     replay_share: float = 0.3
