@@ -121,6 +121,7 @@ def finish_removals(
     database: Database, masks: MaskStore, embedding_folder: Path, removed: Removed
 ) -> None:
     """Remove the files that are written down to go and that nothing names any more."""
+    from backend.training.tables import ImageVector
     from medsam3_model.embedding_files import remove_embeddings
 
     with database.session() as session:
@@ -136,6 +137,7 @@ def finish_removals(
         used = set(session.scalars(select(Image.hash).where(Image.hash.in_(waiting[_EMBEDDING]))))
         gone = waiting[_EMBEDDING] - used
         if gone:
+            session.execute(delete(ImageVector).where(ImageVector.image_hash.in_(gone)))
             files, size = remove_embeddings(embedding_folder, gone)
             removed.embeddings += files
             removed.embedding_bytes += size

@@ -20,6 +20,7 @@ from backend.corrections.tables import DatasetVersion, Removal, Revision
 from backend.services import open_services
 from backend.settings import Settings
 from backend.tables import Suggestion
+from backend.training.tables import ImageVector
 from tests.integration.corrections_stage import CONFIG, Stage, brush, drawn, image_file, stage_at
 from tests.integration.stand_in_label_studio import StandInLabelStudio
 from tests.integration.test_corrections_faults import act
@@ -224,6 +225,10 @@ def test_forgetting_a_project_leaves_no_file(stage: Stage) -> None:
     for seed in range(3):
         annotated(stage, seed)
     stage.hear_all()
+    (image,) = stage.state()[0]["revision"]["images"]
+    with stage.services.database.session() as session:
+        session.add(ImageVector(image_hash=image["hash"], encoder_hash="e", vector=b"v"))
+        session.add(ImageVector(image_hash="another", encoder_hash="e", vector=b"v"))
     assert list(stage.masks.names())
     removed = forget(
         stage.services.database,
@@ -233,6 +238,8 @@ def test_forgetting_a_project_leaves_no_file(stage: Stage) -> None:
     )
     assert (removed.annotations, removed.masks) == (3, 3)
     assert list(stage.masks.names()) == []
+    with stage.services.database.reading() as session:
+        assert session.scalars(select(ImageVector.image_hash)).all() == ["another"]
     stage.hear_all()
     stage.sync()
     assert stage.state() == []
