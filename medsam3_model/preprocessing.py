@@ -143,6 +143,8 @@ def _label_array(labels: Any, count: int) -> npt.NDArray[np.int64]:
     if labels is None:
         return np.ones(count, dtype=np.int64)
     array = np.atleast_1d(np.asarray(labels)).astype(np.int64)
+    if count == 0 and array.size == 0:  # [] or, for a single phrase, [[]]
+        array = array.reshape(0)
     if array.shape != (count,):
         raise PromptError(f"{count} boxes need as many labels, not {array.shape}")
     if not np.isin(array, (0, 1)).all():
