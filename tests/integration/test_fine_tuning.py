@@ -101,5 +101,10 @@ def test_two_processes_learn_what_one_does(
     # The first process alone reports, so each step is there once.
     assert said.stdout.split() == [str(step) for step in range(1, STEPS + 1)]
     found = load_detector(tmp_path / "detector.safetensors")
-    for key, value in expected.state.items():
-        torch.testing.assert_close(found.state[key], value, rtol=0, atol=2e-4)
+    difference = torch.cat(
+        [(found.state[key] - value).abs().flatten() for key, value in expected.state.items()]
+    )
+    # Weights move by 2e-3 in the mean. Sums in another order differ in their last bits, which Adam
+    # makes visible where a gradient is next to nothing.
+    assert difference.mean() < 1e-5
+    assert difference.max() < 1e-3
