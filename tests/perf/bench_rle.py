@@ -97,7 +97,7 @@ def measure(verbose: bool = False) -> dict[str, float]:
     for name, mask in masks():
         encode_speedup, decode_speedup = compare(mask)
         if verbose:
-            print(f"{name:24} {encode_speedup:8.1f} {decode_speedup:8.1f}", file=sys.stderr)  # noqa: T201
+            print(f"{name:24} {encode_speedup:8.1f} {decode_speedup:8.1f}", file=sys.stderr)
         if name == "ragged 1024":
             result["rle_encode_speedup_ragged"] = round(encode_speedup, 1)
             result["rle_decode_speedup_ragged"] = round(decode_speedup, 1)
@@ -107,4 +107,4 @@ def measure(verbose: bool = False) -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    print(json.dumps(measure(verbose=True)))  # noqa: T201
+    print(json.dumps(measure(verbose=True)))
