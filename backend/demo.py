@@ -90,10 +90,10 @@ def run_demo(options: DemoOptions, say: Say, on_progress: Callable[[Progress], N
         say("")
         say("Open a task: the masks are there. Pick a smart tool, draw a box, and get a mask.")
         say("Ctrl-C stops everything; the next start finds the same project.")
-        try:
-            stop.wait()
-        except KeyboardInterrupt:
-            say("Stopping ...")
+        # From here on Ctrl-C is an answer, not an interruption; also where a shell ignores it.
+        signal.signal(signal.SIGINT, lambda *_: stop.set())
+        stop.wait()
+        say("Stopping ...")
 
 
 @contextmanager

@@ -139,12 +139,12 @@ class Inference:
             if prompt is None:
                 acquisition.remember_vector(self._services, image_hash, embedding)
                 mirrored.append(partial(self._mirrored, model, content, image_hash, wanted))
-            for concept, detections in answers:
-                confidences.append(confidence(detections))
-                height, width = embedding.original_size
+            confidences += [confidence(detections) for _, detections in answers]
+            height, width = embedding.original_size
+            for concept, instances in smallest_first(answers):
                 regions += regions_for(
                     concept,
-                    instances_of(detections),
+                    instances,
                     width=width,
                     height=height,
                     item_index=page.item_index,
@@ -294,6 +294,17 @@ def in_pixels(prompt: InteractivePrompt, size: tuple[int, int]) -> "SpatialPromp
         (points * [width, height] / 100).astype(np.float32),
         prompt.point_labels,
     )
+
+
+def smallest_first(
+    answers: Sequence[tuple[Concept, "Detections"]],
+) -> list[tuple[Concept, list[InstanceMask]]]:
+    """The concepts' instances, small concepts before large ones.
+
+    The editor paints the first region on top: an organ that came first would hide what is in it.
+    """
+    found = [(concept, instances_of(detections)) for concept, detections in answers]
+    return sorted(found, key=lambda one: max((int(i.mask.sum()) for i in one[1]), default=0))
 
 
 def instances_of(detections: "Detections") -> list[InstanceMask]:

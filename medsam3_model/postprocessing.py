@@ -22,7 +22,8 @@ class DetectionSettings:
         score_threshold: lowest score of a shown instance (facebook 0.5, transformers 0.3).
         use_presence: multiply scores by the presence probability, as SAM 3 does; the published
             MedSAM3-v1 scripts do not.
-        nms_iou_threshold: of boxes that overlap more than this the best stays; None: no NMS.
+        nms_iou_threshold: of boxes, and of masks, that overlap more than this the best stays;
+            None: no NMS.
         mask_threshold: probability above which a pixel belongs to an instance.
         min_area: smallest mask, in pixels of the image, that counts as an instance.
         max_instances: at most this many, best first.
@@ -82,6 +83,9 @@ def to_detections(
     if settings.nms_iou_threshold is not None:
         order = order[nms(boxes[order], scores[order], settings.nms_iou_threshold)]
 
+    if settings.nms_iou_threshold is not None:
+        order = _distinct(outputs["pred_masks"][row], order, settings)
+
     masks: list[np.ndarray] = []
     kept: list[int] = []
     for query in order.tolist():
@@ -104,6 +108,31 @@ def to_detections(
         phrase=phrase,
         max_score=float(scores.max()),
     )
+
+
+def _distinct(
+    logits: torch.Tensor, order: torch.Tensor, settings: DetectionSettings
+) -> torch.Tensor:
+    """The queries whose masks are not those of a better one again.
+
+    Two queries may draw the same mask and box it differently, which box NMS lets through. At the
+    detector's own resolution, where hundreds of masks are compared in a millisecond.
+
+    Args:
+        logits: masks of all queries (Q, h, w).
+        order: the queries to look at, best first.
+        settings: `nms_iou_threshold` is used for masks, too.
+    """
+    cut = math.log(settings.mask_threshold / (1 - settings.mask_threshold))
+    pixels = (logits[order] > cut).flatten(1).float()
+    shared = pixels @ pixels.T
+    areas = pixels.sum(1)
+    ious = shared / (areas[:, None] + areas[None] - shared).clamp(min=1)
+    kept: list[int] = []
+    for index, row in enumerate(ious.tolist()):
+        if all(row[better] <= (settings.nms_iou_threshold or 1) for better in kept):
+            kept.append(index)
+    return order[kept]
 
 
 def _full_size_mask(logits: torch.Tensor, size: tuple[int, int], threshold: float) -> np.ndarray:
