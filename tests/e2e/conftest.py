@@ -55,6 +55,12 @@ def label_studio(label_studio_server: LabelStudioServer) -> Iterator[LabelStudio
 
 
 @pytest.fixture(scope="session")
+def personal_token(label_studio: LabelStudio) -> str:
+    """A personal access token of the same user, who can have one at a time."""
+    return str(label_studio.post("/api/token/", {})["token"])
+
+
+@pytest.fixture(scope="session")
 def backend(
     tmp_path_factory: pytest.TempPathFactory, label_studio_server: LabelStudioServer
 ) -> Iterator[BackendServer]:

@@ -93,13 +93,15 @@ def test_an_upload(label_studio: LabelStudio, make_project: ProjectFactory) -> N
 
 
 def test_an_upload_with_a_personal_token(
-    label_studio_server: LabelStudioServer, label_studio: LabelStudio, make_project: ProjectFactory
+    label_studio_server: LabelStudioServer,
+    label_studio: LabelStudio,
+    make_project: ProjectFactory,
+    personal_token: str,
 ) -> None:
     image = disc_image(4)
     project = make_project([image])
     reference = label_studio.task(project.task_ids[0])["data"]["image"]
-    token = label_studio.post("/api/token/", {})["token"]
-    with LabelStudio(label_studio_server.url, token) as client:
+    with LabelStudio(label_studio_server.url, personal_token) as client:
         assert fetch_image(reference, client=client, settings=settings()) == image
 
 

@@ -13,11 +13,6 @@ from backend.label_studio_server import LabelStudioServer, free_port
 from .conftest import BRUSH_CONFIG, ProjectFactory, disc_image
 
 
-@pytest.fixture(scope="module")
-def personal_token(label_studio: LabelStudio) -> str:
-    return str(label_studio.post("/api/token/", {})["token"])
-
-
 def prediction(task_id: int, version: str, score: float = 0.5) -> dict[str, object]:
     return {"task": task_id, "result": [], "score": score, "model_version": version}
 
