@@ -1,11 +1,12 @@
 """The database: one engine per process, SQLite in WAL mode or PostgreSQL, migrated by Alembic."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from sqlalchemy import Engine, create_engine, event
+from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Session, sessionmaker
 
 from backend.settings import Settings
@@ -71,6 +72,16 @@ def open_database(settings: Settings, *, migrate: bool = True) -> Database:
     if migrate:
         database.migrate()
     return database
+
+
+def insert_or_ignore(
+    session: Session, table: Any, rows: Mapping[str, Any] | Sequence[Mapping[str, Any]]
+) -> None:
+    """Insert a row, or several, leaving out those whose unique key exists."""
+    dialect = postgresql if session.get_bind().dialect.name == "postgresql" else sqlite
+    # The values beside the statement, so that its SQL is made once and kept.
+    values = dict(rows) if isinstance(rows, Mapping) else [dict(row) for row in rows]
+    session.execute(dialect.insert(table).on_conflict_do_nothing(), values)
 
 
 def alembic_config(url: str) -> Any:

@@ -33,14 +33,17 @@ def predict_chunk(ids: Sequence[str]) -> None:
     from backend.inference import current_inference
 
     services = current_services()
-    rows, configs = _claim(services, ids)
+    rows = _claim(services, ids)
     inference = current_inference()
+    finished: list[Suggestion] = []
     with _leased(services, [row.id for row in rows]):
         for row in rows:
             if stopping.is_set():
                 _put_back(services, row, wait_s=0)
-            else:
-                _predict_row(services, inference, row, configs[row.config_hash])
+            elif _predict_row(services, inference, row):
+                finished.append(row)
+    # First of all: somebody waits for the answer, nobody for the rest.
+    _wake(services, finished)
     _after(services, ids)
     inference.publish_counts()
 
@@ -65,17 +68,19 @@ def ingest_events(ids: Sequence[str]) -> None:
         after_events(services, ids)
 
 
-def _predict_row(services: Services, inference: "Inference", row: Suggestion, xml: str) -> None:
+def _predict_row(services: Services, inference: "Inference", row: Suggestion) -> bool:
+    """Predict a row and store what came of it; False when it is to be tried again later."""
     from medsam3_model.errors import MedSAM3Error
 
     try:
-        outcome = inference.predict(row, xml)
+        outcome = inference.predict(row, _label_config(services, row.config_hash))
     except LabelStudioUnavailableError as error:
         if row.interactive:
             _store(services, row, state=SuggestionState.FAILED, error=str(error))
         else:
             log.warning("task %s waits for Label Studio: %s", row.task_id, error)
             _put_back(services, row, wait_s=RETRY_LATER_S)
+            return False
     except (BackendError, MedSAM3Error) as error:
         log.warning("task %s of project %s failed: %s", row.task_id, row.project_id, error)
         _store(services, row, state=SuggestionState.FAILED, error=str(error))
@@ -95,40 +100,42 @@ def _predict_row(services: Services, inference: "Inference", row: Suggestion, xm
             image_hash=outcome.image_hash,
             model_s=outcome.model_s,
         )
+    return True
 
 
-def _claim(services: Services, ids: Sequence[str]) -> tuple[list[Suggestion], dict[str, str]]:
-    """Take the rows that are free, in the given order, with the labeling configs they need."""
+def _claim(services: Services, ids: Sequence[str]) -> list[Suggestion]:
+    """Take the rows that are free, in the given order."""
     moment = now()
     free = or_(
         Suggestion.state == SuggestionState.QUEUED,
         (Suggestion.state == SuggestionState.RUNNING) & (Suggestion.lease_until < moment),
     )
     with services.database.session() as session:
-        taken = set(
-            session.scalars(
-                update(Suggestion)
-                .where(Suggestion.id.in_(list(ids)), free)
-                .values(
-                    state=SuggestionState.RUNNING,
-                    attempts=Suggestion.attempts + 1,
-                    lease_until=moment + timedelta(seconds=services.settings.lease_s),
-                )
-                .returning(Suggestion.id)
+        taken = session.scalars(
+            update(Suggestion)
+            .where(Suggestion.id.in_(list(ids)), free)
+            .values(
+                state=SuggestionState.RUNNING,
+                attempts=Suggestion.attempts + 1,
+                lease_until=moment + timedelta(seconds=services.settings.lease_s),
             )
+            .returning(Suggestion)
+            .execution_options(synchronize_session=False)
         )
-        rows = {
-            row.id: row
-            for row in session.scalars(select(Suggestion).where(Suggestion.id.in_(taken)))
-        }
-        hashes = {row.config_hash for row in rows.values()}
-        configs = {
-            config.hash: config.xml
-            for config in session.scalars(
-                select(LabelConfigText).where(LabelConfigText.hash.in_(hashes))
-            )
-        }
-    return [rows[id_] for id_ in ids if id_ in rows], configs
+        rows = {row.id: row for row in taken}
+    return [rows[id_] for id_ in ids if id_ in rows]
+
+
+# Labeling configs by their hash, so one never changes; a worker serves a handful of projects.
+_label_configs: dict[str, str] = {}
+
+
+def _label_config(services: Services, config_hash: str) -> str:
+    if config_hash not in _label_configs:
+        with services.database.reading() as session:
+            found = session.get_one(LabelConfigText, config_hash)
+        _label_configs[config_hash] = found.xml
+    return _label_configs[config_hash]
 
 
 @contextmanager
@@ -160,6 +167,7 @@ def _store(services: Services, row: Suggestion, **values: object) -> None:
             update(Suggestion)
             .where(Suggestion.id == row.id, Suggestion.state == SuggestionState.RUNNING)
             .values(finished_at=now(), lease_until=None, **values)
+            .execution_options(synchronize_session=False)
         )
 
 
@@ -177,11 +185,19 @@ def _put_back(services: Services, row: Suggestion, *, wait_s: float) -> None:
         )
 
 
+def _wake(services: Services, rows: Sequence[Suggestion]) -> None:
+    """Wake the requests that asked for the rows; one that no longer waits does not mind."""
+    try:
+        wake(services.redis, sorted({row.request_id for row in rows if row.request_id}))
+    except RedisError as error:
+        log.warning("nobody could be woken (%s); waiting requests look for themselves", error)
+
+
 def _after(services: Services, ids: Sequence[str]) -> None:
-    """Wake who waits for the rows; have pushed what nobody waits for any more."""
+    """Have pushed what nobody waits for any more."""
     with services.database.session() as session:
         rows = session.execute(
-            select(Suggestion.id, Suggestion.request_id, Suggestion.state, Suggestion.delivery)
+            select(Suggestion.id, Suggestion.state, Suggestion.delivery)
             .where(Suggestion.id.in_(list(ids)))
             .order_by(Suggestion.task_id)
         ).all()
@@ -194,11 +210,6 @@ def _after(services: Services, ids: Sequence[str]) -> None:
             )
             .values(delivery=Delivery.NONE, active_key=None)
         )
-    waiting = {row.request_id for row in rows if row.delivery == Delivery.REPLY and row.request_id}
-    try:
-        wake(services.redis, sorted(waiting))
-    except RedisError as error:
-        log.warning("nobody could be woken (%s); waiting requests look for themselves", error)
     enqueue_pushes(
         services,
         [

@@ -6,9 +6,9 @@ from functools import lru_cache
 from pathlib import Path
 
 from sqlalchemy import select
-from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Session
 
+from backend.database import insert_or_ignore
 from backend.services import Services
 from backend.tables import ModelVersion, Project
 
@@ -47,11 +47,8 @@ def register_project(services: Services, project_id: int, label_config: str) -> 
 
 def register(session: Session, version: str, checkpoint: str, adapter: str | None) -> None:
     """Add a version to those that predictions may carry; one that exists stays as it is."""
-    dialect = postgresql if session.get_bind().dialect.name == "postgresql" else sqlite
-    session.execute(
-        dialect.insert(ModelVersion)
-        .values(version=version, checkpoint=checkpoint, adapter=adapter)
-        .on_conflict_do_nothing()
+    insert_or_ignore(
+        session, ModelVersion, {"version": version, "checkpoint": checkpoint, "adapter": adapter}
     )
 
 

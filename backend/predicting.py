@@ -17,10 +17,10 @@ from typing import Any
 
 from redis.exceptions import RedisError
 from sqlalchemy import func, select, update
-from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Session
 
 from backend import model_versions
+from backend.database import insert_or_ignore
 from backend.errors import QueueError
 from backend.queues import QueueName, enqueue, wait
 from backend.services import Services
@@ -90,8 +90,9 @@ def predict(services: Services, request: PredictRequest) -> PredictAnswer:
     request_id = new_id()
     ids = _create_rows(services, request, request_id, version)
     try:
-        mine = _mine(services, request_id)
-        enqueue_chunks(services, mine, request_id, interactive=request.context is not None)
+        interactive = request.context is not None
+        mine = ids if interactive else _mine(services, request_id)
+        enqueue_chunks(services, mine, request_id, interactive=interactive)
         _wait(services, request_id, sorted(set(ids)), deadline)
     except (QueueError, RedisError) as error:
         log.warning("request %s: %s", request_id, error)
@@ -195,8 +196,8 @@ def _create_rows(
             }
         )
     with services.database.session() as session:
-        _insert_or_ignore(session, LabelConfigText, [{"hash": hashed, "xml": request.label_config}])
-        _insert_or_ignore(session, Suggestion, rows)
+        insert_or_ignore(session, LabelConfigText, [{"hash": hashed, "xml": request.label_config}])
+        insert_or_ignore(session, Suggestion, rows)
         keys = [row["active_key"] for row in rows if row["active_key"]]
         by_key: dict[str | None, str] = {}
         for start in range(0, len(keys), 500):
@@ -207,12 +208,6 @@ def _create_rows(
             )
             by_key.update((key, id_) for key, id_ in found)
     return [by_key[row["active_key"]] if row["active_key"] else row["id"] for row in rows]
-
-
-def _insert_or_ignore(session: Session, table: Any, rows: list[dict[str, Any]]) -> None:
-    """Insert rows, leaving out those whose unique key exists."""
-    dialect = postgresql if session.get_bind().dialect.name == "postgresql" else sqlite
-    session.execute(dialect.insert(table).on_conflict_do_nothing(), rows)
 
 
 def _mine(services: Services, request_id: str) -> list[str]:
@@ -229,8 +224,9 @@ def _mine(services: Services, request_id: str) -> list[str]:
 def _wait(services: Services, request_id: str, ids: list[str], deadline: float) -> None:
     """Return when none of the rows is under way any more, or at the deadline."""
     while (left := deadline - time.monotonic()) > 0:
-        wait(services.redis, request_id, min(left, POLL_S))
-        if _unfinished(services, ids) == 0:
+        woken = wait(services.redis, request_id, min(left, POLL_S))
+        # A worker wakes only for what is finished, so one row needs no second look.
+        if (woken and len(ids) == 1) or _unfinished(services, ids) == 0:
             return
 
 

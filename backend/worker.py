@@ -1,7 +1,9 @@
 """RQ workers that keep the model warm: they never fork, and listen on one queue each."""
 
 import logging
+import time
 from types import FrameType
+from typing import Any
 
 from rq import SimpleWorker
 from rq.serializers import JSONSerializer
@@ -17,6 +19,7 @@ log = logging.getLogger(__name__)
 MAINTENANCE_INTERVAL_S = 60
 # RQ gives an idle worker this plus a minute before it counts as gone.
 WORKER_TTL_S = 60
+HEARTBEAT_S = 1.0
 
 
 class Worker(SimpleWorker):
@@ -28,6 +31,7 @@ class Worker(SimpleWorker):
     """
 
     def __init__(self, services: Services, name: QueueName) -> None:
+        self._last_sign_of_life = 0.0
         super().__init__(
             [queue(services.redis, name)],
             connection=services.redis,
@@ -36,6 +40,15 @@ class Worker(SimpleWorker):
             maintenance_interval=MAINTENANCE_INTERVAL_S,
             log_job_description=False,
         )
+
+    def heartbeat(self, timeout: int | None = None, pipeline: Any = None) -> None:
+        """Tell Redis that this worker lives; around a short job once a second is enough."""
+        if pipeline is None and timeout is None:
+            moment = time.monotonic()
+            if moment - self._last_sign_of_life < HEARTBEAT_S:
+                return
+            self._last_sign_of_life = moment
+        super().heartbeat(timeout, pipeline)
 
     def request_stop(self, signum: int, frame: FrameType | None) -> None:
         """On SIGTERM: finish the task at hand, give the rest of the job back, then leave."""

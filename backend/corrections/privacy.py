@@ -29,7 +29,7 @@ from backend.corrections.tables import (
     Removal,
     Revision,
 )
-from backend.database import Database
+from backend.database import Database, insert_or_ignore
 from backend.tables import Suggestion, now
 
 _CHUNK = 500
@@ -66,7 +66,7 @@ def forget(
     """
     removed = Removed()
     with database.session() as session:
-        store.insert_or_ignore(
+        insert_or_ignore(
             session,
             Forgotten,
             {"project_id": project_id, "task_id": task_id or 0, "forgotten_at": now()},
@@ -203,7 +203,7 @@ def _named(session: Session, names: Iterable[str]) -> set[str]:
 
 def _write_down(session: Session, kind: str, names: Iterable[str]) -> None:
     for name in names:
-        store.insert_or_ignore(session, Removal, {"kind": kind, "name": name})
+        insert_or_ignore(session, Removal, {"kind": kind, "name": name})
 
 
 def _ids(

@@ -4,7 +4,6 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import select, text, update
-from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Session
 
 from backend.corrections.cropped_mask import CroppedMask
@@ -24,6 +23,7 @@ from backend.corrections.tables import (
     Revision,
     Trouble,
 )
+from backend.database import insert_or_ignore
 from backend.tables import LabelConfigText
 
 if TYPE_CHECKING:
@@ -206,13 +206,6 @@ def save_state(
         revision_id=None,
     )
     return str(state) if changed else None
-
-
-def insert_or_ignore(session: Session, table: Any, row: Mapping[str, Any]) -> None:
-    """Insert a row unless its key exists."""
-    dialect = postgresql if session.get_bind().dialect.name == "postgresql" else sqlite
-    # The values beside the statement, so that its SQL is made once and kept.
-    session.execute(dialect.insert(table).on_conflict_do_nothing(), dict(row))
 
 
 def _locked(session: Session, annotation_id: int, project_id: int, task_id: int) -> Annotation:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from sqlalchemy import delete, select
 
-from backend.corrections.store import insert_or_ignore
+from backend.database import insert_or_ignore
 from backend.services import Services
 from backend.tables import Suggestion, SuggestionState
 from backend.training.options import Strategy, policy_of

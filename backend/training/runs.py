@@ -12,7 +12,7 @@ from typing import Any
 from sqlalchemy import or_, select, update
 from sqlalchemy.orm import Session
 
-from backend.corrections.store import insert_or_ignore
+from backend.database import insert_or_ignore
 from backend.errors import BackendError, QueueError
 from backend.queues import QueueName, enqueue
 from backend.services import Services

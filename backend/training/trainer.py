@@ -20,6 +20,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from backend import model_versions
 from backend.corrections import store
 from backend.corrections.mask_store import MaskStore
+from backend.database import insert_or_ignore
 from backend.errors import BackendError, LabelStudioUnavailableError, QueueError
 from backend.jobs import stopping
 from backend.label_config import parse_label_config
@@ -155,7 +156,7 @@ class _Stages:
         DetectorStore(self._services.settings).publish(trained.file, trained.version)
         card = model_card.make(snapshot, self._options, trained.figures)
         with self._services.database.session() as session:
-            store.insert_or_ignore(
+            insert_or_ignore(
                 session,
                 ModelVersion,
                 {
@@ -201,7 +202,7 @@ class _Stages:
         )
         log.info("%s: %s", candidate, "; ".join(verdict.reasons))
         with self._services.database.session() as session:
-            store.insert_or_ignore(
+            insert_or_ignore(
                 session,
                 GateVerdict,
                 {

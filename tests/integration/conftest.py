@@ -119,7 +119,13 @@ def start_worker(services: Services) -> Iterator[Callable[..., WorkerProcess]]:
 
 
 def inline_image(seed: int, height: int = 96, width: int = 128) -> str:
-    """A `data:` address of a PNG with one bright ellipse on noise; different for every seed."""
+    """A `data:` address of `image_file`."""
+    content = base64.b64encode(image_file(seed, height, width)).decode()
+    return f"data:image/png;base64,{content}"
+
+
+def image_file(seed: int, height: int, width: int) -> bytes:
+    """A PNG with one bright ellipse on noise; different for every seed."""
     random = np.random.default_rng(seed)
     rows, columns = np.mgrid[:height, :width]
     centre = random.uniform(0.35, 0.65, 2) * (height, width)
@@ -127,7 +133,7 @@ def inline_image(seed: int, height: int = 96, width: int = 128) -> str:
     grey = random.integers(0, 40, (height, width)) + 150 * (distance < 1)
     buffer = io.BytesIO()
     Image.fromarray(grey.astype(np.uint8)).save(buffer, "PNG")
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+    return buffer.getvalue()
 
 
 def tasks(count: int, first_id: int = 1) -> list[dict[str, object]]:

@@ -9,7 +9,6 @@ import numpy as np
 from sqlalchemy import select
 
 from backend.tables import Suggestion
-from tests.integration.conftest import inline_image
 from tests.perf.running import Running, memory_mb, running
 
 CONFIG = """
@@ -37,7 +36,7 @@ def measure() -> dict[str, float]:
 
 def _overhead(target: Running) -> dict[str, float]:
     """Latency of an interactive prompt minus what the model itself took, in milliseconds."""
-    image = inline_image(1, 512, 512)
+    image = "/data/upload/1.png"
     latencies = {}
     for index in range(WARM_UP + PROMPTS):
         started = time.perf_counter()
@@ -68,7 +67,7 @@ def _health_p99_ms(target: Running) -> float:
             while not stop.is_set():
                 index += 1
                 task = 10_000 * (worker + 1) + index
-                client.post("/predict", json=_body(task, inline_image(task, 256, 256), None))
+                client.post("/predict", json=_body(task, f"/data/upload/{task}.png", None))
 
     threads = [threading.Thread(target=keep_predicting, args=(one,)) for one in range(IN_FLIGHT)]
     for thread in threads:

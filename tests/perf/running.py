@@ -5,10 +5,12 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import httpx
@@ -17,6 +19,7 @@ from backend.credentials import load_credentials
 from backend.redis_server import RedisServer
 from backend.services import Services, open_services
 from backend.settings import Settings
+from tests.integration.conftest import image_file
 
 
 @dataclass(frozen=True)
@@ -44,7 +47,15 @@ def running(*, with_worker: bool = True) -> Iterator[Running]:
     with tempfile.TemporaryDirectory(prefix="m3-") as folder:
         port = _free_port()
         settings = Settings(data_dir=Path(folder), port=port)
-        environment = os.environ | {"MEDSAM3_DATA_DIR": folder, "MEDSAM3_PORT": str(port)}
+        images = ThreadingHTTPServer(("127.0.0.1", 0), _Images)
+        threading.Thread(target=images.serve_forever, daemon=True).start()
+        environment = os.environ | {
+            "MEDSAM3_DATA_DIR": folder,
+            "MEDSAM3_PORT": str(port),
+            # Where relative addresses of images lead; Label Studio itself is not measured here.
+            "LABEL_STUDIO_URL": f"http://127.0.0.1:{images.server_port}",
+            "LABEL_STUDIO_API_KEY": "0" * 40,
+        }
         processes: list[subprocess.Popen[bytes]] = []
 
         def start(*arguments: str) -> subprocess.Popen[bytes]:
@@ -71,7 +82,24 @@ def running(*, with_worker: bool = True) -> Iterator[Running]:
                     process.terminate()
                 for process in processes:
                     process.wait(30)
+                images.shutdown()
                 services.close()
+
+
+class _Images(BaseHTTPRequestHandler):
+    """Serves `/data/upload/<seed>.png`: a 512-pixel ellipse on noise."""
+
+    def do_GET(self) -> None:
+        """Answer with the image of the seed in the path."""
+        content = image_file(int(Path(self.path).stem), 512, 512)
+        self.send_response(200)
+        self.send_header("Content-Type", "image/png")
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(content)
+
+    def log_message(self, *_: object) -> None:
+        """Say nothing."""
 
 
 def memory_mb(process: subprocess.Popen[bytes]) -> float:
