@@ -68,6 +68,13 @@ def ingest_events(ids: Sequence[str]) -> None:
         after_events(services, ids)
 
 
+def keep_up(_ids: Sequence[str]) -> None:
+    """Bring in the corrections that no webhook told of; remove what is past its retention time."""
+    from backend.corrections.upkeep import keep_up as run
+
+    run(current_services())
+
+
 def _predict_row(services: Services, inference: "Inference", row: Suggestion) -> bool:
     """Predict a row and store what came of it; False when it is to be tried again later."""
     from medsam3_model.errors import MedSAM3Error

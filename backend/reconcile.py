@@ -20,6 +20,8 @@ log = logging.getLogger(__name__)
 
 LOCK_KEY = "medsam3:reconcile"
 INTERVAL_S = 3.0
+UPKEEP_KEY = "medsam3:upkeep"
+UPKEEP_JOB = "backend.jobs.keep_up"
 # An event this old was not dealt with by the job that its webhook enqueued; events wait while
 # Label Studio is down, so they are not tried more often than this either.
 EVENT_SETTLING_S = 30.0
@@ -171,6 +173,16 @@ def _enqueue_forgotten_events(services: Services) -> int:
     return len(forgotten)
 
 
+def _enqueue_upkeep(services: Services) -> None:
+    """Queue the periodic look at Label Studio when its time has come.
+
+    RQ's own cron pickles its jobs, which workers that read nothing but JSON would refuse.
+    """
+    pause_s = int(60 * services.settings.sync_minutes)
+    if pause_s and services.redis.set(UPKEEP_KEY, 1, nx=True, ex=pause_s):
+        enqueue(services.redis, QueueName.INGEST, UPKEEP_JOB, [], job_id="upkeep")
+
+
 class Reconciler(threading.Thread):
     """Reconciles every few seconds; whichever process gets the lock does it."""
 
@@ -185,6 +197,7 @@ class Reconciler(threading.Thread):
             try:
                 if self._services.redis.set(LOCK_KEY, 1, nx=True, px=int(INTERVAL_S * 900)):
                     reconcile(self._services)
+                    _enqueue_upkeep(self._services)
             except (RedisError, QueueError, SQLAlchemyError) as error:
                 log.warning("reconciliation waits: %s", type(error).__name__)
 

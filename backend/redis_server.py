@@ -49,7 +49,11 @@ class RedisServer:
         for name, value in options.items():
             command += [f"--{name}", value]
         self._process = subprocess.Popen(
-            command, cwd=self.data_dir, stdout=subprocess.DEVNULL, start_new_session=True
+            command,
+            cwd=self.data_dir,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
         )
         deadline = time.monotonic() + timeout_s
         while not self._answers():

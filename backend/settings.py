@@ -114,6 +114,12 @@ class Settings(BaseSettings):
         100.0, gt=0, description="Largest image after decoding, in millions of pixels."
     )
     image_timeout_s: float = Field(30.0, gt=0, description="Seconds to fetch one image.")
+    sync_minutes: float = Field(
+        15.0,
+        ge=0,
+        description="Minutes between two looks at Label Studio for corrections whose webhook was "
+        "lost, and for masks past their retention time; 0: never.",
+    )
     max_annotation_mb: int = Field(
         32, ge=1, description="Largest annotation; a larger one is quarantined with that reason."
     )

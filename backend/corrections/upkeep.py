@@ -1,4 +1,4 @@
-"""What has to be done about the corrections from time to time: `medsam3 cron` calls it."""
+"""What has to be done about the corrections from time to time; workers call it."""
 
 import logging
 from dataclasses import dataclass
