@@ -28,6 +28,8 @@ from backend.settings import Settings
 _CLOUD_SCHEMES = ("s3", "gs", "azure-blob")
 _LOCAL_FILES = "/data/local-files/"
 _MAX_REDIRECTS = 5
+# Label Studio answers 500 for a file that is missing, but also while its database is busy.
+_PAUSES_S = (0.3, 1.0)
 # Only these lead to signed links that Label Studio made itself from a storage of the project.
 _SIGNING_PATH = re.compile(r"/(tasks|projects)/\d+/(resolve|presign)/")
 
@@ -153,13 +155,17 @@ def _from_local_roots(reference: str, roots: Iterable[Path], limits: _Limits) ->
 def _from_label_studio(
     reference: str, client: LabelStudio, settings: Settings, limits: _Limits
 ) -> bytes:
-    path = reference
-    for _ in range(_MAX_REDIRECTS):
+    path, pauses = reference, iter(_PAUSES_S)
+    for _ in range(_MAX_REDIRECTS + len(_PAUSES_S)):
         with client.stream(path, timeout_s=limits.remaining_s()) as response:
-            if not response.is_redirect:
+            pause = next(pauses, None) if response.status_code == 500 else None
+            if pause is None and not response.is_redirect:
                 _check_label_studio_status(path, response, client)
                 return _read(response, limits)
-            target = httpx.URL(client.url).join(path).join(response.headers["Location"])
+            target = httpx.URL(client.url).join(path).join(response.headers.get("Location", ""))
+        if pause is not None:
+            time.sleep(pause)
+            continue
         if not client.is_own(str(target)):
             signed = _SIGNING_PATH.search(urlsplit(path).path) is not None
             return _from_web(str(target), settings, limits, vouched=signed)

@@ -7,7 +7,11 @@ from datetime import timedelta
 
 from sqlalchemy import or_, select, update
 
-from backend.errors import LabelStudioError, LabelStudioUnavailableError
+from backend.errors import (
+    LabelStudioAuthError,
+    LabelStudioError,
+    LabelStudioUnavailableError,
+)
 from backend.label_studio import LabelStudio
 from backend.predicting import prediction_of
 from backend.services import Services
@@ -17,6 +21,7 @@ log = logging.getLogger(__name__)
 
 PUSH_LEASE_S = 120
 RETRY_LATER_S = 30
+GIVE_UP_H = 24
 
 
 def push(services: Services, ids: Sequence[str]) -> None:
@@ -26,17 +31,29 @@ def push(services: Services, ids: Sequence[str]) -> None:
     Label Studio whether the prediction arrived before it sends it again.
     """
     rows, doubtful = _claim(services, ids)
-    if not rows:
-        return
-    with LabelStudio.from_settings(services.settings) as client:
-        by_project: dict[int, list[Suggestion]] = defaultdict(list)
-        for row in rows:
-            if row.id in doubtful and _arrived(client, row):
-                _settle(services, [row.id], Delivery.DELIVERED)
-            else:
-                by_project[row.project_id].append(row)
-        for project_id, group in by_project.items():
-            _push_project(services, client, project_id, group)
+    if rows:
+        with LabelStudio.from_settings(services.settings) as client:
+            _push(services, client, rows, doubtful)
+
+
+def _push(
+    services: Services, client: LabelStudio, rows: list[Suggestion], doubtful: set[str]
+) -> None:
+    """Send the rows, `doubtful` ones only if Label Studio does not hold them already."""
+    by_project: dict[int, list[Suggestion]] = defaultdict(list)
+    for row in rows:
+        try:
+            arrived = row.id in doubtful and _arrived(client, row)
+        except LabelStudioError as error:
+            log.warning("the prediction of task %s waits: %s", row.task_id, error)
+            _postpone(services, [row], error)
+            continue
+        if arrived:
+            _settle(services, [row.id], Delivery.DELIVERED)
+        else:
+            by_project[row.project_id].append(row)
+    for project_id, group in by_project.items():
+        _push_project(services, client, project_id, group)
 
 
 def _push_project(
@@ -46,17 +63,22 @@ def _push_project(
         client.push_predictions(
             project_id, [{"task": row.task_id, **prediction_of(row)} for row in rows]
         )
-    except LabelStudioUnavailableError as error:
+    except (LabelStudioUnavailableError, LabelStudioAuthError) as error:
         log.warning("predictions of project %s wait: %s", project_id, error)
-        _postpone(services, [row.id for row in rows])
+        _postpone(services, rows, error)
     except LabelStudioError as error:
-        if len(rows) > 1:
+        # Label Studio answers 500 when its database is busy, at times after it stored everything.
+        broken = (error.status_code or 0) >= 500
+        if len(rows) == 1 and broken:
+            log.warning("the prediction of task %s waits: %s", rows[0].task_id, error)
+            _postpone(services, rows, error)
+        elif len(rows) == 1:
+            log.warning("the prediction of task %s was refused: %s", rows[0].task_id, error)
+            _settle(services, [rows[0].id], Delivery.NONE, error=f"not pushed: {error}")
+        else:
             # One task that is gone fails the whole call: find it by sending them one by one.
             for row in rows:
-                _push_project(services, client, project_id, [row])
-            return
-        log.warning("the prediction of task %s was refused: %s", rows[0].task_id, error)
-        _settle(services, [rows[0].id], Delivery.NONE, error=f"not pushed: {error}")
+                _push(services, client, [row], doubtful={row.id} if broken else set())
     else:
         _settle(services, [row.id for row in rows], Delivery.DELIVERED)
 
@@ -103,11 +125,16 @@ def _settle(
         )
 
 
-def _postpone(services: Services, ids: list[str]) -> None:
+def _postpone(services: Services, rows: list[Suggestion], error: LabelStudioError) -> None:
+    """Try again later; what could not be pushed for a day is given up, with the reason."""
+    old = now() - timedelta(hours=GIVE_UP_H)
+    hopeless = [row.id for row in rows if row.finished_at and row.finished_at < old]
+    if hopeless:
+        _settle(services, hopeless, Delivery.NONE, error=f"not pushed: {error}")
     with services.database.session() as session:
         session.execute(
             update(Suggestion)
-            .where(Suggestion.id.in_(ids))
+            .where(Suggestion.id.in_([row.id for row in rows if row.id not in hopeless]))
             # Still marked as being sent: the answer may be lost while the predictions arrived.
             .values(lease_until=now() + timedelta(seconds=RETRY_LATER_S))
         )

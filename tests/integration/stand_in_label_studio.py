@@ -21,7 +21,9 @@ Json = dict[str, Any]
 class StandInLabelStudio:
     """One project with tasks, images and annotations; also a context manager.
 
-    `events` collects the webhooks that the real one would send. `hidden` answers are 404.
+    `events` collects the webhooks that the real one would send.
+    `faults` go wrong once each, in their order, when predictions are pushed: "before" answers 500
+    without storing them, "after" answers 500 although they are stored.
     """
 
     project_id = 7
@@ -35,6 +37,7 @@ class StandInLabelStudio:
         self.events: list[Json] = []
         self.requests: list[str] = []
         self.down = False
+        self.faults: list[str] = []
         self.project_is_gone = False
         self.raw_annotations: dict[int, bytes] = {}
         self._clock = datetime(2026, 3, 2, 9, 0, tzinfo=UTC)
@@ -139,6 +142,11 @@ class StandInLabelStudio:
             return Response(self.images[request.path], mimetype="image/png")
         if self.project_is_gone or parts[:1] != ["api"]:
             return _json({"detail": "Not found."}, 404)
+        if request.path == f"/api/projects/{self.project_id}/import/predictions":
+            return self._import_predictions(request)
+        if request.path == "/api/predictions/":
+            task_id = int(request.args["task"])
+            return _json([one for one in self.predictions.values() if one["task"] == task_id])
         if parts[1] == "tasks" and len(parts) == 2:
             return _json(self._data_manager(request))
         kinds: dict[str, dict[int, Json]] = {
@@ -151,6 +159,17 @@ class StandInLabelStudio:
             return Response(self.raw_annotations[id_], mimetype="application/json")
         found = kinds[parts[1]].get(id_)
         return _json(found) if found else _json({"detail": "Not found."}, 404)
+
+    def _import_predictions(self, request: Request) -> Response:
+        fault = self.faults.pop(0) if self.faults else ""
+        sent = request.get_json()
+        if any(one["task"] not in self.tasks for one in sent):
+            return _json({"detail": "task does not exist"}, 400)
+        if fault != "before":
+            for one in sent:
+                id_ = next(self._ids)
+                self.predictions[id_] = {"id": id_, **one}
+        return _json({"detail": "busy"}, 500) if fault else _json({"created": len(sent)}, 201)
 
     def _project(self) -> Json:
         return {"id": self.project_id, "title": "stand-in", "label_config": self.label_config}
