@@ -30,7 +30,7 @@ from medsam3_model.initialisation import POSITIONS, initialise, resize_positions
 from medsam3_model.losses import LossWeights, detector_loss
 from medsam3_model.phrases import all_phrases
 from medsam3_model.presets import PRESETS
-from medsam3_model.pretraining_data import Sample, load_sources
+from medsam3_model.pretraining_data import Sample, how_often_asked, load_sources
 from medsam3_model.pretraining_validation import Validation, load_validation
 from medsam3_model.tokenizer import build_tokenizer, tokenize
 from medsam3_model.training_prompts import DrawnPrompt, draw_prompts
@@ -103,6 +103,7 @@ class Pretraining:
         self.names = [name for name in config.shares if sources.get(name)]
         shares = np.array([config.shares[name] for name in self.names])
         self.shares = shares / shares.sum()
+        self.asked = how_often_asked(sources, dict(zip(self.names, self.shares, strict=True)))
         self.tokenizer = build_tokenizer(all_phrases())
         self.phase = self.step = 0
         self.averaged = 0
@@ -243,7 +244,8 @@ class Pretraining:
             labels = sample_labels(np.stack(list(sample.layers.values())), view, 2 * mask_size)
             layers = dict(zip(sample.layers, labels, strict=True))
             pictures.append(pixels)
-            prompts += [(number, p) for p in draw_prompts(layers, sample.family, mask_size, rng)]
+            drawn = draw_prompts(layers, sample.family, mask_size, rng, asked=self.asked)
+            prompts += [(number, prompt) for prompt in drawn]
         return normalise(torch.stack(pictures)), prompts
 
     def _next_phase(self) -> None:

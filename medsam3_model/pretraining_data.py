@@ -5,7 +5,7 @@ caller's to say. Template slices that the demo shows and the validation groups n
 `load_sources`.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -54,6 +54,19 @@ def load_sources(folders: dict[str, Path], phantoms_per_kind: int) -> dict[str, 
     for kind in PHANTOMS:
         sources[kind] = [phantom_sample(kind, seed) for seed in range(phantoms_per_kind)]
     return sources
+
+
+def how_often_asked(
+    sources: Mapping[str, Sequence[Sample]], shares: Mapping[str, float]
+) -> dict[str, float]:
+    """Concept -> share of the drawn images that hold it, where each source is drawn by `shares`."""
+    asked: dict[str, float] = {}
+    for name, share in shares.items():
+        for sample in sources[name]:
+            for concept, layer in sample.layers.items():
+                if layer.any():
+                    asked[concept] = asked.get(concept, 0.0) + share / len(sources[name])
+    return asked
 
 
 def read_folder(source: str, folder: Path, split: Split) -> Iterator[Sample]:

@@ -74,12 +74,15 @@ def draw_prompts(
     rng: np.random.Generator,
     most_text: int = 2,
     most_boxes: int = 1,
+    asked: Mapping[str, float] | None = None,
 ) -> list[DrawnPrompt]:
     """Questions about one view.
 
     layers: concept -> int64 (S, S) instance numbers of the view; an empty one says that the concept
     is absent. At most `most_text` concepts are asked by name and `most_boxes` with a box; one
-    absent concept is asked about in most views.
+    absent concept is asked about in every view. asked: how often each concept is asked where it is
+    present. Absent ones are drawn alike: a name that is nearly always present when it is asked
+    would be answered without a look at the image.
     """
     factor = next(iter(layers.values())).shape[-1] // mask_size
     smallest = _SMALLEST * factor**2
@@ -95,8 +98,7 @@ def draw_prompts(
         if visible:
             concept = visible[int(rng.integers(len(visible)))]
             prompts.append(_boxed(concept, layers[concept], mask_size, smallest, rng))
-    if rng.random() < 0.6 or not prompts:
-        prompts.append(_absent(layers, gone, family, mask_size, rng))
+    prompts.append(_absent(layers, gone, family, mask_size, rng, asked or {}))
     return prompts
 
 
@@ -127,12 +129,15 @@ def _absent(
     family: str,
     mask_size: int,
     rng: np.random.Generator,
+    asked: Mapping[str, float],
 ) -> DrawnPrompt:
-    if gone and rng.random() < 0.6:
+    if gone and rng.random() < 0.3:
         phrase = _name(gone[int(rng.integers(len(gone)))], rng)
-    elif rng.random() < 0.65:
+    elif rng.random() < 0.85:
         others = [c for c in CONCEPT_PHRASES if c not in layers and c not in UNLABELLED[family]]
-        phrase = _one(CONCEPT_PHRASES[_one(tuple(others), rng)], rng)
+        weights = np.array([asked.get(concept, 0.0) + 0.01 for concept in others])
+        concept = others[int(rng.choice(len(others), p=weights / weights.sum()))]
+        phrase = concept if rng.random() < 0.4 else _one(CONCEPT_PHRASES[concept], rng)
     else:
         phrase = _one(OTHER_PHRASES, rng)
         while phrase in UNLABELLED[family]:

@@ -67,3 +67,21 @@ def test_absent_concepts_are_asked_and_never_what_is_merely_unlabelled() -> None
     assert not phrases & UNLABELLED["breast"]
     assert phrases & set(CONCEPT_PHRASES["breast tumor"] + LESION_PHRASES)
     assert phrases & set(CONCEPT_PHRASES["polyp"])
+
+
+def test_absent_concepts_are_asked_as_often_as_present_ones() -> None:
+    layers = {"cell nucleus": _layer((10, 10, 40, 40))}
+    asked = {"cell nucleus": 0.5, "polyp": 0.4, "brain": 0.1}
+    absent = [
+        prompt.phrase
+        for seed in range(300)
+        for prompt in draw_prompts(
+            layers, "microscopy", 48, np.random.default_rng(seed), asked=asked
+        )
+        if not prompt.target.present
+    ]
+    polyps = sum(phrase in CONCEPT_PHRASES["polyp"] for phrase in absent)
+    brains = sum(phrase in CONCEPT_PHRASES["brain"] for phrase in absent)
+    assert len(absent) == 300
+    assert polyps > 2 * brains > 0
+    assert polyps > len(absent) / 3
