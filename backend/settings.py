@@ -82,6 +82,11 @@ class Settings(BaseSettings):
     adapter: str | None = Field(None, description="LoRA adapter merged into the checkpoint.")
     device: str = Field("auto", description="`auto`, `cpu`, `cuda`, `cuda:1` or `mps`.")
     dtype: str = Field("auto", description="`auto`, `float32` or `bfloat16`.")
+    compile_encoder: bool = Field(
+        False,
+        description="Compile the image encoder with torch: a slow first image, faster ones after "
+        "it. Needs a C++ compiler or CUDA.",
+    )
 
     predict_budget_s: float = Field(
         60.0,

@@ -6,11 +6,14 @@ import contextlib
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 
 from medsam3_model.errors import MedSAM3Error, ModelMemoryError
+
+if TYPE_CHECKING:
+    from transformers import Sam3Model
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -89,6 +92,18 @@ def limit_threads() -> int:
         if torch.get_num_threads() > cpus:
             torch.set_num_threads(cpus)
     return torch.get_num_threads()
+
+
+def compile_encoder(model: Sam3Model, backend: str = "inductor") -> None:
+    """Have torch compile the image encoder, in place; the first image of a size pays for it.
+
+    The parameters keep their names, and detectors that share the encoder share its compiled form.
+
+    Args:
+        model: the model; the detector stays as it is, its prompts come in too many shapes.
+        backend: of `torch.compile`; "inductor" needs a C++ compiler, or CUDA.
+    """
+    model.vision_encoder.backbone.compile(backend=backend)
 
 
 def in_batches(

@@ -77,10 +77,15 @@ class Models:
             from medsam3_model import MedSAM3
 
             settings = self._services.settings
-            self._bases[key] = MedSAM3.from_pretrained(
+            base = MedSAM3.from_pretrained(
                 source.checkpoint,
                 adapter=source.adapter,
                 device=settings.device,
                 dtype=settings.dtype,
             )
+            if settings.compile_encoder:
+                from medsam3_model.device import compile_encoder
+
+                compile_encoder(base.model)
+            self._bases[key] = base
         return self._bases[key]

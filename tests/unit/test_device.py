@@ -2,10 +2,11 @@
 
 from collections.abc import Sequence
 
+import numpy as np
 import pytest
 import torch
 
-from medsam3_model import device
+from medsam3_model import MedSAM3, device
 from medsam3_model.errors import MedSAM3Error, ModelMemoryError
 
 
@@ -70,3 +71,15 @@ def test_threads_follow_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
         assert device.limit_threads() == device.available_cpus()
     finally:
         torch.set_num_threads(before)
+
+
+def test_a_compiled_encoder_says_the_same_under_the_same_names() -> None:
+    model = MedSAM3.from_pretrained("tiny")
+    rgb = np.random.default_rng(3).integers(0, 255, (90, 120, 3), dtype=np.uint8)
+    plain, names = model.encode_image(rgb), list(model.model.state_dict())
+    device.compile_encoder(model.model, backend="aot_eager")  # needs no C++ compiler
+    compiled = model.encode_image(rgb)
+    torch._dynamo.reset()
+    for expected, found in zip(plain.fpn_hidden_states, compiled.fpn_hidden_states, strict=True):
+        torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+    assert list(model.model.state_dict()) == names
