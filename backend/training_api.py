@@ -3,24 +3,56 @@
 What is refused on purpose answers 409 with the reason.
 """
 
-from typing import Any
+from typing import Any, TypeVar
 
 from flask import Blueprint, abort, current_app, request
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 from sqlalchemy import select
 
 from backend import model_versions
 from backend.services import Services
 from backend.tables import ModelVersion, Project
 from backend.training import promotion, runs
+from backend.training.options import Consensus, Strategy
 from backend.training.runs import TrainingError
 from backend.training.tables import GateVerdict, Promotion, TrainingPolicy, TrainingRun, Trigger
 
 blueprint = Blueprint("training", __name__, url_prefix="/api/v1")
 
-_OVERRIDES = ("steps", "minutes", "learning_rate", "seed", "replay", "consensus", "auto_promote")
-_POLICY = ("after_corrections", "schedule", "strategy", "consensus", "auto_promote")
-_STRATEGIES = ("uncertainty", "tta", "diversity", "random", "random-foreground")
-_CONSENSUS = ("latest", "majority", "staple")
+
+class _Body(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+
+_Sent = TypeVar("_Sent", bound=_Body)
+
+
+class _RunRequest(_Body):
+    project: int
+    steps: int | None = Field(None, ge=1)
+    minutes: float | None = Field(None, gt=0)
+    learning_rate: float | None = Field(None, gt=0)
+    seed: int | None = Field(None, ge=0)
+    replay: bool | None = None
+    consensus: Consensus | None = None
+    auto_promote: bool | None = None
+
+
+class _Policy(_Body):
+    after_corrections: int | None = Field(None, ge=0)
+    schedule: str | None = None
+    strategy: Strategy | None = None
+    consensus: Consensus | None = None
+    auto_promote: bool | None = None
+
+    @field_validator("schedule")
+    @classmethod
+    def _is_cron(cls, value: str | None) -> str | None:
+        from croniter import croniter
+
+        if value and not croniter.is_valid(value):
+            raise ValueError("this is no cron line such as 0 3 * * *")
+        return value
 
 
 @blueprint.errorhandler(TrainingError)
@@ -35,16 +67,8 @@ def start() -> tuple[dict[str, Any], int]:
     Body: `project`, and optionally `steps`, `minutes`, `learning_rate`, `seed`, `replay`,
     `consensus`, `auto_promote`.
     """
-    body = _body()
-    unknown = set(body) - {"project", *_OVERRIDES}
-    if unknown:
-        abort(400, f"unknown: {', '.join(sorted(unknown))}")
-    requested = runs.request_run(
-        _services(),
-        _project(body),
-        Trigger.API,
-        **{name: body[name] for name in _OVERRIDES if name in body},
-    )
+    wanted = _read(_RunRequest).model_dump()
+    requested = runs.request_run(_services(), wanted.pop("project"), Trigger.API, **wanted)
     return {"id": requested.run_id, "new": requested.new}, 201 if requested.new else 200
 
 
@@ -122,32 +146,17 @@ def set_policy(project_id: int) -> dict[str, Any]:
     Body: `after_corrections`, `schedule` (cron, UTC; empty: none), `strategy`, `consensus`,
     `auto_promote`.
     """
-    body = _body()
-    _check_policy(body)
+    changes = _read(_Policy).model_dump(exclude_unset=True)
     with _services().database.session() as session:
         row = session.get(TrainingPolicy, project_id) or TrainingPolicy(project_id=project_id)
-        for name, value in body.items():
+        for name, value in changes.items():
             setattr(row, name, value)
         session.add(row)
         session.flush()
-        return {"project": project_id, **{name: getattr(row, name) for name in _POLICY}}
-
-
-def _check_policy(body: dict[str, Any]) -> None:
-    for name, value in body.items():
-        if name not in _POLICY:
-            abort(400, f"unknown: {name}; there is {', '.join(_POLICY)}")
-        allowed = {"strategy": _STRATEGIES, "consensus": _CONSENSUS}.get(name)
-        if value is not None and allowed and value not in allowed:
-            abort(400, f"{name} is one of {', '.join(allowed)}")
-    count = body.get("after_corrections")
-    if count is not None and (not isinstance(count, int) or isinstance(count, bool) or count < 0):
-        abort(400, "after_corrections is a whole number, 0 for never")
-    if schedule := body.get("schedule"):
-        from croniter import croniter
-
-        if not isinstance(schedule, str) or not croniter.is_valid(schedule):
-            abort(400, "schedule is a cron line such as 0 3 * * *")
+        return {
+            "project": project_id,
+            **{name: getattr(row, name) for name in _Policy.model_fields},
+        }
 
 
 def _with_verdict(session: Any, run: TrainingRun) -> dict[str, Any]:
@@ -168,6 +177,14 @@ def _project(body: dict[str, Any]) -> int:
     if not isinstance(found, int) or isinstance(found, bool):
         abort(400, "project must be Label Studio's project id, a number")
     return found
+
+
+def _read(kind: type[_Sent]) -> _Sent:
+    try:
+        return kind.model_validate(_body())
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        abort(400, f"{'.'.join(map(str, first['loc']))}: {first['msg']}")
 
 
 def _body() -> dict[str, Any]:
