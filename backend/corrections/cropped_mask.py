@@ -53,6 +53,20 @@ class CroppedMask:
         """The mask at the image's size, bool (height, width)."""
         return self.within(0, 0, self.height, self.width)
 
+    def packed(self) -> NDArray[np.uint8]:
+        """The mask at the image's size, eight pixels a byte: uint8 (height, ceil(width / 8)).
+
+        The same as `np.packbits(self.full(), axis=1)`, in a fraction of the time.
+        """
+        rows = np.zeros((self.height, -(-self.width // 8)), np.uint8)
+        if self.pixels.size:
+            first, shift = divmod(self.left, 8)
+            shifted = np.zeros((self.pixels.shape[0], shift + self.pixels.shape[1]), np.bool_)
+            shifted[:, shift:] = self.pixels
+            packed = np.packbits(shifted, axis=1)
+            rows[self.top : self.bottom, first : first + packed.shape[1]] = packed
+        return rows
+
     def within(self, top: int, left: int, bottom: int, right: int) -> BoolMask:
         """The part of the mask in a window of the image, bool (bottom − top, right − left)."""
         window = np.zeros((bottom - top, right - left), np.bool_)
@@ -66,7 +80,7 @@ class CroppedMask:
 
     def same(self, other: "CroppedMask") -> bool:
         """Whether both show the same pixels of an image of the same size."""
-        return (
+        return self is other or (
             (self.height, self.width, self.top, self.left)
             == (other.height, other.width, other.top, other.left)
             and self.pixels.shape == other.pixels.shape

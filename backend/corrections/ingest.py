@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from backend.corrections import store
-from backend.corrections.baselines import Baseline, find_baseline
+from backend.corrections.baselines import Baseline, find_baseline, suggestions_of
 from backend.corrections.comparison import FinalRegion, Outcome, compare
 from backend.corrections.cropped_mask import CroppedMask, union
 from backend.corrections.errors import QuarantineError
@@ -130,18 +130,20 @@ class Ingest:
         max_pixels = self.settings.max_image_megapixels * 1e6
         pages = pages_of(config, data)
         regions = read_regions(record.result, pages, max_pixels=max_pixels)
-        images = self._images(record, pages)
+        with self.database.reading() as session:
+            known = store.known_images(session, record.task)
+            suggestions = suggestions_of(session, record.project, record.task)
+        images = self._images(record, pages, known)
         _check_sizes(regions, images)
         regions = outlines(regions, config)
-        with self.database.reading() as session:
-            baseline = find_baseline(
-                session,
-                record,
-                regions,
-                pages,
-                max_pixels=max_pixels,
-                prediction=self.source.prediction,
-            )
+        baseline = find_baseline(
+            suggestions,
+            record,
+            regions,
+            pages,
+            max_pixels=max_pixels,
+            prediction=self.source.prediction,
+        )
         # Whoever skips a task says nothing about its regions.
         outcomes = [] if record.was_cancelled else compare(baseline.regions, _final(regions))
         return Draft(
@@ -166,16 +168,15 @@ class Ingest:
 
     def save(self, number: int, draft: Draft) -> str | None:
         """Write the mask files, then the rows; returns what changed."""
-        hashes: dict[CroppedMask, str] = {}
-        for mask in (*(region.mask for region in draft.regions), *draft.concepts.values()):
-            if mask not in hashes:
-                hashes[mask] = self.masks.put(mask.full())
+        masks = list(
+            dict.fromkeys((*(region.mask for region in draft.regions), *draft.concepts.values()))
+        )
+        hashes = dict(zip(masks, self.masks.put_all(masks), strict=True))
         with self.database.session() as session:
             store.lock_files(session, shared=True)
             # Between writing a file and naming it, `forget` may have removed it.
-            for mask, name in hashes.items():
-                if not self.masks.has(name):
-                    self.masks.put(mask.full())
+            lost = [mask for mask, name in hashes.items() if not self.masks.has(name)]
+            self.masks.put_all(lost)
             return store.save_revision(session, number, draft, hashes)
 
     def _config(self, number: int, project_id: int) -> str | None:
@@ -188,10 +189,13 @@ class Ingest:
             store.see_config(session, number, project_id, config)
         return config
 
-    def _images(self, record: AnnotationRecord, pages: Pages) -> list[tuple[str, ImageFacts]]:
+    def _images(
+        self,
+        record: AnnotationRecord,
+        pages: Pages,
+        known: Mapping[tuple[int, str], ImageFacts],
+    ) -> list[tuple[str, ImageFacts]]:
         """Address and facts of every page; an image is fetched once and then known."""
-        with self.database.reading() as session:
-            known = store.known_images(session, record.task)
         found = []
         for page, reference in enumerate(pages.references):
             facts = known.get((page, reference))

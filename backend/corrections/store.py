@@ -1,27 +1,31 @@
-"""The rows of the corrections: small steps, each to be called inside a transaction."""
+"""The rows of the corrections: small steps, each to be called inside a transaction.
+
+What is done for every annotation is done with statements that were made beforehand, on tables and
+not on objects: SQLAlchemy's unit of work takes longer for it than decoding and comparing masks.
+"""
 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import select, text, update
+from sqlalchemy import RowMapping, bindparam, or_, select, text, update
 from sqlalchemy.orm import Session
 
 from backend.corrections.cropped_mask import CroppedMask
 from backend.corrections.label_rules import missing_label
+from backend.corrections.revision_rows import add_revision, remember_images
 from backend.corrections.source import ImageFacts
 from backend.corrections.submissions import AnnotationRecord
 from backend.corrections.tables import (
     Annotation,
     AnnotationState,
-    ConceptMask,
     Counter,
     Forgotten,
     Image,
     ProjectRecord,
     RegionMask,
-    RegionOutcome,
     Revision,
     Trouble,
+    table_of,
 )
 from backend.database import insert_or_ignore
 from backend.tables import LabelConfigText
@@ -33,21 +37,53 @@ if TYPE_CHECKING:
 _FILES_LOCK = 72616374
 _OBSERVATIONS = "observations"
 
+_counters, _annotations, _revisions = table_of(Counter), table_of(Annotation), table_of(Revision)
+_records, _configs = table_of(ProjectRecord), table_of(LabelConfigText)
+_forgotten, _images = table_of(Forgotten), table_of(Image)
+_DRAW_NUMBER = (
+    update(_counters)
+    .where(_counters.c.name == _OBSERVATIONS)
+    .values(value=_counters.c.value + 1)
+    .returning(_counters.c.value)
+)
+_CONFIG = (
+    select(_configs.c.xml)
+    .join(_records, _records.c.label_config_hash == _configs.c.hash)
+    .where(_records.c.project_id == bindparam("project"))
+)
+_LOCK_CONFIG = (
+    select(_records.c.project_id)
+    .where(_records.c.project_id == bindparam("project"))
+    .with_for_update(read=True)
+)
+_IMAGES = select(_images).where(_images.c.task_id == bindparam("task"))
+_FORGOTTEN = (
+    select(_forgotten.c.project_id)
+    .where(
+        _forgotten.c.project_id == bindparam("project"),
+        or_(_forgotten.c.task_id == 0, _forgotten.c.task_id == bindparam("task")),
+    )
+    .limit(1)
+)
+_LOCK_ANNOTATION = (
+    select(_annotations).where(_annotations.c.id == bindparam("annotation")).with_for_update()
+)
+_WRITE_ANNOTATION = update(_annotations).where(_annotations.c.id == bindparam("annotation"))
+_VERSION = select(_revisions.c.id).where(
+    _revisions.c.annotation_id == bindparam("annotation"),
+    _revisions.c.updated_at == bindparam("updated_at"),
+    _revisions.c.content_hash == bindparam("content_hash"),
+)
+
 
 def observe(session: Session) -> int:
     """Draw the number of an observation that is about to be made."""
-    draw = (
-        update(Counter)
-        .where(Counter.name == _OBSERVATIONS)
-        .values(value=Counter.value + 1)
-        .returning(Counter.value)
-    )
-    number = session.scalar(draw)
+    number = session.scalar(_DRAW_NUMBER)
     if number is None:
         insert_or_ignore(session, Counter, {"name": _OBSERVATIONS, "value": 0})
-        number = session.scalar(draw)
+        number = session.scalar(_DRAW_NUMBER)
     assert number is not None
-    return number
+    return int(number)
 
 
 def lock_files(session: Session, *, shared: bool) -> None:
@@ -85,16 +121,12 @@ def see_config(session: Session, number: int, project_id: int, xml: str) -> int:
 
 def current_config(session: Session, project_id: int) -> str | None:
     """The labeling config of a project as last seen."""
-    return session.scalar(
-        select(LabelConfigText.xml)
-        .join(ProjectRecord, ProjectRecord.label_config_hash == LabelConfigText.hash)
-        .where(ProjectRecord.project_id == project_id)
-    )
+    return session.scalar(_CONFIG, {"project": project_id})
 
 
 def known_images(session: Session, task_id: int) -> dict[tuple[int, str], ImageFacts]:
     """Facts of a task's images by page and address."""
-    rows = session.scalars(select(Image).where(Image.task_id == task_id))
+    rows = session.execute(_IMAGES, {"task": task_id})
     return {
         (row.item_index, row.reference): ImageFacts(row.hash, row.size_bytes, row.width, row.height)
         for row in rows
@@ -103,11 +135,7 @@ def known_images(session: Session, task_id: int) -> dict[tuple[int, str], ImageF
 
 def is_forgotten(session: Session, project_id: int | None, task_id: int | None) -> bool:
     """Whether a task, or its whole project, was removed on request."""
-    found = session.scalar(
-        select(Forgotten.project_id)
-        .where(Forgotten.project_id == project_id, Forgotten.task_id.in_((0, task_id or 0)))
-        .limit(1)
-    )
+    found = session.scalar(_FORGOTTEN, {"project": project_id, "task": task_id or 0})
     return found is not None
 
 
@@ -124,26 +152,27 @@ def save_revision(
     """
     record = draft.record
     # The config must not change between judging the labels and writing the verdict.
-    session.get(ProjectRecord, record.project, with_for_update={"read": True})
+    session.execute(_LOCK_CONFIG, {"project": record.project})
     if is_forgotten(session, record.project, record.task):
         return None
     row = _locked(session, record.id, record.project, record.task)
-    revision = session.scalar(
-        select(Revision).where(
-            Revision.annotation_id == record.id,
-            Revision.updated_at == record.updated_at,
-            Revision.content_hash == draft.content_hash,
-        )
-    )
-    is_new = revision is None
-    if revision is None:
-        revision = _add_revision(session, draft, hashes)
-    if row.observed >= number:
+    version = {
+        "annotation": record.id,
+        "updated_at": record.updated_at,
+        "content_hash": draft.content_hash,
+    }
+    # A row that nobody has written yet has no versions.
+    revision_id = session.scalar(_VERSION, version) if row["observed"] else None
+    is_new = revision_id is None
+    if revision_id is None:
+        revision_id = add_revision(session, draft, hashes)
+    if row["observed"] >= number:
         return "revision" if is_new else None
-    _remember_images(session, draft)
+    remember_images(session, draft)
     config = current_config(session, record.project) or ""
     reason = missing_label(_labels_of(draft), config)
     changed = _set(
+        session,
         row,
         number,
         record,
@@ -151,7 +180,7 @@ def save_revision(
         state=AnnotationState.QUARANTINED if reason else AnnotationState.VALID,
         trouble=Trouble.CONFIG if reason else None,
         reason=reason,
-        revision_id=revision.id,
+        revision_id=revision_id,
     )
     if is_new:
         return "revision"
@@ -186,16 +215,17 @@ def save_state(
 
     A row that does not exist yet is made when project and task are known. Returns what changed.
     """
-    row = session.get(Annotation, annotation_id, with_for_update=True)
+    row = _lock(session, annotation_id)
     if row is None:
         if project_id is None or task_id is None or state is AnnotationState.DELETED:
             return None
         if is_forgotten(session, project_id, task_id):
             return None
         row = _locked(session, annotation_id, project_id, task_id)
-    if row.observed >= number:
+    if row["observed"] >= number:
         return None
     changed = _set(
+        session,
         row,
         number,
         record,
@@ -208,30 +238,30 @@ def save_state(
     return str(state) if changed else None
 
 
-def _locked(session: Session, annotation_id: int, project_id: int, task_id: int) -> Annotation:
-    """The annotation's row, made if needed, and nobody else's until the transaction ends."""
-    known = session.get(Annotation, annotation_id, with_for_update=True, populate_existing=True)
-    if known is not None:
-        return known
-    insert_or_ignore(
-        session,
-        Annotation,
-        {
-            "id": annotation_id,
-            "project_id": project_id,
-            "task_id": task_id,
-            "state": AnnotationState.QUARANTINED,
-            "was_cancelled": False,
-            "observed": 0,
-        },
-    )
-    row = session.get(Annotation, annotation_id, with_for_update=True, populate_existing=True)
+def _lock(session: Session, annotation_id: int) -> RowMapping | None:
+    """The annotation's row, nobody else's until the transaction ends."""
+    return session.execute(_LOCK_ANNOTATION, {"annotation": annotation_id}).mappings().first()
+
+
+def _locked(session: Session, annotation_id: int, project_id: int, task_id: int) -> RowMapping:
+    """The annotation's row, made if needed; `observed` is 0 in one that was made now."""
+    fresh = {
+        "id": annotation_id,
+        "project_id": project_id,
+        "task_id": task_id,
+        "state": AnnotationState.QUARANTINED,
+        "was_cancelled": False,
+        "observed": 0,
+    }
+    insert_or_ignore(session, _annotations, fresh)
+    row = _lock(session, annotation_id)
     assert row is not None
     return row
 
 
 def _set(
-    row: Annotation,
+    session: Session,
+    row: RowMapping,
     number: int,
     record: AnnotationRecord | None,
     content_hash: str | None,
@@ -247,93 +277,8 @@ def _set(
         }
     if values["state"] is not AnnotationState.DELETED:
         values["content_hash"] = content_hash
-    changed = any(getattr(row, name) != value for name, value in values.items())
-    for name, value in values.items():
-        setattr(row, name, value)
-    row.observed = number
-    return changed
-
-
-def _add_revision(session: Session, draft: "Draft", hashes: Mapping[CroppedMask, str]) -> Revision:
-    record = draft.record
-    revision = Revision(
-        annotation_id=record.id,
-        updated_at=record.updated_at,
-        content_hash=draft.content_hash,
-        project_id=record.project,
-        task_id=record.task,
-        annotator=record.annotator,
-        created_at=record.created_at,
-        lead_time=record.lead_time,
-        was_cancelled=record.was_cancelled,
-        ground_truth=record.ground_truth,
-        from_prediction=record.from_prediction,
-        suggestion_id=draft.baseline.suggestion_id,
-        model_version=draft.baseline.model_version,
-        task_group=draft.group,
-        images=[
-            [reference, facts.hash, facts.width, facts.height] for reference, facts in draft.images
-        ],
-    )
-    session.add(revision)
-    session.flush()
-    rows: list[Any] = [
-        RegionMask(
-            revision_id=revision.id,
-            region_id=region.id,
-            label=label,
-            control=region.control,
-            item_index=region.item_index,
-            shape=region.shape,
-            area=region.mask.area,
-            mask_hash=hashes[region.mask],
-        )
-        for region in draft.regions
-        for label in region.labels or ("",)
-    ]
-    rows += [
-        ConceptMask(
-            revision_id=revision.id,
-            item_index=page,
-            label=label,
-            height=mask.height,
-            width=mask.width,
-            area=mask.area,
-            mask_hash=hashes[mask],
-        )
-        for (page, label), mask in draft.concepts.items()
-    ]
-    rows += [
-        RegionOutcome(
-            revision_id=revision.id,
-            ordinal=ordinal,
-            **{**vars(outcome), "final_ids": list(outcome.final_ids)},
-        )
-        for ordinal, outcome in enumerate(draft.outcomes)
-    ]
-    session.add_all(rows)
-    session.flush()
-    return revision
-
-
-def _remember_images(session: Session, draft: "Draft") -> None:
-    for page, (reference, facts) in enumerate(draft.images):
-        values = {
-            "project_id": draft.record.project,
-            "reference": reference,
-            "hash": facts.hash,
-            "size_bytes": facts.size_bytes,
-            "width": facts.width,
-            "height": facts.height,
-            "task_group": draft.group,
-        }
-        key = {"task_id": draft.record.task, "item_index": page}
-        row = session.get(Image, tuple(key.values()))
-        if row is None:
-            insert_or_ignore(session, Image, {**key, **values})
-            continue
-        for name, value in values.items():
-            setattr(row, name, value)
+    session.execute(_WRITE_ANNOTATION, {"annotation": row["id"], "observed": number, **values})
+    return any(row[name] != value for name, value in values.items())
 
 
 def _labels_of(draft: "Draft") -> set[tuple[str, str]]:

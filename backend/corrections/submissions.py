@@ -142,7 +142,11 @@ def read_annotation(payload: object) -> AnnotationRecord:
 
 
 def read_regions(
-    result: Sequence[Mapping[str, Any]], pages: Pages, *, max_pixels: float
+    result: Sequence[Mapping[str, Any]],
+    pages: Pages,
+    *,
+    max_pixels: float,
+    decoded: Mapping[str, CroppedMask] | None = None,
 ) -> list[Region]:
     """Decode the outlined regions of a result.
 
@@ -150,6 +154,7 @@ def read_regions(
         result: of an annotation or prediction.
         pages: of its task.
         max_pixels: largest image, in pixels; checked before anything is decoded.
+        decoded: masks that are known already, by the id of their region.
 
     Raises:
         QuarantineError: a region is damaged, or regions of one page disagree about its size.
@@ -173,17 +178,19 @@ def read_regions(
                 f"{name} was drawn on an image of {size[1]}×{size[0]} pixels, others on "
                 f"{first[1]}×{first[0]}: draw it again",
             )
-        try:
-            mask = region_mask(entry, *size)
-        except BackendError as error:
-            raise QuarantineError(Trouble.CONTENT, f"{name} cannot be read: {error}") from None
+        mask = decoded.get(id_) if decoded else None
+        if mask is None:
+            try:
+                mask = CroppedMask.of(region_mask(entry, *size))
+            except BackendError as error:
+                raise QuarantineError(Trouble.CONTENT, f"{name} cannot be read: {error}") from None
         regions[id_] = Region(
             id=id_,
             labels=labels.get(id_, ()),
             control=str(entry.get("from_name") or ""),
             item_index=page,
             shape=shape,
-            mask=CroppedMask.of(mask),
+            mask=mask,
         )
     return list(regions.values())
 

@@ -8,9 +8,9 @@ annotations in another order hold the same corrections.
 
 from datetime import datetime
 from enum import StrEnum
-from typing import Any
+from typing import Any, cast
 
-from sqlalchemy import ForeignKey, Index, String, Text, UniqueConstraint
+from sqlalchemy import ForeignKey, Index, String, Table, Text, UniqueConstraint
 from sqlalchemy.orm import Mapped, mapped_column
 
 from backend.tables import Base, now
@@ -49,6 +49,11 @@ class Relation(StrEnum):
     SPLIT = "split"  # one suggestion became several regions
     MERGED = "merged"  # several suggestions became one region
     NONE = "none"  # rejected or added
+
+
+def table_of(entity: type[Base]) -> Table:
+    """The table of a mapped class, for statements that need no objects."""
+    return cast(Table, entity.__table__)
 
 
 class Annotation(Base):

@@ -3,6 +3,7 @@
 import os
 import random
 import signal
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -200,11 +201,13 @@ class Ticking:
 
     def __init__(self, fatal: int) -> None:
         self._left = fatal
+        self._counting = threading.Lock()  # mask files are written by several threads
 
     def tick(self) -> None:
-        self._left -= 1
-        if self._left == 0:
-            os.kill(os.getpid(), signal.SIGKILL)
+        with self._counting:
+            self._left -= 1
+            if self._left == 0:
+                os.kill(os.getpid(), signal.SIGKILL)
 
     def watch(self, services: Services) -> None:
         """A step is a statement, a commit, a request, a file written or put in its place."""
