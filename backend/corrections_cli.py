@@ -1,8 +1,8 @@
 """`medsam3 corrections ...` and `medsam3 export`."""
 
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from enum import StrEnum
 from pathlib import Path
@@ -140,7 +140,12 @@ def sync(
 
     with _services() as services, open_ingest(services) as ingest:
         projects = known_projects(ingest) if project is None else [project]
-        reports = [reconcile_project(ingest, number, from_start=from_start) for number in projects]
+        reports = []
+        for number in projects:
+            with _progress(f"Reading project {number}", quiet=as_json) as show:
+                reports.append(
+                    reconcile_project(ingest, number, from_start=from_start, progress=show)
+                )
     if as_json:
         _print_json([asdict(report) for report in reports])
         return
@@ -218,22 +223,24 @@ def export(
         with services.database.session() as session:
             found = open_version(session, project, version)
             figures = compute(session, project, [one.task.revision_id for one in found.items])
-        masks = MaskStore(services.settings.storage)
-        if not images:
-            count = write(found, masks, folder, Format(format_), statistics=figures)
-        else:
-            with open_ingest(services) as ingest:
+        with ExitStack() as opened:
+            ingest = opened.enter_context(open_ingest(services)) if images else None
 
-                def read(page: Page) -> bytes:
-                    return ingest.source.image(
-                        page.image.reference,
-                        project_id=project,
-                        task_id=page.item.task.task_id,
-                    )
-
-                count = write(
-                    found, masks, folder, Format(format_), statistics=figures, read_image=read
+            def read(page: Page) -> bytes:
+                assert ingest is not None
+                return ingest.source.image(
+                    page.image.reference, project_id=project, task_id=page.item.task.task_id
                 )
+
+            count = write(
+                found,
+                MaskStore(services.settings.storage),
+                folder,
+                Format(format_),
+                statistics=figures,
+                read_image=read if images else None,
+                progress=opened.enter_context(_progress("Exporting", quiet=as_json)),
+            )
     answer = {"version": found.name, "digest": found.digest, "images": count}
     if as_json:
         _print_json(answer)
@@ -253,6 +260,33 @@ def _services() -> "Iterator[Services]":
         _fail(str(error))
     finally:
         services.close()
+
+
+@contextmanager
+def _progress(title: str, *, quiet: bool) -> Iterator[Callable[..., None]]:
+    """A bar on standard error while something takes its time; none where nobody looks at it.
+
+    Takes the number done, and the number of all where it is known.
+    """
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    console = Console(stderr=True)
+    if quiet or not console.is_terminal:
+        yield lambda done, total=None: None
+        return
+    columns = (TextColumn(title), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    bar = Progress(*columns, console=console, transient=True)
+    row = bar.add_task(title, total=None)
+
+    def show(done: int, total: int | None = None) -> None:
+        bar.start()
+        bar.update(row, completed=done, total=total)
+
+    try:
+        yield show
+    finally:
+        bar.stop()
 
 
 def _fail(message: str) -> NoReturn:

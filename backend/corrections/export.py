@@ -8,6 +8,7 @@ time of the export, so that two exports are the same byte for byte. Each format 
 import hashlib
 import json
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
@@ -69,7 +70,7 @@ def export(
     *,
     statistics: Mapping[str, Any],
     read_image: ReadImage | None = None,
-    progress: Callable[[int], None] = lambda _: None,
+    progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> int:
     """Write a dataset version.
 
@@ -80,7 +81,7 @@ def export(
         format_: see docs/corrections.md for the files of each.
         statistics: of `describe_items`, for the data card.
         read_image: fetches a page's image file; None leaves the images out.
-        progress: called with the number of pages written, after each.
+        progress: called with the numbers of pages written and of all pages, after each.
 
     Returns:
         How many images were written about.
@@ -100,7 +101,7 @@ def export(
     for number, page in enumerate(pages, start=1):
         content = None if read_image is None else checked(page, read_image(page))
         writer.add(page, content)
-        progress(number)
+        progress(number, len(pages))
     writer.finish(version)
     (folder / "README.md").write_text(data_card(version, pages, statistics, format_))
     return len(pages)
@@ -109,11 +110,11 @@ def export(
 def pages_of(items: Sequence[Item]) -> list[Page]:
     """All images of a version, in the order of tasks, annotations and pages."""
     found = []
-    several = [item.task.task_id for item in items]
+    annotations = Counter(item.task.task_id for item in items)
     for item in items:
         task = item.task
         stem = f"task-{task.task_id:08d}"
-        if several.count(task.task_id) > 1:
+        if annotations[task.task_id] > 1:
             stem += f"-annotation-{task.annotation_id:08d}"
         for index, image in enumerate(task.images):
             found.append(

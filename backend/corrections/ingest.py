@@ -23,6 +23,7 @@ from backend.corrections.errors import QuarantineError
 from backend.corrections.groups import group_of
 from backend.corrections.label_rules import outlines, pages_of
 from backend.corrections.mask_store import MaskStore
+from backend.corrections.privacy import Removed, finish_removals, write_down_masks
 from backend.corrections.source import ImageFacts, Source, image_facts
 from backend.corrections.submissions import (
     AnnotationRecord,
@@ -177,7 +178,16 @@ class Ingest:
             # Between writing a file and naming it, `forget` may have removed it.
             lost = [mask for mask, name in hashes.items() if not self.masks.has(name)]
             self.masks.put_all(lost)
-            return store.save_revision(session, number, draft, hashes)
+            changed = store.save_revision(session, number, draft, hashes)
+            unwanted = changed is None and store.is_forgotten(
+                session, draft.record.project, draft.record.task
+            )
+            if unwanted:
+                write_down_masks(session, hashes.values())
+        if unwanted:
+            # Forgotten while it was read: what was written here must go too.
+            finish_removals(self.database, self.masks, self.settings.embedding_dir, Removed())
+        return changed
 
     def _config(self, number: int, project_id: int) -> str | None:
         """The project's labeling config, remembered; None when the project is gone."""

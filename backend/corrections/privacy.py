@@ -30,7 +30,7 @@ from backend.corrections.tables import (
     Revision,
 )
 from backend.database import Database, insert_or_ignore
-from backend.tables import Suggestion, now
+from backend.tables import Event, Suggestion, now
 
 _CHUNK = 500
 _MASK, _EMBEDDING = "mask", "embedding"
@@ -45,6 +45,8 @@ class Removed:
     masks: int = 0
     mask_bytes: int = 0
     suggestions: int = 0
+    events: int = 0
+    ranks: int = 0
     images: int = 0
     embeddings: int = 0
     embedding_bytes: int = 0
@@ -83,6 +85,7 @@ def forget(
         if task_id is not None:
             suggestions = suggestions.where(Suggestion.task_id == task_id)
         removed.suggestions = _delete(session, Suggestion.id, session.scalars(suggestions).all())
+        _remove_traces(session, project_id, task_id, removed)
         if task_id is None:
             session.execute(delete(ProjectRecord).where(ProjectRecord.project_id == project_id))
     finish_removals(database, masks, embedding_folder, removed)
@@ -144,6 +147,11 @@ def finish_removals(
         session.execute(delete(Removal))
 
 
+def write_down_masks(session: Session, names: Iterable[str]) -> None:
+    """Have `finish_removals` remove mask files that no row names."""
+    _write_down(session, _MASK, names)
+
+
 def _remove_revisions(session: Session, ids: Sequence[int], removed: Removed) -> None:
     for start in range(0, len(ids), _CHUNK):
         chunk = ids[start : start + _CHUNK]
@@ -189,6 +197,24 @@ def _remove_images(
     removed.images = len(
         session.execute(delete(Image).where(*mine).returning(Image.task_id, Image.item_index)).all()
     )
+
+
+def _remove_traces(
+    session: Session, project_id: int, task_id: int | None, removed: Removed
+) -> None:
+    """Remove webhooks' events, and places in the order of labelling."""
+    from backend.training.tables import TaskRank
+
+    ranks = delete(TaskRank).where(TaskRank.project_id == project_id)
+    if task_id is not None:
+        ranks = ranks.where(TaskRank.task_id == task_id)
+    removed.ranks = len(session.execute(ranks.returning(TaskRank.task_id)).all())
+    heard = session.execute(
+        select(Event.id, Event.task_ids).where(Event.project_id == project_id)
+    ).all()
+    # An event about several tasks stays for the others' sake.
+    events = [row.id for row in heard if task_id is None or list(row.task_ids) == [task_id]]
+    removed.events = _delete(session, Event.id, events)
 
 
 def _named(session: Session, names: Iterable[str]) -> set[str]:

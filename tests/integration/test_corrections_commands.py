@@ -2,6 +2,10 @@
 
 import base64
 import json
+import os
+import pty
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -101,6 +105,43 @@ def test_sync_and_forget(stage: Stage) -> None:
     removed = json_of("corrections", "forget", "--project", 7, "--task", task, "--yes")
     assert (removed["annotations"], removed["masks"]) == (2, 1)
     assert task not in {one["task"] for one in stage.state()}
+
+
+@pytest.mark.parametrize("command", ["sync", "export"])
+@pytest.mark.parametrize(("extra", "shown"), [((), True), (("--json",), False)])
+def test_progress_is_shown_to_people_at_a_terminal(
+    stage: Stage, tmp_path: Path, command: str, extra: tuple[str, ...], shown: bool
+) -> None:
+    words = {
+        "sync": ("corrections", "sync", "--project", "7", "--from-start"),
+        "export": ("export", str(tmp_path / "out"), "--project", "7", "--format", "masks"),
+    }[command]
+    ours, theirs = pty.openpty()
+    done = subprocess.run(
+        [sys.executable, "-m", "backend.cli", *words, *extra],
+        stdout=subprocess.PIPE,
+        stderr=theirs,
+        check=True,
+        env={**os.environ, "TERM": "xterm"},
+    )
+    os.close(theirs)
+    assert done.stdout
+    title = {"sync": b"Reading project 7", "export": b"Exporting"}[command]
+    written = read_terminal(ours)  # warnings among it
+    assert (title in written) is shown
+
+
+def read_terminal(descriptor: int) -> bytes:
+    """What a program that has ended wrote to its terminal."""
+    read = b""
+    try:
+        while piece := os.read(descriptor, 4096):
+            read += piece
+    except OSError:  # Linux: nobody has the other end open any more
+        pass
+    finally:
+        os.close(descriptor)
+    return read
 
 
 def test_export(stage: Stage, tmp_path: Path) -> None:

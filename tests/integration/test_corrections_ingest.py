@@ -342,7 +342,7 @@ def test_broken_region_is_quarantined_alone(stage: Stage, task: int, name: str) 
 
 def test_huge_annotation_is_quarantined_unread(stage: Stage, task: int) -> None:
     bad = stage.label_studio.annotate(task, [])
-    stage.label_studio.raw_annotations[bad] = b"[" + b"0," * (17 * 2**20) + b"0]"
+    stage.label_studio.raw_annotations[bad] = b"[" + b"0," * (25 * 2**20) + b"0]"
     good = stage.label_studio.annotate(task, [brush("g", drawn(2))])
     stage.hear_all()
     first, second = stage.state()

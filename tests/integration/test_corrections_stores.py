@@ -11,16 +11,18 @@ import numpy as np
 import pytest
 from sqlalchemy import select
 
+from backend.corrections import store
 from backend.corrections.dataset_versions import open_version
 from backend.corrections.errors import MaskError
 from backend.corrections.mask_store import MaskStore
 from backend.corrections.privacy import forget, retain
 from backend.corrections.statistics import compute
+from backend.corrections.submissions import read_annotation
 from backend.corrections.tables import DatasetVersion, Removal, Revision
 from backend.services import open_services
 from backend.settings import Settings
-from backend.tables import Suggestion
-from backend.training.tables import ImageVector
+from backend.tables import Event, Suggestion
+from backend.training.tables import ImageVector, TaskRank
 from tests.integration.corrections_stage import CONFIG, Stage, brush, drawn, image_file, stage_at
 from tests.integration.stand_in_label_studio import StandInLabelStudio
 from tests.integration.test_corrections_faults import act
@@ -191,6 +193,9 @@ def test_forget_removes_a_task_for_good(stage: Stage) -> None:
     project = stage.label_studio.project_id
     with stage.services.database.session() as session:
         open_version(session, project, "before")
+        session.add_all(
+            [TaskRank(project_id=project, task_id=one, rank=0.5) for one in (task, other)]
+        )
     shared = stage.state()[0]["revision"]["concepts"][0]["mask_hash"]
     removed = forget(
         stage.services.database,
@@ -201,6 +206,7 @@ def test_forget_removes_a_task_for_good(stage: Stage) -> None:
     )
     assert (removed.annotations, removed.revisions, removed.suggestions) == (1, 1, 1)
     assert (removed.images, removed.dataset_entries) == (1, 1)
+    assert (removed.ranks, removed.events) == (1, 1)
     # The other task drew the same region, so its file is still needed.
     assert removed.masks == 0
     assert stage.masks.has(shared)
@@ -210,6 +216,10 @@ def test_forget_removes_a_task_for_good(stage: Stage) -> None:
         (version,) = session.scalars(select(DatasetVersion))
         assert version.forgotten == 1
         assert session.scalars(select(Suggestion.task_id)).all() == [other]
+        assert session.scalars(select(TaskRank.task_id)).all() == [other]
+        heard = [ids for (ids,) in session.execute(select(Event.task_ids))]
+        assert [task] not in heard
+        assert [other] in heard
     removed = forget(
         stage.services.database,
         stage.masks,
@@ -219,6 +229,22 @@ def test_forget_removes_a_task_for_good(stage: Stage) -> None:
     )
     assert removed.masks == 3  # two regions and their union
     assert not stage.masks.has(shared)
+
+
+def test_forgotten_while_it_is_read_leaves_no_file(stage: Stage) -> None:
+    """The rows are refused, and the mask files that were written before them must go again."""
+    task, id_ = annotated(stage, 1)
+    project = stage.label_studio.project_id
+    ingest = stage.ingest
+    with ingest.database.session() as session:
+        number = store.observe(session)
+    record = read_annotation(ingest.source.annotation(id_))
+    draft = ingest.draft(record, CONFIG, stage.label_studio.tasks[task]["data"])
+    embeddings = stage.services.settings.embedding_dir
+    forget(stage.services.database, stage.masks, embeddings, project_id=project, task_id=task)
+    assert ingest.save(number, draft) is None
+    assert stage.state() == []
+    assert list(stage.masks.names()) == []
 
 
 def test_forgetting_a_project_leaves_no_file(stage: Stage) -> None:
