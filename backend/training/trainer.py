@@ -11,7 +11,7 @@ import os
 import shutil
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from redis.exceptions import RedisError
@@ -40,8 +40,10 @@ log = logging.getLogger(__name__)
 
 LOCK_KEY = "medsam3:training-reconcile"
 INTERVAL_S = 5.0
-# Interactive prompts come first: on a CPU the trainer only takes what they leave.
+# Interactive prompts come first: on a CPU the trainer only takes what they leave,
 NICENESS = 10
+# and one of so many cores: threads that wait for each other at a barrier burn the others' time.
+CORES_PER_THREAD = 2
 
 
 def train(ids: Sequence[str]) -> None:
@@ -298,7 +300,7 @@ def run_trainer(services: Services, *, burst: bool = False) -> None:
     from backend.services import use_services
     from backend.worker import Worker
 
-    os.nice(NICENESS)
+    _make_way()
     use_services(services)
     stopping.clear()
     reconciler = TrainingReconciler(services)
@@ -307,6 +309,18 @@ def run_trainer(services: Services, *, burst: bool = False) -> None:
         Worker(services, QueueName.TRAIN).work(burst=burst, logging_level="WARNING")
     finally:
         reconciler.stop()
+
+
+def _make_way() -> None:
+    """Lower this process's priority and the number of its threads; before torch is imported."""
+    os.nice(NICENESS)
+    # Where Linux schedules by session, niceness counts inside of one only, and `medsam3 serve`
+    # gives each of its processes its own. A shell's session is not ours to change.
+    if os.getsid(0) == os.getpid():
+        with suppress(OSError):
+            Path("/proc/self/autogroup").write_text(str(NICENESS))
+    threads = max(1, (os.cpu_count() or 1) // CORES_PER_THREAD)
+    os.environ.setdefault("OMP_NUM_THREADS", str(threads))
 
 
 def _state_folder(services: Services, run_id: str) -> Path:
