@@ -86,15 +86,19 @@ def simulate(
     steps: Annotated[int, typer.Option(min=1, help="Training steps of each round.")] = 120,
     validation: Annotated[int, typer.Option(min=1, help="Validation images at most.")] = 40,
     baseline: Annotated[str | None, typer.Option(help="`unet`: beside MONAI's U-Net.")] = None,
+    jobs: Annotated[int, typer.Option(min=1, help="Repetitions played side by side.")] = 1,
     out: Annotated[Path, typer.Option(help="Folder for JSON, CSV and plot.")] = Path("simulation"),
     as_json: AsJson = False,
 ) -> None:
     """Play an annotator over a folder, through the real ingest, training, gate and promotion.
 
+    Prints a row of a Markdown table for each strategy; JSON, CSV and a plot are written.
+
     Example: `medsam3 simulate --data busi --prompt "breast tumor" --rounds 5 --baseline unet`
     """
     from backend.training.simulate import SimulationOptions
     from backend.training.simulate import simulate as run
+    from backend.training.simulation_report import markdown
 
     options = SimulationOptions(
         data=data,
@@ -106,12 +110,14 @@ def simulate(
         steps=steps,
         validation=validation,
         baseline=baseline,
+        jobs=jobs,
     )
     figures = run(options, out, lambda line: typer.echo(line, err=True))
     if as_json:
         typer.echo(json.dumps(figures))
     else:
-        typer.echo(f"JSON, CSV and plot are in {out}")
+        typer.echo(markdown(figures, data.name))
+        typer.echo(f"JSON, CSV and plot are in {out}", err=True)
 
 
 @models.command("list")

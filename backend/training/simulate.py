@@ -6,14 +6,19 @@ folder of their own that is gone afterwards.
 """
 
 import base64
-import csv
 import io
 import json
+import multiprocessing
+import os
+import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from itertools import product, repeat
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from xml.sax.saxutils import quoteattr
@@ -29,7 +34,7 @@ from backend.redis_server import RedisServer
 from backend.services import Services, open_services, use_services
 from backend.settings import Settings
 from backend.tables import Delivery, LabelConfigText, Project, Suggestion, SuggestionState
-from backend.training import runs
+from backend.training import runs, simulation_report
 from backend.training.tables import TrainingPolicy, TrainingRun, Trigger
 from backend.training.trainer import train_run
 
@@ -41,6 +46,7 @@ PROJECT = 1
 # What an annotator leaves as it is.
 ACCEPTED_DICE = 0.9
 Figures = dict[str, Any]
+_Played = tuple[list[Figures], Figures | None]
 
 
 @dataclass(frozen=True)
@@ -56,6 +62,7 @@ class SimulationOptions:
     steps: int = 120
     validation: int = 40
     baseline: str | None = None
+    jobs: int = 1
 
 
 @dataclass(frozen=True, eq=False)
@@ -116,31 +123,63 @@ def simulate(options: SimulationOptions, out: Path, say: Callable[[str], None]) 
     """Play all strategies with all seeds; writes figures.json, figures.csv and dice.png to `out`.
 
     Returns:
-        `{strategy: {seed: [{round, corrected, dice, apl, accepted, seconds}]}, "baseline": ...}`.
+        `{strategy: {seed: [{round, corrected, dice, apl, accepted, seconds, ...}]}, "baseline":
+        {seed: {dice, seconds, ...}}}`; `answers` are the (concept, group, Dice) behind a mean.
     """
+    from medsam3_model.datasets import load_dataset
+    from medsam3_model.evaluation import parse_prompts
+
+    # What is wrong with data or prompts is said before anything is started.
+    parse_prompts(options.prompts, load_dataset(options.data))
+    wanted = list(product(options.strategies, range(options.seeds)))
+    figures: Figures = {strategy: {} for strategy in options.strategies}
+    baseline: Figures = {}
+    with ExitStack() as stack:
+        played: Iterable[_Played] = (_play(options, *one, say) for one in wanted)
+        if options.jobs > 1:
+            # Not forked: threads of torch do not survive that.
+            spawn = multiprocessing.get_context("spawn")
+            pool = ProcessPoolExecutor(options.jobs, spawn, _share_cores, (options.jobs,))
+            each = zip(*wanted, strict=True)
+            played = stack.enter_context(pool).map(_play, repeat(options), *each)
+        for (strategy, seed), (rows, unet) in zip(wanted, played, strict=True):
+            figures[strategy][str(seed)] = rows
+            if unet is not None:
+                baseline[str(seed)] = unet
+    figures["baseline"] = baseline or None
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "figures.json").write_text(json.dumps(figures, indent=1))
+    simulation_report.write_csv(figures, out / "figures.csv")
+    simulation_report.plot(figures, out / "dice.png")
+    return figures
+
+
+def _share_cores(jobs: int) -> None:
+    """In a process that plays beside others: its part of the cores, before torch is imported."""
+    os.environ["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // jobs))
+
+
+def _play(
+    options: SimulationOptions,
+    strategy: str,
+    seed: int,
+    say: Callable[[str], None] = lambda line: print(line, file=sys.stderr, flush=True),  # noqa: T201
+) -> _Played:
+    """One strategy with one seed: its rows, and the U-Net's figures with the first strategy."""
     from medsam3_model.datasets import load_dataset
     from medsam3_model.evaluation import parse_prompts
 
     dataset = load_dataset(options.data)
     prompts = parse_prompts(options.prompts, dataset)
-    figures: Figures = {}
-    baseline: Figures = {}
-    for strategy in options.strategies:
-        for seed in range(options.seeds):
-            with tempfile.TemporaryDirectory(prefix="m3-") as folder:
-                play = _Play(options, prompts, strategy, seed, Path(folder), dataset)
-                with RedisServer(play.settings.redis_socket):
-                    rows = play.run(lambda line, s=strategy, n=seed: say(f"{s} {n}: {line}"))  # type: ignore[misc]
-                if options.baseline and str(seed) not in baseline:
-                    baseline[str(seed)] = play.baseline(rows)
-                    say(f"U-Net {seed}: Dice {baseline[str(seed)]['dice']:.3f}")
-            figures.setdefault(strategy, {})[str(seed)] = rows
-    figures["baseline"] = baseline or None
-    out.mkdir(parents=True, exist_ok=True)
-    (out / "figures.json").write_text(json.dumps(figures, indent=1))
-    _write_csv(figures, options.strategies, out / "figures.csv")
-    _plot(figures, options.strategies, out / "dice.png")
-    return figures
+    with tempfile.TemporaryDirectory(prefix="m3-") as folder:
+        play = _Play(options, prompts, strategy, seed, Path(folder), dataset)
+        with RedisServer(play.settings.redis_socket):
+            rows = play.run(lambda line: say(f"{strategy} {seed}: {line}"))
+        if not options.baseline or strategy != options.strategies[0]:
+            return rows, None
+        unet = play.baseline(rows)
+        say(f"U-Net {seed}: Dice {unet['dice']:.3f}")
+        return rows, unet
 
 
 class _Play:
@@ -234,7 +273,14 @@ class _Play:
         found = unet_dice(
             pairs(self.corrected), pairs(self.judged), seconds=seconds, seed=self.seed
         )
-        return {"concept": label, "dice": float(np.mean(found)), "seconds": seconds}
+        groups = [self.tasks[id_].sample.group for id_ in self.judged]
+        return {
+            "dice": float(np.mean(found)),
+            "seconds": seconds,
+            "answers": [
+                (label, group, round(dice, 4)) for group, dice in zip(groups, found, strict=True)
+            ],
+        }
 
     def _predict(self, services: Services, inference: "Inference", id_: int) -> Suggestion:
         """A task's prediction by the version in service, stored as the worker stores it."""
@@ -300,12 +346,14 @@ class _Play:
     ) -> Figures:
         from medsam3_model.metrics import score_mask
 
-        scores = []
+        scores, answers = [], []
         for id_ in self.judged:
+            task = self.tasks[id_]
             result = self._predict(services, inference, id_).result or []
-            for label, truth in self.tasks[id_].masks.items():
+            for label, truth in task.masks.items():
                 own = [one for one in result if label in one["value"]["brushlabels"]]
                 scores.append(score_mask(_union(own, truth.shape), truth))
+                answers.append((label, task.sample.group, round(scores[-1].dice, 4)))
         return {
             "round": number,
             "corrected": len(self.corrected),
@@ -314,6 +362,7 @@ class _Play:
             "apl": float(np.mean([one.added_path_length for one in scores])),
             "accepted": float(np.mean([one.dice >= ACCEPTED_DICE for one in scores])),
             "seconds": seconds,
+            "answers": answers,
         }
 
 
@@ -349,50 +398,3 @@ def _union(regions: Sequence[Figures], shape: tuple[int, ...]) -> NDArray[np.boo
     for one in regions:
         mask |= brush_rle.decode(one["value"]["rle"], *shape)
     return mask
-
-
-def _write_csv(figures: Figures, strategies: Sequence[str], path: Path) -> None:
-    with path.open("w", newline="", encoding="utf-8") as file:
-        rows = csv.writer(file)
-        names = ("round", "corrected", "dice", "apl", "accepted", "seconds", "version")
-        rows.writerow(("strategy", "seed", *names))
-        for strategy in strategies:
-            for seed, played in figures[strategy].items():
-                rows.writerows((strategy, seed, *(row[name] for name in names)) for row in played)
-
-
-def _plot(figures: Figures, strategies: Sequence[str], path: Path) -> None:
-    """Dice against corrected images: the mean of the seeds, and their range; drawn with Pillow."""
-    from PIL import Image, ImageDraw
-
-    width, height, margin = 800, 500, 50
-    picture = Image.new("RGB", (width, height), "white")
-    draw = ImageDraw.Draw(picture)
-    most = max(row["corrected"] for s in strategies for one in figures[s].values() for row in one)
-
-    def at(corrected: float, dice: float) -> tuple[float, float]:
-        x = margin + (width - 2 * margin) * corrected / max(most, 1)
-        return x, height - margin - (height - 2 * margin) * dice
-
-    for tenth in range(0, 11, 2):
-        draw.line([at(0, tenth / 10), at(most, tenth / 10)], fill="#dddddd")
-        draw.text((10, at(0, tenth / 10)[1] - 6), f"{tenth / 10:.1f}", fill="black")
-    draw.text((width / 2 - 60, height - 25), f"corrected images (0 to {most})", fill="black")
-    draw.text((10, 10), "Dice", fill="black")
-    colours = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00")
-    for index, strategy in enumerate(strategies):
-        colour = colours[index % len(colours)]
-        played = list(figures[strategy].values())
-        points = []
-        for rows in zip(*played, strict=True):
-            values = [row["dice"] for row in rows]
-            x = rows[0]["corrected"]
-            draw.line([at(x, min(values)), at(x, max(values))], fill=colour, width=1)
-            points.append(at(x, float(np.mean(values))))
-        draw.line(points, fill=colour, width=3)
-        draw.text((width - 200, 12 + 14 * index), strategy, fill=colour)
-    if figures["baseline"]:
-        mean = float(np.mean([one["dice"] for one in figures["baseline"].values()]))
-        draw.line([at(0, mean), at(most, mean)], fill="black", width=2)
-        draw.text((width - 200, 12 + 14 * len(strategies)), "U-Net, same time", fill="black")
-    picture.save(path)

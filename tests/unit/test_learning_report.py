@@ -1,0 +1,95 @@
+"""The table, the CSV file and the plot of a simulation."""
+
+import csv
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from backend.training.simulation_report import markdown, plot, write_csv
+
+
+def row(number: int, dices: list[float], concept: str = "polyp") -> dict[str, Any]:
+    return {
+        "round": number,
+        "corrected": 10 * number,
+        "dice": sum(dices) / len(dices),
+        "apl": 5.0,
+        "accepted": sum(dice >= 0.9 for dice in dices) / len(dices),
+        "seconds": 2.0,
+        "version": "tiny",
+        "answers": [(concept, f"patient{index}", dice) for index, dice in enumerate(dices)],
+    }
+
+
+def unet(dices: list[float]) -> dict[str, Any]:
+    return {"dice": sum(dices) / len(dices), "seconds": 4.0, "answers": row(0, dices)["answers"]}
+
+
+FIGURES = {
+    "random": {
+        "0": [row(0, [0.2, 0.4, 0.0]), row(1, [0.8, 0.95, 0.5])],
+        "1": [row(0, [0.2, 0.4, 0.0]), row(1, [0.6, 0.95, 0.7])],
+    },
+    "tta": {
+        "0": [row(0, [0.2, 0.4, 0.0]), row(1, [0.9, 0.9, 0.9])],
+        "1": [row(0, [0.2, 0.4, 0.0]), row(1, [0.9, 0.9, 0.9])],
+    },
+    "baseline": {"0": unet([0.5, 0.5, 0.5]), "1": unet([0.7, 0.7, 0.7])},
+}
+
+
+def cells(line: str) -> list[str]:
+    return [cell.strip() for cell in line.strip("|").split("|")]
+
+
+def test_a_row_for_each_strategy_with_the_baseline_beside_it() -> None:
+    header, rule, random, tta = map(cells, markdown(FIGURES, "polyps").splitlines())
+    assert len(header) == len(rule) == len(random) == 8
+    assert random[:4] == ["polyps", "random", "10", "0.200"]
+    # Of patients 0 to 2: 0.7, 0.95 and 0.6; resampled, no mean leaves their range.
+    assert random[4].startswith("0.750 (0.6")
+    assert random[5] == "0.600 (0.600 to 0.600)"
+    assert random[6].startswith("+0.150 (")
+    assert random[7] == "0 → 33 %"
+    assert tta[4] == "0.900 (0.900 to 0.900)"
+    assert tta[6] == "+0.300 (+0.300 to +0.300)"
+
+
+def test_the_baseline_is_compared_on_the_concept_that_it_learned() -> None:
+    last = row(1, [0.8, 0.8, 0.8])
+    last["answers"] += row(1, [0.1, 0.1, 0.1], "instrument")["answers"]
+    played = {"random": {"0": [row(0, [0.0]), last]}, "baseline": {"0": unet([0.5, 0.5, 0.5])}}
+    line = cells(markdown(played, "colon").splitlines()[-1])
+    assert line[4].startswith("0.450 (")
+    assert line[6] == "+0.300 (+0.300 to +0.300)"
+
+
+def test_without_a_baseline_there_is_nothing_to_compare() -> None:
+    line = cells(markdown({**FIGURES, "baseline": None}, "polyps").splitlines()[-1])
+    assert line[5:7] == ["–", "–"]
+
+
+def test_one_line_in_the_file_for_each_round(tmp_path: Path) -> None:
+    write_csv(FIGURES, tmp_path / "figures.csv")
+    with (tmp_path / "figures.csv").open(newline="") as file:
+        found = list(csv.DictReader(file))
+    assert len(found) == 8
+    assert found[1] == {
+        "strategy": "random",
+        "seed": "0",
+        "round": "1",
+        "corrected": "10",
+        "dice": "0.75",
+        "apl": "5.0",
+        "accepted": str(1 / 3),
+        "seconds": "2.0",
+        "version": "tiny",
+    }
+
+
+def test_the_plot_shows_strategies_and_baseline_in_their_colours(tmp_path: Path) -> None:
+    plot(FIGURES, tmp_path / "dice.png")
+    with Image.open(tmp_path / "dice.png") as picture:
+        colours = {colour for _, colour in picture.getcolors(maxcolors=10_000)}
+    assert {(0, 0x72, 0xB2), (0xD5, 0x5E, 0)} <= colours
