@@ -2,7 +2,7 @@
 
 import io
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -17,9 +17,20 @@ from backend.corrections.event_ingest import open_ingest
 from backend.corrections.ingest import Hint
 from backend.predicting import config_hash
 from backend.services import Services
-from backend.tables import Delivery, LabelConfigText, Project, Suggestion, SuggestionState
+from backend.tables import (
+    Delivery,
+    LabelConfigText,
+    ModelVersion,
+    Project,
+    Suggestion,
+    SuggestionState,
+)
+from backend.training.detector_store import DetectorStore
+from backend.training.tables import GateVerdict
+from medsam3_model import MedSAM3
 from medsam3_model.bundle import write_bundle
 from medsam3_model.datasets import split_of_group
+from medsam3_model.detector_checkpoints import detector_state, load_detector, save_detector
 from medsam3_model.initialisation import initialise
 from medsam3_model.phrases import all_phrases
 from medsam3_model.presets import PRESETS
@@ -85,11 +96,53 @@ def groups(split: str) -> Iterator[str]:
             yield f"patient{number}"
 
 
-class LearningStage:
-    """Annotates tasks of the stand-in server and takes the annotations in."""
+def publish(
+    services: Services, checkpoint: str, project_id: int, *, passed: bool, scale: float
+) -> str:
+    """Register a version of a project, with the base's weights scaled; returns its name."""
+    loaded = MedSAM3.from_pretrained(checkpoint)
+    state = {key: value * scale for key, value in detector_state(loaded.model).items()}
+    name, draft = f"tiny-p{project_id}", services.settings.data_dir / "draft"
+    made = save_detector(draft, state, encoder_hash=loaded.encoder_hash, base=checkpoint, name=name)
+    version = loaded.with_detector(load_detector(draft)).version
+    assert made.detector_hash
+    DetectorStore(services.settings).publish(draft, version)
+    with services.database.session() as session:
+        session.add(
+            ModelVersion(
+                version=version,
+                checkpoint=checkpoint,
+                detector=version,
+                project_id=project_id,
+                run_id=f"run of {version}"[:32],
+            )
+        )
+        session.add(
+            GateVerdict(
+                run_id=f"run of {version}"[:32],
+                candidate=version,
+                incumbent="before",
+                passed=passed,
+                reasons=["made up"],
+                figures={},
+            )
+        )
+    return version
 
-    def __init__(self, services: Services, label_studio: StandInLabelStudio) -> None:
-        self.services, self.label_studio = services, label_studio
+
+class LearningStage:
+    """Annotates tasks of the stand-in server and takes the annotations in.
+
+    `draw` makes an image file and the mask of its disc from a seed.
+    """
+
+    def __init__(
+        self,
+        services: Services,
+        label_studio: StandInLabelStudio,
+        draw: Callable[[int], tuple[bytes, NDArray[np.bool_]]] = disc,
+    ) -> None:
+        self.services, self.label_studio, self.draw = services, label_studio, draw
         self.project_id = label_studio.project_id
         self._seeds = itertools.count(1)
         self._groups = {"train": groups("train"), "val": groups("val")}
@@ -102,16 +155,18 @@ class LearningStage:
         for split, count in (("train", train), ("val", val)):
             for _ in range(count):
                 seed = next(self._seeds)
-                content, mask = disc(seed)
+                content, mask = self.draw(seed)
                 if shuffled and split == "train":
-                    mask = disc(seed + 10_000)[1]
+                    mask = self.draw(seed + 10_000)[1]
                 task = self.label_studio.add_task(content, group=next(self._groups[split]))
                 made.append(self.mark(task, mask))
         return made
 
-    def mark(self, task_id: int, mask: NDArray[np.bool_], **fields: object) -> int:
+    def mark(
+        self, task_id: int, mask: NDArray[np.bool_], label: str = "Disc", **fields: object
+    ) -> int:
         """Submit one annotation and take it in."""
-        id_ = self.label_studio.annotate(task_id, [brush(f"r{task_id}", mask)], **fields)
+        id_ = self.label_studio.annotate(task_id, [brush(f"r{task_id}", mask, label)], **fields)
         with open_ingest(self.services) as ingest:
             ingest.take_in(Hint(id_, task_id, self.project_id))
         return id_
@@ -119,7 +174,7 @@ class LearningStage:
     def suggestion(self, version: str, task_id: int | None = None) -> Suggestion:
         """A row to be predicted, of a new task or an existing one."""
         if task_id is None:
-            task_id = self.label_studio.add_task(disc(next(self._seeds) + 500)[0])
+            task_id = self.label_studio.add_task(self.draw(next(self._seeds) + 500)[0])
         row = Suggestion(
             project_id=self.project_id,
             task_id=task_id,

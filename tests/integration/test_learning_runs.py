@@ -4,11 +4,12 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from sqlalchemy import select, update
 
 from backend import model_versions
@@ -18,12 +19,10 @@ from backend.queues import QueueName, queue
 from backend.redis_server import RedisServer
 from backend.services import Services, open_services, use_services
 from backend.settings import Settings
-from backend.tables import ModelVersion, now
+from backend.tables import now
 from backend.training import promotion, runs, snapshots, trainer, triggers
-from backend.training.detector_store import DetectorStore
 from backend.training.runs import TrainingError
 from backend.training.tables import (
-    GateVerdict,
     Promotion,
     PromotionKind,
     RunState,
@@ -32,8 +31,8 @@ from backend.training.tables import (
     Trigger,
 )
 from medsam3_model import MedSAM3
-from medsam3_model.detector_checkpoints import detector_state, load_detector, save_detector
-from tests.integration.learning_stage import CONFIG, LearningStage, disc, small_model
+from medsam3_model.detector_checkpoints import detector_state
+from tests.integration.learning_stage import CONFIG, LearningStage, disc, publish, small_model
 from tests.integration.stand_in_label_studio import StandInLabelStudio
 
 
@@ -57,38 +56,6 @@ def stage(redis_server: RedisServer, data_dir: Path, model: Path) -> Iterator[Le
         yield LearningStage(services, label_studio)
         use_services(None)
         services.close()
-
-
-def publish(services: Services, model: Path, project_id: int, *, passed: bool, scale: float) -> str:
-    """A version of a project, with the base's weights scaled."""
-    loaded = MedSAM3.from_pretrained(str(model))
-    state = {key: value * scale for key, value in detector_state(loaded.model).items()}
-    name, draft = f"tiny-p{project_id}", services.settings.data_dir / "draft"
-    made = save_detector(draft, state, encoder_hash=loaded.encoder_hash, base=str(model), name=name)
-    version = loaded.with_detector(load_detector(draft)).version
-    assert made.detector_hash
-    DetectorStore(services.settings).publish(draft, version)
-    with services.database.session() as session:
-        session.add(
-            ModelVersion(
-                version=version,
-                checkpoint=str(model),
-                detector=version,
-                project_id=project_id,
-                run_id=f"run of {version}"[:32],
-            )
-        )
-        session.add(
-            GateVerdict(
-                run_id=f"run of {version}"[:32],
-                candidate=version,
-                incumbent="before",
-                passed=passed,
-                reasons=["made up"],
-                figures={},
-            )
-        )
-    return version
 
 
 def test_requests_are_one_run_until_its_snapshot_is_taken(stage: LearningStage) -> None:
@@ -205,8 +172,8 @@ def test_promote_and_roll_back_change_the_version_in_service(
 ) -> None:
     services = stage.services
     base = model_versions.in_service(services, 7)
-    first = publish(services, model, 7, passed=True, scale=1.01)
-    second = publish(services, model, 7, passed=False, scale=1.02)
+    first = publish(services, str(model), 7, passed=True, scale=1.01)
+    second = publish(services, str(model), 7, passed=False, scale=1.02)
     promotion.promote(services, 7, first)
     with pytest.raises(TrainingError, match="did not pass the gate"):
         promotion.promote(services, 7, second)
@@ -228,7 +195,7 @@ def test_one_worker_serves_two_projects_with_the_right_detector_each(
 ) -> None:
     services = stage.services
     versions = [
-        publish(services, model, project, passed=True, scale=s)
+        publish(services, str(model), project, passed=True, scale=s)
         for project, s in ((7, 0.9), (8, 1.1))
     ]
     inference = Inference(services)
@@ -239,12 +206,25 @@ def test_one_worker_serves_two_projects_with_the_right_detector_each(
         assert one.model.vision_encoder is base.model.vision_encoder
         assert one.model.text_encoder is base.model.text_encoder
     assert loaded[0].detector_hash != loaded[1].detector_hash
+    detector = sum(_bytes_of(detector_state(base.model).values()).values())
+    grown = {**_bytes_of(_tensors(base)), **_bytes_of(_tensors(loaded[0]), _tensors(loaded[1]))}
+    assert sum(grown.values()) - sum(_bytes_of(_tensors(base)).values()) == 2 * detector
     task = stage.label_studio.add_task(disc(5)[0])
     outcomes = [
         inference.predict(stage.suggestion(version, task), CONFIG)
         for version in (*versions, versions[0])
     ]
     assert outcomes[0].score == outcomes[2].score != outcomes[1].score
+
+
+def _tensors(model: MedSAM3) -> Iterable[torch.Tensor]:
+    return [*model.model.parameters(), *model.model.buffers()]
+
+
+def _bytes_of(*tensors: Iterable[torch.Tensor]) -> dict[int, int]:
+    """Memory by address: what two models share counts once."""
+    storages = [one.untyped_storage() for each in tensors for one in each]
+    return {storage.data_ptr(): storage.nbytes() for storage in storages}
 
 
 def test_a_trainer_killed_while_training_goes_on_and_leaves_no_half_version(

@@ -4,7 +4,14 @@ import json
 import sys
 from collections.abc import Callable
 
-from tests.perf import bench_corrections, bench_model, bench_rle, bench_training, bench_web
+from tests.perf import (
+    bench_corrections,
+    bench_learning,
+    bench_model,
+    bench_rle,
+    bench_training,
+    bench_web,
+)
 
 PARTS: dict[str, Callable[[], dict[str, float]]] = {
     "rle": bench_rle.measure,
@@ -12,6 +19,7 @@ PARTS: dict[str, Callable[[], dict[str, float]]] = {
     "web": bench_web.measure,
     "corrections": bench_corrections.measure,
     "training": bench_training.measure,
+    "learning": bench_learning.measure,
 }
 
 

@@ -40,7 +40,7 @@ def _overhead(target: Running) -> dict[str, float]:
     latencies = {}
     for index in range(WARM_UP + PROMPTS):
         started = time.perf_counter()
-        answer = target.client.post("/predict", json=_body(index, image, _box(index)))
+        answer = target.client.post("/predict", json=body(index, image, box(index)))
         elapsed = time.perf_counter() - started
         answer.raise_for_status()
         assert len(answer.json()["results"]) == 1, answer.text
@@ -67,7 +67,7 @@ def _health_p99_ms(target: Running) -> float:
             while not stop.is_set():
                 index += 1
                 task = 10_000 * (worker + 1) + index
-                client.post("/predict", json=_body(task, f"/data/upload/{task}.png", None))
+                client.post("/predict", json=body(task, f"/data/upload/{task}.png", None))
 
     threads = [threading.Thread(target=keep_predicting, args=(one,)) for one in range(IN_FLIGHT)]
     for thread in threads:
@@ -85,7 +85,7 @@ def _health_p99_ms(target: Running) -> float:
     return 1000 * float(np.percentile(latencies, 99))
 
 
-def _box(index: int) -> dict[str, Any]:
+def box(index: int) -> dict[str, Any]:
     """A smart rectangle's context; another box every time, so that nothing can be remembered."""
     value = {
         "x": 20 + index % 10,
@@ -108,7 +108,7 @@ def _box(index: int) -> dict[str, Any]:
     return {"result": [region]}
 
 
-def _body(task: int, image: str, context: dict[str, Any] | None) -> dict[str, Any]:
+def body(task: int, image: str, context: dict[str, Any] | None) -> dict[str, Any]:
     return {
         "tasks": [{"id": task, "data": {"image": image}}],
         "project": "7.1",

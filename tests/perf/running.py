@@ -42,7 +42,7 @@ class Running:
 
 
 @contextmanager
-def running(*, with_worker: bool = True) -> Iterator[Running]:
+def running(*, with_worker: bool = True, with_trainer: bool = False) -> Iterator[Running]:
     """Start Redis, web and (unless told otherwise) a GPU worker; stop them at the end."""
     with tempfile.TemporaryDirectory(prefix="m3-") as folder:
         port = _free_port()
@@ -74,6 +74,8 @@ def running(*, with_worker: bool = True) -> Iterator[Running]:
                 ready_s = time.perf_counter() - started
                 if with_worker:
                     start("worker", "--queue", "gpu")
+                if with_trainer:
+                    start("trainer")
                 auth = (credentials.user, credentials.password)
                 with httpx.Client(base_url=url, auth=auth, timeout=120) as client:
                     yield Running(services, url, client, web, ready_s)
