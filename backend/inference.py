@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from medsam3_model import Detections, ImageEmbedding, MedSAM3
+    from medsam3_model.box_answers import Window
     from medsam3_model.prompting import SpatialPrompt
 
 log = logging.getLogger(__name__)
@@ -133,7 +134,7 @@ class Inference:
             hashes.append(image_hash)
             started = perf_counter()
             embedding = self._embedding(model, content, image_hash)
-            answers = self._answer(model, embedding, wanted, prompt)
+            answers = self._answer(model, embedding, wanted, prompt, content)
             model_s += perf_counter() - started
             found += [detections for _, detections in answers]
             if prompt is None:
@@ -200,7 +201,7 @@ class Inference:
         embedding = self._embeddings.get(model, f"{image_hash}-mirrored", encode)
         return [
             replace(one, masks=one.masks[:, :, ::-1], semantic=one.semantic[:, ::-1])
-            for _, one in self._answer(model, embedding, concepts, None)
+            for _, one in self._answer(model, embedding, concepts, None, content)
         ]
 
     def _embedding(self, model: "MedSAM3", content: bytes, image_hash: str) -> "ImageEmbedding":
@@ -218,12 +219,18 @@ class Inference:
         )
         return read_image(content, limits=limits)
 
+    def _closer_look(self, model: "MedSAM3", content: bytes, window: "Window") -> "ImageEmbedding":
+        """A part of the image; not kept, because nobody draws the same box twice."""
+        x0, y0, x1, y1 = window
+        return model.encode_image(self._pixels(content)[y0:y1, x0:x1])
+
     def _answer(
         self,
         model: "MedSAM3",
         embedding: "ImageEmbedding",
         concepts: Sequence[Concept],
         prompt: InteractivePrompt | None,
+        content: bytes,
     ) -> list[tuple[Concept, "Detections"]]:
         """What the model finds of each concept, thresholds of the labeling config applied."""
         from medsam3_model.prompting import segment_prompted
@@ -231,7 +238,14 @@ class Inference:
         texts = self._texts.get(model, [concept.phrase for concept in concepts])
         if prompt is not None and (prompt.boxes or prompt.points):
             spatial = in_pixels(prompt, embedding.original_size)
-            return [(concepts[0], segment_prompted(model, embedding, texts[0], spatial))]
+            answer = segment_prompted(
+                model,
+                embedding,
+                texts[0],
+                spatial,
+                lambda window: self._closer_look(model, content, window),
+            )
+            return [(concepts[0], answer)]
         wanted = [
             model.settings.score_threshold
             if concept.score_threshold is None

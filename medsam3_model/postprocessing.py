@@ -9,9 +9,12 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torchvision.ops import nms
+from torchvision.ops import box_iou, nms
 
 from medsam3_model.types import Detections
+
+# Queries below this score are noise even for a drawn box.
+_LOWEST_SCORE = 0.02
 
 
 @dataclass(frozen=True)
@@ -108,6 +111,36 @@ def to_detections(
         phrase=phrase,
         max_score=float(scores.max()),
     )
+
+
+def object_logits(
+    outputs: Mapping[str, torch.Tensor], row: int, box: np.ndarray
+) -> tuple[np.ndarray, float]:
+    """What the detector says about the object in a box that it was asked with.
+
+    The query whose box overlaps most with the asked one tells it from its neighbours; the semantic
+    map, in which all queries have a say, is the steadier of the two. They are averaged, the query's
+    weight being that overlap: a detector that finds the object answers with its query, one that
+    finds no such thing with the map.
+
+    Args:
+        outputs: the tensors of `MedSAM3.raw`.
+        row: which prompt of the batch.
+        box: float (4,), x0, y0, x1, y1 as fractions of the image.
+
+    Returns:
+        Log-odds float32 (h, w) at the detector's resolution, and the presence probability.
+    """
+    boxes = outputs["pred_boxes"][row].float().clamp(0, 1)
+    overlaps = box_iou(boxes, torch.as_tensor(box, device=boxes.device).float()[None])[:, 0]
+    scores = outputs["pred_logits"][row].float().sigmoid()
+    overlaps = overlaps.masked_fill(scores < _LOWEST_SCORE, 0)
+    best = int((overlaps * scores.sqrt()).argmax())
+    weight = overlaps[best]
+    semantic = outputs["semantic_seg"][row, 0].float()
+    logits = weight * outputs["pred_masks"][row, best].float() + (1 - weight) * semantic
+    presence = outputs["presence_logits"][row].float().sigmoid().reshape(())
+    return logits.cpu().numpy(), float(presence)
 
 
 def _distinct(

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -33,6 +33,8 @@ from medsam3_model.tracker import Tracker
 from medsam3_model.types import Detections, ImageEmbedding, TextEmbedding
 
 _FINEST_LEVEL_BYTES_PER_PASS = 512 * 2**20
+
+Answer = TypeVar("Answer")
 
 
 class MedSAM3:
@@ -330,30 +332,59 @@ class MedSAM3:
         settings: DetectionSettings | None = None,
     ) -> list[Detections]:
         """As `detect`, always a list."""
+        settings = settings or self.settings
+        size = image_embedding.original_size
+
+        def read(outputs: Mapping[str, torch.Tensor], row: int, index: int) -> Detections:
+            return to_detections(outputs, row, size, settings, text_embedding.phrases[index])
+
+        return self.ask(image_embedding, text_embedding, boxes, box_labels, read=read)
+
+    def ask(
+        self,
+        image_embedding: ImageEmbedding,
+        text_embedding: TextEmbedding,
+        boxes: Any = None,
+        box_labels: Any = None,
+        *,
+        read: Callable[[Mapping[str, torch.Tensor], int, int], Answer],
+    ) -> list[Answer]:
+        """What `read` makes of the detector's tensors, for each of the phrases.
+
+        Args:
+            image_embedding: as for `detect`, as are the others.
+            text_embedding: several phrases, or one several times with other boxes.
+            boxes: for all phrases, or K of them.
+            box_labels: in the same form.
+            read: called with the tensors of `raw` for some of the phrases, the row in them that
+                belongs to a phrase, and which of the K phrases it is.
+
+        Raises:
+            PromptError, ModelMemoryError: as `detect`.
+        """
         for embedding in (image_embedding, text_embedding):
             if embedding.encoder_hash != self.encoder_hash:
                 raise PromptError(
                     f"a {type(embedding).__name__} of another encoder was given to {self.version}: "
                     "encode again with this model"
                 )
-        settings = settings or self.settings
-        size = image_embedding.original_size
         rows, labels = per_phrase_boxes(boxes, box_labels, len(text_embedding))
 
         @torch.no_grad()
-        def run(indices: Sequence[int]) -> list[Detections]:
+        def run(indices: Sequence[int]) -> list[Answer]:
             outputs = forward.detector_outputs(
                 self.model,
                 image_embedding.fpn_hidden_states,
                 text_embedding.features[list(indices)],
                 text_embedding.attention_mask[list(indices)],
-                *model_boxes([rows[i] for i in indices], [labels[i] for i in indices], size),
+                *model_boxes(
+                    [rows[i] for i in indices],
+                    [labels[i] for i in indices],
+                    image_embedding.original_size,
+                ),
                 self.dtype,
             )
-            return [
-                to_detections(outputs, row, size, settings, text_embedding.phrases[index])
-                for row, index in enumerate(indices)
-            ]
+            return [read(outputs, row, index) for row, index in enumerate(indices)]
 
         finest = image_embedding.fpn_hidden_states[0]
         per_pass = _FINEST_LEVEL_BYTES_PER_PASS // (finest.numel() * finest.element_size())

@@ -1,32 +1,40 @@
 """One object for one drawn box or some clicked points: what an annotator means by them.
 
 SAM 3 takes boxes as exemplars: it answers with everything like them, all over the image. Somebody
-who draws a box in an annotation tool means the object in that box. So every query of the detector
-competes for the box, and the best fitting one is the answer.
+who draws a box in an annotation tool means the object in that box. So every box is asked for on its
+own, and what the model says is weighed with what the box says (`box_answers`). An object that is
+small for the encoder is looked at again, enlarged.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from math import isqrt
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from medsam3_model.box_answers import BoxAnswer, Window, answer_in_box, enlarged
 from medsam3_model.boxes import tight_box
+from medsam3_model.errors import PromptError
 from medsam3_model.types import Detections, ImageEmbedding, TextEmbedding
 
 if TYPE_CHECKING:
     from medsam3_model.predictor import MedSAM3
 
-# Queries below this score are noise even for a drawn box.
+EncodeWindow = Callable[[Window], ImageEmbedding]
+"""Encodes a part of the image, x0, y0, x1, y1 in pixels, the last ones exclusive."""
+
+# Clicked instances compete from this score on.
 _LOWEST_SCORE = 0.02
 _MOST_CANDIDATES = 16
-# A query whose box overlaps less with the drawn one than this is another object.
-_LOWEST_IOU = 0.4
-# The semantic map may reach this share of the box's size beyond the box: people draw them tight.
-_MARGIN = 0.1
 # Side of the box that stands for lone points, as a share of the image's shorter side.
 _POINT_BOX = 0.25
+# A box of fewer of the encoder's patches along its longer side is looked at enlarged,
+_FEW_PATCHES = 8
+# in a square so many times that side, but not so small that there is nothing around it.
+_ENLARGED = 1.6
+_SMALLEST_WINDOW = 24
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,7 +60,11 @@ class SpatialPrompt:
 
 
 def segment_prompted(
-    model: "MedSAM3", image: ImageEmbedding, text: TextEmbedding, prompt: SpatialPrompt
+    model: "MedSAM3",
+    image: ImageEmbedding,
+    text: TextEmbedding,
+    prompt: SpatialPrompt,
+    encode_window: EncodeWindow | None = None,
 ) -> Detections:
     """The objects that boxes and points mean: one per positive box, or one for all points.
 
@@ -63,18 +75,124 @@ def segment_prompted(
         prompt: what was drawn. Points without a box are answered by SAM 3's tracker where the
             checkpoint holds it. Its detector takes no points: without a tracker they choose among
             the instances of the phrase, and if none contains them, a box around them asks.
+        encode_window: for a closer look at small objects; without it there is none.
 
     Returns:
-        As `MedSAM3.detect`, with one mask per object that was found.
+        As `MedSAM3.detect`, with one mask per object that was found. For boxes, `scores` is the
+        mean probability in the mask, and `semantic` the probability that a pixel is in one of
+        the objects. A box outside of the image has no object.
+
+    Raises:
+        PromptError: an empty or inverted box, or as `MedSAM3.detect`.
     """
     if len(prompt.positive_boxes) == 0:
-        return _for_points(model, image, text, prompt)
-    found = _candidates(model, image, text, prompt.boxes, prompt.box_labels)
-    return _chosen(found, [_best_in_box(found, box) for box in prompt.positive_boxes])
+        return _for_points(model, image, text, prompt, encode_window)
+    return _for_boxes(model, image, text, prompt, encode_window)
+
+
+def _for_boxes(
+    model: "MedSAM3",
+    image: ImageEmbedding,
+    text: TextEmbedding,
+    prompt: SpatialPrompt,
+    encode_window: EncodeWindow | None,
+) -> Detections:
+    height, width = size = image.original_size
+    whole = (0, 0, width, height)
+    if (prompt.positive_boxes[:, 2:] <= prompt.positive_boxes[:, :2]).any():
+        raise PromptError("a box is empty: x1 and y1 must be greater than x0 and y0")
+    drawn = _clipped(prompt.positive_boxes, whole)
+    unwanted = _clipped(prompt.boxes[np.asarray(prompt.box_labels, dtype=int) == 0], whole)
+    by_window: dict[Window, list[int]] = {}
+    for index, box in enumerate(drawn):
+        window = _closer_look(image, box) if encode_window is not None else whole
+        by_window.setdefault(window, []).append(index)
+    answers: dict[int, BoxAnswer] = {}
+    presences: list[float] = []
+    for window, indices in by_window.items():
+        looked = image
+        if window != whole and encode_window is not None:
+            looked = encode_window(window)
+        asked = _ask(model, looked, text, drawn[indices], unwanted, window)
+        for index, (logits, presence) in zip(indices, asked, strict=True):
+            answers[index] = answer_in_box(logits, window, drawn[index], size)
+            presences.append(presence)
+    presence = max(presences, default=0.0)
+    return _objects([answers[index] for index in range(len(drawn))], presence, text, size)
+
+
+def _ask(
+    model: "MedSAM3",
+    image: ImageEmbedding,
+    text: TextEmbedding,
+    drawn: NDArray[np.float32],
+    unwanted: NDArray[np.float32],
+    window: Window,
+) -> list[tuple[NDArray[np.float32], float]]:
+    """Log-odds of the object in each of the boxes, each asked for on its own, and presences."""
+    from medsam3_model.postprocessing import object_logits
+
+    corner = np.array(window[:2] * 2, np.float32)
+    extent = np.array([window[2] - window[0], window[3] - window[1]] * 2, np.float32)
+    others = _clipped(unwanted, window) - corner
+    prompts = [np.vstack([box[None], others]) for box in drawn - corner]
+
+    def read(outputs: Mapping[str, Any], row: int, index: int) -> tuple[NDArray[np.float32], float]:
+        return object_logits(outputs, row, prompts[index][0] / extent)
+
+    labels = [[1, *(0 for _ in others)] for _ in drawn]
+    texts = TextEmbedding.concatenate([text] * len(drawn))
+    return model.ask(image, texts, prompts, labels, read=read)
+
+
+def _closer_look(image: ImageEmbedding, box: NDArray[np.float32]) -> Window:
+    """The part of the image to look at for a box: a square around a small one, else all of it."""
+    height, width = image.original_size
+    patches = isqrt(image.last_hidden_state.shape[1])
+    box_width, box_height = (float(side) for side in box[2:] - box[:2])
+    if patches * max(box_width / width, box_height / height) >= _FEW_PATCHES:
+        return 0, 0, width, height
+    factor = max(_ENLARGED, _SMALLEST_WINDOW / max(box_width, box_height))
+    return enlarged(box, image.original_size, factor)
+
+
+def _clipped(boxes: NDArray[np.float32], window: Window) -> NDArray[np.float32]:
+    """Boxes cut to a window; those that lie outside are left out."""
+    low, high = np.array(window[:2] * 2), np.array(window[2:] * 2)
+    cut = np.clip(np.asarray(boxes, np.float32).reshape(-1, 4), low, high).astype(np.float32)
+    return cut[(cut[:, 2:] > cut[:, :2]).all(1)]
+
+
+def _objects(
+    answers: Sequence[BoxAnswer], presence: float, text: TextEmbedding, size: tuple[int, int]
+) -> Detections:
+    semantic = np.zeros(size, np.float32)
+    chosen: list[tuple[NDArray[np.bool_], float]] = []
+    for answer in answers:
+        x0, y0, x1, y1 = answer.window
+        part, probability = semantic[y0:y1, x0:x1], answer.probability
+        np.maximum(part, probability, out=part)
+        mask = np.zeros(size, np.bool_)
+        mask[y0:y1, x0:x1] = inside = answer.log_odds > 0
+        chosen.append((mask, float(probability[inside].mean()) if inside.any() else 0.0))
+    nothing = Detections(
+        masks=np.zeros((0, *size), np.bool_),
+        boxes=np.zeros((0, 4), np.float32),
+        scores=np.zeros(0, np.float32),
+        presence=presence,
+        semantic=semantic,
+        phrase=text.phrases[0],
+        max_score=max((score for _, score in chosen), default=0.0),
+    )
+    return _chosen(nothing, chosen)
 
 
 def _for_points(
-    model: "MedSAM3", image: ImageEmbedding, text: TextEmbedding, prompt: SpatialPrompt
+    model: "MedSAM3",
+    image: ImageEmbedding,
+    text: TextEmbedding,
+    prompt: SpatialPrompt,
+    encode_window: EncodeWindow | None,
 ) -> Detections:
     inside = [
         point for point, label in zip(prompt.points, prompt.point_labels, strict=True) if label
@@ -100,8 +218,8 @@ def _for_points(
         return _chosen(found, [(found.masks[best], float(found.scores[best]))])
     box = _box_around(np.stack(inside), image.original_size)
     boxes, labels = np.vstack([prompt.boxes, box[None]]), [*prompt.box_labels, 1]
-    found = _candidates(model, image, text, boxes, labels)
-    return _chosen(found, [_best_in_box(found, box)])
+    around = replace(prompt, boxes=boxes, box_labels=labels)
+    return _for_boxes(model, image, text, around, encode_window)
 
 
 def _candidates(
@@ -124,22 +242,6 @@ def _candidates(
     )[0]
 
 
-def _best_in_box(found: Detections, box: NDArray[np.float32]) -> tuple[NDArray[np.bool_], float]:
-    """The mask that fits a drawn box best, with its score; else the semantic map in the box."""
-    if len(found):
-        overlaps = _ious(found.boxes, box)
-        best = int(np.argmax(overlaps * np.sqrt(found.scores)))
-        if overlaps[best] >= _LOWEST_IOU:
-            return found.masks[best], float(found.scores[best])
-    margin = _MARGIN * np.array([box[2] - box[0], box[3] - box[1]])
-    x0, y0 = np.floor(np.maximum(box[:2] - margin, 0)).astype(int)
-    x1, y1 = np.ceil(box[2:] + margin).astype(int)
-    mask = np.zeros(found.semantic.shape, dtype=np.bool_)
-    mask[y0:y1, x0:x1] = found.semantic[y0:y1, x0:x1] > 0.5
-    inside = found.semantic[mask]
-    return mask, float(inside.mean()) if inside.size else 0.0
-
-
 def _chosen(found: Detections, chosen: list[tuple[NDArray[np.bool_], float]]) -> Detections:
     chosen = [(mask, score) for mask, score in chosen if mask.any()]
     shape = found.semantic.shape
@@ -149,15 +251,6 @@ def _chosen(found: Detections, chosen: list[tuple[NDArray[np.bool_], float]]) ->
         boxes=np.array([tight_box(mask) for mask, _ in chosen], np.float32).reshape(-1, 4),
         scores=np.array([score for _, score in chosen], np.float32),
     )
-
-
-def _ious(boxes: NDArray[np.float32], box: NDArray[np.float32]) -> NDArray[np.float32]:
-    """IoU of boxes (N, 4) with one box, float (N,)."""
-    low = np.maximum(boxes[:, :2], box[:2])
-    high = np.minimum(boxes[:, 2:], box[2:])
-    shared = np.clip(high - low, 0, None).prod(1)
-    areas = (boxes[:, 2:] - boxes[:, :2]).prod(1) + (box[2:] - box[:2]).prod() - shared
-    return np.asarray(shared / np.maximum(areas, 1e-6), np.float32)
 
 
 def _box_around(points: NDArray[np.float32], size: tuple[int, int]) -> NDArray[np.float32]:

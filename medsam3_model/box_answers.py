@@ -1,0 +1,156 @@
+"""What a drawn box says about each pixel, weighed with what the model says.
+
+A box alone is worth a lot: most objects fill the ellipse inscribed in it. Over 3,857 boxes of 8 %
+error around objects in training images of ISIC 2017, Kvasir-SEG and the 2018 Data Science Bowl, the
+log-odds that a pixel belongs to the object are, in each of the sets and in every direction from the
+centre, close to a straight line: 8 · (0.96 − r), with r = 1 on the ellipse. Added to the model's
+log-odds, as the evidence of two witnesses adds up, this decides where the model is unsure and gives
+way where it is sure.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+Window = tuple[int, int, int, int]
+"""x0, y0, x1, y1 in whole pixels, the last ones exclusive."""
+
+_STEEPNESS = 8.0
+# .96 where inside and outside are equally likely; Dice, which counts the object's pixels only, is
+# best with a slightly larger mask.
+_EDGE = 0.98
+# What a box can be sure of. A model that is surer may cut a hole, or reach a little beyond the box.
+_PRIOR_LIMIT = 3.0
+# The object may reach this share of the box's size beyond it, three standard deviations of a
+# person's error and a bit.
+_REACH = 0.3
+# Surer than that is as sure as can be when the evidence is balanced: the certain pixels of a good
+# mask should not move its border.
+_BALANCE_LIMIT = 4.0
+# From the first to the second overlap of the model's own mask with the box, belief grows to 1.
+_UNFIT_IOU, _FIT_IOU = 0.7, 0.85
+
+
+@dataclass(frozen=True, eq=False)
+class BoxAnswer:
+    """The object in a box.
+
+    Attributes:
+        window: the part of the image that was looked at; nothing outside belongs to the object.
+        log_odds: float32 (height, width) of the window; the object is where they are positive.
+    """
+
+    window: Window
+    log_odds: NDArray[np.float32]
+
+    @property
+    def probability(self) -> NDArray[np.float32]:
+        """Of each pixel of the window."""
+        return _sigmoid(self.log_odds)
+
+
+def box_log_odds(box: NDArray[np.float32], window: Window) -> NDArray[np.float32]:
+    """Log-odds that a pixel belongs to the object in a box, by its place alone; see the module.
+
+    Args:
+        box: x0, y0, x1, y1 in pixels.
+        window: where to compute them.
+
+    Returns:
+        float32 (height, width) of the window, within ±3 in the ellipse's surroundings and in it.
+    """
+    (x0, y0, x1, y1), (left, top, right, bottom) = box, window
+    x = (np.arange(left, right) + 0.5 - (x0 + x1) / 2) / ((x1 - x0) / 2)
+    y = (np.arange(top, bottom) + 0.5 - (y0 + y1) / 2) / ((y1 - y0) / 2)
+    radius = np.sqrt(x[None, :] ** 2 + y[:, None] ** 2)
+    limited = np.clip(_STEEPNESS * (_EDGE - radius), -_PRIOR_LIMIT, _PRIOR_LIMIT)
+    return limited.astype(np.float32)
+
+
+def answer_in_box(
+    logits: NDArray[np.float32], seen: Window, box: NDArray[np.float32], size: tuple[int, int]
+) -> BoxAnswer:
+    """Weigh the model's evidence with the box's.
+
+    The model's evidence is *balanced* first: where the box leaves open what a pixel is, on a band
+    around the ellipse, half of the pixels are in the object, so a model that calls (nearly) all of
+    them background, or object, is off by a constant. Then it counts as much as it agrees with the
+    box: by its squared correlation with what the box says, and in full where the mask that it draws
+    has the drawn box. A model that sees nothing in the box leaves the ellipse.
+
+    Args:
+        logits: float (h, w), the model's log-odds, of any resolution.
+        seen: the part of the image that `logits` covers.
+        box: x0, y0, x1, y1 in pixels of the image.
+        size: (height, width) of the image.
+    """
+    window = _around(box, size)
+    prior = box_log_odds(box, window)
+    evidence = _resample(logits, seen, window)
+    belief = _sigmoid(prior)
+    open_to_doubt = belief * (1 - belief)
+    limited = np.clip(evidence, -_BALANCE_LIMIT, _BALANCE_LIMIT)
+    evidence = evidence - np.float32(np.average(limited, weights=open_to_doubt))
+    fit = (_mask_iou(evidence > 0, window, box) - _UNFIT_IOU) / (_FIT_IOU - _UNFIT_IOU)
+    weight = max(_correlation(_sigmoid(evidence), belief) ** 2, min(max(fit, 0.0), 1.0))
+    return BoxAnswer(window, (np.float32(weight) * evidence + prior).astype(np.float32))
+
+
+def enlarged(box: NDArray[np.float32], size: tuple[int, int], factor: float) -> Window:
+    """The square around a box, `factor` times its longer side, moved and cut to fit the image."""
+    side = factor * float(max(box[2] - box[0], box[3] - box[1]))
+    (left, right), (top, bottom) = (
+        _span(float(box[axis] + box[axis + 2]) / 2, side, length)
+        for axis, length in ((0, size[1]), (1, size[0]))
+    )
+    return left, top, right, bottom
+
+
+def _span(centre: float, side: float, length: int) -> tuple[int, int]:
+    side = min(side, length)
+    low = min(max(centre - side / 2, 0.0), length - side)
+    return int(np.floor(low)), min(int(np.ceil(low + side)), length)
+
+
+def _around(box: NDArray[np.float32], size: tuple[int, int]) -> Window:
+    reach = _REACH * (box[2:] - box[:2])
+    low = np.floor(np.maximum(box[:2] - reach, 0)).astype(int)
+    high = np.ceil(np.minimum(box[2:] + reach, size[::-1])).astype(int)
+    return int(low[0]), int(low[1]), int(high[0]), int(high[1])
+
+
+def _resample(logits: NDArray[np.float32], seen: Window, window: Window) -> NDArray[np.float32]:
+    """Bilinear, at the centres of the window's pixels; beyond `seen` the nearest value."""
+    columns = _weights(logits.shape[1], seen[0], seen[2], window[0], window[2])
+    rows = _weights(logits.shape[0], seen[1], seen[3], window[1], window[3])
+    return np.asarray(rows @ logits.astype(np.float32) @ columns.T, np.float32)
+
+
+def _weights(cells: int, low: int, high: int, start: int, stop: int) -> NDArray[np.float32]:
+    """(stop - start, cells): how much each cell between low and high counts at each pixel."""
+    place = (np.arange(start, stop) + 0.5 - low) / (high - low) * cells - 0.5
+    distance = np.abs(np.clip(place, 0, cells - 1)[:, None] - np.arange(cells))
+    return np.maximum(1 - distance, 0).astype(np.float32)
+
+
+def _mask_iou(mask: NDArray[np.bool_], window: Window, box: NDArray[np.float32]) -> float:
+    """IoU of a box with the tight box of a mask in a window; 0 for an empty mask."""
+    columns, rows = np.flatnonzero(mask.any(0)), np.flatnonzero(mask.any(1))
+    if not columns.size:
+        return 0.0
+    low = np.array([columns[0], rows[0]]) + window[:2]
+    high = np.array([columns[-1], rows[-1]]) + window[:2] + 1
+    shared = np.clip(np.minimum(high, box[2:]) - np.maximum(low, box[:2]), 0, None).prod()
+    return float(shared / ((high - low).prod() + (box[2:] - box[:2]).prod() - shared))
+
+
+def _correlation(one: NDArray[np.float32], other: NDArray[np.float32]) -> float:
+    """Pearson's, not below 0; 0 where one of them is constant."""
+    one, other = one - one.mean(), other - other.mean()
+    length = float(np.sqrt((one**2).sum() * (other**2).sum()))
+    return max(float((one * other).sum()) / length, 0.0) if length > 0 else 0.0
+
+
+def _sigmoid(values: NDArray[np.float32]) -> NDArray[np.float32]:
+    return np.asarray(1 / (1 + np.exp(-np.clip(values, -60, 60))), np.float32)

@@ -1,0 +1,97 @@
+"""A model that segments by colour, exactly, behind the same calls as the real one."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from medsam3_model.boxes import tight_box
+from medsam3_model.types import Detections, ImageEmbedding, TextEmbedding
+
+CHANNELS = {"red": 0, "green": 1, "blue": 2}
+
+
+@dataclass(frozen=True)
+class ColourModel:
+    """Finds the pixels that are red, green or blue, whichever the phrase names last.
+
+    Attributes:
+        patches: of the encoder, along a side; a closer look is taken at what has few of them.
+        certainty: log-odds of its pixels; 0 knows nothing.
+        offset: added to every log-odds, as in a model that is wrong about how much there is.
+        encoded: sizes of what was encoded, in order.
+        prompted: boxes of every prompt with boxes, in order, in pixels of what was encoded.
+    """
+
+    version = "colour-1"
+    tracker = None
+    patches: int = 64
+    certainty: float = 8.0
+    offset: float = 0.0
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "encoded", [])
+        object.__setattr__(self, "prompted", [])
+
+    encoded: Any = None
+    prompted: Any = None
+
+    def encode_image(self, rgb: np.ndarray) -> ImageEmbedding:
+        """The picture itself stands for its features."""
+        self.encoded.append(rgb.shape[:2])
+        pixels = torch.from_numpy(rgb.copy())
+        patches = torch.zeros(1, self.patches**2, 1)
+        return ImageEmbedding((pixels,), patches, (rgb.shape[0], rgb.shape[1]), "")
+
+    def encode_text(self, phrases: Sequence[str]) -> TextEmbedding:
+        """Which channel each phrase names."""
+        channels = torch.tensor([CHANNELS[phrase.split()[-1]] for phrase in phrases])
+        return TextEmbedding(tuple(phrases), channels[:, None, None], channels[:, None] >= 0, "")
+
+    def detect_all(self, image: ImageEmbedding, text: TextEmbedding) -> list[Detections]:
+        """One instance of each colour that is in the image."""
+        found = []
+        for channel in text.features.flatten().tolist():
+            mask = image.fpn_hidden_states[0][..., channel].numpy() > 128
+            masks = mask[None] if mask.any() else np.zeros((0, *mask.shape), bool)
+            found.append(
+                Detections(
+                    masks=masks,
+                    boxes=np.array([tight_box(one) for one in masks], np.float32).reshape(-1, 4),
+                    scores=np.full(len(masks), 0.9, np.float32),
+                    presence=float(mask.any()),
+                    semantic=np.zeros(mask.shape, np.float32),
+                )
+            )
+        return found
+
+    def ask(
+        self,
+        image: ImageEmbedding,
+        text: TextEmbedding,
+        boxes: Any,
+        box_labels: Any,
+        *,
+        read: Callable[[Any, int, int], Any],
+    ) -> list[Any]:
+        """Two queries: nothing anywhere, and the colour, boxed as it was asked."""
+        height, width = image.original_size
+        answers = []
+        for index, (channel, asked) in enumerate(
+            zip(text.features.flatten().tolist(), boxes, strict=True)
+        ):
+            self.prompted.append(np.asarray(asked))
+            mask = image.fpn_hidden_states[0][..., channel] > 128
+            logits = torch.where(mask, self.certainty, -self.certainty) + self.offset
+            box = torch.as_tensor(asked[0]) / torch.tensor([width, height] * 2)
+            outputs = {
+                "pred_boxes": torch.stack([torch.tensor([0.0, 0, 1, 1]), box.float()])[None],
+                "pred_logits": torch.tensor([[-9.0, 2.0]]),
+                "pred_masks": torch.stack([torch.full_like(logits, -9.0), logits])[None],
+                "semantic_seg": logits[None, None],
+                "presence_logits": torch.tensor([[4.0 if mask.any() else -4.0]]),
+            }
+            answers.append(read(outputs, 0, index))
+        return answers
