@@ -9,11 +9,12 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
+from medsam3_model.box_answers import Window
 from medsam3_model.boxes import (
     BOX_ERROR,
     disturbed_boxes,
@@ -39,7 +40,11 @@ from medsam3_model.metrics import (
     proportion,
     score_mask,
 )
+from medsam3_model.prompting import SpatialPrompt, segment_prompted
 from medsam3_model.types import Detections
+
+if TYPE_CHECKING:
+    from medsam3_model.predictor import MedSAM3
 
 MaskRule = Literal["instances", "semantic"]
 Progress = Callable[[int, int], None]
@@ -49,7 +54,10 @@ PRESENCE_THRESHOLD = 0.5
 
 
 class Segmenter(Protocol):
-    """What `evaluate` needs of a model; `medsam3_model.MedSAM3` is one."""
+    """What `evaluate` needs of a model; `medsam3_model.MedSAM3` is one.
+
+    In the modes with boxes it is asked through `prompting.segment_prompted`, as for an annotator.
+    """
 
     @property
     def version(self) -> str:
@@ -61,27 +69,35 @@ class Segmenter(Protocol):
     def encode_text(self, phrases: Sequence[str]) -> Any:
         """The embedding of K phrases."""
 
-    def detect(
-        self, image_embedding: Any, text_embedding: Any, boxes: Any = None
-    ) -> Detections | list[Detections]:
-        """What was found for one phrase, or for each of several."""
+    def detect_all(self, image_embedding: Any, text_embedding: Any) -> list[Detections]:
+        """What was found for each of the phrases."""
+
+    def ask(
+        self,
+        image_embedding: Any,
+        text_embedding: Any,
+        boxes: Any,
+        box_labels: Any,
+        *,
+        read: Callable[[Any, int, int], Any],
+    ) -> list[Any]:
+        """What `read` makes of the answers to the phrases, each with its boxes."""
 
 
 def concept_mask(
-    detections: Detections, *, rule: MaskRule = "instances", boxed: bool = False
+    detections: Detections, *, rule: MaskRule = "instances"
 ) -> tuple[NDArray[np.bool_], MaskSource]:
-    """One mask of a concept from what was detected, bool (H, W), and where it came from.
+    """One mask of a concept from what a phrase detected, bool (H, W), and where it came from.
 
     `instances`: the union of the instances, which are those that passed the model's threshold;
     where none did, the semantic map above 0.5. `semantic`: that map always, which is the better
     answer where more instances are in the image than the detector has queries. Either way the
-    semantic map counts only where the model says that the concept is there at all, or where a box
-    was given (`boxed`), which says so.
+    semantic map counts only where the model says that the concept is there at all.
     """
     if rule == "instances" and len(detections):
         mask = detections.union()
         return mask, "instances" if mask.any() else "none"
-    if boxed or detections.presence >= PRESENCE_THRESHOLD:
+    if detections.presence >= PRESENCE_THRESHOLD:
         mask = np.asarray(detections.semantic > 0.5)
         if mask.any():
             return mask, "semantic"
@@ -140,7 +156,8 @@ def evaluate(
         split: "val" takes the groups that `datasets.split_of_group` keeps for judging.
         others: images without any of the concepts, for false alarms (mode t); see
             `datasets.load_images`. `split` holds for them, too.
-        mask: see `concept_mask`.
+        mask: see `concept_mask`; of mode t. The masks of boxes are those of
+            `prompting.segment_prompted`.
         seed: of the boxes' errors and of the bootstrap.
         tolerance: of the surface Dice, in pixels.
         progress: called with the number of images done and their total.
@@ -260,11 +277,15 @@ class _Judge:
             embedding = self.model.encode_image(image)
         if self.mode == "t":
             with self._clock():
-                answer = self.model.detect(embedding, self.text)
-            answers = answer if isinstance(answer, list) else [answer]
+                answers = self.model.detect_all(embedding, self.text)
             for concept, detections in zip(self.concepts, answers, strict=True):
                 yield self._result(dataset, sample, concept, truth[concept], detections, None)
             return
+
+        def encode_window(window: Window) -> Any:
+            x0, y0, x1, y1 = window
+            return self.model.encode_image(image[y0:y1, x0:x1])
+
         for concept, found in truth.items():
             if found is None:
                 continue
@@ -273,8 +294,13 @@ class _Judge:
                 key = f"{sample.name}/{concept}"
                 boxes = disturbed_boxes(boxes, *image.shape[:2], key=key, seed=self.seed)
             with self._clock():
-                answer = self.model.detect(embedding, self.texts[concept], boxes=boxes)
-            detections = answer[0] if isinstance(answer, list) else answer
+                detections = segment_prompted(
+                    cast("MedSAM3", self.model),
+                    embedding,
+                    self.texts[concept],
+                    SpatialPrompt(boxes, [1] * len(boxes), np.zeros((0, 2), np.float32), []),
+                    encode_window,
+                )
             yield self._result(dataset, sample, concept, found, detections, boxes)
 
     @contextmanager
@@ -292,7 +318,11 @@ class _Judge:
         detections: Detections,
         boxes: NDArray[np.float32] | None,
     ) -> ImageResult:
-        mask, source = concept_mask(detections, rule=self.mask, boxed=boxes is not None)
+        if boxes is None:
+            mask, source = concept_mask(detections, rule=self.mask)
+        else:
+            mask = detections.union()
+            source = "instances" if mask.any() else "none"
         scores = filled = ellipse = None
         if truth is not None:
             scores = score_mask(mask, truth.mask, tolerance=self.tolerance)

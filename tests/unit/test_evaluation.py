@@ -19,10 +19,11 @@ from medsam3_model.datasets import Dataset, load_dataset, load_images, split_of_
 from medsam3_model.errors import DatasetError
 from medsam3_model.evaluation import concept_mask, evaluate, parse_prompts
 from medsam3_model.evaluation_report import PUBLISHED, EvaluationReport
+from medsam3_model.prompting import SpatialPrompt, segment_prompted
 from medsam3_model.types import Detections
+from tests.unit.colour_model import ColourModel
 
 H, W = 48, 64
-CHANNELS = {"red": 0, "green": 1, "blue": 2}
 
 
 def detections(
@@ -35,36 +36,6 @@ def detections(
         presence=presence,
         semantic=np.zeros((H, W), np.float32) if semantic is None else semantic,
     )
-
-
-class ColourModel:
-    """Segments by colour, exactly: "red" finds the pixels that are red, eroded by what is asked.
-
-    With a box it answers inside the box alone, which shows what it was given.
-    """
-
-    version = "colour-1"
-
-    def __init__(self) -> None:
-        self.prompted: list[np.ndarray] = []
-
-    def encode_image(self, rgb: np.ndarray) -> np.ndarray:
-        return rgb
-
-    def encode_text(self, phrases: Sequence[str]) -> list[str]:
-        return list(phrases)
-
-    def detect(self, image: Any, phrases: Any, boxes: Any = None) -> Any:
-        answers = []
-        for phrase in phrases:
-            mask = image[..., CHANNELS[phrase.split()[-1]]] > 128
-            if boxes is not None:
-                self.prompted.append(np.asarray(boxes))
-                from medsam3_model.boxes import filled_boxes_mask
-
-                mask = mask & filled_boxes_mask(boxes, *mask.shape)
-            answers.append(detections([mask] if mask.any() else [], float(mask.any())))
-        return answers[0] if len(answers) == 1 else answers
 
 
 def save(path: Path, pixels: np.ndarray) -> None:
@@ -154,6 +125,8 @@ def test_true_boxes_and_what_they_are_worth(folder: Path) -> None:
     lesion, tool = report.concepts
     assert len(report.images) == 7  # images without the concept are not asked
     assert len(model.prompted) == 7
+    assert lesion.dice is not None
+    assert lesion.dice.mean > 0.9  # image 1 shows half of its disk
     for result in report.images:
         assert result.ellipse_dice is not None
     assert lesion.ellipse is not None
@@ -165,11 +138,15 @@ def test_true_boxes_and_what_they_are_worth(folder: Path) -> None:
     assert tool.filled_box.mean == 1.0
     assert tool.ellipse.mean == pytest.approx(metrics.dice(square, filled))
     assert tool.over_ellipse is not None
-    assert tool.over_ellipse.mean == pytest.approx(1 - tool.ellipse.mean)
+    assert tool.dice is not None
+    assert tool.dice.mean > 0.95
+    assert tool.over_ellipse.mean == pytest.approx(tool.dice.mean - tool.ellipse.mean)
     assert (lesion.presence_accuracy, lesion.false_alarms, lesion.absent) == (None, (), 0)
 
 
-def test_disturbed_boxes_are_the_documented_ones_and_the_same_for_the_baselines(folder: Path):
+def test_disturbed_boxes_are_the_documented_ones_and_the_same_for_the_baselines(
+    folder: Path,
+) -> None:
     model = ColourModel()
     report = evaluate(model, load_dataset(folder), {"lesion": "red"}, "ti-jitter", seed=3)
     sample = load_dataset(folder).samples[0]
@@ -182,12 +159,28 @@ def test_disturbed_boxes_are_the_documented_ones_and_the_same_for_the_baselines(
     assert first.ellipse_dice == metrics.dice(
         boxes.inscribed_ellipses_mask(given, H, W), truth.mask
     )
-    # The model cuts at the box, so what it lost is what the box cut off.
-    assert first.scores is not None
-    assert first.scores.dice == metrics.dice(
-        truth.mask & boxes.filled_boxes_mask(given, H, W), truth.mask
-    )
     assert report.box_error == 0.08
+
+
+def test_boxes_are_answered_as_an_annotator_s_are(folder: Path) -> None:
+    """Small objects are looked at enlarged, and the mask is `segment_prompted`'s."""
+    model = ColourModel(patches=16, certainty=2.0)
+    report = evaluate(model, load_dataset(folder), {"lesion": "red"}, "ti-jitter")
+    sample = load_dataset(folder).samples[0]
+    truth = sample.read("lesion")
+    assert truth is not None
+    given = boxes.disturbed_boxes(truth.boxes, H, W, key="0/lesion")
+    image = sample.image()
+    answered = segment_prompted(
+        model,  # type: ignore[arg-type]
+        model.encode_image(image),
+        model.encode_text(["red"]),
+        SpatialPrompt(given, [1], np.zeros((0, 2), np.float32), []),
+        lambda window: model.encode_image(image[window[1] : window[3], window[0] : window[2]]),
+    )
+    assert model.encoded[-1] != (H, W)
+    assert report.images[0].scores == metrics.score_mask(answered.union(), truth.mask)
+    assert report.images[0].source == "instances"
 
 
 def test_the_same_evaluation_gives_the_same_report(folder: Path) -> None:
@@ -249,14 +242,10 @@ def test_instances_come_before_the_semantic_map() -> None:
     assert np.array_equal(mask, disk(20, 20, 8))
 
 
-@pytest.mark.parametrize(
-    ("presence", "boxed", "expected"),
-    [(0.9, False, "semantic"), (0.1, False, "none"), (0.1, True, "semantic")],
-)
-def test_the_semantic_map_needs_presence_or_a_box(
-    presence: float, boxed: bool, expected: str
-) -> None:
-    mask, source = concept_mask(detections([], presence, SEMANTIC), boxed=boxed)
+@pytest.mark.parametrize("rule", ["instances", "semantic"])
+@pytest.mark.parametrize(("presence", "expected"), [(0.9, "semantic"), (0.1, "none")])
+def test_the_semantic_map_needs_presence(presence: float, expected: str, rule: Any) -> None:
+    mask, source = concept_mask(detections([], presence, SEMANTIC), rule=rule)
     assert source == expected
     assert mask.any() == (expected == "semantic")
 
