@@ -11,8 +11,9 @@ import os
 import secrets
 import struct
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -50,19 +51,11 @@ class MaskStore:
 
     def put(self, mask: BoolMask) -> str:
         """Store a mask bool (H, W), unless it is there already; returns its hash."""
-        return self._put(np.packbits(mask, axis=1), mask.shape[1])
+        return self._put([(np.packbits(mask, axis=1), mask.shape[1])])[0]
 
     def put_all(self, masks: Sequence[CroppedMask]) -> list[str]:
         """Store masks at the size of their images, at the same time; returns their hashes."""
-        if len(masks) == 1:
-            return [self._put(masks[0].packed(), masks[0].width)]
-        return list(self._writers.map(lambda mask: self._put(mask.packed(), mask.width), masks))
-
-    def _put(self, packed: NDArray[np.uint8], width: int) -> str:
-        name = _hash(packed, packed.shape[0], width)
-        if not self.has(name):
-            self._write(self._path(name), encode_png(packed, width))
-        return name
+        return self._put([(mask.packed(), mask.width) for mask in masks])
 
     def has(self, name: str) -> bool:
         """Whether the mask of a hash is there."""
@@ -116,24 +109,53 @@ class MaskStore:
         # Two levels of folders would be too many for object stores and one is enough for files.
         return f"{self._root}/{name[:2]}/{name}.png"
 
-    def _write(self, path: str, content: bytes) -> None:
+    def _put(self, masks: Sequence[tuple[NDArray[np.uint8], int]]) -> list[str]:
+        """Store masks given as packed rows and width."""
+        names = [_hash(packed, len(packed), width) for packed, width in masks]
+        new = {
+            self._path(name): encode_png(*mask)
+            for name, mask in dict(zip(names, masks, strict=True)).items()
+            if not self.has(name)
+        }
+        self._write(new)
+        return names
+
+    def _write(self, files: Mapping[str, bytes]) -> None:
+        """Write files by path, as one: a disk that is told to keep both waits once."""
         if not self._local:
-            self._fs.pipe_file(path, content)
+            self._at_once(self._fs.pipe_file, files.items())
             return
-        folder = os.path.dirname(path)
-        os.makedirs(folder, exist_ok=True)
-        draft = f"{folder}/.{secrets.token_hex(8)}"
+        drafts: dict[str, str] = {}
         try:
-            with open(draft, "wb") as file:
-                file.write(content)
-                file.flush()
-                # The row that will name this file survives a power failure; so must the file.
-                os.fdatasync(file.fileno())
-            os.replace(draft, path)
+            for path, content in files.items():
+                folder = os.path.dirname(path)
+                os.makedirs(folder, exist_ok=True)
+                drafts[path] = f"{folder}/.{secrets.token_hex(8)}"
+                with open(drafts[path], "wb") as file:
+                    file.write(content)
+            self._at_once(_settle, drafts.items())
         except BaseException:
-            if os.path.exists(draft):
-                os.unlink(draft)
+            for draft in drafts.values():
+                with suppress(FileNotFoundError):
+                    os.unlink(draft)
             raise
+
+    def _at_once(
+        self, write: Callable[[str, Any], object], files: Collection[tuple[str, Any]]
+    ) -> None:
+        if len(files) < 2:
+            for path, what in files:
+                write(path, what)
+        else:
+            list(self._writers.map(lambda file: write(*file), files))
+
+
+def _settle(path: str, draft: str) -> None:
+    """Give a file that was written its name, once it is on the disk."""
+    with open(draft, "rb") as file:
+        # The row that will name this file survives a power failure; so must the file.
+        os.fdatasync(file.fileno())
+    os.replace(draft, path)
 
 
 def encode_png(packed: NDArray[np.uint8], width: int) -> bytes:

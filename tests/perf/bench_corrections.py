@@ -50,6 +50,7 @@ CONFIG = """
 WEIGHED = 20
 # Caches fill in the beginning; memory is compared from here on.
 WARM = 1000
+_WAVES = range(1, 24)
 
 
 class AnswersFromMemory(Source):
@@ -207,14 +208,10 @@ def _blob(seed: int) -> NDArray[np.bool_]:
     """A lesion-like outline with the jitter of a hand."""
     random = np.random.default_rng(seed)
     rows, columns = np.mgrid[:SIZE, :SIZE] - SIZE / 2
-    angle = np.arctan2(rows, columns)
-    radius = random.uniform(60, 180) * (
-        1
-        + sum(
-            random.normal(0, 0.3 / k) * np.cos(k * angle + random.uniform(0, 6))
-            for k in range(1, 24)
-        )
-    )
+    angles = np.linspace(-np.pi, np.pi, 4096)
+    waves = [random.normal(0, 0.3 / k) * np.cos(k * angles + random.uniform(0, 6)) for k in _WAVES]
+    outline = random.uniform(60, 180) * (1 + np.sum(waves, axis=0))
+    radius = np.interp(np.arctan2(rows, columns), angles, outline)
     found: NDArray[np.bool_] = rows**2 + columns**2 < radius**2
     return found
 
