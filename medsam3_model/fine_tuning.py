@@ -54,7 +54,8 @@ class TrainingSettings:
         clip_norm: longest gradient, over all parameters.
         images_per_step: images in a step, over all processes, each with one prompt: where
             embeddings are kept, another image costs no more than another prompt on the same one.
-        views: augmented views per image that are encoded and kept; 0 trains on the image alone.
+        views: augmented views per image to learn from that are encoded and kept; 0: the image
+            alone.
         replay_share: of the images of a step, where there are any to replay.
         patience: validations without a better one after which the run stops.
         validate_every, save_every: in steps.
@@ -258,7 +259,9 @@ class _Run:
             if self.replay and rng.random() < settings.replay_share:
                 pool = self.replay
             image = pool[int(rng.integers(len(pool)))]
-            view, embedding = self.data.view(image, int(rng.integers(settings.views + 1)))
+            # There are many images to replay, and each is seen a few times: no views of them.
+            views = 0 if pool is self.replay else settings.views
+            view, embedding = self.data.view(image, int(rng.integers(views + 1)))
             labels = self.data.labels(image, view)
             drawn.append((len(embeddings), draw_prompt(labels, self.data.mask_size, rng)))
             embeddings.append(embedding)

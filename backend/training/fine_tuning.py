@@ -83,7 +83,10 @@ def fine_tune(
 
     options = RunOptions.from_json(run.options)
     settings = fine_tuning.TrainingSettings(
-        steps=options.steps, minutes=options.minutes, seed=options.seed
+        steps=options.steps,
+        minutes=options.minutes,
+        seed=options.seed,
+        validate_every=max(20, min(50, options.steps // 4)),
     )
     if options.learning_rate is not None:
         settings = dataclasses.replace(settings, learning_rate=options.learning_rate)
