@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from medsam3_model.boxes import tight_box
+from medsam3_model.postprocessing import DetectionSettings
 from medsam3_model.types import Detections, ImageEmbedding, TextEmbedding
 
 CHANNELS = {"red": 0, "green": 1, "blue": 2}
@@ -27,6 +28,7 @@ class ColourModel:
 
     version = "colour-1"
     tracker = None
+    settings = DetectionSettings()
     patches: int = 64
     certainty: float = 8.0
     offset: float = 0.0
@@ -50,8 +52,16 @@ class ColourModel:
         channels = torch.tensor([CHANNELS[phrase.split()[-1]] for phrase in phrases])
         return TextEmbedding(tuple(phrases), channels[:, None, None], channels[:, None] >= 0, "")
 
-    def detect_all(self, image: ImageEmbedding, text: TextEmbedding) -> list[Detections]:
-        """One instance of each colour that is in the image."""
+    def detect_all(
+        self,
+        image: ImageEmbedding,
+        text: TextEmbedding,
+        boxes: Any = None,
+        box_labels: Any = None,
+        *,
+        settings: DetectionSettings | None = None,
+    ) -> list[Detections]:
+        """One instance of each colour that is in the image, whatever was drawn."""
         found = []
         for channel in text.features.flatten().tolist():
             mask = image.fpn_hidden_states[0][..., channel].numpy() > 128

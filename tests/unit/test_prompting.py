@@ -159,6 +159,29 @@ def test_boxes_that_reach_beyond_the_image_are_cut_and_others_have_no_object() -
         answered(ColourModel(), picture(truth), [20, 20, 20, 40])
 
 
+# --- points, for a model without a tracker
+
+
+def clicked(model: ColourModel, image: np.ndarray, point: tuple[float, float]) -> Detections:
+    points = np.array([point], np.float32)
+    return segment_prompted(
+        model,  # type: ignore[arg-type]
+        model.encode_image(image),
+        model.encode_text(["red"]),
+        SpatialPrompt(np.zeros((0, 4), np.float32), [], points, [1]),
+    )
+
+
+def test_a_point_chooses_the_instance_under_it_else_a_box_around_it_is_asked_for() -> None:
+    model, truth = ColourModel(), disk(50, 60, 30)
+    found = clicked(model, picture(truth), (40.0, 60.0))
+    assert np.array_equal(found.masks[0], truth)
+    assert model.prompted == []
+    found = clicked(model, picture(truth), (130.0, 60.0))
+    assert [asked.tolist() for asked in model.prompted] == [[[115.0, 45.0, 145.0, 75.0]]]
+    assert found.masks[0][60, 130]
+
+
 # --- a closer look
 
 
