@@ -217,7 +217,7 @@ def test_one_sync_brings_in_a_project_that_was_never_heard_of(
     services.close()
 
 
-def test_drawn_edited_and_skipped_in_the_browser(
+def test_drawn_edited_skipped_and_deleted_in_the_browser(
     page: Page,  # noqa: F811
     project: LabelStudioProject,  # noqa: F811
     label_studio: LabelStudio,
@@ -270,6 +270,24 @@ def test_drawn_edited_and_skipped_in_the_browser(
     check()
     found = {row["task"]: row["revision"]["was_cancelled"] for row in stored(project.id)}
     assert found == {first: False, second: True}
+
+    page.goto(f"{label_studio_server.url}/projects/{project.id}/data?task={first}")
+    page.wait_for_selector(".konvajs-content canvas", timeout=60_000)
+    _delete_annotation(page)
+    check()
+    assert [row["task"] for row in stored(project.id)] == [second]
+
+
+def _delete_annotation(page: Page) -> None:  # noqa: F811
+    """Delete the annotation on the screen by its menu, and confirm it."""
+    page.locator(".lsf-annotation-button__trigger").first.click()
+    page.get_by_text("Delete Annotation").click()
+    with page.expect_response(
+        lambda answer: "/api/annotations/" in answer.url and answer.request.method == "DELETE"
+    ) as answered:
+        # What asks back is the last thing on the page.
+        page.get_by_role("button", name="Delete", exact=True).last.click(timeout=10_000)
+    assert answered.value.ok
 
 
 def _brush_stroke(page: Page) -> None:  # noqa: F811
