@@ -43,13 +43,13 @@ class BundleInfo:
     use_presence: bool
 
 
-def tiny_config(input_size: int = 144) -> "Sam3Config":
+def tiny_config(input_size: int = 216) -> "Sam3Config":
     """SAM 3's architecture with 5 million parameters, for a laptop's CPU.
 
-    144 pixels in patches of 12 give 12×12 tokens and masks of 48×48. Six ViT layers, four of them
+    216 pixels in patches of 12 give 18×18 tokens and masks of 72×72. Six ViT layers, four of them
     windowed; the detector works in 64 dimensions, which its convolutions at mask resolution need
-    for speed. `input_size` (a multiple of 72) serves training at another resolution: 288 costs
-    four times as much.
+    for speed. `input_size` (a multiple of 72) serves training at another resolution: half of the
+    pixels cost half of the time.
     """
     from transformers import Sam3Config
 

@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from medsam3_model import pretrain
 from medsam3_model.datasets import split_of_group
 from medsam3_model.errors import DatasetError
-from medsam3_model.presets import read_bundle_info
+from medsam3_model.presets import PRESETS, read_bundle_info
 from medsam3_model.pretraining_data import load_sources, read_folder
 from medsam3_model.template_slices import TEMPLATE_DEMO_SLICES
 
@@ -67,7 +67,7 @@ def test_the_rate_warms_up_and_then_runs_between_its_ends() -> None:
 def test_shipped_configuration_reads_and_its_shares_are_whole() -> None:
     config = pretrain.read_config(CONFIG)
     assert sum(config.shares.values()) == pytest.approx(1.0)
-    assert config.phases[-1].input_size == 144
+    assert config.phases[-1].input_size == PRESETS[config.preset]().image_size
 
 
 def test_quiet_features_cost_nothing_and_loud_ones_do() -> None:
