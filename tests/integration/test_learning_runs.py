@@ -1,5 +1,6 @@
 """Runs, triggers, promotions and rollbacks in a real database with a real queue."""
 
+import os
 import signal
 import subprocess
 import sys
@@ -272,3 +273,25 @@ train_run(open_services(settings), {id_!r})
         time.sleep(0.05)
     process.send_signal(signal.SIGKILL)
     process.wait()
+
+
+def test_a_trainer_of_its_own_session_makes_way_for_all_others() -> None:
+    program = """
+import os
+from pathlib import Path
+from backend.training.trainer import _make_way
+_make_way()
+session = Path("/proc/self/autogroup")
+print(os.nice(0), os.environ["OMP_NUM_THREADS"], session.read_text() if session.exists() else 10)
+"""
+    environment = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
+    told = subprocess.run(
+        [sys.executable, "-c", program],
+        env=environment,
+        start_new_session=True,
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout.split()
+    assert told[0] == told[-1] == "10"
+    assert int(told[1]) == max(1, (os.cpu_count() or 1) // 2)

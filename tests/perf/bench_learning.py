@@ -156,7 +156,7 @@ def _interactive() -> dict[str, float]:
         _wait_for_worker(target)
         alone = _clicks(target, CLICKS, pause_s=PAUSE_S)
         run_id = runs.request_run(target.services, id_, Trigger.API, steps=100_000).run_id
-        _wait_for_step(target.services, run_id, 5)
+        _wait_for_step(target.services, run_id, 1)
         before = _step(target.services, run_id)
         started = time.perf_counter()
         beside = _clicks(target, CLICKS, pause_s=PAUSE_S)
@@ -224,7 +224,7 @@ def _step(services: Services, run_id: str) -> int:
 
 
 def _wait_for_step(services: Services, run_id: str, step: int) -> None:
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 300
     while _step(services, run_id) < step:
         assert time.monotonic() < deadline, "the trainer does not get on"
         time.sleep(0.2)
