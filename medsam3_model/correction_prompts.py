@@ -18,9 +18,9 @@ _BOXED_SHARE = 0.4
 """Of the prompts for what is there."""
 _GENERIC_SHARE = 0.25
 """Of the boxes: asked without the concept's name, as from somebody who only draws."""
-_MASKED_SHARE = {True: 0.5, False: 0.25}
-"""Of the prompts for what is there, and for what is not: those whose masks are learned, too. The
-mask decoder costs as much as all the rest, and every prompt teaches boxes, scores and presence."""
+_EMPTY_MASKED_SHARE = 0.25
+"""Of the prompts for what is not there: those of which an empty mask is learned, too. Presence and
+scores say nearly all about it, and the masks of what is there are worth more."""
 
 
 def draw_prompt(
@@ -45,7 +45,8 @@ def draw_prompt(
         prompt = _boxed(phrase, layers[phrase], mask_size, rng)
     else:
         prompt = DrawnPrompt(phrase, None, target_of(layers[phrase], None, mask_size))
-    return replace(prompt, wants_masks=bool(rng.random() < _MASKED_SHARE[not ask_absent]))
+    wants_masks = not ask_absent or rng.random() < _EMPTY_MASKED_SHARE
+    return replace(prompt, wants_masks=bool(wants_masks))
 
 
 def _boxed(phrase: str, layer: Tensor, mask_size: int, rng: np.random.Generator) -> DrawnPrompt:

@@ -243,7 +243,8 @@ def test_prompts_of_an_image(model: MedSAM3) -> None:
     assert 3 < sum(one.phrase in GENERIC_PHRASES for one in boxed) < 25
     assert all(one.phrase == "cell nucleus" for one in by_text)
     assert all(len(one.target.boxes) == 2 for one in by_text)
-    assert 55 < sum(one.wants_masks for one in prompts) < 110
+    assert all(one.wants_masks for one in (*boxed, *by_text))
+    assert 5 < sum(one.wants_masks for one in absent) < 45
 
 
 def test_what_is_only_looked_for_is_asked(model: MedSAM3) -> None:
