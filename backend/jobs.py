@@ -8,10 +8,10 @@ from datetime import timedelta
 from typing import TYPE_CHECKING
 
 from redis.exceptions import RedisError
-from sqlalchemy import or_, select, update
+from sqlalchemy import case, or_, select, update
 
 from backend.errors import BackendError, LabelStudioUnavailableError
-from backend.predicting import enqueue_pushes
+from backend.predicting import answer_message, enqueue_pushes
 from backend.queues import wake
 from backend.services import Services, current_services
 from backend.tables import Delivery, LabelConfigText, Suggestion, SuggestionState, now
@@ -43,7 +43,7 @@ def predict_chunk(ids: Sequence[str]) -> None:
             elif _predict_row(services, inference, row):
                 finished.append(row)
     # First of all: somebody waits for the answer, nobody for the rest.
-    _wake(services, finished)
+    _wake(services, [row for row in finished if not row.interactive])
     _after(services, ids)
     inference.publish_counts()
 
@@ -82,22 +82,32 @@ def _predict_row(services: Services, inference: "Inference", row: Suggestion) ->
     try:
         outcome = inference.predict(row, _label_config(services, row.config_hash))
     except LabelStudioUnavailableError as error:
-        if row.interactive:
-            _store(services, row, state=SuggestionState.FAILED, error=str(error))
-        else:
+        if not row.interactive:
             log.warning("task %s waits for Label Studio: %s", row.task_id, error)
             _put_back(services, row, wait_s=RETRY_LATER_S)
             return False
+        _fail(services, row, str(error))
     except (BackendError, MedSAM3Error) as error:
         log.warning("task %s of project %s failed: %s", row.task_id, row.project_id, error)
-        _store(services, row, state=SuggestionState.FAILED, error=str(error))
+        _fail(services, row, str(error))
     except Exception as error:
         # One bad task must not take its neighbours along. The text of an unforeseen error may
         # hold anything, so only its type leaves the worker; the traceback is in the worker's log.
         log.exception("task %s of project %s failed", row.task_id, row.project_id)
-        message = f"unexpected {type(error).__name__}; the worker's log has the traceback"
-        _store(services, row, state=SuggestionState.FAILED, error=message)
+        _fail(
+            services,
+            row,
+            f"unexpected {type(error).__name__}; the worker's log has the traceback",
+        )
     else:
+        if row.interactive:
+            # An annotator waits: the answer goes out before it is stored.
+            prediction = {
+                "result": outcome.regions,
+                "score": outcome.score,
+                "model_version": row.model_version,
+            }
+            _wake(services, [row], answer_message(row.task_id, prediction))
         _store(
             services,
             row,
@@ -108,6 +118,12 @@ def _predict_row(services: Services, inference: "Inference", row: Suggestion) ->
             model_s=outcome.model_s,
         )
     return True
+
+
+def _fail(services: Services, row: Suggestion, reason: str) -> None:
+    if row.interactive:
+        _wake(services, [row], answer_message(row.task_id, None, reason))
+    _store(services, row, state=SuggestionState.FAILED, error=reason)
 
 
 def _claim(services: Services, ids: Sequence[str]) -> list[Suggestion]:
@@ -169,6 +185,12 @@ def _leased(services: Services, ids: list[str]) -> Iterator[None]:
 
 
 def _store(services: Services, row: Suggestion, **values: object) -> None:
+    if row.interactive:
+        # Its answer has just gone out, unless the request had given up before.
+        reached = Delivery.DELIVERED if values["state"] == SuggestionState.DONE else Delivery.NONE
+        values["delivery"] = case(
+            (Suggestion.delivery == Delivery.REPLY, reached), else_=Suggestion.delivery
+        )
     with services.database.session() as session:
         session.execute(
             update(Suggestion)
@@ -192,10 +214,13 @@ def _put_back(services: Services, row: Suggestion, *, wait_s: float) -> None:
         )
 
 
-def _wake(services: Services, rows: Sequence[Suggestion]) -> None:
+def _wake(services: Services, rows: Sequence[Suggestion], message: str = "") -> None:
     """Wake the requests that asked for the rows; one that no longer waits does not mind."""
+    request_ids = sorted({row.request_id for row in rows if row.request_id})
+    if not request_ids:
+        return
     try:
-        wake(services.redis, sorted({row.request_id for row in rows if row.request_id}))
+        wake(services.redis, request_ids, message)
     except RedisError as error:
         log.warning("nobody could be woken (%s); waiting requests look for themselves", error)
 

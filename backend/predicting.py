@@ -90,10 +90,14 @@ def predict(services: Services, request: PredictRequest) -> PredictAnswer:
     request_id = new_id()
     ids = _create_rows(services, request, request_id, version)
     try:
-        interactive = request.context is not None
-        mine = ids if interactive else _mine(services, request_id)
-        enqueue_chunks(services, mine, request_id, interactive=interactive)
-        _wait(services, request_id, sorted(set(ids)), deadline)
+        if request.context is not None:
+            enqueue_chunks(services, ids, request_id, interactive=True)
+            message = _answer(services, request_id, deadline)
+            if message:
+                return _read_answer(message)
+        else:
+            enqueue_chunks(services, _mine(services, request_id), request_id)
+            _wait(services, request_id, sorted(set(ids)), deadline)
     except (QueueError, RedisError) as error:
         log.warning("request %s: %s", request_id, error)
     return _finish(services, request, request_id, ids)
@@ -139,6 +143,17 @@ def enqueue_chunks(
             job_id=f"predict-{name}-{start // size}",
             at_front=interactive,
         )
+
+
+def answer_message(task_id: int | None, prediction: dict[str, Any] | None, error: str = "") -> str:
+    """An interactive answer as the text that wakes its request: an annotator waits for it."""
+    if prediction is None:
+        return json.dumps({"errors": [f"task {task_id}: {error}"]})
+    return json.dumps({"predictions": [prediction]})
+
+
+def _read_answer(message: str) -> PredictAnswer:
+    return PredictAnswer(**json.loads(message))
 
 
 def enqueue_pushes(services: Services, ids: Sequence[str]) -> None:
@@ -221,12 +236,21 @@ def _mine(services: Services, request_id: str) -> list[str]:
         )
 
 
+def _answer(services: Services, request_id: str, deadline: float) -> str | None:
+    """The message that wakes an interactive request, or None at the deadline."""
+    while (left := deadline - time.monotonic()) > 0:
+        # In short turns: a connection that is silent for long counts as broken.
+        message = wait(services.redis, request_id, min(left, POLL_S))
+        if message is not None:
+            return message
+    return None
+
+
 def _wait(services: Services, request_id: str, ids: list[str], deadline: float) -> None:
     """Return when none of the rows is under way any more, or at the deadline."""
     while (left := deadline - time.monotonic()) > 0:
-        woken = wait(services.redis, request_id, min(left, POLL_S))
-        # A worker wakes only for what is finished, so one row needs no second look.
-        if (woken and len(ids) == 1) or _unfinished(services, ids) == 0:
+        wait(services.redis, request_id, min(left, POLL_S))
+        if _unfinished(services, ids) == 0:
             return
 
 
@@ -290,7 +314,7 @@ def _load(session: Session, ids: set[str]) -> dict[str, Suggestion]:
 
 def _claimable(row: Suggestion, request_id: str) -> bool:
     """Whether this request may bring the row: it owns it, or nobody brings it before a push."""
-    owned = row.request_id == request_id and row.delivery == Delivery.REPLY
+    owned = row.request_id == request_id and (row.interactive or row.delivery == Delivery.REPLY)
     return owned or row.delivery == Delivery.PUSH
 
 

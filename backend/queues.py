@@ -14,6 +14,7 @@ from redis.exceptions import RedisError
 from rq import Queue
 from rq.job import Job, Retry
 from rq.serializers import JSONSerializer
+from rq.utils import as_text
 
 from backend.errors import QueueError
 
@@ -95,18 +96,19 @@ def waiting_row_ids(redis: Redis, name: QueueName) -> set[str]:
     return {row_id for job in found if job is not None for row_id in job.args[0]}
 
 
-def wake(redis: Redis, request_ids: Sequence[str]) -> None:
-    """Tell the requests that wait for work that some of it is done."""
+def wake(redis: Redis, request_ids: Sequence[str], message: str = "") -> None:
+    """Tell the requests that wait for work that some of it is done; `message` goes along."""
     with redis.pipeline(transaction=False) as pipeline:
         for request_id in request_ids:
-            pipeline.lpush(_done_key(request_id), 1)
+            pipeline.lpush(_done_key(request_id), message)
             pipeline.expire(_done_key(request_id), DONE_TTL_S)
         pipeline.execute()
 
 
-def wait(redis: Redis, request_id: str, timeout_s: float) -> bool:
-    """Block until `wake` names the request; False when `timeout_s` went by."""
-    return redis.blpop([_done_key(request_id)], timeout=timeout_s) is not None
+def wait(redis: Redis, request_id: str, timeout_s: float) -> str | None:
+    """Block until `wake` names the request: its message, or None when `timeout_s` went by."""
+    found = redis.blpop([_done_key(request_id)], timeout=timeout_s)
+    return None if found is None else as_text(found[1])
 
 
 def _done_key(request_id: str) -> str:

@@ -45,8 +45,11 @@ def redis_server(data_dir: Path) -> Iterator[RedisServer]:
 
 @pytest.fixture
 def settings(data_dir: Path) -> Settings:
-    """Settings that keep everything below the test's folder; short leases, so deaths show soon."""
-    return Settings(data_dir=data_dir, lease_s=2, label_studio_api_key="0" * 40)
+    """Settings that keep everything below the test's folder; short leases, so deaths show soon,
+    and all the time that a busy machine may need."""
+    return Settings(
+        data_dir=data_dir, lease_s=2, predict_budget_s=95, label_studio_api_key="0" * 40
+    )
 
 
 @pytest.fixture
