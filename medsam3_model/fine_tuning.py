@@ -78,7 +78,7 @@ class TrainingSettings:
     seed: int = 0
     loss: LossWeights = field(
         default_factory=lambda: LossWeights(
-            classification=1.5, presence=4.0, mask_focal=50.0, semantic_dice=20.0
+            classification=1.5, presence=4.0, mask_focal=10.0, semantic_dice=20.0
         )
     )
 
