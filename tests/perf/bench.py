@@ -1,5 +1,6 @@
 """`make bench`: measures, and prints one JSON object as its last line. It never judges."""
 
+import argparse
 import json
 import sys
 from collections.abc import Callable
@@ -25,8 +26,16 @@ PARTS: dict[str, Callable[[], dict[str, float]]] = {
 
 def main() -> None:
     """Measure every part, or those named on the command line."""
+    parser = argparse.ArgumentParser(
+        description="Measure, and print one JSON object as the last line.",
+        epilog="Example: python -m tests.perf.bench web model",
+    )
+    parser.add_argument("parts", nargs="*", metavar="PART", help=f"of {', '.join(PARTS)}")
+    named = parser.parse_args().parts
+    if unknown := [name for name in named if name not in PARTS]:
+        parser.error(f"there is no part {unknown[0]!r}; there are {', '.join(PARTS)}")
     figures: dict[str, float] = {}
-    for name in sys.argv[1:] or PARTS:
+    for name in named or PARTS:
         print(f"measuring: {name}", file=sys.stderr, flush=True)
         part = PARTS[name]()
         figures |= part
