@@ -29,11 +29,11 @@ from tests.perf.running import Running, running
 _UNSEEN = 2_000_000  # seeds of phantoms that nothing else uses
 # Five ways to spoil a run, four seeds each.
 DAMAGES: dict[str, dict[str, Any]] = {
-    "shuffled": {"train": 12, "shuffled": True, "steps": 10},
-    "shuffled and fast": {"train": 12, "shuffled": True, "steps": 10, "learning_rate": 2e-3},
-    "tiny": {"train": 1, "steps": 20, "learning_rate": 1e-3},
-    "too fast": {"train": 12, "steps": 10, "learning_rate": 1e-2},
-    "far too fast": {"train": 12, "steps": 10, "learning_rate": 0.1},
+    "shuffled": {"train": 12, "shuffled": True, "steps": 8},
+    "shuffled and fast": {"train": 12, "shuffled": True, "steps": 8, "learning_rate": 2e-3},
+    "tiny": {"train": 1, "steps": 12, "learning_rate": 1e-3},
+    "too fast": {"train": 12, "steps": 8, "learning_rate": 1e-2},
+    "far too fast": {"train": 12, "steps": 8, "learning_rate": 0.1},
 }
 SEEDS = 4
 VALIDATION = 6
