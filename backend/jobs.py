@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from redis.exceptions import RedisError
 from sqlalchemy import case, or_, select, update
 
-from backend.errors import BackendError, LabelStudioUnavailableError
+from backend.errors import BackendError, LabelStudioAuthError, LabelStudioUnavailableError
 from backend.predicting import answer_message, enqueue_pushes
 from backend.queues import wake
 from backend.services import Services, current_services
@@ -72,7 +72,10 @@ def keep_up(_ids: Sequence[str]) -> None:
     """Bring in the corrections that no webhook told of; remove what is past its retention time."""
     from backend.corrections.upkeep import keep_up as run
 
-    run(current_services())
+    try:
+        run(current_services())
+    except (LabelStudioAuthError, LabelStudioUnavailableError) as error:
+        log.warning("corrections that no webhook told of wait for the next look: %s", error)
 
 
 def _predict_row(services: Services, inference: "Inference", row: Suggestion) -> bool:
