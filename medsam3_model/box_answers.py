@@ -11,6 +11,7 @@ way where it is sure.
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 Window = tuple[int, int, int, int]
@@ -124,7 +125,9 @@ def _resample(logits: NDArray[np.float32], seen: Window, window: Window) -> NDAr
     """Bilinear, at the centres of the window's pixels; beyond `seen` the nearest value."""
     columns = _weights(logits.shape[1], seen[0], seen[2], window[0], window[2])
     rows = _weights(logits.shape[0], seen[1], seen[3], window[1], window[3])
-    return np.asarray(rows @ logits.astype(np.float32) @ columns.T, np.float32)
+    # Not numpy's product: the threads of its BLAS spin on for a while, and slow torch's down.
+    found = torch.from_numpy(rows) @ torch.from_numpy(logits.astype(np.float32))
+    return np.asarray((found @ torch.from_numpy(columns).T).numpy(), np.float32)
 
 
 def _weights(cells: int, low: int, high: int, start: int, stop: int) -> NDArray[np.float32]:
