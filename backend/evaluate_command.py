@@ -55,8 +55,8 @@ def evaluate(
     mask: Annotated[
         Literal["instances", "semantic"],
         typer.Option(
-            help="`instances`: the union of what passed the threshold, else the semantic map. "
-            "`semantic`: that map alone."
+            help="In mode t. `instances`: the union of what passed the threshold, else the "
+            "semantic map. `semantic`: that map alone."
         ),
     ] = "instances",
     seed: Annotated[int, typer.Option(min=0, help="Of the boxes' errors and the bootstrap.")] = 0,

@@ -16,7 +16,8 @@ from backend import brush_rle
 from backend.corrections.event_ingest import open_ingest
 from backend.corrections.ingest import Hint
 from backend.predicting import config_hash
-from backend.services import Services
+from backend.services import Services, open_services, use_services
+from backend.settings import Settings
 from backend.tables import (
     Delivery,
     LabelConfigText,
@@ -130,6 +131,26 @@ def publish(
     return version
 
 
+@contextmanager
+def learning_stage(data_dir: Path, model: Path, **settings: Any) -> "Iterator[LearningStage]":
+    """A stage that serves `model`, without replay; the process's services are its own meanwhile."""
+    with StandInLabelStudio(CONFIG) as label_studio:
+        services = open_services(
+            Settings(
+                data_dir=data_dir,
+                label_studio_url=label_studio.url,
+                label_studio_api_key="0" * 40,
+                model=str(model),
+                train_replay=False,
+                **settings,
+            )
+        )
+        use_services(services)
+        yield LearningStage(services, label_studio)
+        use_services(None)
+        services.close()
+
+
 class LearningStage:
     """Annotates tasks of the stand-in server and takes the annotations in.
 
@@ -192,9 +213,3 @@ class LearningStage:
             session.flush()
             session.add(row)
         return row
-
-
-@contextmanager
-def learning_stage(services: Services, label_studio: StandInLabelStudio) -> Iterator[LearningStage]:
-    """The stage for one test."""
-    yield LearningStage(services, label_studio)

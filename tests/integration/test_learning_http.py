@@ -11,13 +11,10 @@ from werkzeug.test import TestResponse
 from backend import model_versions
 from backend.app import create_app
 from backend.redis_server import RedisServer
-from backend.services import open_services, use_services
-from backend.settings import Settings
 from backend.training import runs
 from backend.training.tables import RunState
 from backend.training.trainer import train_run
-from tests.integration.learning_stage import CONFIG, LearningStage, small_model
-from tests.integration.stand_in_label_studio import StandInLabelStudio
+from tests.integration.learning_stage import LearningStage, learning_stage, small_model
 
 API = "/api/v1"
 
@@ -29,20 +26,8 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def stage(redis_server: RedisServer, data_dir: Path, model: Path) -> Iterator[LearningStage]:
-    with StandInLabelStudio(CONFIG) as label_studio:
-        settings = Settings(
-            data_dir=data_dir,
-            label_studio_url=label_studio.url,
-            label_studio_api_key="0" * 40,
-            model=str(model),
-            gate_min_images=4,
-            train_replay=False,
-        )
-        services = open_services(settings)
-        use_services(services)
-        yield LearningStage(services, label_studio)
-        use_services(None)
-        services.close()
+    with learning_stage(data_dir, model, gate_min_images=4) as opened:
+        yield opened
 
 
 @pytest.fixture

@@ -8,15 +8,13 @@ from sqlalchemy import select
 
 from backend import model_versions
 from backend.redis_server import RedisServer
-from backend.services import Services, open_services, use_services
-from backend.settings import Settings
+from backend.services import Services
 from backend.tables import ModelVersion
 from backend.training import runs
 from backend.training.detector_store import DetectorStore
 from backend.training.tables import GateVerdict, Promotion, RunState, TrainingRun, Trigger
 from backend.training.trainer import train_run
-from tests.integration.learning_stage import CONFIG, LearningStage, small_model
-from tests.integration.stand_in_label_studio import StandInLabelStudio
+from tests.integration.learning_stage import LearningStage, learning_stage, small_model
 
 
 @pytest.fixture(scope="session")
@@ -26,20 +24,8 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def stage(redis_server: RedisServer, data_dir: Path, model: Path) -> Iterator[LearningStage]:
-    with StandInLabelStudio(CONFIG) as label_studio:
-        settings = Settings(
-            data_dir=data_dir,
-            label_studio_url=label_studio.url,
-            label_studio_api_key="0" * 40,
-            model=str(model),
-            gate_min_images=4,
-            train_replay=False,
-        )
-        services = open_services(settings)
-        use_services(services)
-        yield LearningStage(services, label_studio)
-        use_services(None)
-        services.close()
+    with learning_stage(data_dir, model, gate_min_images=4) as opened:
+        yield opened
 
 
 def finished(services: Services, run_id: str) -> TrainingRun:

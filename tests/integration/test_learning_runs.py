@@ -18,8 +18,7 @@ from backend.events import receive
 from backend.inference import Inference
 from backend.queues import QueueName, queue
 from backend.redis_server import RedisServer
-from backend.services import Services, open_services, use_services
-from backend.settings import Settings
+from backend.services import Services
 from backend.tables import now
 from backend.training import promotion, runs, snapshots, trainer, triggers
 from backend.training.runs import TrainingError
@@ -33,8 +32,14 @@ from backend.training.tables import (
 )
 from medsam3_model import MedSAM3
 from medsam3_model.detector_checkpoints import detector_state
-from tests.integration.learning_stage import CONFIG, LearningStage, disc, publish, small_model
-from tests.integration.stand_in_label_studio import StandInLabelStudio
+from tests.integration.learning_stage import (
+    CONFIG,
+    LearningStage,
+    disc,
+    learning_stage,
+    publish,
+    small_model,
+)
 
 
 @pytest.fixture(scope="module")
@@ -44,19 +49,8 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def stage(redis_server: RedisServer, data_dir: Path, model: Path) -> Iterator[LearningStage]:
-    with StandInLabelStudio(CONFIG) as label_studio:
-        settings = Settings(
-            data_dir=data_dir,
-            label_studio_url=label_studio.url,
-            label_studio_api_key="0" * 40,
-            model=str(model),
-            train_replay=False,
-        )
-        services = open_services(settings)
-        use_services(services)
-        yield LearningStage(services, label_studio)
-        use_services(None)
-        services.close()
+    with learning_stage(data_dir, model) as opened:
+        yield opened
 
 
 def test_requests_are_one_run_until_its_snapshot_is_taken(stage: LearningStage) -> None:
