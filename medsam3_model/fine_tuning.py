@@ -10,7 +10,7 @@ import hashlib
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,11 +25,12 @@ from medsam3_model.detector import detect
 from medsam3_model.detector_checkpoints import DetectorCheckpoint, detector_state
 from medsam3_model.errors import MedSAM3Error
 from medsam3_model.evaluation import concept_mask
-from medsam3_model.losses import LossWeights, PromptTarget, detector_loss
+from medsam3_model.losses import PromptTarget, detector_loss
 from medsam3_model.metrics import dice
 from medsam3_model.processes import joined
 from medsam3_model.training_data import TrainingData, TrainingImage, spare
 from medsam3_model.training_prompts import DrawnPrompt
+from medsam3_model.training_settings import TrainingSettings
 from medsam3_model.training_state import TrainingState, load_state, save_state
 from medsam3_model.types import ImageEmbedding
 
@@ -41,52 +42,6 @@ __all__ = ["FineTuned", "Progress", "TrainingImage", "TrainingSettings", "fine_t
 
 _WAY = 0.7
 _MEAN_OVER = 50  # steps that the reported loss is averaged over
-
-
-@dataclass(frozen=True)
-class TrainingSettings:
-    """How a run learns.
-
-    Attributes:
-        steps: optimiser steps at most.
-        minutes: after which the run stops where it is.
-        learning_rate: peak; it rises over `warm_up` steps and falls linearly to a twentieth.
-        weight_decay: of AdamW, on weights that are neither biases nor norms.
-        clip_norm: longest gradient, over all parameters.
-        images_per_step: images in a step, over all processes, each with one prompt: where
-            embeddings are kept, another image costs no more than another prompt on the same one.
-        views: augmented views per image to learn from that are encoded and kept; 0: the image
-            alone.
-        replay_share: of the images of a step, where there are any to replay.
-        patience: validations without a better one after which the run stops.
-        validate_every, save_every: in steps.
-        seed: of all that is drawn.
-        loss: weights of its terms.
-    """
-
-    steps: int = 400
-    minutes: float = 120.0
-    learning_rate: float = 2e-4
-    warm_up: int = 20
-    weight_decay: float = 0.1
-    clip_norm: float = 5.0
-    images_per_step: int = 8
-    views: int = 3
-    replay_share: float = 0.5
-    validate_every: int = 50
-    patience: int = 4
-    save_every: int = 25
-    seed: int = 0
-    loss: LossWeights = field(
-        default_factory=lambda: LossWeights(
-            classification=1.5, presence=4.0, mask_focal=10.0, semantic_dice=20.0
-        )
-    )
-
-    def rate(self, step: int) -> float:
-        """The learning rate of a step, from 0."""
-        rising = min(1.0, (step + 1) / max(self.warm_up, 1))
-        return self.learning_rate * rising * (1 - 0.95 * step / max(self.steps - 1, 1))
 
 
 @dataclass(frozen=True)

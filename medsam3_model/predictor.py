@@ -26,6 +26,8 @@ from medsam3_model.postprocessing import SAM3_SETTINGS, DetectionSettings, to_de
 from medsam3_model.preprocessing import (
     model_boxes,
     per_phrase_boxes,
+    phrase_tokens,
+    raw_boxes,
     text_mask,
     to_pixel_values,
 )
@@ -194,13 +196,9 @@ class MedSAM3:
         self, path: str | Path, *, base: str, name: str, notes: Mapping[str, Any] | None = None
     ) -> DetectorCheckpoint:
         """Write this model's detector; see `detector_checkpoints.save_detector`."""
+        state, encoder_hash = detector_state(self.model), self.encoder_hash
         return save_detector(
-            path,
-            detector_state(self.model),
-            encoder_hash=self.encoder_hash,
-            base=base,
-            name=name,
-            notes=notes,
+            path, state, encoder_hash=encoder_hash, base=base, name=name, notes=notes
         )
 
     @property
@@ -239,19 +237,8 @@ class MedSAM3:
         hidden = forward.vision_hidden(self.model, pixels.to(self.device))
         levels = forward.feature_levels(self.model, hidden)
 
-        def of_one(batch: torch.Tensor, row: int) -> torch.Tensor:
-            # A view would keep the whole batch in memory for as long as one image is kept.
-            return batch if len(images) == 1 else batch[row : row + 1].clone()
-
-        return [
-            ImageEmbedding(
-                fpn_hidden_states=tuple(of_one(level, row) for level in levels),
-                last_hidden_state=of_one(hidden, row),
-                original_size=(rgb.shape[0], rgb.shape[1]),
-                encoder_hash=self.encoder_hash,
-            )
-            for row, rgb in enumerate(images)
-        ]
+        sizes = [(rgb.shape[0], rgb.shape[1]) for rgb in images]
+        return ImageEmbedding.of_batch(levels, hidden, sizes, self.encoder_hash)
 
     def restore_embedding(
         self, last_hidden_state: torch.Tensor, original_size: tuple[int, int]
@@ -272,20 +259,11 @@ class MedSAM3:
         Raises:
             PromptError: no phrase, or an empty one.
         """
-        if isinstance(phrases, str) or not phrases:
-            raise PromptError("phrases is a non-empty list of texts")
-        if any(not phrase.strip() for phrase in phrases):
-            raise PromptError("a phrase is empty")
-        tokens = self.tokenizer(
-            list(phrases),
-            padding="max_length",
-            truncation=True,
-            max_length=self.config.text_config.max_position_embeddings,
-            return_tensors="pt",
+        ids, mask = phrase_tokens(
+            self.tokenizer, phrases, self.config.text_config.max_position_embeddings
         )
-        mask = tokens["attention_mask"].to(self.device).bool()
+        ids, mask = ids.to(self.device), mask.to(self.device)
         with torch.no_grad():
-            ids = tokens["input_ids"].to(self.device)
             features = forward.text_features(self.model, ids, mask)
         return TextEmbedding(tuple(phrases), features, mask, self.encoder_hash)
 
@@ -413,16 +391,8 @@ class MedSAM3:
         """
         pixels = torch.as_tensor(pixel_values, dtype=torch.float32).to(self.device)
         ids = torch.as_tensor(input_ids, dtype=torch.long).to(self.device)
-        if boxes is None:
-            prompt, labels = model_boxes(*per_phrase_boxes(None, None, len(ids)), (1, 1))
-        else:
-            prompt = torch.as_tensor(boxes, dtype=torch.float32)
-            labels = torch.ones(prompt.shape[:2], dtype=torch.long)
-            if box_labels is not None:
-                labels = torch.as_tensor(box_labels, dtype=torch.long)
-        end_of_text = self.config.text_config.eos_token_id
-        # Early CLIP configs name 2, which no tokenizer ever used.
-        mask = text_mask(ids, 49407 if end_of_text == 2 else end_of_text)
+        prompt, labels = raw_boxes(boxes, box_labels, len(ids))
+        mask = text_mask(ids, self.config.text_config.eos_token_id)
         levels = forward.feature_levels(self.model, forward.vision_hidden(self.model, pixels))
         features = forward.text_features(self.model, ids, mask)
         return forward.detector_outputs(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -11,6 +11,9 @@ import torch
 from torchvision.transforms.v2 import functional as transforms
 
 from medsam3_model.errors import PromptError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 PADDING_LABEL = -10  # transformers' label of a box that is only there to fill the batch
 
@@ -35,12 +38,36 @@ def to_pixel_values(rgb: npt.NDArray[np.uint8], image_size: int) -> torch.Tensor
     return resized.to(torch.float32).div_(127.5).sub_(1.0)
 
 
+def phrase_tokens(
+    tokenizer: PreTrainedTokenizerBase, phrases: Sequence[str], length: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Token ids int64 (K, length) of K phrases, and which of them count, bool (K, length).
+
+    Raises:
+        PromptError: no phrase, or an empty one.
+    """
+    if isinstance(phrases, str) or not phrases:
+        raise PromptError("phrases is a non-empty list of texts")
+    if any(not phrase.strip() for phrase in phrases):
+        raise PromptError("a phrase is empty")
+    tokens = tokenizer(
+        list(phrases),
+        padding="max_length",
+        truncation=True,
+        max_length=length,
+        return_tensors="pt",
+    )
+    return tokens["input_ids"], tokens["attention_mask"].bool()
+
+
 def text_mask(input_ids: torch.Tensor, end_of_text: int) -> torch.Tensor:
     """Which tokens count, bool (K, L), from token ids alone.
 
     facebook pads with 0 and masks every 0; Hugging Face pads with the end-of-text token, of which
     the first one counts.
     """
+    if end_of_text == 2:  # named by early CLIP configs, used by no tokenizer
+        end_of_text = 49407
     is_end = (input_ids == end_of_text).long()
     ends_before = is_end.cumsum(dim=1) - is_end
     padded_with_zero = input_ids[:, -1:] == 0
@@ -115,6 +142,16 @@ def model_boxes(
         out[index, : len(row)] = torch.from_numpy(np.concatenate([centre, extent], axis=1)).float()
         out_labels[index, : len(row)] = torch.from_numpy(row_labels)
     return out, out_labels
+
+
+def raw_boxes(boxes: Any, box_labels: Any, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """`MedSAM3.raw`'s boxes float32 (B, M, 4) and labels int64 (B, M); without boxes, padding."""
+    if boxes is None:
+        return model_boxes(*per_phrase_boxes(None, None, count), (1, 1))
+    prompt = torch.as_tensor(boxes, dtype=torch.float32)
+    if box_labels is None:
+        return prompt, torch.ones(prompt.shape[:2], dtype=torch.long)
+    return prompt, torch.as_tensor(box_labels, dtype=torch.long)
 
 
 def _depth(value: Any) -> int:

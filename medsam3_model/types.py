@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -29,6 +30,25 @@ class ImageEmbedding:
     last_hidden_state: torch.Tensor
     original_size: tuple[int, int]
     encoder_hash: str
+
+    @classmethod
+    def of_batch(
+        cls,
+        levels: Sequence[torch.Tensor],
+        hidden: torch.Tensor,
+        sizes: Sequence[tuple[int, int]],
+        encoder_hash: str,
+    ) -> list[ImageEmbedding]:
+        """One for each of B images: levels (B, hidden_size, H_i, W_i), hidden (B, patches, C)."""
+
+        def of_one(batch: torch.Tensor, row: int) -> torch.Tensor:
+            # A view would keep the whole batch in memory for as long as one image is kept.
+            return batch if len(sizes) == 1 else batch[row : row + 1].clone()
+
+        return [
+            cls(tuple(of_one(one, row) for one in levels), of_one(hidden, row), size, encoder_hash)
+            for row, size in enumerate(sizes)
+        ]
 
     @property
     def nbytes(self) -> int:
