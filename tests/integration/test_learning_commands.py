@@ -75,8 +75,8 @@ def json_of(*arguments: object) -> Any:
 def test_train_and_what_came_of_it(stage: LearningStage, trainer: None) -> None:
     stage.annotate(train=14, val=6)
     base = json_of("models", "list")["default"]
-    ended = json_of("train", 7, "--steps", 24, "--learning-rate", "2e-3", "--seed", 3)
-    assert (ended["state"], ended["step"], ended["trigger"]) == ("done", 24, "command")
+    ended = json_of("train", 7, "--steps", 60, "--learning-rate", "2e-3", "--seed", 3)
+    assert (ended["state"], ended["step"], ended["trigger"]) == ("done", 60, "command")
     assert ended["gate"]["passed"], ended["gate"]["reasons"]
     version = ended["candidate"]
 
