@@ -43,6 +43,7 @@ def slow_backend(
     server.stop()
 
 
+@pytest.mark.timeout(900)
 def test_retrieving_300_predictions_loses_none_and_makes_none_twice(
     label_studio: LabelStudio, make_project: ProjectFactory, slow_backend: BackendServer
 ) -> None:
@@ -55,11 +56,14 @@ def test_retrieving_300_predictions_loses_none_and_makes_none_twice(
     # The budget of the request, with what Label Studio itself needs for 300 tasks.
     assert time.monotonic() - started < 60
     assert answer["processed_items"] == 300
-    deadline = time.monotonic() + 240
     expected = {task_id: Counter({report.model_version: 1}) for task_id in project.task_ids}
+    arrived, progress = 0, time.monotonic()
     while (found := versions_by_task(label_studio, project.id)) != expected:
         assert all(max(one.values(), default=0) <= 1 for one in found.values())
-        assert time.monotonic() < deadline, Counter(map(str, found.values()))
+        if (so_far := sum(map(bool, found.values()))) > arrived:
+            arrived, progress = so_far, time.monotonic()
+        # A busy machine may take its time, but it goes on.
+        assert time.monotonic() < progress + 90, Counter(map(str, found.values()))
         time.sleep(1)
 
 
