@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
 __all__ = ["FineTuned", "Progress", "TrainingImage", "TrainingSettings", "fine_tune"]
 
-_WAY = 0.7
+_WAY = 0.7  # from the weights at the start to the tuned ones, see `fine_tune`
 _MEAN_OVER = 50  # steps that the reported loss is averaged over
 
 

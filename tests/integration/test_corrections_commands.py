@@ -1,26 +1,23 @@
 """Corrections as programs and people see them: commands, API, doctor, upkeep."""
 
 import base64
-import json
 import os
 import pty
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 from flask.testing import FlaskClient
-from typer.testing import CliRunner, Result
 
 from backend.app import create_app
-from backend.cli import app
 from backend.corrections.upkeep import keep_up
 from backend.doctor.check import Status
 from backend.doctor.corrections import check_quarantined
 from backend.services import open_services
 from backend.settings import Settings, get_settings
+from tests.integration.commands import json_of, run
 from tests.integration.corrections_stage import CONFIG, Stage, brush, drawn, image_file, stage_at
 from tests.integration.stand_in_label_studio import StandInLabelStudio
 
@@ -54,16 +51,6 @@ def web(stage: Stage) -> FlaskClient:
     basic = base64.b64encode(f"{credentials.user}:{credentials.password}".encode()).decode()
     client.environ_base["HTTP_AUTHORIZATION"] = f"Basic {basic}"
     return client
-
-
-def run(*arguments: object) -> Result:
-    return CliRunner().invoke(app, [str(one) for one in arguments])
-
-
-def json_of(*arguments: object) -> Any:
-    result = run(*arguments, "--json")
-    assert result.exit_code == 0, result.output
-    return json.loads(result.stdout)
 
 
 def test_list_show_and_stats(stage: Stage) -> None:

@@ -6,19 +6,17 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
-from typer.testing import CliRunner, Result
 
-from backend.cli import app
 from backend.redis_server import RedisServer
 from backend.services import open_services, use_services
 from backend.settings import Settings, get_settings
 from backend.training import runs
 from backend.training.tables import RunState, Trigger
+from tests.integration.commands import json_of, run
 from tests.integration.learning_stage import CONFIG, LearningStage, disc, groups, small_model
 from tests.integration.stand_in_label_studio import StandInLabelStudio
 
@@ -60,16 +58,6 @@ def trainer(stage: LearningStage) -> Iterator[None]:
     yield
     process.terminate()
     assert process.wait(60) == 0
-
-
-def run(*arguments: object) -> Result:
-    return CliRunner().invoke(app, [str(one) for one in arguments])
-
-
-def json_of(*arguments: object) -> Any:
-    result = run(*arguments, "--json")
-    assert result.exit_code == 0, result.output
-    return json.loads(result.stdout)
 
 
 def test_train_and_what_came_of_it(stage: LearningStage, trainer: None) -> None:
