@@ -1,10 +1,12 @@
 """The detector's forward pass with every decoder layer's answer, which training needs.
 
 transformers' `Sam3Model.forward` returns the last layer's logits only. Here its submodules are
-called in the same order, with two savings: the prompts of one image share its vision features, and
-masks are computed only for the prompts that ask for them.
+called in the same order, with savings: the prompts of one image share its vision features, pixels
+are decoded only for the prompts that ask for masks, and a mask is painted only for the queries that
+are looked at.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -57,16 +59,27 @@ class DetectorOutput:
     """What the detector says about P prompts with Q queries and L decoder layers.
 
     logits (L, P, Q); boxes (L, P, Q, 4) cxcywh in 0..1; presence (L, P) logits.
-    mask_rows: int64 (R,), the prompts that masks were computed for; masks (R, Q, h, w) and semantic
-    (R, h, w), logits.
+    mask_rows: int64 (R,), the prompts that pixels were decoded for: pixels (R, C, h, w), semantic
+    (R, h, w) logits. A query's mask is its row of weights (R, Q, C) times the pixels, plus its bias
+    (R, Q).
     """
 
     logits: Tensor
     boxes: Tensor
     presence: Tensor
     mask_rows: Tensor
-    masks: Tensor
+    pixels: Tensor
+    weights: Tensor
+    biases: Tensor
     semantic: Tensor
+
+    def masks(self, at: int, queries: Tensor) -> Tensor:
+        """Mask logits (N, h, w) of `queries` (int64, N) of the prompt `mask_rows[at]`."""
+        pixels = self.pixels[at]
+        flat = torch.addmm(
+            self.biases[at, queries, None], self.weights[at, queries], pixels.flatten(1)
+        )
+        return flat.view(-1, *pixels.shape[1:]).float()
 
 
 def vision_features(model: "Sam3Model", pixel_values: Tensor) -> VisionFeatures:
@@ -121,25 +134,59 @@ def detect(
 
     if mask_rows is None:
         mask_rows = torch.arange(len(prompts.images), device=prompts.images.device)
+    decoder, last = model.mask_decoder, hidden[-1][mask_rows]
     if len(mask_rows) == 0:
-        finest = fine_to_coarse[0].shape[-2:]
-        masks = hidden.new_zeros((0, hidden.shape[2], *finest), dtype=torch.float32)
-        semantic = masks[:, 0]
+        finest = fine_to_coarse[0].shape
+        pixels = last.new_zeros(0, finest[1], *finest[2:])
+        semantic = last.new_zeros(0, *finest[2:])
     else:
         images = prompts.images[mask_rows]
-        painted = model.mask_decoder(
-            decoder_queries=hidden[-1][mask_rows],
-            backbone_features=[level[images] for level in fine_to_coarse],
-            encoder_hidden_states=encoded.last_hidden_state[mask_rows],
-            prompt_features=features[mask_rows],
-            prompt_mask=valid[mask_rows],
+        pixels = _decode_pixels(
+            model,
+            [level[images] for level in fine_to_coarse],
+            encoded.last_hidden_state[mask_rows],
+            features[mask_rows],
+            valid[mask_rows],
         )
-        masks, semantic = painted.pred_masks.float(), painted.semantic_seg.float().squeeze(1)
+        semantic = decoder.semantic_projection(pixels).squeeze(1)
+    # The projection of the pixels is taken to the queries: a dot product has two sides, and there
+    # are fewer queries than pixels.
+    asked, projection = decoder.mask_embedder(last), decoder.instance_projection
+    weights = asked @ projection.weight.flatten(1)
+    biases = asked @ projection.bias
     return DetectorOutput(
         logits=logits.float(),
         boxes=boxes,
         presence=decoded.presence_logits.float().squeeze(-1),
         mask_rows=mask_rows,
-        masks=masks,
-        semantic=semantic,
+        pixels=pixels,
+        weights=weights,
+        biases=biases,
+        semantic=semantic.float(),
     )
+
+
+def _decode_pixels(
+    model: "Sam3Model",
+    levels: Sequence[Tensor],
+    encoded: Tensor,
+    features: Tensor,
+    valid: Tensor,
+) -> Tensor:
+    """What `Sam3MaskDecoder.forward` multiplies with the queries, (R, C, h, w)."""
+    from transformers.masking_utils import create_bidirectional_mask
+
+    decoder = model.mask_decoder
+    normed = decoder.prompt_cross_attn_norm(encoded)
+    mask = create_bidirectional_mask(
+        config=decoder.config,
+        inputs_embeds=normed,
+        encoder_hidden_states=features,
+        attention_mask=valid,
+    )
+    attended, _ = decoder.prompt_cross_attn(
+        query=normed, key=features, value=features, attention_mask=mask
+    )
+    encoded = encoded + decoder.prompt_cross_attn_dropout(attended)
+    coarse = encoded.transpose(1, 2).unflatten(2, levels[-1].shape[-2:])
+    return decoder.pixel_decoder([*levels[:-1], coarse])

@@ -112,6 +112,7 @@ def fine_tune(
     """
     if not images:
         raise ValueError("there are no images to learn from")
+    devices.keep_freed_memory()
     run = _Run(model, images, replay, cache, settings or TrainingSettings(), name, base)
     return run.go(state, on_progress)
 
@@ -146,6 +147,7 @@ class _Run:
                 {"params": plain, "weight_decay": 0.0},
             ],
             lr=settings.learning_rate,
+            fused=True,
         )
         self.state = TrainingState()
         self.known_before: float | None = None

@@ -132,7 +132,7 @@ def detector_loss(
     found_masks, aim_masks = [], []
     for row, (queries, numbers) in enumerate(pairs):
         if row in position and len(queries):
-            found_masks.append(output.masks[position[row], queries])
+            found_masks.append(output.masks(position[row], queries))
             aim_masks.append(targets[row].masks[numbers])
     if found_masks:
         masks, aims = torch.cat(found_masks), torch.cat(aim_masks)

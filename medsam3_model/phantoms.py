@@ -7,29 +7,16 @@ every kind and size, and indifference to a modality's look.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-Float = NDArray[Any]
-Instances = NDArray[np.uint16]
-Draw = Callable[[np.random.Generator, int], "Phantom"]
+import medsam3_model.phantom_brushes as brush
+from medsam3_model.phantom_brushes import Float, Phantom
+from medsam3_model.ultrasound_phantom import breast_ultrasound
 
-
-@dataclass(frozen=True)
-class Phantom:
-    """One picture.
-
-    image: uint8 (size, size, 3), RGB. layers: concept -> uint16 (size, size), 0 outside and 1, 2, …
-    for its instances; a concept that could be here but is not has an empty layer. The concept
-    "object" names things that only a box can ask for.
-    """
-
-    image: NDArray[np.uint8]
-    layers: dict[str, Instances]
+Draw = Callable[[np.random.Generator, int], Phantom]
 
 
 def phantom(kind: str, seed: int, size: int = 224) -> Phantom:
@@ -37,145 +24,49 @@ def phantom(kind: str, seed: int, size: int = 224) -> Phantom:
     return PHANTOMS[kind](np.random.default_rng([seed, *kind.encode()]), size)
 
 
-def _grid(size: int) -> tuple[Float, Float]:
-    """x and y of every pixel, −1..1."""
-    axis = np.linspace(-1, 1, size, dtype=np.float32)
-    x, y = np.meshgrid(axis, axis)
-    return x, y
-
-
-def _noise(rng: np.random.Generator, size: int, sigma: float) -> Float:
-    """Smooth noise of zero mean and unit deviation; `sigma` is its grain in pixels."""
-    coarse = max(int(sigma / 3), 1)
-    small = rng.standard_normal((size // coarse + 2, size // coarse + 2))
-    small = ndimage.gaussian_filter(small, max(sigma / coarse, 0.3))
-    field = ndimage.zoom(small, coarse, order=1)[:size, :size] if coarse > 1 else small
-    field = field[:size, :size]
-    return ((field - field.mean()) / (field.std() + 1e-6)).astype(np.float32)
-
-
-def _blob(
-    rng: np.random.Generator,
-    size: int,
-    centre: tuple[float, float],
-    radii: tuple[float, float],
-    angle: float = 0.0,
-    roughness: float = 0.1,
-) -> Float:
-    """Distance of every pixel to the middle of a wobbly ellipse: below 1 inside, above outside."""
-    x, y = _grid(size)
-    x, y = x - centre[0], y - centre[1]
-    cosine, sine = np.cos(angle), np.sin(angle)
-    u, v = (x * cosine + y * sine) / radii[0], (-x * sine + y * cosine) / radii[1]
-    theta = np.arctan2(v, u)
-    edge = np.ones_like(theta)
-    for k in range(2, 9):
-        amount = roughness * rng.normal() / (k - 1) ** 0.7
-        edge += amount * np.cos(k * theta + rng.uniform(0, 2 * np.pi))
-    return (np.hypot(u, v) / np.clip(edge, 0.35, 2)).astype(np.float32)
-
-
-def _soft(distance: Float, width: float) -> Float:
-    """1 inside a blob and 0 outside, with an edge `width` wide (in units of its radius)."""
-    return 1 / (1 + np.exp(np.clip((distance - 1) / max(width, 1e-3) * 4, -30, 30)))
-
-
-def _paint(image: Float, where: Float, colour: NDArray[np.floating] | float) -> Float:
-    """Blend `colour` (a number, a triple or a picture) into `image` by the weight `where`."""
-    weight = where[..., None] if image.ndim == 3 else where
-    return image * (1 - weight) + np.asarray(colour, dtype=np.float32) * weight
-
-
-def _picture(image: Float) -> NDArray[np.uint8]:
-    if image.ndim == 2:
-        image = np.repeat(image[..., None], 3, axis=2)
-    return (np.clip(image, 0, 1) * 255).astype(np.uint8)
-
-
-def _layer(*masks: NDArray[np.bool_]) -> Instances:
-    layer = np.zeros(masks[0].shape, np.uint16)
-    for number, mask in enumerate(masks, start=1):
-        layer[mask] = number
-    return layer
-
-
-def breast_ultrasound(rng: np.random.Generator, size: int) -> Phantom:
-    """Layered speckle; a dark mass with a rough edge, a shadow or enhancement below it, or none."""
-    _, y = _grid(size)
-    bend = 0.08 * _noise(rng, size, size / 6)
-    echo: Float = np.full((size, size), rng.uniform(0.3, 0.5), np.float32)
-    for _ in range(rng.integers(2, 6)):
-        start, thick = rng.uniform(-1, 0.9), rng.uniform(0.04, 0.35)
-        band = np.exp(-(((y + bend - start) / thick) ** 2))
-        echo += rng.uniform(-0.25, 0.3) * band
-    echo += rng.uniform(0.02, 0.12) * _noise(rng, size, rng.uniform(3, 14))
-    echo *= 1 - rng.uniform(0, 0.45) * (y + 1) / 2
-    mask: NDArray[np.bool_] = np.zeros((size, size), bool)
-    for _ in range(int(rng.random() < 0.4)):  # fat lobules and shadows that are no mass
-        fold = _blob(rng, size, (rng.uniform(-1, 1), rng.uniform(-1, 1)), (0.5, 0.12), 0, 0.2)
-        echo = _paint(echo, _soft(fold, 0.5) * 0.5, float(rng.uniform(0.1, 0.7)))
-    if rng.random() < 0.85:
-        radius = float(np.exp(rng.uniform(np.log(0.1), np.log(0.55))))
-        centre = (float(rng.uniform(-0.6, 0.6)), float(rng.uniform(-0.55, 0.45)))
-        angle = float(rng.normal(0, 0.4))
-        radii = (radius, radius * float(rng.uniform(0.45, 0.95)))
-        distance = _blob(rng, size, centre, radii, angle, float(rng.uniform(0.02, 0.2)))
-        mask = distance < 1
-        below = (y > centre[1]) & (np.abs(_grid(size)[0] - centre[0]) < radii[0] * 0.8)
-        tail = ndimage.gaussian_filter(below.astype(np.float32), size / 40)
-        echo *= 1 + rng.uniform(-0.5, 0.4) * tail
-        inside = np.clip(echo * rng.uniform(0.08, 0.5) + 0.02 * _noise(rng, size, 4), 0, 1)
-        echo = _paint(echo, _soft(distance, float(rng.uniform(0.08, 0.45))), inside)
-        if rng.random() < 0.4:
-            rim = np.exp(-(((distance - 1.08) / 0.08) ** 2))
-            echo += rng.uniform(0.05, 0.3) * rim
-    grain = rng.uniform(0.6, 1.6)
-    speckle = ndimage.gaussian_filter(rng.rayleigh(1.0, (size, size)), (grain * 0.7, grain * 1.5))
-    speckle = 1 + (speckle / speckle.mean() - 1) * rng.uniform(0.6, 1.4)
-    image: Float = np.clip(echo, 0, None) * np.clip(speckle, 0, 3).astype(np.float32)
-    return Phantom(_picture(image ** rng.uniform(0.6, 1.2)), {"breast tumor": _layer(mask)})
-
-
 def dermoscopy(rng: np.random.Generator, size: int) -> Phantom:
     """Skin of any tone, a brown mottled spot, hairs, a dark frame, gel bubbles."""
-    x, y = _grid(size)
+    x, y = brush.grid(size)
     tone = rng.uniform(0.35, 1.0)
     skin = np.array([0.9, 0.68, 0.58]) * tone + rng.normal(0, 0.05, 3)
     image: Float = np.ones((size, size, 3), np.float32) * skin.astype(np.float32)
-    image += 0.04 * _noise(rng, size, size / 5)[..., None] + 0.02 * _noise(rng, size, 3)[..., None]
+    image += (
+        0.04 * brush.noise(rng, size, size / 5)[..., None]
+        + 0.02 * brush.noise(rng, size, 3)[..., None]
+    )
     mask: NDArray[np.bool_] = np.zeros((size, size), bool)
     if rng.random() < 0.9:
         radius = float(np.exp(rng.uniform(np.log(0.12), np.log(0.8))))
         radii = (radius, radius * float(rng.uniform(0.6, 1)))
         centre = (float(rng.normal(0, 0.2)), float(rng.normal(0, 0.2)))
-        distance = _blob(
+        distance = brush.blob(
             rng, size, centre, radii, float(rng.uniform(0, 3)), float(rng.uniform(0.03, 0.2))
         )
         mask = distance < 1
         dark = skin * np.array([0.55, 0.42, 0.38]) * rng.uniform(0.5, 1.55)
-        spots = rng.uniform(0.05, 0.3) * _noise(rng, size, rng.uniform(2, 20))
+        spots = rng.uniform(0.05, 0.3) * brush.noise(rng, size, rng.uniform(2, 20))
         colour = dark * (1 + spots[..., None]) + rng.normal(0, 0.03, 3)
-        weight = _soft(distance, float(rng.uniform(0.1, 0.6))) * rng.uniform(0.6, 1)
-        image = _paint(image, weight, colour)
+        weight = brush.soft(distance, float(rng.uniform(0.1, 0.6))) * rng.uniform(0.6, 1)
+        image = brush.paint(image, weight, colour)
     for _ in range(rng.integers(0, 14) if rng.random() < 0.5 else 0):
         start, way = rng.uniform(-1, 1, 2), rng.uniform(0, np.pi)
         along = (x - start[0]) * np.cos(way) + (y - start[1]) * np.sin(way)
         across = (y - start[1]) * np.cos(way) - (x - start[0]) * np.sin(way)
         hair = np.abs(across - rng.normal(0, 0.3) * along**2) < rng.uniform(0.004, 0.015)
-        image = _paint(image, (hair & (np.abs(along) < 1)).astype(np.float32) * 0.8, 0.12)
+        image = brush.paint(image, (hair & (np.abs(along) < 1)).astype(np.float32) * 0.8, 0.12)
     if rng.random() < 0.3:
         frame = np.hypot(x, y) > rng.uniform(1.0, 1.3)
-        image = _paint(image, frame.astype(np.float32), 0.02)
+        image = brush.paint(image, frame.astype(np.float32), 0.02)
     image += rng.normal(0, 0.015, image.shape).astype(np.float32)
-    return Phantom(_picture(image), {"skin lesion": _layer(mask)})
+    return Phantom(brush.picture(image), {"skin lesion": brush.layer(mask)})
 
 
 def fundus(rng: np.random.Generator, size: int) -> Phantom:
     """An orange retina with branching vessels, a bright disc and a paler cup within it."""
-    x, y = _grid(size)
+    x, y = brush.grid(size)
     base = np.array([0.75, 0.35, 0.15]) * rng.uniform(0.5, 1.2) + rng.normal(0, 0.04, 3)
     image: Float = np.ones((size, size, 3), np.float32) * base.astype(np.float32)
-    image *= 1 + 0.08 * _noise(rng, size, size / 4)[..., None]
+    image *= 1 + 0.08 * brush.noise(rng, size, size / 4)[..., None]
     near = rng.random() < 0.6  # a picture centred on the disc, as in glaucoma data sets
     radius = float(rng.uniform(0.25, 0.6) if near else rng.uniform(0.1, 0.22))
     spread = 0.15 if near else 0.5
@@ -187,56 +78,63 @@ def fundus(rng: np.random.Generator, size: int) -> Phantom:
         wide = rng.uniform(0.006, 0.03) * (1.5 if near else 1)
         vessel = (np.abs(across - curve * along**2) < wide) & (along > 0)
         soft = ndimage.gaussian_filter(vessel.astype(np.float32), 0.8)
-        image = _paint(image, soft * rng.uniform(0.3, 0.8), base * 0.5)
+        image = brush.paint(image, soft * rng.uniform(0.3, 0.8), base * 0.5)
     veins = image.copy()
     angle = float(rng.uniform(0, 3))
-    disc = _blob(rng, size, centre, (radius, radius * float(rng.uniform(0.85, 1))), angle, 0.03)
+    disc = brush.blob(
+        rng, size, centre, (radius, radius * float(rng.uniform(0.85, 1))), angle, 0.03
+    )
     ratio = float(rng.uniform(0.3, 0.75))
     inner = (centre[0] + float(rng.normal(0, 0.05)) * radius, centre[1])
     cup = np.maximum(
-        _blob(rng, size, inner, (radius * ratio, radius * ratio), angle, 0.05), disc * 1.02
+        brush.blob(rng, size, inner, (radius * ratio, radius * ratio), angle, 0.05), disc * 1.02
     )
     pale = base + np.array([0.2, 0.25, 0.15]) * rng.uniform(0.6, 1.4)
-    image = _paint(image, _soft(disc, 0.15), pale)
-    image = _paint(image, _soft(cup, 0.25) * rng.uniform(0.6, 1), pale + rng.uniform(0.1, 0.25))
+    image = brush.paint(image, brush.soft(disc, 0.15), pale)
+    image = brush.paint(
+        image, brush.soft(cup, 0.25) * rng.uniform(0.6, 1), pale + rng.uniform(0.1, 0.25)
+    )
     image = 0.7 * image + 0.3 * np.minimum(image, veins + 0.25)
     if not near or rng.random() < 0.3:
-        image = _paint(image, (np.hypot(x, y) > rng.uniform(0.9, 1.1)).astype(np.float32), 0.0)
+        image = brush.paint(image, (np.hypot(x, y) > rng.uniform(0.9, 1.1)).astype(np.float32), 0.0)
     image += rng.normal(0, 0.012, image.shape).astype(np.float32)
-    return Phantom(_picture(image), {"optic disc": _layer(disc < 1), "optic cup": _layer(cup < 1)})
+    return Phantom(
+        brush.picture(image),
+        {"optic disc": brush.layer(disc < 1), "optic cup": brush.layer(cup < 1)},
+    )
 
 
 def chest_xray(rng: np.random.Generator, size: int) -> Phantom:
     """Two dark lungs with ribs across them, a heart to the image's right, the diaphragm below."""
-    x, y = _grid(size)
+    x, y = brush.grid(size)
     image: Float = np.full((size, size), rng.uniform(0.55, 0.8), np.float32)
-    image += 0.08 * _noise(rng, size, size / 5)
+    image += 0.08 * brush.noise(rng, size, size / 5)
     body = np.abs(x) > rng.uniform(0.85, 1.1) + 0.1 * np.cos(3 * y)
-    image = _paint(image, ndimage.gaussian_filter(body.astype(np.float32), 3), 0.05)
+    image = brush.paint(image, ndimage.gaussian_filter(body.astype(np.float32), 3), 0.05)
     shift, tilt = float(rng.normal(0, 0.06)), float(rng.normal(0, 0.05))
     height, width = float(rng.uniform(0.55, 0.82)), float(rng.uniform(0.26, 0.38))
     top = float(rng.normal(-0.05, 0.08))
     distances = []
     for side in (-1, 1):
         middle = (shift + side * float(rng.uniform(0.4, 0.5)), top)
-        lung = _blob(rng, size, middle, (width, height), tilt + side * 0.12, 0.06)
+        lung = brush.blob(rng, size, middle, (width, height), tilt + side * 0.12, 0.06)
         bulge = np.clip((y - top) / height, -1, 1) * 0.12  # wider at the base than at the apex
         lung = lung / np.clip(1 + bulge, 0.7, 1.3)
         floor = top + height * float(rng.uniform(0.6, 0.8)) + 0.15 * (x - middle[0]) ** 2 * 4
         distances.append(np.maximum(lung, 1 + (y - floor) / 0.3))
     heart_size = float(rng.uniform(0.24, 0.36))
-    heart = _blob(
+    heart = brush.blob(
         rng, size, (shift + float(rng.uniform(0.08, 0.18)), top + height * 0.4),
         (heart_size * 1.15, heart_size), 0.5, 0.04,
     )  # fmt: skip
     spine = np.exp(-(((x - shift) / 0.13) ** 2))
     right, left = distances
     dark = float(rng.uniform(0.12, 0.4))
-    air = dark + 0.05 * _noise(rng, size, 6) + 0.04 * _noise(rng, size, 2)
+    air = dark + 0.05 * brush.noise(rng, size, 6) + 0.04 * brush.noise(rng, size, 2)
     for lung in distances:
-        image = _paint(image, _soft(lung, float(rng.uniform(0.05, 0.2))), air)
+        image = brush.paint(image, brush.soft(lung, float(rng.uniform(0.05, 0.2))), air)
     image += rng.uniform(0.0, 0.15) * spine
-    image = _paint(image, _soft(heart, 0.15) * 0.85, float(rng.uniform(0.6, 0.85)))
+    image = brush.paint(image, brush.soft(heart, 0.15) * 0.85, float(rng.uniform(0.6, 0.85)))
     count = int(rng.integers(6, 10))
     for side in (-1, 1):
         arch = y + 0.35 * (np.abs(x - shift) - 0.3) ** 2 * 2 - side * tilt * x
@@ -246,61 +144,63 @@ def chest_xray(rng: np.random.Generator, size: int) -> Phantom:
     clear = heart >= 1
     right_mask, left_mask = (right < 1) & clear, (left < 1) & clear
     return Phantom(
-        _picture(ndimage.gaussian_filter(image, 0.6)),
+        brush.picture(ndimage.gaussian_filter(image, 0.6)),
         {
-            "lungs": _layer(right_mask, left_mask),
-            "right lung": _layer(right_mask),  # the patient's right is on the image's left
-            "left lung": _layer(left_mask),
-            "heart": _layer(heart < 1),
+            "lungs": brush.layer(right_mask, left_mask),
+            "right lung": brush.layer(right_mask),  # the patient's right is on the image's left
+            "left lung": brush.layer(left_mask),
+            "heart": brush.layer(heart < 1),
         },
     )
 
 
 def cardiac_mri(rng: np.random.Generator, size: int) -> Phantom:
     """A short-axis slice: bright blood in a dark ring, a crescent beside it, a chest around."""
-    x, y = _grid(size)
+    x, y = brush.grid(size)
     image: Float = np.full((size, size), 0.03, np.float32)
-    chest = _blob(rng, size, (0, 0), (0.9, float(rng.uniform(0.6, 0.85))), 0, 0.05)
-    image = _paint(image, _soft(chest, 0.03), float(rng.uniform(0.2, 0.45)))
-    image = _paint(image, _soft(chest * 1.08, 0.05), float(rng.uniform(0.1, 0.3)))
-    image += 0.05 * _noise(rng, size, size / 12) * (chest < 1)
+    chest = brush.blob(rng, size, (0, 0), (0.9, float(rng.uniform(0.6, 0.85))), 0, 0.05)
+    image = brush.paint(image, brush.soft(chest, 0.03), float(rng.uniform(0.2, 0.45)))
+    image = brush.paint(image, brush.soft(chest * 1.08, 0.05), float(rng.uniform(0.1, 0.3)))
+    image += 0.05 * brush.noise(rng, size, size / 12) * (chest < 1)
     for _ in range(rng.integers(3, 9)):
-        organ = _blob(
+        organ = brush.blob(
             rng, size, (float(rng.uniform(-0.8, 0.8)), float(rng.uniform(-0.7, 0.7))),
             (float(rng.uniform(0.05, 0.35)), float(rng.uniform(0.05, 0.3))),
             float(rng.uniform(0, 3)), 0.15,
         )  # fmt: skip
-        image = _paint(image, _soft(organ, 0.15) * (chest < 0.95), float(rng.uniform(0.02, 0.6)))
+        image = brush.paint(
+            image, brush.soft(organ, 0.15) * (chest < 0.95), float(rng.uniform(0.02, 0.6))
+        )
     scale = float(np.exp(rng.uniform(np.log(0.08), np.log(0.3))))
     centre = (float(rng.normal(0, 0.2)), float(rng.normal(0, 0.2)))
     wall = float(rng.uniform(1.2, 1.75))
     aspect = float(rng.uniform(0.85, 1.0))
-    cavity = _blob(rng, size, centre, (scale, scale * aspect), float(rng.uniform(0, 3)), 0.04)
-    outer = _blob(
+    cavity = brush.blob(rng, size, centre, (scale, scale * aspect), float(rng.uniform(0, 3)), 0.04)
+    outer = brush.blob(
         rng, size, centre, (scale * wall, scale * wall * aspect), float(rng.uniform(0, 3)), 0.02
     )
     way = float(rng.normal(np.pi, 0.6))  # the right ventricle lies on the image's left
     reach = scale * wall * float(rng.uniform(0.7, 1.2))
     right_centre = (centre[0] + reach * np.cos(way), centre[1] + reach * np.sin(way))
-    right = _blob(
+    right = brush.blob(
         rng, size, right_centre,
         (scale * float(rng.uniform(0.7, 1.2)), scale * float(rng.uniform(1.1, 1.9))), way, 0.08,
     )  # fmt: skip
     blood = float(rng.uniform(0.55, 1.0))
-    image = _paint(image, _soft(right, 0.1), blood * float(rng.uniform(0.8, 1.05)))
-    image = _paint(image, _soft(outer, 0.08), float(rng.uniform(0.08, 0.3)))
-    inside = blood * (1 + 0.05 * _noise(rng, size, 4))
-    image = _paint(image, _soft(cavity, 0.12), inside)
+    image = brush.paint(image, brush.soft(right, 0.1), blood * float(rng.uniform(0.8, 1.05)))
+    image = brush.paint(image, brush.soft(outer, 0.08), float(rng.uniform(0.08, 0.3)))
+    inside = blood * (1 + 0.05 * brush.noise(rng, size, 4))
+    image = brush.paint(image, brush.soft(cavity, 0.12), inside)
     image = image * (1 + 0.25 * (rng.normal() * x + rng.normal() * y))
     image = ndimage.gaussian_filter(image, rng.uniform(0.4, 1.3))
     image += rng.normal(0, rng.uniform(0.005, 0.04), image.shape).astype(np.float32)
     muscle = (outer < 1) & (cavity >= 1)
     return Phantom(
-        _picture(image),
+        brush.picture(image),
         {
-            "left ventricle cavity": _layer(cavity < 1),
-            "myocardium": _layer(muscle),
-            "right ventricle": _layer((right < 1) & (outer >= 1)),
+            "left ventricle cavity": brush.layer(cavity < 1),
+            "myocardium": brush.layer(muscle),
+            "right ventricle": brush.layer((right < 1) & (outer >= 1)),
         },
     )
 
@@ -316,16 +216,16 @@ def microscopy(rng: np.random.Generator, size: int) -> Phantom:
     elif stain == "histology":
         pink = np.array([0.9, 0.72, 0.85]) + rng.normal(0, 0.05, 3)
         image = np.ones((size, size, 3), np.float32) * pink.astype(np.float32)
-        image *= 1 + 0.08 * _noise(rng, size, 5)[..., None]
+        image *= 1 + 0.08 * brush.noise(rng, size, 5)[..., None]
         colour = np.array([0.42, 0.25, 0.55]) + rng.normal(0, 0.06, 3)
     else:
         image = np.full((size, size, 3), rng.uniform(0.5, 0.8), np.float32)
         colour = np.full(3, rng.uniform(0.2, 0.5))
-    texture = 1 + rng.uniform(0, 0.3) * _noise(rng, size, 2)
+    texture = 1 + rng.uniform(0, 0.3) * brush.noise(rng, size, 2)
     for number in range(1, int(rng.integers(3, 40)) + 1):
         r = radius * float(rng.uniform(0.6, 1.4))
         centre = (float(rng.uniform(-1, 1)), float(rng.uniform(-1, 1)))
-        nucleus = _blob(
+        nucleus = brush.blob(
             rng, size, centre, (r, r * float(rng.uniform(0.55, 1))), float(rng.uniform(0, 3)), 0.05
         )
         inside = nucleus < 1
@@ -333,10 +233,10 @@ def microscopy(rng: np.random.Generator, size: int) -> Phantom:
             continue
         tint = colour * rng.uniform(0.4, 1.0) if stain == "fluorescence" else colour
         shade = tint * texture[..., None]
-        image = _paint(image, _soft(nucleus, 0.2) * rng.uniform(0.7, 1), shade)
+        image = brush.paint(image, brush.soft(nucleus, 0.2) * rng.uniform(0.7, 1), shade)
         layer[inside & (layer == 0)] = number
     image += rng.normal(0, rng.uniform(0.003, 0.03), image.shape).astype(np.float32)
-    return Phantom(_picture(image), {"cell nucleus": layer})
+    return Phantom(brush.picture(image), {"cell nucleus": layer})
 
 
 def shapes(rng: np.random.Generator, size: int) -> Phantom:
@@ -349,7 +249,7 @@ def shapes(rng: np.random.Generator, size: int) -> Phantom:
 
     def texture(base: NDArray[np.floating]) -> Float:
         grain = np.exp(rng.uniform(np.log(1), np.log(size / 4)))
-        noise = rng.uniform(0, 0.2) * _noise(rng, size, float(grain))
+        noise = rng.uniform(0, 0.2) * brush.noise(rng, size, float(grain))
         return (base + noise[..., None]).astype(np.float32)
 
     ground = tint()
@@ -360,7 +260,7 @@ def shapes(rng: np.random.Generator, size: int) -> Phantom:
         centre = (float(rng.uniform(-0.9, 0.9)), float(rng.uniform(-0.9, 0.9)))
         radii = (radius, radius * float(rng.uniform(0.3, 1)))
         angle, rough = float(rng.uniform(0, 3)), float(rng.uniform(0, 0.25))
-        distance = _blob(rng, size, centre, radii, angle, rough)
+        distance = brush.blob(rng, size, centre, radii, angle, rough)
         inside = distance < 1
         if inside.sum() < 30 or (layer[inside] > 0).mean() > 0.15:
             continue
@@ -371,12 +271,12 @@ def shapes(rng: np.random.Generator, size: int) -> Phantom:
         colour = tint()
         if np.abs(colour - ground).max() < 0.12:
             colour = np.clip(ground + rng.choice([-1, 1]) * rng.uniform(0.12, 0.4), 0, 1)
-        weight = _soft(distance, float(rng.uniform(0.02, 0.4))) * rng.uniform(0.6, 1)
-        image = _paint(image, weight, texture(colour))
+        weight = brush.soft(distance, float(rng.uniform(0.02, 0.4))) * rng.uniform(0.6, 1)
+        image = brush.paint(image, weight, texture(colour))
         layer[inside & (layer == 0)] = number
-    image *= 1 + 0.2 * rng.normal() * _noise(rng, size, size / 3)[..., None]
+    image *= 1 + 0.2 * rng.normal() * brush.noise(rng, size, size / 3)[..., None]
     image += rng.normal(0, rng.uniform(0, 0.06), image.shape).astype(np.float32)
-    return Phantom(_picture(image), {"object": layer})
+    return Phantom(brush.picture(image), {"object": layer})
 
 
 PHANTOMS: dict[str, Draw] = {

@@ -26,6 +26,7 @@ from torch import Tensor
 from medsam3_model.augmentation import random_look, random_view, sample_image, sample_labels
 from medsam3_model.bundle import PIXEL_MEAN, PIXEL_STD, write_bundle
 from medsam3_model.detector import PADDED_BOX, Prompts, detect, vision_features
+from medsam3_model.device import keep_freed_memory
 from medsam3_model.initialisation import POSITIONS, initialise, resize_positions
 from medsam3_model.losses import LossWeights, detector_loss
 from medsam3_model.phrases import all_phrases
@@ -380,6 +381,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for entry in options.data:
         name, _, folder = entry.partition("=")
         folders[name] = Path(folder)
+    keep_freed_memory()
     torch.set_num_threads(1)  # one process per core; forks must not inherit a thread pool
     options.out.mkdir(parents=True, exist_ok=True)
     config = read_config(options.config)

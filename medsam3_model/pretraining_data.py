@@ -47,13 +47,37 @@ def load_sources(folders: dict[str, Path], phantoms_per_kind: int) -> dict[str, 
     """
     sources: dict[str, list[Sample]] = {}
     for name, folder in folders.items():
-        sources[name] = list(read_folder(name, folder, "train"))
+        sources[name] = balanced(list(read_folder(name, folder, "train")))
     sources["template"] = [
         template_sample(index) for index in TEMPLATE_SLICES if index not in TEMPLATE_DEMO_SLICES
     ]
     for kind in PHANTOMS:
         sources[kind] = [phantom_sample(kind, seed) for seed in range(phantoms_per_kind)]
     return sources
+
+
+def balanced(samples: Sequence[Sample]) -> list[Sample]:
+    """Rare looks of microscopy repeated, up to six times, until half as frequent as the commonest.
+
+    A look is dark or bright and grey or coloured: fluorescence, stain, bright field. Pictures of
+    other families come once each.
+    """
+    looks: dict[tuple[bool, bool], list[Sample]] = {}
+    for sample in samples:
+        looks.setdefault(_look(sample), []).append(sample)
+    most = max(len(alike) for alike in looks.values())
+    repeated: list[Sample] = []
+    for alike in looks.values():
+        repeated += alike * min(6, max(1, round(most / 2 / len(alike))))
+    return repeated
+
+
+def _look(sample: Sample) -> tuple[bool, bool]:
+    if sample.family != "microscopy":
+        return False, False
+    pixels = sample.image.astype(np.float32)
+    colour = np.ptp(pixels, axis=2).mean()
+    return bool(np.median(pixels.mean(axis=2)) > 100), bool(colour > 12)
 
 
 def how_often_asked(

@@ -76,9 +76,9 @@ class Validation:
                 if box is None:
                     found.setdefault(f"T_{phrases[row]}", []).append(score)
                 else:
-                    best = int(output.logits[-1, row].argmax())
+                    best = output.logits[-1, row].argmax()[None]
                     found.setdefault("TI", []).append(score)
-                    found.setdefault("TI_q", []).append(dice(output.masks[row, best], truth))
+                    found.setdefault("TI_q", []).append(dice(output.masks(row, best)[0], truth))
         return {name: round(float(np.mean(values)), 4) for name, values in found.items()}
 
 

@@ -36,7 +36,9 @@ def test_last_layer_equals_the_models_own_forward(model: Sam3Model) -> None:
     torch.testing.assert_close(
         ours.presence[-1], theirs.presence_logits[:, 0], atol=1e-4, rtol=1e-4
     )
-    torch.testing.assert_close(ours.masks, theirs.pred_masks, atol=1e-3, rtol=1e-3)
+    for at, expected in enumerate(theirs.pred_masks):
+        masks = ours.masks(at, torch.arange(len(expected)))
+        torch.testing.assert_close(masks, expected, atol=1e-3, rtol=1e-3)
     torch.testing.assert_close(ours.semantic, theirs.semantic_seg[:, 0], atol=1e-3, rtol=1e-3)
     centre, size = ours.boxes[-1][..., :2], ours.boxes[-1][..., 2:]
     corners = torch.cat([centre - size / 2, centre + size / 2], dim=-1)
@@ -52,7 +54,10 @@ def test_masks_of_some_prompts_are_those_of_all(model: Sam3Model) -> None:
         detect(model, vision, prompts),
         detect(model, vision, prompts, torch.tensor([1])),
     )
-    assert second.masks.shape[0] == 1
+    third, fifth = torch.tensor([2]), torch.tensor([4])
+    both = second.masks(0, torch.cat([third, fifth]))
+    torch.testing.assert_close(both[:1], every.masks(1, third), atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(both[1:], every.masks(1, fifth), atol=1e-4, rtol=1e-4)
     torch.testing.assert_close(second.semantic[0], every.semantic[1], atol=1e-4, rtol=1e-4)
 
 

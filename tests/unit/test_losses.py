@@ -78,7 +78,9 @@ def _output(prompts: int, rows: list[int], presence: float = 0.0) -> DetectorOut
         boxes=random(2, prompts, 3, 4) * 0.5 + 0.2,
         presence=torch.full((2, prompts), presence),
         mask_rows=torch.tensor(rows),
-        masks=random(len(rows), 3, 4, 4),
+        pixels=random(len(rows), 5, 4, 4),
+        weights=random(len(rows), 3, 5),
+        biases=random(len(rows), 3),
         semantic=random(len(rows), 4, 4),
     )
 
@@ -115,7 +117,9 @@ def test_perfect_boxes_and_masks_cost_nothing() -> None:
         boxes=torch.tensor([[box, [0.9, 0.9, 0.1, 0.1]]])[None],
         presence=torch.tensor([[9.0]]),
         mask_rows=torch.tensor([0]),
-        masks=torch.stack([target.semantic, target.semantic])[None] * 40 - 20,
+        pixels=target.semantic[None, None],
+        weights=torch.full((1, 2, 1), 40.0),
+        biases=torch.full((1, 2), -20.0),
         semantic=target.semantic[None] * 40 - 20,
     )
     losses = detector_loss(output, [target])
@@ -126,7 +130,10 @@ def test_perfect_boxes_and_masks_cost_nothing() -> None:
 
 def test_gradients_reach_every_output() -> None:
     output = _output(2, [0, 1])
-    tensors = [output.logits, output.boxes, output.presence, output.masks, output.semantic]
+    tensors = [
+        *(output.logits, output.boxes, output.presence),
+        *(output.pixels, output.weights, output.biases, output.semantic),
+    ]
     for tensor in tensors:
         tensor.requires_grad_()
     detector_loss(output, [_target([0.25, 0.25, 0.5, 0.5]), _target(None)])["total"].backward()

@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+from scipy import ndimage
 
 from medsam3_model.phantoms import PHANTOMS, phantom
 from medsam3_model.phrases import CONCEPT_PHRASES
@@ -29,27 +30,29 @@ def test_shapes_types_and_known_concepts(kind: str) -> None:
         assert concept in CONCEPT_PHRASES or concept == BOX_ONLY
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "breast_ultrasound"])
 def test_most_pictures_show_their_concepts(kind: str) -> None:
     shown = [any(layer.any() for layer in phantom(kind, s, 64).layers.values()) for s in range(20)]
     assert sum(shown) >= 12
 
 
-def test_some_ultrasound_pictures_hold_no_mass() -> None:
+def test_half_of_the_ultrasound_pictures_hold_no_mass() -> None:
     empty = [
         not phantom("breast_ultrasound", s, 48).layers["breast tumor"].any() for s in range(40)
     ]
-    assert any(empty)
+    assert 12 <= sum(empty) <= 28
 
 
 def test_masses_are_darker_than_what_is_around_them() -> None:
-    darker = 0
-    for seed in range(20):
+    darker = masses = 0
+    for seed in range(40):
         made = phantom("breast_ultrasound", seed, 96)
         inside = made.layers["breast tumor"] > 0
         if inside.any():
-            darker += made.image[inside].mean() < made.image[~inside].mean()
-    assert darker >= 12
+            around = ndimage.binary_dilation(inside, iterations=8) & ~inside
+            masses += 1
+            darker += made.image[inside].mean() < made.image[around].mean()
+    assert darker > 0.8 * masses > 8
 
 
 def test_the_patients_left_lung_is_on_the_images_right() -> None:

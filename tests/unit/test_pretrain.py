@@ -11,7 +11,7 @@ from medsam3_model import pretrain
 from medsam3_model.datasets import split_of_group
 from medsam3_model.errors import DatasetError
 from medsam3_model.presets import PRESETS, read_bundle_info
-from medsam3_model.pretraining_data import load_sources, read_folder
+from medsam3_model.pretraining_data import Sample, balanced, load_sources, read_folder
 from medsam3_model.template_slices import TEMPLATE_DEMO_SLICES
 
 CONFIG = Path(pretrain.__file__).with_name("pretrain.toml")
@@ -82,6 +82,19 @@ def test_validation_groups_and_demo_slices_are_never_loaded(tmp_path: Path) -> N
     assert names == {f"p{n}" for n in range(12) if split_of_group(f"p{n}") == "train"}
     held_out = {f"mni152_axial_{index:03d}" for index in TEMPLATE_DEMO_SLICES}
     assert not held_out & {sample.name for sample in sources["template"]}
+
+
+def test_rare_looks_of_microscopy_come_up_more_often() -> None:
+    def sample(name: str, family: str, colour: tuple[int, int, int]) -> Sample:
+        return Sample(name, family, np.full((4, 4, 3), colour, np.uint8), 1.0, {})
+
+    dark = [sample(f"dark{n}", "microscopy", (20, 20, 20)) for n in range(40)]
+    stained = [sample(f"stained{n}", "microscopy", (220, 160, 200)) for n in range(10)]
+    grey = [sample("grey", "microscopy", (180, 180, 180))]
+    drawn = [one.name for one in balanced([*dark, *stained, *grey])]
+    assert [drawn.count(one) for one in ("dark0", "stained0", "grey")] == [1, 2, 6]
+    skin = [sample("fair", "skin", (220, 170, 150)), sample("dark", "skin", (60, 50, 40))]
+    assert balanced([*skin, *skin]) == [*skin, *skin]
 
 
 def test_a_set_that_may_not_be_trained_on_is_refused(tmp_path: Path) -> None:
