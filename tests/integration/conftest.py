@@ -18,6 +18,8 @@ from backend.app import create_app
 from backend.redis_server import RedisServer
 from backend.services import Services, open_services, use_services
 from backend.settings import Settings
+from tests.integration.corrections_stage import CONFIG, HEIGHT, WIDTH, Stage, stage_at
+from tests.integration.stand_in_label_studio import StandInLabelStudio
 
 BRUSH_CONFIG = """
 <View>
@@ -145,3 +147,22 @@ def tasks(count: int, first_id: int = 1) -> list[dict[str, object]]:
         {"id": first_id + index, "data": {"image": inline_image(first_id + index)}}
         for index in range(count)
     ]
+
+
+@pytest.fixture
+def stage(redis_server: RedisServer, data_dir: Path) -> Iterator[Stage]:
+    """A store of corrections beside a stand-in for Label Studio."""
+    with StandInLabelStudio(CONFIG) as label_studio:
+        settings = Settings(
+            data_dir=data_dir, label_studio_url=label_studio.url, label_studio_api_key="0" * 40
+        )
+        services = open_services(settings)
+        with stage_at(services, label_studio) as opened:
+            yield opened
+        services.close()
+
+
+@pytest.fixture
+def task(stage: Stage) -> int:
+    """A task with an image, nothing drawn on it yet."""
+    return stage.label_studio.add_task(image_file(0, HEIGHT, WIDTH))
