@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 import medsam3_model.phantom_brushes as brush
+from medsam3_model.cardiac_phantom import cardiac_mri
 from medsam3_model.phantom_brushes import Float, Phantom
 from medsam3_model.ultrasound_phantom import breast_ultrasound
 
@@ -150,57 +151,6 @@ def chest_xray(rng: np.random.Generator, size: int) -> Phantom:
             "right lung": brush.layer(right_mask),  # the patient's right is on the image's left
             "left lung": brush.layer(left_mask),
             "heart": brush.layer(heart < 1),
-        },
-    )
-
-
-def cardiac_mri(rng: np.random.Generator, size: int) -> Phantom:
-    """A short-axis slice: bright blood in a dark ring, a crescent beside it, a chest around."""
-    x, y = brush.grid(size)
-    image: Float = np.full((size, size), 0.03, np.float32)
-    chest = brush.blob(rng, size, (0, 0), (0.9, float(rng.uniform(0.6, 0.85))), 0, 0.05)
-    image = brush.paint(image, brush.soft(chest, 0.03), float(rng.uniform(0.2, 0.45)))
-    image = brush.paint(image, brush.soft(chest * 1.08, 0.05), float(rng.uniform(0.1, 0.3)))
-    image += 0.05 * brush.noise(rng, size, size / 12) * (chest < 1)
-    for _ in range(rng.integers(3, 9)):
-        organ = brush.blob(
-            rng, size, (float(rng.uniform(-0.8, 0.8)), float(rng.uniform(-0.7, 0.7))),
-            (float(rng.uniform(0.05, 0.35)), float(rng.uniform(0.05, 0.3))),
-            float(rng.uniform(0, 3)), 0.15,
-        )  # fmt: skip
-        image = brush.paint(
-            image, brush.soft(organ, 0.15) * (chest < 0.95), float(rng.uniform(0.02, 0.6))
-        )
-    scale = float(np.exp(rng.uniform(np.log(0.08), np.log(0.3))))
-    centre = (float(rng.normal(0, 0.2)), float(rng.normal(0, 0.2)))
-    wall = float(rng.uniform(1.2, 1.75))
-    aspect = float(rng.uniform(0.85, 1.0))
-    cavity = brush.blob(rng, size, centre, (scale, scale * aspect), float(rng.uniform(0, 3)), 0.04)
-    outer = brush.blob(
-        rng, size, centre, (scale * wall, scale * wall * aspect), float(rng.uniform(0, 3)), 0.02
-    )
-    way = float(rng.normal(np.pi, 0.6))  # the right ventricle lies on the image's left
-    reach = scale * wall * float(rng.uniform(0.7, 1.2))
-    right_centre = (centre[0] + reach * np.cos(way), centre[1] + reach * np.sin(way))
-    right = brush.blob(
-        rng, size, right_centre,
-        (scale * float(rng.uniform(0.7, 1.2)), scale * float(rng.uniform(1.1, 1.9))), way, 0.08,
-    )  # fmt: skip
-    blood = float(rng.uniform(0.55, 1.0))
-    image = brush.paint(image, brush.soft(right, 0.1), blood * float(rng.uniform(0.8, 1.05)))
-    image = brush.paint(image, brush.soft(outer, 0.08), float(rng.uniform(0.08, 0.3)))
-    inside = blood * (1 + 0.05 * brush.noise(rng, size, 4))
-    image = brush.paint(image, brush.soft(cavity, 0.12), inside)
-    image = image * (1 + 0.25 * (rng.normal() * x + rng.normal() * y))
-    image = ndimage.gaussian_filter(image, rng.uniform(0.4, 1.3))
-    image += rng.normal(0, rng.uniform(0.005, 0.04), image.shape).astype(np.float32)
-    muscle = (outer < 1) & (cavity >= 1)
-    return Phantom(
-        brush.picture(image),
-        {
-            "left ventricle cavity": brush.layer(cavity < 1),
-            "myocardium": brush.layer(muscle),
-            "right ventricle": brush.layer((right < 1) & (outer >= 1)),
         },
     )
 
