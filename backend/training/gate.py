@@ -1,12 +1,14 @@
 """Is a candidate better than the version in service, and worse at nothing?
 
 Both are asked the same about the same validation images: by text (T), and by text with the boxes a
-person would draw around each object (T+I). A figure is the Dice of what the annotator would be
-shown; where the concept is absent it is 1 for an empty answer and 0 for any other.
+person would draw around each object (T+I), small ones looked at closer. A figure is the Dice of
+what the annotator would be shown; where the concept is absent it is 1 for an empty answer and 0 for
+any other.
 """
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 from backend.training.options import Consensus
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
     from backend.training.images import Images
     from backend.training.snapshots import Example
     from medsam3_model import MedSAM3
+    from medsam3_model.prompting import EncodeWindow
 
 Mode = Literal["T", "T+I"]
 
@@ -143,7 +146,8 @@ def answers(
             texts[phrases] = model.encode_text(phrases)
         embedding = images.embedding(model, example)
         truth = example.layers(masks, rule, embedding.original_size)
-        found += _of_image(model, example, embedding, texts[phrases], truth)
+        closer_look = partial(images.closer_look, model, example)
+        found += _of_image(model, example, embedding, texts[phrases], truth, closer_look)
         on_image()
     return found
 
@@ -154,6 +158,7 @@ def _of_image(
     embedding: Any,
     text: Any,
     truth: Mapping[str, "NDArray[np.int32]"],
+    closer_look: "EncodeWindow",
 ) -> list[Answer]:
     import numpy as np
 
@@ -177,7 +182,7 @@ def _of_image(
         tight = instance_boxes(layer)
         drawn = disturbed_boxes(tight, height, width, key=f"{example.key}/{phrase}")
         prompt = SpatialPrompt(drawn, [1] * len(drawn), np.zeros((0, 2), np.float32), [])
-        prompted = segment_prompted(model, embedding, text[index], prompt)
+        prompted = segment_prompted(model, embedding, text[index], prompt, closer_look)
         found.append(answer(phrase, "T+I", prompted.union()))
     return found
 

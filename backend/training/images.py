@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from medsam3_model import ImageEmbedding, MedSAM3
+    from medsam3_model.box_answers import Window
 
 
 class Images:
@@ -55,6 +56,15 @@ class Images:
     def embedding(self, model: "MedSAM3", example: Example) -> "ImageEmbedding":
         """What the frozen encoder makes of the image, from the cache where it is there."""
         return self.cache.get(model, example.key, self._encoder(model, example))
+
+    def closer_look(self, model: "MedSAM3", example: Example, window: "Window") -> "ImageEmbedding":
+        """A part of the image, encoded as an image of its own, from the cache where it is there."""
+        x0, y0, x1, y1 = window
+        return self.cache.get(
+            model,
+            f"{example.key}-window-{x0}-{y0}-{x1}-{y1}",
+            lambda: model.encode_image(self.rgb(example)[y0:y1, x0:x1]),
+        )
 
     def _encoder(self, model: "MedSAM3", example: Example) -> Callable[[], "ImageEmbedding"]:
         return lambda: model.encode_image(self.rgb(example))

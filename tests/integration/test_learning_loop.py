@@ -1,9 +1,11 @@
 """From corrections to a version in service, through the real parts."""
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from safetensors.numpy import load_file
 from sqlalchemy import select
 
 from backend import model_versions
@@ -57,3 +59,19 @@ def test_corrections_become_a_version_in_service(stage: LearningStage) -> None:
     assert [one.version for one in promotions] == [version.version]
     assert model_versions.in_service(services, stage.project_id) == version.version
     assert DetectorStore(services.settings).names() == [version.version]
+
+
+def test_the_gate_looks_closer_at_small_objects_as_annotators_are_answered(
+    stage: LearningStage,
+) -> None:
+    services = stage.services
+    stage.annotate(train=2, val=4)
+    requested = runs.request_run(services, stage.project_id, Trigger.COMMAND, steps=2)
+    train_run(services, requested.run_id)
+    assert finished(services, requested.run_id).state == RunState.DONE
+    keys = []
+    for path in services.settings.embedding_dir.glob("*/*.safetensors"):
+        notes = json.loads(load_file(path)["notes"].tobytes())
+        keys.append(notes["image_key"])
+    # Both versions share the encoder, so each validation image's disc was encoded once.
+    assert len([key for key in keys if "-window-" in key]) == 4
