@@ -134,7 +134,10 @@ class Inference:
             hashes.append(image_hash)
             started = perf_counter()
             embedding = self._embedding(model, content, image_hash)
-            answers = self._answer(model, embedding, wanted, prompt, content)
+            closer_look = partial(
+                self._closer_look, model, content, image_hash, keep=prompt is None
+            )
+            answers = self._answer(model, embedding, wanted, prompt, closer_look)
             model_s += perf_counter() - started
             found += [detections for _, detections in answers]
             if prompt is None:
@@ -195,13 +198,14 @@ class Inference:
     ) -> "list[Detections]":
         """What the model finds in the mirrored image, turned back."""
 
-        def encode() -> "ImageEmbedding":
-            return model.encode_image(self._pixels(content)[:, ::-1].copy())
+        def encode(window: "Window | None" = None) -> "ImageEmbedding":
+            x0, y0, x1, y1 = window or (0, 0, None, None)
+            return model.encode_image(self._pixels(content)[:, ::-1][y0:y1, x0:x1].copy())
 
         embedding = self._embeddings.get(model, f"{image_hash}-mirrored", encode)
         return [
             replace(one, masks=one.masks[:, :, ::-1], semantic=one.semantic[:, ::-1])
-            for _, one in self._answer(model, embedding, concepts, None, content)
+            for _, one in self._answer(model, embedding, concepts, None, encode)
         ]
 
     def _embedding(self, model: "MedSAM3", content: bytes, image_hash: str) -> "ImageEmbedding":
@@ -219,10 +223,18 @@ class Inference:
         )
         return read_image(content, limits=limits)
 
-    def _closer_look(self, model: "MedSAM3", content: bytes, window: "Window") -> "ImageEmbedding":
-        """A part of the image; not kept, because nobody draws the same box twice."""
+    def _closer_look(
+        self, model: "MedSAM3", content: bytes, image_hash: str, window: "Window", *, keep: bool
+    ) -> "ImageEmbedding":
+        """A part of the image; not kept for boxes, because nobody draws the same one twice."""
         x0, y0, x1, y1 = window
-        return model.encode_image(self._pixels(content)[y0:y1, x0:x1])
+
+        def encode() -> "ImageEmbedding":
+            return model.encode_image(self._pixels(content)[y0:y1, x0:x1])
+
+        if not keep:
+            return encode()
+        return self._embeddings.get(model, f"{image_hash}-window-{x0}-{y0}-{x1}-{y1}", encode)
 
     def _answer(
         self,
@@ -230,21 +242,16 @@ class Inference:
         embedding: "ImageEmbedding",
         concepts: Sequence[Concept],
         prompt: InteractivePrompt | None,
-        content: bytes,
+        closer_look: "Callable[[Window], ImageEmbedding]",
     ) -> list[tuple[Concept, "Detections"]]:
         """What the model finds of each concept, thresholds of the labeling config applied."""
         from medsam3_model.prompting import segment_prompted
+        from medsam3_model.small_objects import look_closer
 
         texts = self._texts.get(model, [concept.phrase for concept in concepts])
         if prompt is not None and (prompt.boxes or prompt.points):
             spatial = in_pixels(prompt, embedding.original_size)
-            answer = segment_prompted(
-                model,
-                embedding,
-                texts[0],
-                spatial,
-                lambda window: self._closer_look(model, content, window),
-            )
+            answer = segment_prompted(model, embedding, texts[0], spatial, closer_look)
             return [(concepts[0], answer)]
         wanted = [
             model.settings.score_threshold
@@ -254,10 +261,9 @@ class Inference:
         ]
         settings = replace(model.settings, score_threshold=min(wanted))
         found = model.detect_all(embedding, texts, settings=settings)
-        return [
-            (concept, detections.above(threshold))
-            for concept, detections, threshold in zip(concepts, found, wanted, strict=True)
-        ]
+        kept = [one.above(threshold) for one, threshold in zip(found, wanted, strict=True)]
+        kept = look_closer(model, embedding, texts, kept, closer_look)
+        return list(zip(concepts, kept, strict=True))
 
 
 def _concepts(

@@ -41,6 +41,7 @@ from medsam3_model.metrics import (
     score_mask,
 )
 from medsam3_model.prompting import SpatialPrompt, segment_prompted
+from medsam3_model.small_objects import look_closer
 from medsam3_model.types import Detections
 
 if TYPE_CHECKING:
@@ -273,18 +274,20 @@ class _Judge:
         for concept, found in truth.items():
             if found is not None:
                 sample.check_size(concept, found, image)
+
+        def encode_window(window: Window) -> Any:
+            x0, y0, x1, y1 = window
+            return self.model.encode_image(image[y0:y1, x0:x1])
+
         with self._clock():
             embedding = self.model.encode_image(image)
         if self.mode == "t":
             with self._clock():
                 answers = self.model.detect_all(embedding, self.text)
+                answers = look_closer(self.model, embedding, self.text, answers, encode_window)
             for concept, detections in zip(self.concepts, answers, strict=True):
                 yield self._result(dataset, sample, concept, truth[concept], detections, None)
             return
-
-        def encode_window(window: Window) -> Any:
-            x0, y0, x1, y1 = window
-            return self.model.encode_image(image[y0:y1, x0:x1])
 
         for concept, found in truth.items():
             if found is None:

@@ -166,14 +166,16 @@ def _of_image(
     from medsam3_model.evaluation import concept_mask
     from medsam3_model.metrics import dice
     from medsam3_model.prompting import SpatialPrompt, segment_prompted
+    from medsam3_model.small_objects import look_closer
 
     def answer(phrase: str, mode: Mode, mask: "NDArray[np.bool_]") -> Answer:
         score = dice(mask, truth[phrase] > 0)
         return Answer(f"{example.task_id}/{example.key}", example.group, phrase, mode, score)
 
+    by_text = look_closer(model, embedding, text, model.detect_all(embedding, text), closer_look)
     found = [
         answer(phrase, "T", concept_mask(detections)[0])
-        for phrase, detections in zip(truth, model.detect_all(embedding, text), strict=True)
+        for phrase, detections in zip(truth, by_text, strict=True)
     ]
     height, width = embedding.original_size
     for index, (phrase, layer) in enumerate(truth.items()):

@@ -1,0 +1,95 @@
+"""Many small objects of one name, such as nuclei: looked at again in four enlarged parts.
+
+An object smaller than about one patch of the encoder is hardly seen, and there may be more of them
+than the detector has queries. Where a phrase is answered with no instance but with many small spots
+on the semantic map, four overlapping quarters of the image are asked as images of their own, and
+their maps are put together.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from math import ceil, isqrt, sqrt
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import ndimage
+
+from medsam3_model.box_answers import Window
+from medsam3_model.types import Detections, TextEmbedding
+
+if TYPE_CHECKING:
+    from medsam3_model.evaluation import Segmenter
+
+_LEAST_PRESENCE = 0.5
+_MANY = 5
+# Spots are small below so many patches' sides. Half of the spots' area is in smaller ones.
+_SMALL = 1.5
+# Of a quarter's side: what it shares with its neighbour,
+_OVERLAP = 0.15
+# where both count, each the more the farther from its border, up to so many pixels.
+_FADE = 20
+
+
+def look_closer(
+    model: "Segmenter",
+    image: Any,
+    text: TextEmbedding,
+    found: Sequence[Detections],
+    encode_window: Callable[[Window], Any],
+) -> list[Detections]:
+    """The same detections, with better semantic maps of what is small and many.
+
+    Args:
+        model: who gave the answers.
+        image: the encoded image, an `ImageEmbedding`.
+        text: the phrases that were asked for.
+        found: the answer to each of them.
+        encode_window: encodes a part of the image: x0, y0, x1, y1 in pixels, the last exclusive.
+
+    Returns:
+        One per phrase. Presence, and whatever was found as instances, stay as they were.
+    """
+    answers = list(found)
+    small = [index for index, one in enumerate(answers) if _many_and_small(one, image)]
+    if not small:
+        return answers
+    asked = TextEmbedding.concatenate([text[index] for index in small])
+    height, width = answers[0].semantic.shape
+    sums = np.zeros((len(small), height, width), np.float32)
+    weights = np.zeros((height, width), np.float32)
+    for top, bottom in _halves(height):
+        for left, right in _halves(width):
+            part = model.detect_all(encode_window((left, top, right, bottom)), asked)
+            weight = np.minimum.outer(_fading(bottom - top), _fading(right - left))
+            weights[top:bottom, left:right] += weight
+            for row, detections in enumerate(part):
+                sums[row, top:bottom, left:right] += weight * detections.semantic
+    for row, index in enumerate(small):
+        answers[index] = replace(answers[index], semantic=sums[row] / weights)
+    return answers
+
+
+def _many_and_small(detections: Detections, image: Any) -> bool:
+    if len(detections) or detections.presence < _LEAST_PRESENCE:
+        return False
+    spots, count = ndimage.label(detections.semantic > 0.5)
+    if count < _MANY:
+        return False
+    areas = np.sort(np.bincount(spots.ravel())[1:])
+    middle = areas[np.searchsorted(np.cumsum(areas), areas.sum() / 2)]
+    height, width = detections.semantic.shape
+    patch = sqrt(height * width) / isqrt(image.last_hidden_state.shape[1])
+    return sqrt(middle) < _SMALL * patch
+
+
+def _halves(length: int) -> list[tuple[int, int]]:
+    """Two spans that cover `length` and overlap."""
+    side = min(ceil(length / (2 - _OVERLAP)), length)
+    return [(0, side), (length - side, length)]
+
+
+def _fading(length: int) -> NDArray[np.float32]:
+    """Distance to the nearer end in pixels, 1 at the ends and `_FADE` at most."""
+    place = np.arange(length)
+    return np.minimum(np.minimum(place + 1, length - place), _FADE).astype(np.float32)
