@@ -64,4 +64,12 @@ def measure() -> dict[str, float]:
         "tiny_next_prompt_ms": round(next_ms, 1),
         "tiny_small_box_ms": round(small_ms, 1),
         "second_prompt_speedup": round(first_ms / next_ms, 2),
+        "tiny_bundle_mb": round(_bundle_mb(), 2),
     }
+
+
+def _bundle_mb() -> float:
+    """Size of the files that ship with the package, 10^6 bytes."""
+    from medsam3_model.presets import bundled_weights
+
+    return sum(path.stat().st_size for path in bundled_weights("tiny").iterdir()) / 1e6
