@@ -79,7 +79,7 @@ class DetectorOutput:
         flat = torch.addmm(
             self.biases[at, queries, None], self.weights[at, queries], pixels.flatten(1)
         )
-        return flat.view(-1, *pixels.shape[1:]).float()
+        return flat.view(-1, *pixels.shape[1:])
 
 
 def vision_features(model: "Sam3Model", pixel_values: Tensor) -> VisionFeatures:
@@ -159,9 +159,10 @@ def detect(
         boxes=boxes,
         presence=decoded.presence_logits.float().squeeze(-1),
         mask_rows=mask_rows,
-        pixels=pixels,
-        weights=weights,
-        biases=biases,
+        # Mixed precision leaves them in different ones, and masks are painted outside of it.
+        pixels=pixels.float(),
+        weights=weights.float(),
+        biases=biases.float(),
         semantic=semantic.float(),
     )
 

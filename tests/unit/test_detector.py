@@ -61,6 +61,19 @@ def test_masks_of_some_prompts_are_those_of_all(model: Sam3Model) -> None:
     torch.testing.assert_close(second.semantic[0], every.semantic[1], atol=1e-4, rtol=1e-4)
 
 
+@torch.no_grad()
+def test_masks_can_be_painted_after_mixed_precision(model: Sam3Model) -> None:
+    pixels = torch.randn(1, 3, 72, 72, generator=torch.Generator().manual_seed(3))
+    prompts, _ = _prompts(model)
+    vision, queries = vision_features(model, pixels), torch.tensor([0, 5])
+    exact = detect(model, vision, prompts).masks(0, queries)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        output = detect(model, vision, prompts)
+    masks = output.masks(0, queries)
+    assert masks.dtype == torch.float32
+    assert (masks - exact).abs().max() < 0.1 * exact.abs().max()
+
+
 def test_positions_survive_a_change_of_resolution_and_back(model: Sam3Model) -> None:
     state = model.state_dict()
     larger = resize_positions(state, 12)
