@@ -7,8 +7,9 @@ base class it then has. Either way it only talks to the database and the queue.
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from backend import events, model_versions
-from backend.predicting import PredictAnswer, PredictRequest, predict
+from backend.corrections import events
+from backend.models import versions
+from backend.predictions.requests import PredictAnswer, PredictRequest, predict
 from backend.services import Services, current_services
 
 try:
@@ -48,7 +49,7 @@ class MedSAM3Backend(LabelStudioMLBase):  # type: ignore[misc, valid-type]
     @property
     def model_version(self) -> str:
         """The version that this project's predictions carry."""
-        return model_versions.in_service(self._services, self._project_id)
+        return versions.in_service(self._services, self._project_id)
 
     @model_version.setter
     def model_version(self, _value: object) -> None:

@@ -163,7 +163,7 @@ class ModelVersion(Base):
         project_id: the project that it was trained for; None: any.
         parent: the version that it was trained from.
         run_id: the training run that made it.
-        card: its model card, see `backend.training.model_card`.
+        card: its model card, see `backend.models.card`.
     """
 
     __tablename__ = "model_versions"

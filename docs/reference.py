@@ -17,12 +17,12 @@ import typer
 from pydantic import AliasChoices, SecretStr
 from pydantic.fields import FieldInfo
 
-from backend.app import create_app
-from backend.cli import app
-from backend.prometheus import Collector
-from backend.redis_server import RedisServer
+from backend.cli.main import app
+from backend.processes.redis_server import RedisServer
 from backend.services import Services, open_services
 from backend.settings import Settings
+from backend.web.app import create_app
+from backend.web.metrics import Collector
 
 DOCS = Path(__file__).parent
 BLOCK = re.compile(

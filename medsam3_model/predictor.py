@@ -12,15 +12,18 @@ import torch
 from torch import nn
 from transformers import PreTrainedTokenizerBase, Sam3Model
 
-from medsam3_model import checkpoints, forward, pretrained, weights_hash
 from medsam3_model import device as devices
-from medsam3_model.detector_checkpoints import (
+from medsam3_model import forward
+from medsam3_model.checkpoints import loading, pretrained
+from medsam3_model.checkpoints.detectors import (
     DetectorCheckpoint,
     detector_state,
     load_detector,
     save_detector,
     with_detector,
 )
+from medsam3_model.checkpoints.hashes import WeightsHash
+from medsam3_model.checkpoints.hashes import of_model as hash_weights
 from medsam3_model.errors import PromptError
 from medsam3_model.postprocessing import SAM3_SETTINGS, DetectionSettings, to_detections
 from medsam3_model.preprocessing import (
@@ -73,7 +76,7 @@ class MedSAM3:
         settings: DetectionSettings = SAM3_SETTINGS,
         device: str | torch.device = "auto",
         dtype: str | torch.dtype = "auto",
-        hashes: weights_hash.WeightsHash | None = None,
+        hashes: WeightsHash | None = None,
         tracker: Tracker | None = None,
     ) -> None:
         """Wrap a ready `Sam3Model`; most callers want `from_pretrained`.
@@ -97,7 +100,7 @@ class MedSAM3:
         self.name = name
         self.tracker = tracker
         self.tokenizer = tokenizer
-        hashes = hashes or weights_hash.of_model(model)
+        hashes = hashes or hash_weights(model)
         self.encoder_hash, self.detector_hash = hashes.encoder, hashes.detector
         self.version = version or f"{name}-{hashes.combined[:8]}"
 
@@ -145,12 +148,12 @@ class MedSAM3:
         precision = devices.resolve_dtype(dtype, where)
         adapter = None if adapter is None else Path(adapter).expanduser()
         weights = pretrained.locate(checkpoint)
-        if detector is None and checkpoints.is_detector_file(weights):
+        if detector is None and loading.is_detector_file(weights):
             loaded_detector = load_detector(weights)
             base = cls.from_pretrained(loaded_detector.base, adapter, config, where, precision)
             return base.with_detector(loaded_detector, settings=settings)
 
-        loaded = checkpoints.load_model(
+        loaded = loading.load_model(
             weights,
             adapter=adapter,
             config=pretrained.parse_config(config),
@@ -188,7 +191,7 @@ class MedSAM3:
             settings=settings or self.settings,
             device=self.device,
             dtype=self.dtype,
-            hashes=weights_hash.WeightsHash(self.encoder_hash, detector.detector_hash),
+            hashes=WeightsHash(self.encoder_hash, detector.detector_hash),
             tracker=self.tracker,
         )
 

@@ -31,7 +31,7 @@ def to_pixel_values(rgb: npt.NDArray[np.uint8], image_size: int) -> torch.Tensor
     if rgb.dtype != np.uint8 or rgb.ndim != 3 or rgb.shape[2] != 3 or 0 in rgb.shape:
         raise PromptError(
             f"an image is uint8 (height, width, 3); this one is {rgb.dtype} {rgb.shape}: "
-            "read it with medsam3_model.image_io.read_image"
+            "read it with medsam3_model.images.reading.read_image"
         )
     channels_first = torch.from_numpy(np.ascontiguousarray(rgb)).permute(2, 0, 1)[None]
     resized = transforms.resize(channels_first, [image_size, image_size], antialias=True)

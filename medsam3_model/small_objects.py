@@ -19,7 +19,7 @@ from medsam3_model.box_answers import Window
 from medsam3_model.types import Detections, TextEmbedding
 
 if TYPE_CHECKING:
-    from medsam3_model.evaluation import Segmenter
+    from medsam3_model.evaluation.evaluation import Segmenter
 
 _LEAST_PRESENCE = 0.5
 _MANY = 5

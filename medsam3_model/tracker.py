@@ -20,10 +20,10 @@ from transformers import Sam3TrackerConfig, Sam3TrackerModel, Sam3VisionConfig
 from transformers.models.sam3.modeling_sam3 import Sam3VisionNeck
 
 from medsam3_model.boxes import tight_box
+from medsam3_model.checkpoints.weight_files import TensorFile
 from medsam3_model.device import autocast
 from medsam3_model.errors import CheckpointError, PromptError
 from medsam3_model.types import Detections, ImageEmbedding
-from medsam3_model.weight_files import TensorFile
 
 _MODEL, _NECK = "tracker_model.", "tracker_neck."
 _PARTS = ("vision_config", "prompt_encoder_config", "mask_decoder_config")

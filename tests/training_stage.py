@@ -7,13 +7,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from medsam3_model.checkpoints.presets import tiny_config
+from medsam3_model.checkpoints.tokenizer import build_tokenizer
 from medsam3_model.embedding_cache import EmbeddingCache
-from medsam3_model.fine_tuning import TrainingImage
-from medsam3_model.initialisation import initialise
-from medsam3_model.phrases import all_phrases
 from medsam3_model.predictor import MedSAM3
-from medsam3_model.presets import tiny_config
-from medsam3_model.tokenizer import build_tokenizer
+from medsam3_model.pretraining.initialisation import initialise
+from medsam3_model.pretraining.phrases import all_phrases
+from medsam3_model.training.fine_tuning import TrainingImage
 
 SIDE = 72
 

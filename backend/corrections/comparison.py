@@ -299,7 +299,7 @@ def _rejected(region: SuggestedRegion) -> Outcome:
 
 
 def _added(region: FinalRegion) -> Outcome:
-    from medsam3_model.metrics import boundary
+    from medsam3_model.evaluation.metrics import boundary
 
     (window,) = common_windows([region.mask])
     return Outcome(
@@ -318,8 +318,8 @@ def _added(region: FinalRegion) -> Outcome:
 
 
 def score(suggested: CroppedMask, final: CroppedMask) -> Scores:
-    """Figures of `medsam3_model.metrics`, computed where one of the masks has something."""
-    from medsam3_model.metrics import score_mask
+    """Figures of `evaluation.metrics`, computed where one of the masks has something."""
+    from medsam3_model.evaluation.metrics import score_mask
 
     if suggested.same(final):
         return Scores(dice=1.0, surface_dice=1.0, hd95=0.0, added_path_length=0.0)

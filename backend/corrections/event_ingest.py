@@ -14,7 +14,7 @@ from backend.corrections.mask_store import MaskStore
 from backend.corrections.source import Source
 from backend.corrections.tables import Annotation, AnnotationState, Trouble
 from backend.errors import LabelStudioAuthError, LabelStudioUnavailableError
-from backend.label_studio import LabelStudio
+from backend.label_studio.client import LabelStudio
 from backend.services import Services
 from backend.tables import Event, now
 

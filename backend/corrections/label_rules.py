@@ -9,7 +9,7 @@ from backend.corrections.errors import QuarantineError
 from backend.corrections.submissions import Pages, Region
 from backend.corrections.tables import Trouble
 from backend.errors import ImageSourceError, LabelConfigError
-from backend.label_config import LabelConfig, parse_label_config
+from backend.labeling.config import LabelConfig, parse_label_config
 
 
 def pages_of(xml: str, task_data: Mapping[str, Any]) -> Pages:

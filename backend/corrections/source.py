@@ -17,7 +17,7 @@ from backend.corrections.errors import QuarantineError
 from backend.corrections.submissions import as_utc
 from backend.corrections.tables import Trouble
 from backend.errors import ImageSourceError, LabelStudioError
-from backend.label_studio import LabelStudio
+from backend.label_studio.client import LabelStudio
 from backend.settings import Settings
 
 PAGE_SIZE = 500
@@ -172,7 +172,7 @@ class Source:
         Raises:
             QuarantineError: it cannot be had, and trying again does not help.
         """
-        from backend.image_source import fetch_image
+        from backend.label_studio.images import fetch_image
 
         try:
             return fetch_image(

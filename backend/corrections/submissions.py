@@ -159,7 +159,7 @@ def read_regions(
     Raises:
         QuarantineError: a region is damaged, or regions of one page disagree about its size.
     """
-    from backend.region_masks import region_mask
+    from backend.labeling.region_masks import region_mask
 
     labels = _labels_by_id(result)
     regions: dict[str, Region] = {}

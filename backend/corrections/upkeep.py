@@ -6,7 +6,7 @@ from datetime import timedelta
 
 from backend.corrections.event_ingest import open_ingest, prune_events
 from backend.corrections.privacy import Removed, retain
-from backend.corrections.reconciliation import Report, known_projects, reconcile_project
+from backend.corrections.sync import Report, known_projects, reconcile_project
 from backend.errors import LabelStudioAuthError, LabelStudioError, LabelStudioUnavailableError
 from backend.services import Services
 from backend.tables import now

@@ -12,7 +12,7 @@ from backend.doctor.label_studio import check_label_studio, check_token
 from backend.doctor.machine import check_data_folder, check_image_sources, check_model, check_web
 from backend.doctor.projects import check_projects
 from backend.doctor.redis import check_redis, check_workers
-from backend.queues import QueueName
+from backend.processes.queues import QueueName
 from backend.services import connect_redis
 from backend.settings import Settings
 

@@ -4,11 +4,11 @@ import time
 
 import httpx
 
-from backend.addresses import shown
 from backend.doctor.check import Check, Status
 from backend.errors import LabelStudioAuthError, LabelStudioError, LabelStudioUnavailableError
-from backend.label_studio import LabelStudio
-from backend.label_studio_auth import HOW_TO_GET_ONE, token_expiry
+from backend.label_studio.addresses import shown
+from backend.label_studio.auth import HOW_TO_GET_ONE, token_expiry
+from backend.label_studio.client import LabelStudio
 from backend.settings import Settings
 
 _ENDS_SOON_DAYS = 14

@@ -7,7 +7,7 @@ from pathlib import Path
 import httpx
 
 from backend.doctor.check import Check, Status
-from backend.model_versions import BUNDLED
+from backend.models.versions import BUNDLED
 from backend.settings import Settings
 
 
@@ -41,8 +41,8 @@ def check_data_folder(settings: Settings) -> Check:
 
 def check_model(settings: Settings) -> Check:
     """The configured weights are there. They are not loaded."""
+    from medsam3_model.checkpoints.presets import bundled_version
     from medsam3_model.errors import CheckpointError
-    from medsam3_model.presets import bundled_version
 
     if settings.model in BUNDLED:
         try:

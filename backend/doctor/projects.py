@@ -2,13 +2,13 @@
 
 from sqlalchemy import select
 
-from backend.connect import WEBHOOK_ACTIONS
 from backend.credentials import WEBHOOK_SECRET_HEADER, Credentials, load_credentials
 from backend.database import Database
 from backend.doctor.check import Check, Status
 from backend.errors import LabelConfigError, LabelStudioError
-from backend.label_studio import LabelStudio
-from backend.label_studio_records import Json, MLBackend, Webhook
+from backend.label_studio.client import LabelStudio
+from backend.label_studio.connect import WEBHOOK_ACTIONS
+from backend.label_studio.records import Json, MLBackend, Webhook
 from backend.settings import Settings
 from backend.tables import Project
 
@@ -73,7 +73,7 @@ def _check_project(client: LabelStudio, project_id: int, credentials: Credential
 
 
 def _config_problem(project: Json) -> str:
-    from backend.label_config import parse_label_config
+    from backend.labeling.config import parse_label_config
 
     try:
         parse_label_config(project["label_config"])

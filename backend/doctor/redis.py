@@ -5,9 +5,9 @@ from datetime import UTC, datetime, timedelta
 from redis import Redis
 from redis.exceptions import RedisError
 
-from backend.addresses import shown
 from backend.doctor.check import Check, Status
-from backend.queues import QueueName, queue
+from backend.label_studio.addresses import shown
+from backend.processes.queues import QueueName, queue
 from backend.settings import Settings
 
 # RQ's workers report at least this often, jobs or not.

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from backend.corrections.mask_store import MaskStore
+    from backend.training.examples import Example
     from backend.training.images import Images
-    from backend.training.snapshots import Example
     from medsam3_model import MedSAM3
     from medsam3_model.prompting import EncodeWindow
 
@@ -163,8 +163,8 @@ def _of_image(
     import numpy as np
 
     from medsam3_model.boxes import disturbed_boxes, instance_boxes
-    from medsam3_model.evaluation import concept_mask
-    from medsam3_model.metrics import dice
+    from medsam3_model.evaluation.evaluation import concept_mask
+    from medsam3_model.evaluation.metrics import dice
     from medsam3_model.prompting import SpatialPrompt, segment_prompted
     from medsam3_model.small_objects import look_closer
 
@@ -190,7 +190,7 @@ def _of_image(
 
 
 def _compare(pairs: Sequence[tuple[Answer, Answer]]) -> Comparison:
-    from medsam3_model.metrics import paired_bootstrap
+    from medsam3_model.evaluation.metrics import paired_bootstrap
 
     by_image: dict[str, list[tuple[Answer, Answer]]] = {}
     for pair in pairs:

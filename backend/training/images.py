@@ -3,10 +3,10 @@
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from backend.image_source import fetch_image
-from backend.label_studio import LabelStudio
+from backend.label_studio.client import LabelStudio
+from backend.label_studio.images import fetch_image
 from backend.services import Services
-from backend.training.snapshots import Example
+from backend.training.examples import Example
 
 if TYPE_CHECKING:
     import numpy as np
@@ -38,7 +38,7 @@ class Images:
             ImageSourceError, LabelStudioError: it cannot be fetched.
             ImageError: it cannot be read.
         """
-        from medsam3_model.image_io import ImageLimits, read_image
+        from medsam3_model.images.reading import ImageLimits, read_image
 
         content = fetch_image(
             example.reference,

@@ -7,15 +7,15 @@ from itertools import islice
 
 from sqlalchemy import func, or_, select
 
-from backend.connect import announce_version
 from backend.errors import LabelStudioError
-from backend.label_studio import LabelStudio
-from backend.predicting import request_push
+from backend.label_studio.client import LabelStudio
+from backend.label_studio.connect import announce_version
+from backend.models.promotion import enqueue_roll_out
+from backend.predictions import acquisition
+from backend.predictions.requests import request_push
 from backend.services import Services, current_services
 from backend.tables import now
-from backend.training import acquisition
 from backend.training.options import policy_of
-from backend.training.promotion import enqueue_roll_out
 from backend.training.tables import Promotion
 
 log = logging.getLogger(__name__)

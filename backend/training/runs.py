@@ -14,7 +14,7 @@ from sqlalchemy.orm import Session
 
 from backend.database import insert_or_ignore
 from backend.errors import BackendError, QueueError
-from backend.queues import QueueName, enqueue
+from backend.processes.queues import QueueName, enqueue
 from backend.services import Services
 from backend.tables import new_id, now
 from backend.training.options import options_of

@@ -150,7 +150,7 @@ class TrainingPolicy(Base):
     Attributes:
         after_corrections: new corrections that start a run; 0: never by itself.
         schedule: a cron line, or an empty text for no schedule.
-        strategy: which tasks to label next, see `backend.training.acquisition`.
+        strategy: which tasks to label next, see `backend.predictions.acquisition`.
         consensus: what several annotators' masks of one image become.
         auto_promote: whether a candidate that passes the gate goes into service by itself.
         scheduled_at: the last moment of the schedule that was acted upon.

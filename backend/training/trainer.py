@@ -17,22 +17,22 @@ from pathlib import Path
 from redis.exceptions import RedisError
 from sqlalchemy.exc import SQLAlchemyError
 
-from backend import model_versions
 from backend.corrections import store
 from backend.corrections.mask_store import MaskStore
 from backend.database import insert_or_ignore
 from backend.errors import BackendError, LabelStudioUnavailableError, QueueError
-from backend.jobs import stopping
-from backend.label_config import parse_label_config
-from backend.label_studio import LabelStudio
-from backend.queues import QueueName, waiting_row_ids
+from backend.label_studio.client import LabelStudio
+from backend.labeling.config import parse_label_config
+from backend.models import card, promotion, versions
+from backend.models.detectors import DetectorStore
+from backend.models.loading import Models
+from backend.predictions.jobs import stopping
+from backend.processes.queues import QueueName, waiting_row_ids
 from backend.services import Services, current_services
 from backend.tables import ModelVersion, now
-from backend.training import gate, model_card, promotion, roll_out, runs, snapshots, triggers
-from backend.training.detector_store import DetectorStore
-from backend.training.fine_tuning import StoppedError, fine_tune
+from backend.training import examples, gate, roll_out, runs, triggers
 from backend.training.images import Images
-from backend.training.loading import Models
+from backend.training.learn import StoppedError, fine_tune
 from backend.training.options import RunOptions
 from backend.training.tables import GateVerdict, PromotionKind, RunState, Stage, TrainingRun
 
@@ -115,14 +115,14 @@ class _Stages:
         if self._passed(candidate, snapshot) and self._options.auto_promote:
             self._promote(candidate)
 
-    def _snapshot(self) -> snapshots.Snapshot:
+    def _snapshot(self) -> examples.Snapshot:
         """Take the snapshot, or read the one that was taken before the trainer died."""
         runs.at_stage(self._services, self._run.id, Stage.SNAPSHOT)
-        incumbent = model_versions.in_service(self._services, self._run.project_id)
+        incumbent = versions.in_service(self._services, self._run.project_id)
         with self._services.database.session() as session:
             run = session.get_one(TrainingRun, self._run.id, with_for_update=True)
             if run.dataset_id is None:
-                snapshots.take(session, run)
+                examples.take(session, run)
                 run.incumbent = incumbent
             self._run = run
         with self._services.database.reading() as session:
@@ -132,9 +132,7 @@ class _Stages:
                     f"The labeling config of project {self._run.project_id} is not known: connect "
                     "it again (`medsam3 connect`)."
                 )
-            snapshot = snapshots.load(
-                session, self._run.dataset_id or 0, parse_label_config(config)
-            )
+            snapshot = examples.load(session, self._run.dataset_id or 0, parse_label_config(config))
         if not snapshot.of("train"):
             raise runs.TrainingError(
                 f"All {len(snapshot.examples)} annotated images belong to groups that are kept for "
@@ -142,7 +140,7 @@ class _Stages:
             )
         return snapshot
 
-    def _candidate(self, snapshot: snapshots.Snapshot) -> str | None:
+    def _candidate(self, snapshot: examples.Snapshot) -> str | None:
         """Train, publish and register a version, or find the one that this run made already."""
         if self._run.candidate:
             return self._run.candidate
@@ -156,7 +154,7 @@ class _Stages:
             self._services, self._run, model, source, snapshot, self._images, self._masks, folder
         )
         DetectorStore(self._services.settings).publish(trained.file, trained.version)
-        card = model_card.make(snapshot, self._options, trained.figures)
+        made = card.make(snapshot, self._options, trained.figures)
         with self._services.database.session() as session:
             insert_or_ignore(
                 session,
@@ -169,7 +167,7 @@ class _Stages:
                     "project_id": self._run.project_id,
                     "parent": parent,
                     "run_id": self._run.id,
-                    "card": card,
+                    "card": made,
                     "created_at": now(),
                 },
             )
@@ -178,7 +176,7 @@ class _Stages:
             self._run = run
         return trained.version if trained.version != parent else None
 
-    def _passed(self, candidate: str, snapshot: snapshots.Snapshot) -> bool:
+    def _passed(self, candidate: str, snapshot: examples.Snapshot) -> bool:
         """Compare candidate and incumbent, or read what was found before the trainer died."""
         runs.at_stage(self._services, self._run.id, Stage.GATE)
         with self._services.database.reading() as session:
@@ -221,7 +219,7 @@ class _Stages:
 
     def _promote(self, candidate: str) -> None:
         runs.at_stage(self._services, self._run.id, Stage.PROMOTION)
-        serving = model_versions.in_service(self._services, self._run.project_id)
+        serving = versions.in_service(self._services, self._run.project_id)
         if serving == candidate:
             return
         if serving != self._run.incumbent:
@@ -297,8 +295,8 @@ def run_trainer(services: Services, *, burst: bool = False) -> None:
         services: the process's database and Redis.
         burst: stop when the queue is empty.
     """
+    from backend.processes.worker import Worker
     from backend.services import use_services
-    from backend.worker import Worker
 
     _make_way()
     use_services(services)

@@ -9,7 +9,7 @@ from sqlalchemy import select
 from backend.corrections.tables import Annotation
 from backend.services import Services
 from backend.tables import Event, now
-from backend.training import snapshots
+from backend.training import examples
 from backend.training.options import policy_of
 from backend.training.runs import Requested, request_run
 from backend.training.tables import TrainingPolicy, Trigger
@@ -45,7 +45,7 @@ def enough_corrections(services: Services, project_id: int) -> bool:
     """Whether a project has as many new corrections as its policy asks for."""
     with services.database.reading() as session:
         wanted = policy_of(session, services.settings, project_id).after_corrections
-        return wanted > 0 and snapshots.new_corrections(session, project_id) >= wanted
+        return wanted > 0 and examples.new_corrections(session, project_id) >= wanted
 
 
 def run_schedules(services: Services, moment: datetime | None = None) -> list[Requested]:
@@ -70,7 +70,7 @@ def run_schedules(services: Services, moment: datetime | None = None) -> list[Re
                 row.scheduled_at = moment  # the first look only starts the clock
             elif next_time(schedule, row.scheduled_at) <= moment:
                 row.scheduled_at = moment
-                if snapshots.new_corrections(session, project_id):
+                if examples.new_corrections(session, project_id):
                     due.append(project_id)
     return [request_run(services, project_id, Trigger.SCHEDULE) for project_id in due]
 

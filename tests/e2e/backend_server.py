@@ -8,7 +8,7 @@ from pathlib import Path
 
 import httpx
 
-from backend.label_studio_server import LabelStudioServer, free_port
+from backend.label_studio.server import LabelStudioServer, free_port
 from backend.settings import Settings
 
 
@@ -43,7 +43,7 @@ class BackendServer:
         """Start `medsam3 serve` and wait until the web process answers."""
         with self.log_path.open("ab") as log:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "backend.cli", "-v", "serve"],
+                [sys.executable, "-m", "backend.cli.main", "-v", "serve"],
                 env=self._environment,
                 stdout=log,
                 stderr=log,

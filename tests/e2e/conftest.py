@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from backend.label_studio import LabelStudio
-from backend.label_studio_server import REPOSITORY, LabelStudioServer
+from backend.label_studio.client import LabelStudio
+from backend.label_studio.server import REPOSITORY, LabelStudioServer
 from tests.e2e.backend_server import BackendServer
 
 BRUSH_CONFIG = """

@@ -10,12 +10,12 @@ from numpy.typing import NDArray
 from PIL import Image
 from playwright.sync_api import Browser, Locator, Page, expect, sync_playwright
 
-from backend.connect import connect
-from backend.demo import label_config_for, template_images
-from backend.label_studio import LabelStudio
-from backend.label_studio_server import LabelStudioServer
-from backend.region_masks import region_mask
-from medsam3_model.metrics import dice
+from backend.demo.demo import label_config_for, template_images
+from backend.label_studio.client import LabelStudio
+from backend.label_studio.connect import connect
+from backend.label_studio.server import LabelStudioServer
+from backend.labeling.region_masks import region_mask
+from medsam3_model.evaluation.metrics import dice
 from tests.e2e.backend_server import BackendServer
 from tests.e2e.conftest import LabelStudioProject, ProjectFactory
 

@@ -6,11 +6,17 @@ from pathlib import Path
 
 import pytest
 
-from backend.connect import WEBHOOK_ACTIONS, Outcome, announce_version, checked_url, connect
 from backend.credentials import WEBHOOK_SECRET_HEADER, Credentials, load_credentials
 from backend.errors import LabelConfigError, LabelStudioError, SettingsError
-from backend.label_studio import LabelStudio
-from backend.label_studio_server import REPOSITORY, LabelStudioServer, free_port
+from backend.label_studio.client import LabelStudio
+from backend.label_studio.connect import (
+    WEBHOOK_ACTIONS,
+    Outcome,
+    announce_version,
+    checked_url,
+    connect,
+)
+from backend.label_studio.server import REPOSITORY, LabelStudioServer, free_port
 from backend.settings import Settings
 
 from .conftest import BRUSH_CONFIG, ProjectFactory

@@ -10,17 +10,17 @@ import numpy as np
 import pytest
 from playwright.sync_api import Page, expect
 
-from backend import brush_rle
-from backend.connect import connect
 from backend.corrections.event_ingest import open_ingest
 from backend.corrections.mask_store import MaskStore
-from backend.corrections.reconciliation import reconcile_project
 from backend.corrections.revisions import current_state, history
 from backend.corrections.submissions import read_annotation
+from backend.corrections.sync import reconcile_project
 from backend.database import Database
-from backend.label_studio import LabelStudio
-from backend.label_studio_server import LabelStudioServer
-from backend.region_masks import region_mask
+from backend.label_studio.client import LabelStudio
+from backend.label_studio.connect import connect
+from backend.label_studio.server import LabelStudioServer
+from backend.labeling import brush_rle
+from backend.labeling.region_masks import region_mask
 from backend.services import open_services
 from backend.settings import Settings
 from tests.e2e.backend_server import BackendServer

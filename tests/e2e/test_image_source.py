@@ -11,9 +11,9 @@ import httpx
 import pytest
 
 from backend.errors import ImageSourceError
-from backend.image_source import fetch_image
-from backend.label_studio import LabelStudio
-from backend.label_studio_server import LabelStudioServer, free_port
+from backend.label_studio.client import LabelStudio
+from backend.label_studio.images import fetch_image
+from backend.label_studio.server import LabelStudioServer, free_port
 from backend.settings import Settings
 
 from .conftest import LabelStudioProject, ProjectFactory, disc_image

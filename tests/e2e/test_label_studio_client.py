@@ -6,9 +6,9 @@ import httpx
 import pytest
 
 from backend.errors import LabelStudioAuthError, LabelStudioError, LabelStudioUnavailableError
-from backend.label_studio import LabelStudio
-from backend.label_studio_auth import token_expiry
-from backend.label_studio_server import LabelStudioServer, free_port
+from backend.label_studio.auth import token_expiry
+from backend.label_studio.client import LabelStudio
+from backend.label_studio.server import LabelStudioServer, free_port
 
 from .conftest import BRUSH_CONFIG, ProjectFactory, disc_image
 

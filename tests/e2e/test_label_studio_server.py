@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from backend.errors import LabelStudioUnavailableError, SettingsError
-from backend.label_studio import LabelStudio
-from backend.label_studio_server import REPOSITORY, LabelStudioServer
+from backend.label_studio.client import LabelStudio
+from backend.label_studio.server import REPOSITORY, LabelStudioServer
 
 from .conftest import BRUSH_CONFIG
 

@@ -10,19 +10,20 @@ import pytest
 from numpy.typing import NDArray
 from sqlalchemy import select
 
-from backend import brush_rle
-from backend.connect import connect
-from backend.demo import template_images
-from backend.label_studio import LabelStudio
-from backend.label_studio_server import LabelStudioServer
-from backend.preannotate import preannotate
+from backend.demo.demo import template_images
+from backend.label_studio.client import LabelStudio
+from backend.label_studio.connect import connect
+from backend.label_studio.server import LabelStudioServer
+from backend.labeling import brush_rle
+from backend.models import promotion
+from backend.predictions.preannotate import preannotate
 from backend.services import Services, open_services
 from backend.tables import Suggestion
-from backend.training import promotion, roll_out, runs
+from backend.training import roll_out, runs
 from backend.training.tables import GateVerdict, RunState, TrainingRun, Trigger
-from medsam3_model.datasets import split_of_group
-from medsam3_model.metrics import dice
-from medsam3_model.template_slices import demo_slices
+from medsam3_model.data.datasets import split_of_group
+from medsam3_model.data.template import demo_slices
+from medsam3_model.evaluation.metrics import dice
 from tests.e2e.backend_server import BackendServer
 from tests.e2e.conftest import ProjectFactory
 

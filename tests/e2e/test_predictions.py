@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from backend.connect import connect
-from backend.label_studio import LabelStudio
-from backend.label_studio_server import LabelStudioServer
-from backend.preannotate import preannotate
+from backend.label_studio.client import LabelStudio
+from backend.label_studio.connect import connect
+from backend.label_studio.server import LabelStudioServer
+from backend.predictions.preannotate import preannotate
 from backend.services import open_services
 from tests.e2e.backend_server import BackendServer
 from tests.e2e.conftest import ProjectFactory

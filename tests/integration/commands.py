@@ -5,7 +5,7 @@ from typing import Any
 
 from typer.testing import CliRunner, Result
 
-from backend.cli import app
+from backend.cli.main import app
 
 
 def run(*arguments: object) -> Result:

@@ -14,10 +14,10 @@ import pytest
 from flask.testing import FlaskClient
 from PIL import Image
 
-from backend.app import create_app
-from backend.redis_server import RedisServer
+from backend.processes.redis_server import RedisServer
 from backend.services import Services, open_services, use_services
 from backend.settings import Settings
+from backend.web.app import create_app
 from tests.integration.corrections_stage import CONFIG, HEIGHT, WIDTH, Stage, stage_at
 from tests.integration.stand_in_label_studio import StandInLabelStudio
 
@@ -88,7 +88,7 @@ class WorkerProcess:
         self.log_path = settings.data_dir / f"worker-{queue}.log"
         with self.log_path.open("ab") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "backend.cli", "-v", "worker", "--queue", queue],
+                [sys.executable, "-m", "backend.cli.main", "-v", "worker", "--queue", queue],
                 env=environment,
                 stdout=log,
                 stderr=log,

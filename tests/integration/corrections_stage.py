@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from backend import brush_rle
 from backend.corrections.event_ingest import ingest_event, open_ingest
+from backend.corrections.events import receive
 from backend.corrections.ingest import Ingest
 from backend.corrections.mask_store import MaskStore
-from backend.corrections.reconciliation import Report, reconcile_project
 from backend.corrections.revisions import current_state
-from backend.events import receive
+from backend.corrections.sync import Report, reconcile_project
+from backend.labeling import brush_rle
 from backend.services import Services
 from backend.tables import LabelConfigText, Suggestion, SuggestionState
 from tests.integration.stand_in_label_studio import StandInLabelStudio

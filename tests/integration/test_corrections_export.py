@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from backend.corrections.coco_runs import pack
-from backend.corrections.dataset_versions import Version, open_version
+from backend.corrections.datasets import Version, open_version
 from backend.corrections.errors import DatasetVersionError
-from backend.corrections.export import Format, Page, export, folder_name
+from backend.corrections.export.coco_runs import pack
+from backend.corrections.export.export import Format, Page, export, folder_name
 from backend.corrections.statistics import compute
 from backend.services import open_services
 from backend.settings import Settings
@@ -177,7 +177,7 @@ def test_coco_runs_are_those_of_pycocotools() -> None:
 def test_label_studios_converter_reads_the_polygons(stage: Stage, tmp_path: Path) -> None:
     from label_studio_sdk.converter.imports.coco import convert_coco_to_ls
 
-    from backend.region_masks import region_mask
+    from backend.labeling.region_masks import region_mask
 
     write(stage, tmp_path / "out", Format.COCO)
     convert_coco_to_ls(
@@ -227,7 +227,7 @@ def test_label_studios_exporter_reads_the_tasks(stage: Stage, tmp_path: Path) ->
 
 
 def test_masks_are_a_dataset_of_the_model_package(stage: Stage, tmp_path: Path) -> None:
-    from medsam3_model.datasets import load_dataset
+    from medsam3_model.data.datasets import load_dataset
 
     write(stage, tmp_path / "out", Format.MASKS)
     dataset = load_dataset(tmp_path / "out")

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from backend.redis_server import RedisServer
+from backend.processes.redis_server import RedisServer
 from backend.services import Services, open_services
 from backend.settings import Settings
 from tests.integration.corrections_stage import (
@@ -294,7 +294,7 @@ def test_group_comes_from_data_pattern_or_image(data_dir: Path, redis_server: Re
 
 
 def test_events_carry_no_more_than_ids(services: Services) -> None:
-    from backend.events import receive
+    from backend.corrections.events import receive
     from backend.tables import Event
 
     payload = {

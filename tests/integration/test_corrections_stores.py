@@ -12,7 +12,7 @@ import pytest
 from sqlalchemy import select
 
 from backend.corrections import store
-from backend.corrections.dataset_versions import open_version
+from backend.corrections.datasets import open_version
 from backend.corrections.errors import MaskError
 from backend.corrections.mask_store import MaskStore
 from backend.corrections.privacy import forget, retain

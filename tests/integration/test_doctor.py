@@ -10,18 +10,18 @@ import pytest
 from rq.utils import utcformat
 from werkzeug.serving import make_server
 
-from backend.app import create_app
 from backend.credentials import load_credentials
 from backend.doctor import Check, Status, run_checks
 from backend.doctor.database import check_events, check_failed_tasks, open_existing_database
 from backend.doctor.machine import check_data_folder, check_image_sources, check_model, check_web
 from backend.doctor.redis import check_redis, check_workers
-from backend.label_studio_server import free_port
-from backend.queues import QueueName, enqueue
+from backend.label_studio.server import free_port
+from backend.processes.queues import QueueName, enqueue
+from backend.processes.worker import Worker
 from backend.services import Services
 from backend.settings import Settings
 from backend.tables import Delivery, Event, LabelConfigText, Suggestion, SuggestionState, now
-from backend.worker import Worker
+from backend.web.app import create_app
 
 
 def named(checks: list[Check], name: str) -> Check:
@@ -106,7 +106,7 @@ def test_redis(services: Services) -> None:
 def test_workers_are_counted_while_they_report(services: Services) -> None:
     assert check_workers(services.redis, QueueName.GPU).status is Status.FAIL
     assert check_workers(services.redis, QueueName.TRAIN).status is Status.OK
-    enqueue(services.redis, QueueName.TRAIN, "backend.jobs.nothing", ["a"], job_id="a")
+    enqueue(services.redis, QueueName.TRAIN, "backend.predictions.jobs.nothing", ["a"], job_id="a")
     assert check_workers(services.redis, QueueName.TRAIN).status is Status.WARN
     worker = Worker(services, QueueName.GPU)
     worker.register_birth()

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from medsam3_model.detector_checkpoints import DetectorCheckpoint, load_detector
+from medsam3_model.checkpoints.detectors import DetectorCheckpoint, load_detector
 from tests.integration.fine_tune_discs import train
 
 STEPS = 12

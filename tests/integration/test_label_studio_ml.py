@@ -18,8 +18,8 @@ import httpx
 import pytest
 from sqlalchemy import select
 
-from backend import model_versions
-from backend.label_studio_server import REPOSITORY, free_port
+from backend.label_studio.server import REPOSITORY, free_port
+from backend.models import versions
 from backend.services import Services
 from backend.tables import Event
 from tests.integration.conftest import BRUSH_CONFIG, WorkerProcess, tasks
@@ -136,7 +136,7 @@ def test_its_server_predicts_through_our_queue_and_worker(
     set_up(server)
     results = predict(server, in_project(3))
     assert len(results) == 3
-    version = model_versions.default_version(services)
+    version = versions.default_version(services)
     assert [result["model_version"] for result in results] == [version] * 3
     regions = [region for result in results for region in result["result"]]
     assert {region["from_name"] for region in regions} <= {"mask"}

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from backend.redis_server import RedisServer
+from backend.processes.redis_server import RedisServer
 from backend.services import open_services, use_services
 from backend.settings import Settings, get_settings
 from backend.training import runs
@@ -54,7 +54,7 @@ def stage(
 @pytest.fixture
 def trainer(stage: LearningStage) -> Iterator[None]:
     """`medsam3 trainer` as a process of its own."""
-    process = subprocess.Popen([sys.executable, "-m", "backend.cli", "trainer"])
+    process = subprocess.Popen([sys.executable, "-m", "backend.cli.main", "trainer"])
     yield
     process.terminate()
     assert process.wait(60) == 0

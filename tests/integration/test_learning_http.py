@@ -8,12 +8,12 @@ import pytest
 from flask.testing import FlaskClient
 from werkzeug.test import TestResponse
 
-from backend import model_versions
-from backend.app import create_app
-from backend.redis_server import RedisServer
+from backend.models import versions
+from backend.processes.redis_server import RedisServer
 from backend.training import runs
 from backend.training.tables import RunState
 from backend.training.trainer import train_run
+from backend.web.app import create_app
 from tests.integration.learning_stage import LearningStage, learning_stage, small_model
 
 API = "/api/v1"
@@ -106,7 +106,7 @@ def test_a_run_is_asked_for_once_watched_and_ends_in_service(
         "previous": found["default"],
         "kind": "manual",
     }
-    assert model_versions.in_service(stage.services, 7) == version["version"]
+    assert versions.in_service(stage.services, 7) == version["version"]
 
 
 def test_cancelling(stage: LearningStage, script: FlaskClient) -> None:

@@ -8,12 +8,12 @@ import pytest
 from safetensors.numpy import load_file
 from sqlalchemy import select
 
-from backend import model_versions
-from backend.redis_server import RedisServer
+from backend.models import versions
+from backend.models.detectors import DetectorStore
+from backend.processes.redis_server import RedisServer
 from backend.services import Services
 from backend.tables import ModelVersion
 from backend.training import runs
-from backend.training.detector_store import DetectorStore
 from backend.training.tables import GateVerdict, Promotion, RunState, TrainingRun, Trigger
 from backend.training.trainer import train_run
 from tests.integration.learning_stage import LearningStage, learning_stage, small_model
@@ -38,7 +38,7 @@ def finished(services: Services, run_id: str) -> TrainingRun:
 def test_corrections_become_a_version_in_service(stage: LearningStage) -> None:
     services = stage.services
     stage.annotate(train=14, val=6)
-    before = model_versions.in_service(services, stage.project_id)
+    before = versions.in_service(services, stage.project_id)
     requested = runs.request_run(
         services, stage.project_id, Trigger.COMMAND, steps=24, learning_rate=2e-3
     )
@@ -57,7 +57,7 @@ def test_corrections_become_a_version_in_service(stage: LearningStage) -> None:
     assert version.card is not None
     assert version.card["data"]["training_images"] == 14
     assert [one.version for one in promotions] == [version.version]
-    assert model_versions.in_service(services, stage.project_id) == version.version
+    assert versions.in_service(services, stage.project_id) == version.version
     assert DetectorStore(services.settings).names() == [version.version]
 
 

@@ -13,14 +13,14 @@ import pytest
 import torch
 from sqlalchemy import select, update
 
-from backend import model_versions
-from backend.events import receive
-from backend.inference import Inference
-from backend.queues import QueueName, queue
-from backend.redis_server import RedisServer
+from backend.corrections.events import receive
+from backend.models import promotion, versions
+from backend.predictions.inference import Inference
+from backend.processes.queues import QueueName, queue
+from backend.processes.redis_server import RedisServer
 from backend.services import Services
 from backend.tables import now
-from backend.training import promotion, runs, snapshots, trainer, triggers
+from backend.training import examples, runs, trainer, triggers
 from backend.training.runs import TrainingError
 from backend.training.tables import (
     Promotion,
@@ -31,7 +31,7 @@ from backend.training.tables import (
     Trigger,
 )
 from medsam3_model import MedSAM3
-from medsam3_model.detector_checkpoints import detector_state
+from medsam3_model.checkpoints.detectors import detector_state
 from tests.integration.learning_stage import (
     CONFIG,
     LearningStage,
@@ -120,18 +120,18 @@ def test_start_training_and_enough_corrections_start_runs(stage: LearningStage) 
 def test_a_snapshot_keeps_what_it_was_taken_from_and_never_moves_a_group(
     stage: LearningStage,
 ) -> None:
-    from backend.label_config import parse_label_config
+    from backend.labeling.config import parse_label_config
 
     services, config = stage.services, parse_label_config(CONFIG)
     stage.annotate(train=3, val=2)
     id_ = runs.request_run(services, 7, Trigger.COMMAND).run_id
     with services.database.session() as session:
-        dataset = snapshots.take(session, session.get_one(TrainingRun, id_))
+        dataset = examples.take(session, session.get_one(TrainingRun, id_))
     annotation = next(iter(stage.label_studio.annotations))
     stage.label_studio.update(annotation, result=[])
     stage.annotate(train=1)
     with services.database.reading() as session:
-        snapshot = snapshots.load(session, dataset, config)
+        snapshot = examples.load(session, dataset, config)
     assert len(snapshot.of("train")) == 3
     assert len(snapshot.of("val")) == 2
     assert all(len(one.masks["optic disc"][0]) == 1 for one in snapshot.examples)
@@ -140,7 +140,7 @@ def test_a_snapshot_keeps_what_it_was_taken_from_and_never_moves_a_group(
 
 def test_several_annotators_make_one_example_by_the_rule(stage: LearningStage) -> None:
     from backend.corrections.mask_store import MaskStore
-    from backend.label_config import parse_label_config
+    from backend.labeling.config import parse_label_config
 
     services = stage.services
     content, mask = disc(3)
@@ -150,9 +150,9 @@ def test_several_annotators_make_one_example_by_the_rule(stage: LearningStage) -
         stage.mark(task, drawn, completed_by=annotator)
     id_ = runs.request_run(services, 7, Trigger.COMMAND).run_id
     with services.database.session() as session:
-        dataset = snapshots.take(session, session.get_one(TrainingRun, id_))
+        dataset = examples.take(session, session.get_one(TrainingRun, id_))
     with services.database.reading() as session:
-        (example,) = snapshots.load(session, dataset, parse_label_config(CONFIG)).examples
+        (example,) = examples.load(session, dataset, parse_label_config(CONFIG)).examples
     store = MaskStore(services.settings.storage)
 
     def combined(rule: str) -> np.ndarray:
@@ -166,13 +166,13 @@ def test_promote_and_roll_back_change_the_version_in_service(
     stage: LearningStage, model: Path
 ) -> None:
     services = stage.services
-    base = model_versions.in_service(services, 7)
+    base = versions.in_service(services, 7)
     first = publish(services, str(model), 7, passed=True, scale=1.01)
     second = publish(services, str(model), 7, passed=False, scale=1.02)
     promotion.promote(services, 7, first)
     with pytest.raises(TrainingError, match="did not pass the gate"):
         promotion.promote(services, 7, second)
-    assert model_versions.in_service(services, 7) == first
+    assert versions.in_service(services, 7) == first
     assert promotion.promote(services, 7, second, force=True).kind == PromotionKind.FORCED
     with pytest.raises(TrainingError, match="trained for project 7"):
         promotion.promote(services, 8, first)
@@ -194,7 +194,7 @@ def test_one_worker_serves_two_projects_with_the_right_detector_each(
         for project, s in ((7, 0.9), (8, 1.1))
     ]
     inference = Inference(services)
-    base = inference.model(model_versions.default_version(services))
+    base = inference.model(versions.default_version(services))
     loaded = [inference.model(version) for version in (*versions, *versions)]
     assert [one.version for one in loaded] == [*versions, *versions]
     for one in loaded:

@@ -9,7 +9,7 @@ import pytest
 from flask.testing import FlaskClient
 from sqlalchemy import func, select
 
-from backend.redis_server import RedisServer
+from backend.processes.redis_server import RedisServer
 from backend.services import Services
 from backend.tables import Delivery, Suggestion, SuggestionState
 from tests.integration.conftest import BRUSH_CONFIG, WorkerProcess, tasks

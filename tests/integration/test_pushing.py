@@ -7,7 +7,7 @@ from datetime import timedelta
 import pytest
 from sqlalchemy import select, update
 
-from backend.pushing import GIVE_UP_H, push
+from backend.predictions.pushing import GIVE_UP_H, push
 from backend.services import Services
 from backend.tables import Delivery, LabelConfigText, Suggestion, SuggestionState, now
 from tests.integration.stand_in_label_studio import StandInLabelStudio

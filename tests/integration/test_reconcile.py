@@ -2,9 +2,9 @@
 
 from datetime import timedelta
 
-from backend import events
-from backend.queues import QueueName, queue
-from backend.reconcile import EVENT_SETTLING_S, Reconciler, reconcile
+from backend.corrections import events
+from backend.predictions.recover import EVENT_SETTLING_S, Reconciler, reconcile
+from backend.processes.queues import QueueName, queue
 from backend.services import Services
 from backend.tables import Event
 from tests.integration.test_predicting import wait_until

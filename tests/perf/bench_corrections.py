@@ -24,7 +24,6 @@ from numpy.typing import NDArray
 from PIL import Image
 from sqlalchemy import bindparam, text
 
-from backend import brush_rle
 from backend.corrections import store
 from backend.corrections.ingest import Ingest
 from backend.corrections.mask_store import MaskStore
@@ -32,7 +31,8 @@ from backend.corrections.source import Source
 from backend.corrections.statistics import compute
 from backend.corrections.submissions import read_annotation
 from backend.database import Database
-from backend.label_studio import LabelStudio
+from backend.label_studio.client import LabelStudio
+from backend.labeling import brush_rle
 from backend.settings import Settings
 from backend.tables import LabelConfigText, Suggestion
 

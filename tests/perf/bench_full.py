@@ -44,9 +44,9 @@ def unmatched_keys() -> int:
     """Keys of the full checkpoint and adapter that have no place, and places without a key."""
     from transformers import Sam3Config
 
-    from medsam3_model import checkpoints, key_mapping
+    from medsam3_model.checkpoints import key_mapping, loading
 
-    model = checkpoints.empty_model(Sam3Config())
+    model = loading.empty_model(Sam3Config())
     places = {key: tuple(tensor.shape) for key, tensor in model.state_dict().items()}
     keys = full_keys()
     made = {

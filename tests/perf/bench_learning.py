@@ -13,11 +13,11 @@ from numpy.typing import NDArray
 from PIL import Image
 from pydantic import SecretStr
 
-from backend import model_versions
-from backend.redis_server import RedisServer
+from backend.models import promotion, versions
+from backend.processes.redis_server import RedisServer
 from backend.services import Services, open_services, use_services
 from backend.settings import Settings
-from backend.training import promotion, runs
+from backend.training import runs
 from backend.training.tables import GateVerdict, TrainingRun, Trigger
 from backend.training.trainer import train_run
 from tests.integration.conftest import image_file
@@ -93,7 +93,7 @@ def _changes_in_service(services: Services, run_id: str) -> tuple[float, float] 
         verdict = session.get(GateVerdict, run_id)
     assert run.error is None, run.error
     assert run.incumbent is not None
-    if verdict is None or model_versions.in_service(services, run.project_id) != run.candidate:
+    if verdict is None or versions.in_service(services, run.project_id) != run.candidate:
         return None
     judged = [part["difference"] for part in verdict.figures["concepts"]]
     unseen = _dice_unseen(services, run.candidate) - _dice_unseen(services, run.incumbent)
@@ -101,9 +101,9 @@ def _changes_in_service(services: Services, run_id: str) -> tuple[float, float] 
 
 
 def _dice_unseen(services: Services, version: str) -> float:
-    from backend.training.loading import Models
-    from medsam3_model.evaluation import concept_mask
-    from medsam3_model.metrics import dice
+    from backend.models.loading import Models
+    from medsam3_model.evaluation.evaluation import concept_mask
+    from medsam3_model.evaluation.metrics import dice
 
     model = Models(services).get(version)
     text = model.encode_text(["optic disc"])
@@ -139,7 +139,7 @@ def _stage() -> Iterator[LearningStage]:
 
 
 def _fundus(seed: int) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
-    from medsam3_model.phantoms import phantom
+    from medsam3_model.pretraining.phantoms.phantoms import phantom
 
     drawn = phantom("fundus", seed)
     return drawn.image, drawn.layers["optic disc"] > 0
@@ -241,7 +241,7 @@ def _wait_for_step(services: Services, run_id: str, step: int) -> None:
 
 def _repredict() -> dict[str, float]:
     """All tasks by the bundled model, and again by another version of it."""
-    from backend.inference import Inference
+    from backend.predictions.inference import Inference
 
     with _stage() as stage:
         label_studio = stage.label_studio
@@ -250,7 +250,7 @@ def _repredict() -> dict[str, float]:
         inference = Inference(stage.services)
         inference.model(version)
         seconds = []
-        for one in (model_versions.default_version(stage.services), version):
+        for one in (versions.default_version(stage.services), version):
             rows = [stage.suggestion(one, task) for task in tasks]
             started = time.perf_counter()
             for row in rows:

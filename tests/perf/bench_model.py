@@ -17,7 +17,7 @@ def measure() -> dict[str, float]:
     """
     from medsam3_model import MedSAM3
     from medsam3_model.embedding_cache import EmbeddingCache, TextCache
-    from medsam3_model.image_io import read_image
+    from medsam3_model.images.reading import read_image
     from medsam3_model.prompting import SpatialPrompt, segment_prompted
     from tests.integration.conftest import image_file
 
@@ -70,6 +70,6 @@ def measure() -> dict[str, float]:
 
 def _bundle_mb() -> float:
     """Size of the files that ship with the package, 10^6 bytes."""
-    from medsam3_model.presets import bundled_weights
+    from medsam3_model.checkpoints.presets import bundled_weights
 
     return sum(path.stat().st_size for path in bundled_weights("tiny").iterdir()) / 1e6

@@ -1,4 +1,4 @@
-"""How much faster `backend.brush_rle` is than the SDK's converter, measured in the same run.
+"""How much faster `labeling.brush_rle` is than the SDK's converter, measured in the same run.
 
 Both sides work on the same masks and give the same answer (checked here too). Each figure is
 the SDK's best time divided by ours; repetitions alternate between the two, so that a busy machine
@@ -16,7 +16,7 @@ import numpy.typing as npt
 from label_studio_sdk.converter.brush import decode_rle, mask2rle
 from scipy.ndimage import gaussian_filter
 
-from backend import brush_rle
+from backend.labeling import brush_rle
 
 Mask = npt.NDArray[np.bool_]
 

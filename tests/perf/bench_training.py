@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 if TYPE_CHECKING:
     from medsam3_model import MedSAM3
-    from medsam3_model.fine_tuning import Progress, TrainingImage
+    from medsam3_model.training.fine_tuning import Progress, TrainingImage
 
 # A new thing under a name that the bundled model was only ever asked for in vain.
 NEW = "implant"
@@ -36,7 +36,7 @@ def _speed(model: "MedSAM3", folder: Path) -> dict[str, float]:
     from medsam3_model.embedding_cache import EmbeddingCache
 
     def run(cache: EmbeddingCache) -> tuple[float, list[float]]:
-        from medsam3_model.fine_tuning import TrainingSettings, fine_tune
+        from medsam3_model.training.fine_tuning import TrainingSettings, fine_tune
 
         losses: list[float] = []
         ends: list[float] = []
@@ -67,8 +67,8 @@ def _speed(model: "MedSAM3", folder: Path) -> dict[str, float]:
 def _forgetting(model: "MedSAM3", folder: Path) -> dict[str, float]:
     """Learn one new concept with and without replay; how the mean Dice of the known ones falls."""
     from medsam3_model.embedding_cache import EmbeddingCache
-    from medsam3_model.fine_tuning import TrainingSettings, fine_tune
-    from medsam3_model.replay import bundled_replay
+    from medsam3_model.training.fine_tuning import TrainingSettings, fine_tune
+    from medsam3_model.training.replay import bundled_replay
 
     cache = EmbeddingCache(folder / "learning", memory_bytes=2**30, disk_bytes=2**33)
     known = _known_images()
@@ -90,8 +90,8 @@ def _file_image(path: Path, seed: int) -> "TrainingImage":
     """A new image as annotators have them: a PNG file of 640×512 pixels."""
     from PIL import Image
 
-    from medsam3_model.fine_tuning import TrainingImage
-    from medsam3_model.image_io import read_image
+    from medsam3_model.images.reading import read_image
+    from medsam3_model.training.fine_tuning import TrainingImage
 
     image, mask = (Image.fromarray(one).resize((640, 512)) for one in _draw(seed))
     image.save(path)
@@ -100,7 +100,7 @@ def _file_image(path: Path, seed: int) -> "TrainingImage":
 
 
 def _new_image(seed: int) -> "TrainingImage":
-    from medsam3_model.fine_tuning import TrainingImage
+    from medsam3_model.training.fine_tuning import TrainingImage
 
     return TrainingImage(
         f"{NEW}-{seed}",
@@ -138,10 +138,10 @@ def _draw(seed: int) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
 
 def _known_images() -> list["TrainingImage"]:
     """Template slices that were never trained on, and phantoms of seeds that are not trained on."""
-    from medsam3_model.fine_tuning import TrainingImage
-    from medsam3_model.phantoms import PHANTOMS, phantom
-    from medsam3_model.replay import phantom_layers
-    from medsam3_model.template_slices import demo_slices
+    from medsam3_model.data.template import demo_slices
+    from medsam3_model.pretraining.phantoms.phantoms import PHANTOMS, phantom
+    from medsam3_model.training.fine_tuning import TrainingImage
+    from medsam3_model.training.replay import phantom_layers
 
     images = [
         TrainingImage(
@@ -166,8 +166,8 @@ def _known_images() -> list["TrainingImage"]:
 
 def _mean_dice(model: "MedSAM3", images: list["TrainingImage"]) -> float:
     """Mean over concepts of the mean Dice by text, where the concept is in the image."""
-    from medsam3_model.evaluation import concept_mask
-    from medsam3_model.metrics import dice
+    from medsam3_model.evaluation.evaluation import concept_mask
+    from medsam3_model.evaluation.metrics import dice
 
     scores: dict[str, list[float]] = {}
     for image in images:

@@ -16,7 +16,7 @@ from pathlib import Path
 import httpx
 
 from backend.credentials import load_credentials
-from backend.redis_server import RedisServer
+from backend.processes.redis_server import RedisServer
 from backend.services import Services, open_services
 from backend.settings import Settings
 from tests.integration.conftest import image_file
@@ -59,7 +59,7 @@ def running(*, with_worker: bool = True, with_trainer: bool = False) -> Iterator
         processes: list[subprocess.Popen[bytes]] = []
 
         def start(*arguments: str) -> subprocess.Popen[bytes]:
-            command = [sys.executable, "-m", "backend.cli", *arguments]
+            command = [sys.executable, "-m", "backend.cli.main", *arguments]
             processes.append(subprocess.Popen(command, env=environment, start_new_session=True))
             return processes[-1]
 

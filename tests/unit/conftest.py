@@ -34,10 +34,10 @@ def hugging_face_folder(
     tmp_path_factory: pytest.TempPathFactory, facebook_checkpoint: Path
 ) -> Path:
     """The same weights as transformers itself saves them."""
-    from medsam3_model import checkpoints
+    from medsam3_model.checkpoints import loading
     from tests.unit import sam3_reference
 
     folder = tmp_path_factory.mktemp("hugging-face") / "sam3-tiny"
-    loaded = checkpoints.load_model(facebook_checkpoint, config=sam3_reference.config())
+    loaded = loading.load_model(facebook_checkpoint, config=sam3_reference.config())
     loaded.model.save_pretrained(folder)
     return folder

@@ -12,7 +12,8 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 MODULES = sorted([*ROOT.glob("backend/**/*.py"), *ROOT.glob("medsam3_model/**/*.py")])
-MAX_LINES = 400
+MAX_LINES = 600
+MAX_FUNCTION_LINES = 80
 
 HEAVY_FOR_WEB = [
     "torch",
@@ -50,7 +51,14 @@ def loaded_by(statement: str, names: list[str]) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    "module", ["backend.app", "backend.web", "backend.contract", "backend.cli", "backend.model"]
+    "module",
+    [
+        "backend.web.app",
+        "backend.web.server",
+        "backend.web.contract",
+        "backend.cli.main",
+        "backend.model",
+    ],
 )
 def test_web_loads_nothing_heavy(module: str) -> None:
     assert loaded_by(f"import {module}", HEAVY_FOR_WEB) == []
@@ -60,8 +68,8 @@ def test_answering_requests_loads_nothing_heavy(tmp_path: Path) -> None:
     # Imports inside functions count too: a prediction is asked for, and its config is read.
     statement = f"""
 from pathlib import Path
-from backend.app import create_app
-from backend.redis_server import RedisServer
+from backend.web.app import create_app
+from backend.processes.redis_server import RedisServer
 from backend.services import open_services
 from backend.settings import Settings
 
@@ -90,28 +98,53 @@ def test_the_model_package_gives_its_classes_when_asked() -> None:
     assert loaded_by("from medsam3_model import MedSAM3", ["torch"]) == ["torch"]
 
 
-@pytest.mark.parametrize("path", MODULES, ids=name_of)
-def test_a_module_fits_in_one_sitting(path: Path) -> None:
-    lines = len(path.read_text().splitlines())
-    assert lines <= MAX_LINES, f"{name_of(path)} has {lines} lines: split it by subject"
+def test_a_module_fits_in_one_sitting() -> None:
+    too_long = {name_of(path): len(path.read_text().splitlines()) for path in MODULES}
+    too_long = {name: lines for name, lines in too_long.items() if lines > MAX_LINES}
+    assert not too_long, f"split by subject: {too_long}"
 
 
-@pytest.mark.parametrize(
-    "path", [path for path in MODULES if path.is_relative_to(ROOT / "backend")], ids=name_of
-)
-def test_backend_reaches_the_model_only_inside_functions(path: Path) -> None:
-    tree = ast.parse(path.read_text())
-    found = [name for name in imports(tree, inside_functions=False) if is_in(name, "above")]
-    assert not found, f"{name_of(path)} imports {found} at its top: do it in the function"
+def test_a_function_fits_on_one_screen() -> None:
+    too_long = {
+        f"{name_of(path)}:{node.name}": node.end_lineno - node.lineno + 1
+        for path in MODULES
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.end_lineno
+    }
+    # Alembic's migrations list every column of every table, in one function.
+    too_long = {
+        name: lines
+        for name, lines in too_long.items()
+        if lines > MAX_FUNCTION_LINES and "/migrations/" not in name
+    }
+    assert not too_long, f"too long: {too_long}"
 
 
-@pytest.mark.parametrize(
-    "path", [path for path in MODULES if path.is_relative_to(ROOT / "medsam3_model")], ids=name_of
-)
-def test_the_model_knows_no_backend(path: Path) -> None:
-    tree = ast.parse(path.read_text())
-    found = [name for name in imports(tree, inside_functions=True) if is_in(name, "model")]
-    assert not found, f"{name_of(path)} imports {found}"
+def test_backend_reaches_the_model_only_inside_functions() -> None:
+    found = {
+        name_of(path): names
+        for path in MODULES
+        if path.is_relative_to(ROOT / "backend")
+        for names in [[n for n in imported(path, inside_functions=False) if is_in(n, "above")]]
+        if names
+    }
+    assert not found, f"import it in the function: {found}"
+
+
+def test_the_model_knows_no_backend() -> None:
+    found = {
+        name_of(path): names
+        for path in MODULES
+        if path.is_relative_to(ROOT / "medsam3_model")
+        for names in [[n for n in imported(path, inside_functions=True) if is_in(n, "model")]]
+        if names
+    }
+    assert not found, found
+
+
+def imported(path: Path, *, inside_functions: bool) -> list[str]:
+    """Names of the modules that a file imports, see `imports`."""
+    return list(imports(ast.parse(path.read_text()), inside_functions=inside_functions))
 
 
 def is_in(name: str, where: str) -> bool:

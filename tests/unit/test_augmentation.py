@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from medsam3_model.augmentation import (
+from medsam3_model.training.augmentation import (
     WHOLE,
     View,
     disturb_box,

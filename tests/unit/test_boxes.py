@@ -5,8 +5,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from medsam3_model import boxes, metrics
+from medsam3_model import boxes
 from medsam3_model.errors import PromptError
+from medsam3_model.evaluation import metrics
 
 
 def test_tight_box_is_measured_at_pixel_edges() -> None:

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from label_studio_sdk.converter.brush import decode_rle, encode_rle, mask2rle
 
-from backend import brush_rle
 from backend.errors import RleError
+from backend.labeling import brush_rle
 
 SAMPLES = Path(__file__).parents[1] / "data" / "label_studio"
 

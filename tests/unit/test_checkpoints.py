@@ -11,9 +11,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import Sam3Config
 
-from medsam3_model import MedSAM3, checkpoints, key_mapping, lora
+from medsam3_model import MedSAM3
+from medsam3_model.checkpoints import key_mapping, loading, lora
+from medsam3_model.checkpoints.weight_files import open_tensors
 from medsam3_model.errors import AdapterError, CheckpointError
-from medsam3_model.weight_files import open_tensors
 from tests.unit import sam3_reference
 
 
@@ -26,7 +27,7 @@ def load(path: Path, **options: object) -> MedSAM3:
 
 @pytest.fixture(scope="module")
 def full_size_shapes() -> dict[str, tuple[int, ...]]:
-    model = checkpoints.empty_model(Sam3Config())
+    model = loading.empty_model(Sam3Config())
     return {key: tuple(tensor.shape) for key, tensor in model.state_dict().items()}
 
 
@@ -77,7 +78,7 @@ def test_adapter_adds_scaled_product_to_fused_and_split_projections(
     facebook_checkpoint: Path, adapter_file: Path
 ) -> None:
     base, delta = sam3_reference.facebook_tensors(), sam3_reference.adapter_tensors()
-    merged = checkpoints.load_model(
+    merged = loading.load_model(
         facebook_checkpoint, adapter=adapter_file, config=sam3_reference.config()
     ).model.state_dict()
 
@@ -324,7 +325,7 @@ def test_nothing_of_that_name(tmp_path: Path) -> None:
 def test_reading_goes_on_after_the_file_is_mapped_anew(
     hugging_face_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("medsam3_model.weight_files._REOPEN_BYTES", 1000)
+    monkeypatch.setattr("medsam3_model.checkpoints.weight_files._REOPEN_BYTES", 1000)
     file = open_tensors(hugging_face_folder / "model.safetensors")
     expected = load_file(hugging_face_folder / "model.safetensors")
     for key in file.shapes:

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from medsam3_model.coco import fill_polygon
-from medsam3_model.datasets import load_dataset
+from medsam3_model.data.coco import fill_polygon
+from medsam3_model.data.datasets import load_dataset
 from medsam3_model.errors import DatasetError
 from tests.unit.dataset_files import H, W, picture, save, spots
 

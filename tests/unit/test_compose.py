@@ -15,7 +15,7 @@ import pytest
 import typer
 import yaml
 
-from backend.cli import app
+from backend.cli.main import app
 from backend.settings import Settings
 from tests.compose import (
     COMPOSE_FILE,

@@ -1,8 +1,8 @@
 import pytest
 
-from backend.concepts import MOST_CONCEPTS, concept_of_label, concepts_for, remarks
 from backend.errors import LabelConfigError
-from backend.label_config import parse_label_config
+from backend.labeling.concepts import MOST_CONCEPTS, concept_of_label, concepts_for, remarks
+from backend.labeling.config import parse_label_config
 
 
 def config_of(*labels: str, more: str = "", attributes: str = ""):

@@ -8,7 +8,8 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from medsam3_model import MedSAM3, conversion
+from medsam3_model import MedSAM3
+from medsam3_model.checkpoints import conversion
 from medsam3_model.errors import CheckpointError
 from tests.unit import sam3_reference
 

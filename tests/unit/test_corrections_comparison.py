@@ -8,7 +8,7 @@ import pytest
 
 from backend.corrections.comparison import FinalRegion, Outcome, SuggestedRegion, compare
 from backend.corrections.cropped_mask import CroppedMask, iou, overlap, union
-from medsam3_model.metrics import score_mask
+from medsam3_model.evaluation.metrics import score_mask
 
 Box = tuple[int, int, int, int]
 SIZE = (64, 96)

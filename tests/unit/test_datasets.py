@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from medsam3_model.datasets import check_concepts, load_dataset, load_images, split_of_group
+from medsam3_model.data.datasets import check_concepts, load_dataset, load_images, split_of_group
 from medsam3_model.errors import DatasetError
 from tests.unit.dataset_files import H, W, picture, save, spots
 

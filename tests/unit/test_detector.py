@@ -2,9 +2,9 @@ import pytest
 import torch
 from transformers import Sam3Model
 
+from medsam3_model.checkpoints.presets import tiny_config
 from medsam3_model.detector import PADDED_BOX, Prompts, detect, vision_features
-from medsam3_model.initialisation import POSITIONS, initialise, resize_positions
-from medsam3_model.presets import tiny_config
+from medsam3_model.pretraining.initialisation import POSITIONS, initialise, resize_positions
 
 
 @pytest.fixture(scope="module")

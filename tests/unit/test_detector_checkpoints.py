@@ -10,7 +10,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from medsam3_model import MedSAM3
-from medsam3_model.detector_checkpoints import load_detector, save_detector
+from medsam3_model.checkpoints.detectors import load_detector, save_detector
 from medsam3_model.errors import CheckpointError, PromptError
 from medsam3_model.postprocessing import DetectionSettings
 from tests.unit import sam3_reference
@@ -42,7 +42,7 @@ def saved(model: MedSAM3, facebook_checkpoint: Path, tmp_path: Path) -> Path:
 
 
 def load_state(model: MedSAM3) -> dict[str, torch.Tensor]:
-    from medsam3_model.detector_checkpoints import detector_state
+    from medsam3_model.checkpoints.detectors import detector_state
 
     return detector_state(model.model)
 

@@ -9,7 +9,7 @@ from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian, RLELossless, generate_uid
 
 from medsam3_model.errors import ImageError, ImageTooLargeError
-from medsam3_model.image_io import ImageLimits, count_pages, read_image
+from medsam3_model.images.reading import ImageLimits, count_pages, read_image
 
 
 def dicom(pixels: np.ndarray, interpretation: str = "MONOCHROME2", **tags: object) -> bytes:

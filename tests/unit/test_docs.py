@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from backend.queues import QueueName
+from backend.processes.queues import QueueName
 from backend.settings import Settings
 from backend.tables import Delivery, SuggestionState
 

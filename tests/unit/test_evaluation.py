@@ -13,12 +13,13 @@ from PIL import Image
 from rich.console import Console
 from typer.testing import CliRunner
 
-from backend.evaluate_command import evaluate as evaluate_command
-from medsam3_model import boxes, metrics
-from medsam3_model.datasets import Dataset, load_dataset, load_images, split_of_group
+from backend.cli.evaluate import evaluate as evaluate_command
+from medsam3_model import boxes
+from medsam3_model.data.datasets import Dataset, load_dataset, load_images, split_of_group
 from medsam3_model.errors import DatasetError
-from medsam3_model.evaluation import concept_mask, evaluate, parse_prompts
-from medsam3_model.evaluation_report import PUBLISHED, EvaluationReport
+from medsam3_model.evaluation import metrics
+from medsam3_model.evaluation.evaluation import concept_mask, evaluate, parse_prompts
+from medsam3_model.evaluation.report import PUBLISHED, EvaluationReport
 from medsam3_model.prompting import SpatialPrompt, segment_prompted
 from medsam3_model.types import Detections
 from tests.unit.colour_model import ColourModel

@@ -7,15 +7,15 @@ import numpy as np
 import pytest
 import torch
 
-from medsam3_model.correction_prompts import draw_prompt
-from medsam3_model.detector_checkpoints import load_detector
-from medsam3_model.evaluation import concept_mask
-from medsam3_model.fine_tuning import FineTuned, Progress, TrainingSettings, fine_tune
-from medsam3_model.metrics import dice
-from medsam3_model.phrases import GENERIC_PHRASES
+from medsam3_model.checkpoints.detectors import load_detector
+from medsam3_model.checkpoints.hashes import is_detector
+from medsam3_model.evaluation.evaluation import concept_mask
+from medsam3_model.evaluation.metrics import dice
 from medsam3_model.predictor import MedSAM3
-from medsam3_model.training_data import TrainingData, TrainingImage
-from medsam3_model.weights_hash import is_detector
+from medsam3_model.pretraining.phrases import GENERIC_PHRASES
+from medsam3_model.training.correction_prompts import draw_prompt
+from medsam3_model.training.data import TrainingData, TrainingImage
+from medsam3_model.training.fine_tuning import FineTuned, Progress, TrainingSettings, fine_tune
 from tests.training_stage import SIDE, cache_in, disc, disc_image, small_model
 
 FEW = TrainingSettings(steps=4, views=1, images_per_step=2, learning_rate=1e-3, warm_up=1)

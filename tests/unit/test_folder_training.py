@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from medsam3_model import folder_training
-from medsam3_model.datasets import load_dataset, split_of_group
-from medsam3_model.detector_checkpoints import load_detector
+from medsam3_model.checkpoints.detectors import load_detector
+from medsam3_model.data.datasets import load_dataset, split_of_group
+from medsam3_model.training import folder
 from tests.training_stage import disc
 
 
@@ -25,7 +25,7 @@ def folder_of_discs(root: Path, count: int) -> Path:
 
 def test_training_images_of_a_folder(tmp_path: Path) -> None:
     dataset = load_dataset(folder_of_discs(tmp_path / "discs", 10))
-    images = folder_training.training_images(dataset, {"disc": "optic disc"})
+    images = folder.training_images(dataset, {"disc": "optic disc"})
     names = [Path(one.key).name for one in images]
     assert names == [str(n) for n in range(10) if split_of_group(str(n)) == "train"]
     for name, one in zip(names, images, strict=True):
@@ -38,7 +38,7 @@ def test_the_command_writes_a_detector(tmp_path: Path, capsys: pytest.CaptureFix
     data = folder_of_discs(tmp_path / "discs", 4)
     out = tmp_path / "new.safetensors"
     command = ["--data", str(data), "--out", str(out), "--steps", "1", "--name", "discs"]
-    folder_training.main([*command, "--prompt", "optic disc"])
+    folder.main([*command, "--prompt", "optic disc"])
     found = load_detector(out)
     assert (found.name, found.base) == ("discs", "tiny")
     assert capsys.readouterr().out.startswith(f"{out}: version discs-")

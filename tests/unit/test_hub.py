@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from medsam3_model import hub
+from medsam3_model.checkpoints import hub
 from medsam3_model.errors import CheckpointError
 
 WEIGHTS = bytes(range(256)) * 4096  # 1 MB

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from medsam3_model.errors import ImageError, ImageTooLargeError
-from medsam3_model.image_io import ImageLimits, count_pages, read_image
+from medsam3_model.images.reading import ImageLimits, count_pages, read_image
 
 # Top left red, top right green, bottom left blue, bottom right white.
 CORNERS = np.zeros((20, 40, 3), np.uint8)

@@ -12,10 +12,10 @@ import httpx
 import pytest
 
 from backend.errors import ImageSourceError, LabelStudioAuthError, LabelStudioUnavailableError
-from backend.image_hosts import ImageHosts
-from backend.image_source import fetch_image
-from backend.label_studio import LabelStudio
-from backend.label_studio_server import free_port
+from backend.label_studio.client import LabelStudio
+from backend.label_studio.hosts import ImageHosts
+from backend.label_studio.images import fetch_image
+from backend.label_studio.server import free_port
 from backend.settings import Settings
 
 TOKEN = "0123456789abcdef0123456789abcdef01234567"

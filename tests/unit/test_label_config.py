@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 from label_studio_sdk.label_interface import LabelInterface
 
-from backend.concepts import remarks
 from backend.errors import ImageSourceError, LabelConfigError
-from backend.label_config import Control, ImageObject, Label, parse_label_config
+from backend.labeling.concepts import remarks
+from backend.labeling.config import Control, ImageObject, Label, parse_label_config
 
 IMAGE = '<Image name="image" value="$image"/>'
 BRUSH = '<BrushLabels name="brush" toName="image"><Label value="Tumor"/></BrushLabels>'

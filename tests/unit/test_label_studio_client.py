@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from backend.errors import LabelStudioAuthError, LabelStudioError, LabelStudioUnavailableError
-from backend.label_studio import LabelStudio
-from backend.label_studio_auth import token_expiry
+from backend.label_studio.auth import token_expiry
+from backend.label_studio.client import LabelStudio
 from backend.settings import Settings
 
 TOKEN = "0123456789abcdef0123456789abcdef01234567"

@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from backend.training.acquisition import k_center_order, uncertainty
+from backend.predictions.acquisition import k_center_order, uncertainty
 from backend.training.consensus import majority, staple
 from backend.training.triggers import next_time
-from medsam3_model.event_files import EventFile, crc32c
-from medsam3_model.metrics import dice
+from medsam3_model.evaluation.metrics import dice
+from medsam3_model.training.event_files import EventFile, crc32c
 from medsam3_model.types import Detections
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from PIL import Image
 
-from backend.training.simulation_report import markdown, plot, write_csv
+from backend.simulation.report import markdown, plot, write_csv
 
 
 def row(number: int, dices: list[float], concept: str = "polyp") -> dict[str, Any]:

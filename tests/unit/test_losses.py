@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from medsam3_model.detector import DetectorOutput
-from medsam3_model.losses import (
+from medsam3_model.training.losses import (
     LossWeights,
     PromptTarget,
     classification_loss,

@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from medsam3_model.matcher import (
+from medsam3_model.training.matcher import (
     MatchWeights,
     box_iou_and_giou,
     cxcywh_to_xyxy,

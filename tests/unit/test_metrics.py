@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from medsam3_model import metrics
+from medsam3_model.evaluation import metrics
 
 H, W = 128, 160
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from medsam3_model.errors import ImageError, ImageTooLargeError
-from medsam3_model.image_io import ImageLimits, count_pages, read_image
+from medsam3_model.images.reading import ImageLimits, count_pages, read_image
 
 
 def labelled_volume() -> np.ndarray:

@@ -2,9 +2,9 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from medsam3_model.phantoms import PHANTOMS, phantom
-from medsam3_model.phrases import CONCEPT_PHRASES
-from medsam3_model.training_prompts import BOX_ONLY
+from medsam3_model.pretraining.phantoms.phantoms import PHANTOMS, phantom
+from medsam3_model.pretraining.phrases import CONCEPT_PHRASES
+from medsam3_model.training.prompts import BOX_ONLY
 
 KINDS = sorted(PHANTOMS)
 

@@ -7,7 +7,7 @@ from PIL import Image, ImageDraw
 from scipy import ndimage
 
 from backend.errors import RegionError
-from backend.polygons import _components, _joined, fill, outline
+from backend.labeling.polygons import _components, _joined, fill, outline
 
 SIZE = (120, 160)
 ROWS, COLUMNS = np.mgrid[: SIZE[0], : SIZE[1]]

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from medsam3_model import MedSAM3, presets
+from medsam3_model import MedSAM3
+from medsam3_model.checkpoints import presets
 from medsam3_model.errors import CheckpointError, PromptError
 from medsam3_model.postprocessing import DetectionSettings
 

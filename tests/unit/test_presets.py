@@ -10,9 +10,8 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from transformers import Sam3Config, Sam3Model
 
-from medsam3_model.bundle import write_bundle
-from medsam3_model.errors import CheckpointError
-from medsam3_model.presets import (
+from medsam3_model.checkpoints.bundle import write_bundle
+from medsam3_model.checkpoints.presets import (
     PRESETS,
     bundled_version,
     bundled_weights,
@@ -20,7 +19,8 @@ from medsam3_model.presets import (
     read_bundle_info,
     tiny_config,
 )
-from medsam3_model.tokenizer import VOCABULARY_SIZE, build_tokenizer
+from medsam3_model.checkpoints.tokenizer import VOCABULARY_SIZE, build_tokenizer
+from medsam3_model.errors import CheckpointError
 
 
 def test_bundle_holds_every_tensor_of_the_architecture() -> None:
@@ -60,7 +60,7 @@ def test_header_names_the_preset() -> None:
 
 def test_version_is_read_without_torch() -> None:
     code = (
-        "import sys; from medsam3_model.presets import bundled_version; "
+        "import sys; from medsam3_model.checkpoints.presets import bundled_version; "
         "print(bundled_version('tiny'), 'torch' in sys.modules, 'transformers' in sys.modules)"
     )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -7,12 +7,12 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from medsam3_model import pretrain
-from medsam3_model.datasets import split_of_group
+from medsam3_model.checkpoints.presets import PRESETS, read_bundle_info
+from medsam3_model.data.datasets import split_of_group
+from medsam3_model.data.template import TEMPLATE_DEMO_SLICES
 from medsam3_model.errors import DatasetError
-from medsam3_model.presets import PRESETS, read_bundle_info
-from medsam3_model.pretraining_data import Sample, balanced, load_sources, read_folder
-from medsam3_model.template_slices import TEMPLATE_DEMO_SLICES
+from medsam3_model.pretraining import pretrain
+from medsam3_model.pretraining.data import Sample, balanced, load_sources, read_folder
 
 CONFIG = Path(pretrain.__file__).with_name("pretrain.toml")
 SHORT = """

@@ -4,11 +4,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from backend import brush_rle
 from backend.errors import RegionError
-from backend.label_config import parse_label_config
-from backend.prompts import InteractivePrompt, read_context
-from backend.regions import _png_url
+from backend.labeling import brush_rle
+from backend.labeling.config import parse_label_config
+from backend.labeling.prompts import InteractivePrompt, read_context
+from backend.labeling.regions import _png_url
 
 SAMPLES = Path(__file__).parents[1] / "data" / "label_studio"
 
@@ -135,7 +135,7 @@ class TestBoxes:
 
     @pytest.mark.parametrize("rotation", [-30, 15, 45, 200, 359])
     def test_the_hull_is_that_of_the_filled_rectangle(self, rotation):
-        from backend.region_masks import region_mask
+        from backend.labeling.region_masks import region_mask
 
         drawn = box(x=45, y=40, width=20, height=30, rotation=rotation)
         mask = region_mask(drawn, 200, 400)
@@ -154,7 +154,7 @@ class TestOtherShapes:
 
     @pytest.mark.parametrize("rotation", [0, 30, 90, 135])
     def test_ellipse(self, rotation):
-        from backend.region_masks import region_mask
+        from backend.labeling.region_masks import region_mask
 
         value = {"x": 50, "y": 50, "radiusX": 10, "radiusY": 10, "rotation": rotation}
         drawn = region("oval", "ellipselabels", value)

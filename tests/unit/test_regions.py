@@ -9,12 +9,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from backend import brush_rle
-from backend.concepts import concepts_for
 from backend.errors import RegionError, RleError
-from backend.label_config import parse_label_config
-from backend.region_masks import region_mask
-from backend.regions import InstanceMask, new_region_id, regions_for, validate
+from backend.labeling import brush_rle
+from backend.labeling.concepts import concepts_for
+from backend.labeling.config import parse_label_config
+from backend.labeling.region_masks import region_mask
+from backend.labeling.regions import InstanceMask, new_region_id, regions_for, validate
 
 HEIGHT, WIDTH = 90, 140
 ROWS, COLUMNS = np.mgrid[:HEIGHT, :WIDTH]

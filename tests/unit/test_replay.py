@@ -2,9 +2,9 @@
 
 import numpy as np
 
-from medsam3_model.phrases import CONCEPT_PHRASES
-from medsam3_model.replay import REPLAY_FOLDER, bundled_replay
-from medsam3_model.template_slices import TEMPLATE_DEMO_SLICES
+from medsam3_model.data.template import TEMPLATE_DEMO_SLICES
+from medsam3_model.pretraining.phrases import CONCEPT_PHRASES
+from medsam3_model.training.replay import REPLAY_FOLDER, bundled_replay
 
 MOST_BYTES = 5 * 2**20
 

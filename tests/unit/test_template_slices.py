@@ -4,13 +4,13 @@ import sys
 import numpy as np
 import pytest
 
-from medsam3_model.errors import DatasetError
-from medsam3_model.template_slices import (
+from medsam3_model.data.template import (
     TEMPLATE_CONCEPTS,
     TEMPLATE_DEMO_SLICES,
     demo_slices,
     template_slice,
 )
+from medsam3_model.errors import DatasetError
 
 
 def test_every_demo_slice_shows_every_concept() -> None:
@@ -48,7 +48,7 @@ def test_front_of_the_head_is_at_the_top() -> None:
 
 def test_columns_run_from_the_subjects_right() -> None:
     # The template is symmetric, so the order is read off the plane that the slice was made from.
-    from medsam3_model.template_slices import _volume
+    from medsam3_model.data.template import _volume
 
     volume = _volume("t1")
     image = template_slice(85).image[:, :, 0]
@@ -77,6 +77,6 @@ def test_more_slices_than_there_are_is_refused() -> None:
 
 
 def test_import_is_cheap() -> None:
-    code = "import sys, medsam3_model.template_slices as t; print('torch' in sys.modules, 'nilearn' in sys.modules, 'nibabel' in sys.modules)"  # noqa: E501
+    code = "import sys, medsam3_model.data.template as t; print('torch' in sys.modules, 'nilearn' in sys.modules, 'nibabel' in sys.modules)"  # noqa: E501
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert out.stdout.split() == ["False", "False", "False"]

@@ -3,10 +3,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from medsam3_model.errors import CheckpointError, PromptError
-from medsam3_model.phrases import all_phrases
-from medsam3_model.presets import bundled_weights
-from medsam3_model.tokenizer import (
+from medsam3_model.checkpoints.presets import bundled_weights
+from medsam3_model.checkpoints.tokenizer import (
     END_ID,
     MAX_TOKENS,
     START_ID,
@@ -15,6 +13,8 @@ from medsam3_model.tokenizer import (
     load_tokenizer,
     tokenize,
 )
+from medsam3_model.errors import CheckpointError, PromptError
+from medsam3_model.pretraining.phrases import all_phrases
 
 
 @pytest.fixture(scope="module")

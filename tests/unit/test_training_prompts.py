@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 import torch
 
-from medsam3_model.phrases import CONCEPT_PHRASES, LESION_PHRASES, UNLABELLED
-from medsam3_model.training_prompts import BOX_ONLY, draw_prompts, target_of
+from medsam3_model.pretraining.phrases import CONCEPT_PHRASES, LESION_PHRASES, UNLABELLED
+from medsam3_model.training.prompts import BOX_ONLY, draw_prompts, target_of
 
 
 def _layer(*corners: tuple[int, int, int, int]) -> torch.Tensor:

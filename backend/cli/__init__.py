@@ -1,0 +1,1 @@
+"""The command `medsam3`: one module for each group of commands."""

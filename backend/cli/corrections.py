@@ -1,0 +1,308 @@
+"""`medsam3 corrections ...` and `medsam3 export`."""
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+
+import typer
+
+from backend.errors import BackendError
+
+if TYPE_CHECKING:
+    from backend.services import Services
+
+corrections = typer.Typer(
+    name="corrections",
+    help="What annotators submitted, and what it did to the suggestions.",
+    no_args_is_help=True,
+)
+
+ProjectOption = Annotated[int | None, typer.Option("--project", help="One Label Studio project.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+class ExportFormat(StrEnum):
+    """The formats of docs/corrections.md."""
+
+    COCO = "coco"
+    MASKS = "masks"
+    NIFTI = "nifti"
+    HF_DATASET = "hf-dataset"
+
+
+@corrections.command("list")
+def list_(
+    project: ProjectOption = None,
+    state: Annotated[str | None, typer.Option(help="Only these: `valid` or `quarantined`.")] = None,
+    limit: Annotated[int, typer.Option(help="How many at most.")] = 100,
+    as_json: JsonOption = False,
+) -> None:
+    """List the annotations that Label Studio has, as the store knows them.
+
+    Example: `medsam3 corrections list --project 3 --state quarantined`
+    """
+    from backend.corrections.revisions import current_state
+
+    with _services() as services, services.database.reading() as session:
+        found = list(current_state(session, project, state=state, limit=limit))
+    if as_json:
+        _print_json(found)
+        return
+    for one in found:
+        revision = one["revision"] or {}
+        what = one["reason"] or ", ".join(
+            f"{mask['label']} {mask['area']} px" for mask in revision.get("concepts", [])
+        )
+        typer.echo(
+            f"annotation {one['annotation']}  project {one['project']}  task {one['task']}  "
+            f"{'skipped' if revision.get('was_cancelled') else one['state']}  {what}"
+        )
+
+
+@corrections.command()
+def show(
+    annotation: Annotated[int, typer.Argument(help="Id of the annotation in Label Studio.")],
+    as_json: JsonOption = False,
+) -> None:
+    """Show every version of one annotation, and what each did to the suggestion.
+
+    Example: `medsam3 corrections show 36 --json`
+    """
+    from backend.corrections.revisions import history
+    from backend.corrections.tables import Annotation
+
+    with _services() as services, services.database.reading() as session:
+        row = session.get(Annotation, annotation)
+        if row is None:
+            _fail(f"annotation {annotation} is not in the store: `medsam3 corrections sync` looks")
+        versions = history(session, annotation)
+        known = {
+            "annotation": row.id,
+            "project": row.project_id,
+            "task": row.task_id,
+            "state": row.state,
+            "reason": row.reason,
+            "versions": versions,
+        }
+    if as_json:
+        _print_json(known)
+        return
+    typer.echo(f"annotation {row.id} of task {row.task_id}: {row.reason or row.state}")
+    for one in versions:
+        typer.echo(
+            f"{one['updated_at']}  annotator {one['annotator']}  {one['lead_time'] or 0:.0f} s"
+        )
+        for outcome in one["outcomes"]:
+            dice = "" if outcome["dice"] is None else f"  Dice {outcome['dice']:.3f}"
+            typer.echo(f"  {outcome['outcome']:9}{outcome['label']}{dice}")
+
+
+@corrections.command()
+def stats(project: ProjectOption = None, as_json: JsonOption = False) -> None:
+    """Count what was accepted, edited, rejected and added, and what it cost.
+
+    Example: `medsam3 corrections stats --project 3 --json`
+    """
+    from backend.corrections.statistics import compute
+
+    with _services() as services, services.database.reading() as session:
+        found = compute(session, project)
+    if as_json:
+        _print_json(found)
+        return
+    counts = ", ".join(f"{number} {name}" for name, number in found["annotations"].items())
+    typer.echo(f"annotations: {counts}")
+    _echo_figures("all", found["overall"])
+    for part in ("by_concept", "by_annotator", "by_model_version", "by_week"):
+        typer.echo(part.replace("_", " "))
+        for name, figures in found[part].items():
+            _echo_figures(f"  {name}", figures)
+
+
+@corrections.command()
+def sync(
+    project: ProjectOption = None,
+    from_start: Annotated[
+        bool, typer.Option("--from-start", help="Read all annotations again, not only changes.")
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Bring in what webhooks missed, from Label Studio's API.
+
+    Example: `medsam3 corrections sync --project 3`
+    """
+    from backend.corrections.event_ingest import open_ingest
+    from backend.corrections.sync import known_projects, reconcile_project
+
+    with _services() as services, open_ingest(services) as ingest:
+        projects = known_projects(ingest) if project is None else [project]
+        reports = []
+        for number in projects:
+            with _progress(f"Reading project {number}", quiet=as_json) as show:
+                reports.append(
+                    reconcile_project(ingest, number, from_start=from_start, progress=show)
+                )
+    if as_json:
+        _print_json([asdict(report) for report in reports])
+        return
+    for report in reports:
+        typer.echo(
+            f"project {report.project_id}: {report.read} annotations read, {report.repaired} "
+            f"repaired ({report.revisions} new versions, {report.deleted} deleted, "
+            f"{report.restored} restored, {report.quarantined} quarantined)"
+        )
+
+
+@corrections.command()
+def forget(
+    task: Annotated[int | None, typer.Option(help="One task, of `--project`.")] = None,
+    project: ProjectOption = None,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Remove all that is kept about a task or a project: masks, suggestions, embeddings.
+
+    It stays away: later events about it are ignored. Label Studio's own copy is not touched.
+
+    Example: `medsam3 corrections forget --project 3 --task 487 --yes`
+    """
+    from backend.corrections.mask_store import MaskStore
+    from backend.corrections.privacy import forget as remove
+
+    if project is None:
+        _fail("say which: --project ID, or --project ID --task ID")
+    what = f"project {project}" if task is None else f"task {task} of project {project}"
+    if not yes:
+        typer.confirm(f"Remove everything about {what} for good?", abort=True)
+    with _services() as services:
+        removed = remove(
+            services.database,
+            MaskStore(services.settings.storage),
+            services.settings.embedding_dir,
+            project_id=project,
+            task_id=task,
+        )
+    if as_json:
+        _print_json(asdict(removed))
+        return
+    parts = ", ".join(
+        f"{number} {name.replace('_', ' ')}" for name, number in asdict(removed).items()
+    )
+    typer.echo(f"removed of {what}: {parts}")
+
+
+def export(
+    folder: Annotated[Path, typer.Argument(help="A new folder.")],
+    project: Annotated[int, typer.Option(help="The Label Studio project.")],
+    format_: Annotated[ExportFormat, typer.Option("--format", help="What to write.")],
+    version: Annotated[
+        str | None,
+        typer.Option(help="Name of the dataset version; made now if new. Default: by content."),
+    ] = None,
+    images: Annotated[
+        bool, typer.Option("--images/--no-images", help="Also fetch the image files.")
+    ] = True,
+    as_json: JsonOption = False,
+) -> None:
+    """Write the corrections of a project as a dataset that is the same every time.
+
+    Example: `medsam3 export data/spring --project 3 --format coco --version spring`
+    """
+    from backend.corrections.datasets import open_version
+    from backend.corrections.event_ingest import open_ingest
+    from backend.corrections.export.export import Format, Page
+    from backend.corrections.export.export import export as write
+    from backend.corrections.mask_store import MaskStore
+    from backend.corrections.statistics import compute
+
+    with _services() as services:
+        with services.database.session() as session:
+            found = open_version(session, project, version)
+            figures = compute(session, project, [one.task.revision_id for one in found.items])
+        with ExitStack() as opened:
+            ingest = opened.enter_context(open_ingest(services)) if images else None
+
+            def read(page: Page) -> bytes:
+                assert ingest is not None
+                return ingest.source.image(
+                    page.image.reference, project_id=project, task_id=page.item.task.task_id
+                )
+
+            count = write(
+                found,
+                MaskStore(services.settings.storage),
+                folder,
+                Format(format_),
+                statistics=figures,
+                read_image=read if images else None,
+                progress=opened.enter_context(_progress("Exporting", quiet=as_json)),
+            )
+    answer = {"version": found.name, "digest": found.digest, "images": count}
+    if as_json:
+        _print_json(answer)
+    else:
+        typer.echo(f"version {found.name}: {count} images in {folder}")
+
+
+@contextmanager
+def _services() -> "Iterator[Services]":
+    """This machine's services; errors of ours end the command with one sentence."""
+    from backend.services import open_services
+
+    services = open_services()
+    try:
+        yield services
+    except BackendError as error:
+        _fail(str(error))
+    finally:
+        services.close()
+
+
+@contextmanager
+def _progress(title: str, *, quiet: bool) -> Iterator[Callable[..., None]]:
+    """A bar on standard error while something takes its time; none where nobody looks at it.
+
+    Takes the number done, and the number of all where it is known.
+    """
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    console = Console(stderr=True)
+    if quiet or not console.is_terminal:
+        yield lambda done, total=None: None
+        return
+    columns = (TextColumn(title), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    bar = Progress(*columns, console=console, transient=True)
+    row = bar.add_task(title, total=None)
+
+    def show(done: int, total: int | None = None) -> None:
+        bar.start()
+        bar.update(row, completed=done, total=total)
+
+    try:
+        yield show
+    finally:
+        bar.stop()
+
+
+def _fail(message: str) -> NoReturn:
+    typer.echo(message, err=True)
+    raise typer.Exit(1)
+
+
+def _print_json(found: object) -> None:
+    typer.echo(json.dumps(found, indent=1, ensure_ascii=False))
+
+
+def _echo_figures(name: str, figures: dict[str, Any]) -> None:
+    rate, seconds = figures["acceptance_rate"], figures["seconds"]
+    typer.echo(
+        f"{name}: {figures['annotations']} annotations, {figures['accepted']} accepted, "
+        f"{figures['edited']} edited, {figures['rejected']} rejected, {figures['added']} added"
+        + ("" if rate is None else f", {100 * rate:.0f} % accepted")
+        + ("" if seconds is None else f", {seconds:.0f} s each")
+    )

@@ -1,0 +1,285 @@
+"""The command `medsam3`. Every command imports what it needs when it runs."""
+
+import json
+import logging
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from backend.cli import checkpoints, corrections
+from backend.cli.evaluate import evaluate
+from backend.cli.training import models, simulate, train, trainer
+from backend.errors import BackendError
+from backend.processes.queues import QueueName
+from backend.settings import Settings, get_settings
+
+if TYPE_CHECKING:
+    from backend.predictions.preannotate import Progress
+
+app = typer.Typer(
+    name="medsam3",
+    help="Masks from text labels for Label Studio, and a detector that learns from corrections.",
+    no_args_is_help=True,
+    rich_markup_mode="markdown",
+    pretty_exceptions_enable=False,
+)
+
+
+app.add_typer(corrections.corrections)
+app.command()(corrections.export)
+
+
+@app.callback()
+def configure(
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Log what happens.")] = False,
+) -> None:
+    """Masks from text labels for Label Studio, and a detector that learns from corrections."""
+    logging.basicConfig(
+        level=logging.INFO if verbose else logging.WARNING,
+        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
+        stream=sys.stderr,
+    )
+
+
+@app.command()
+def serve(
+    host: Annotated[str | None, typer.Option(help="Address to listen on.")] = None,
+    port: Annotated[int | None, typer.Option(help="Port to listen on.")] = None,
+) -> None:
+    """Run everything on this machine: web, GPU worker, ingest worker, and Redis if none is set.
+
+    Example: `LABEL_STUDIO_API_KEY=... medsam3 serve --port 9090`
+    """
+    from backend.processes.supervisor import serve as run
+
+    run(_listening(host, port))
+
+
+@app.command()
+def web(
+    host: Annotated[str | None, typer.Option(help="Address to listen on.")] = None,
+    port: Annotated[int | None, typer.Option(help="Port to listen on.")] = None,
+) -> None:
+    """Run the web process alone: Label Studio's contract and our API, without torch.
+
+    Example: `REDIS_URL=redis://redis:6379 medsam3 web --host 0.0.0.0`
+    """
+    from backend.web.server import run_web
+
+    run_web(_listening(host, port))
+
+
+@app.command()
+def worker(
+    queue: Annotated[
+        QueueName, typer.Option(help="`gpu` runs the model, `ingest` talks to Label Studio.")
+    ] = QueueName.GPU,
+    burst: Annotated[bool, typer.Option(help="Stop when the queue is empty.")] = False,
+) -> None:
+    """Run one worker.
+
+    Example: `REDIS_URL=redis://redis:6379 medsam3 worker --queue gpu`
+    """
+    from backend.processes.worker import run_worker
+    from backend.services import open_services
+
+    run_worker(open_services(), queue, burst=burst)
+
+
+@app.command()
+def demo(
+    images: Annotated[
+        Path | None, typer.Option(help="Folder of your images; default: slices of a brain MRI.")
+    ] = None,
+    labels: Annotated[str, typer.Option(help="What to look for, comma-separated.")] = "",
+    folder: Annotated[Path, typer.Option(help="Where the demo keeps its data.")] = Path(".demo"),
+    port: Annotated[int, typer.Option(help="Label Studio's port; a free one if taken.")] = 8080,
+    backend_port: Annotated[int, typer.Option(help="This backend's port, likewise.")] = 9090,
+    check: Annotated[
+        bool, typer.Option("--check", help="Do it all, measure, print one JSON line, and leave.")
+    ] = False,
+) -> None:
+    """Start Label Studio with a project of real images and masks on them.
+
+    Example: `medsam3 demo --images ~/colonoscopy --labels "polyp,instrument"`
+    """
+    from backend.demo.demo import DemoOptions, run_demo
+
+    options = DemoOptions(
+        folder=folder,
+        images=images,
+        labels=tuple(label.strip() for label in labels.split(",") if label.strip()),
+        label_studio_port=port,
+        backend_port=backend_port,
+    )
+    if not check:
+        with progress_bar("Predicting") as show:
+            run_demo(options, _say, show)
+        return
+    from backend.demo.check import check_demo
+
+    with progress_bar("Predicting") as show:
+        report = check_demo(options, _say, show)
+    typer.echo(json.dumps(report.as_json()))
+    raise typer.Exit(0 if report.ok else 1)
+
+
+@app.command()
+def connect(
+    project: Annotated[int, typer.Argument(help="Label Studio's project id.")],
+    url: Annotated[
+        str | None,
+        typer.Option(help="Where Label Studio reaches this backend; default: host and port."),
+    ] = None,
+    keep_sampling: Annotated[
+        bool, typer.Option("--keep-sampling", help="Leave the order of tasks as it is.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Connect a project of Label Studio to this backend; says what it changed, safe to repeat.
+
+    Example: `medsam3 connect 12 --url http://backend.example.org:9090`
+    """
+    from backend.label_studio.connect import UNCERTAINTY_SAMPLING
+    from backend.label_studio.connect import connect as run
+
+    settings = get_settings()
+    report = run(
+        settings,
+        project,
+        url or f"http://{settings.host}:{settings.port}",
+        sampling=None if keep_sampling else UNCERTAINTY_SAMPLING,
+    )
+    if as_json:
+        typer.echo(json.dumps(report.as_dict()))
+        return
+    typer.echo(f"Project {report.project_id} “{report.project_title}”: {report.model_version}")
+    for step in report.steps:
+        typer.echo(f"  {step.outcome:<9}  {step.what}: {step.message}")
+
+
+@app.command()
+def preannotate(
+    project: Annotated[int, typer.Argument(help="Label Studio's project id.")],
+    wait: Annotated[
+        float | None, typer.Option(help="Seconds to wait; default: until all is done.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Predict every task of a project that has no prediction of the version in service.
+
+    Example: `medsam3 preannotate 12`
+    """
+    from backend.predictions.preannotate import preannotate as run
+    from backend.services import open_services
+
+    with progress_bar("Predicting") as show:
+        report = run(open_services(), project, on_progress=show, timeout_s=wait)
+    if as_json:
+        typer.echo(json.dumps({"project": project, **asdict(report)}))
+    else:
+        typer.echo(
+            f"{report.progress.predicted} of {report.progress.total} tasks predicted by "
+            f"{report.model_version}, {report.progress.failed} failed"
+        )
+        for task_id, error in report.errors.items():
+            typer.echo(f"  task {task_id}: {error}")
+    raise typer.Exit(1 if report.progress.failed else 0)
+
+
+@app.command()
+def doctor(
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON list.")] = False,
+) -> None:
+    """Check settings, Redis, database, workers, Label Studio and its projects; say what to do.
+
+    Example: `LABEL_STUDIO_API_KEY=... medsam3 doctor`
+    """
+    from backend.doctor import Status, run_checks
+
+    checks = run_checks(get_settings())
+    if as_json:
+        typer.echo(json.dumps([asdict(check) for check in checks]))
+    else:
+        marks = {Status.OK: "ok  ", Status.WARN: "warn", Status.FAIL: "FAIL"}
+        for check in checks:
+            typer.echo(f"{marks[check.status]}  {check.name}: {check.message}")
+            if check.next_step:
+                typer.echo(f"      → {check.next_step}")
+    raise typer.Exit(1 if any(check.status == Status.FAIL for check in checks) else 0)
+
+
+app.command()(evaluate)
+app.command()(train)
+app.command()(trainer)
+app.command()(simulate)
+for command in (checkpoints.download, checkpoints.convert, checkpoints.verify):
+    models.command()(command)
+app.add_typer(models)
+
+
+def _say(line: str) -> None:
+    typer.echo(line, err=True)
+
+
+@contextmanager
+def progress_bar(title: str) -> Iterator[Callable[["Progress"], None]]:
+    """A bar on standard error that shows how many tasks are done."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bar
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    bar = Bar(*columns, TimeRemainingColumn(), console=Console(stderr=True), transient=True)
+    row = bar.add_task(title, total=None, visible=False)
+
+    def show(progress: "Progress") -> None:
+        bar.start()
+        done = progress.predicted + progress.failed
+        bar.update(row, total=progress.total, completed=done, visible=progress.total > 0)
+        if progress.finished:
+            bar.stop()
+
+    try:
+        yield show
+    finally:
+        bar.stop()
+
+
+def _listening(host: str | None, port: int | None) -> Settings:
+    """The settings with the options given on the command line; children see them too."""
+    import os
+
+    if host is not None:
+        os.environ["MEDSAM3_HOST"] = host
+    if port is not None:
+        os.environ["MEDSAM3_PORT"] = str(port)
+    get_settings.cache_clear()
+    return get_settings()
+
+
+def main() -> None:
+    """Run the command; an error of ours is one sentence, not a traceback."""
+    try:
+        app()
+    except Exception as error:
+        if not _is_ours(error):
+            raise
+        typer.echo(f"medsam3: {error}", err=True)
+        sys.exit(1)
+
+
+def _is_ours(error: Exception) -> bool:
+    """Whether an error was raised on purpose, by the backend or (where it is loaded) the model."""
+    model_errors = sys.modules.get("medsam3_model.errors")
+    kinds = (BackendError, model_errors.MedSAM3Error) if model_errors else (BackendError,)
+    return isinstance(error, kinds)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,108 @@
+"""Dataset versions: a name for an immutable list of revisions with its split.
+
+What is exported under a name today is exported under it next year, whatever was annotated in the
+meantime. Without a name the version is called after its content, so the same corrections have the
+same version.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from backend.corrections.errors import DatasetVersionError
+from backend.corrections.revisions import CorrectedTask, corrected_tasks, latest_revisions
+from backend.corrections.tables import DatasetItem, DatasetVersion, Revision
+
+
+@dataclass(frozen=True)
+class Item:
+    """A revision in a dataset version; `split` is "train" or "val"."""
+
+    task: CorrectedTask
+    split: str
+
+
+@dataclass(frozen=True)
+class Version:
+    """A dataset version; `forgotten` of its revisions were removed on request."""
+
+    project_id: int
+    name: str
+    digest: str
+    forgotten: int
+    items: tuple[Item, ...]
+
+
+def open_version(session: Session, project_id: int, name: str | None = None) -> Version:
+    """The version of that name; made of the latest valid revisions if there is none yet.
+
+    Args:
+        session: writes.
+        project_id: one project.
+        name: None takes a name made from the content, such as `v-1a2b3c4d`.
+
+    Raises:
+        DatasetVersionError: the project has no correction to make a version of.
+    """
+    known = _find(session, project_id, name) if name else None
+    if known is None:
+        known = _make(session, project_id, name)
+    rows = session.execute(
+        select(Revision, DatasetItem.split)
+        .join(DatasetItem, DatasetItem.revision_id == Revision.id)
+        .where(DatasetItem.dataset_id == known.id)
+    ).all()
+    splits = {revision.id: split for revision, split in rows}
+    tasks = corrected_tasks(session, (revision for revision, _ in rows))
+    return Version(
+        project_id=project_id,
+        name=known.name,
+        digest=known.digest,
+        forgotten=known.forgotten,
+        items=tuple(Item(task, splits[task.revision_id]) for task in tasks),
+    )
+
+
+def digest_of(items: Iterable[Item]) -> str:
+    """SHA-256 over what was submitted and how it is split; the same in every store."""
+    lines = sorted((one.task.annotation_id, one.task.content_hash, one.split) for one in items)
+    return hashlib.sha256(json.dumps(lines).encode()).hexdigest()
+
+
+def _find(session: Session, project_id: int, name: str) -> DatasetVersion | None:
+    return session.scalar(
+        select(DatasetVersion).where(
+            DatasetVersion.project_id == project_id, DatasetVersion.name == name
+        )
+    )
+
+
+def _make(session: Session, project_id: int, name: str | None) -> DatasetVersion:
+    from medsam3_model.data.datasets import split_of_group
+
+    items = [
+        Item(task, split_of_group(task.group)) for task in latest_revisions(session, project_id)
+    ]
+    if not items:
+        raise DatasetVersionError(
+            f"project {project_id} has no valid corrections: annotate some tasks, or run "
+            f"`medsam3 corrections sync --project {project_id}` if webhooks were missed"
+        )
+    digest = digest_of(items)
+    name = name or f"v-{digest[:8]}"
+    version = _find(session, project_id, name)
+    if version is not None:
+        return version
+    version = DatasetVersion(project_id=project_id, name=name, digest=digest)
+    session.add(version)
+    session.flush()
+    session.add_all(
+        DatasetItem(dataset_id=version.id, revision_id=one.task.revision_id, split=one.split)
+        for one in items
+    )
+    session.flush()
+    return version

@@ -1,0 +1,1 @@
+"""`medsam3 demo`: everything at once, on this machine."""

@@ -1,0 +1,385 @@
+"""Label Studio's API as this backend uses it: one client, both kinds of tokens, clear errors.
+
+Requests go to Label Studio's own address and nowhere else: no redirect is followed, so the token
+cannot travel to another host.
+"""
+
+import json
+import random
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from itertools import islice
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import httpx
+
+from backend.errors import LabelStudioAuthError, LabelStudioError
+from backend.label_studio.addresses import origin, shown
+from backend.label_studio.auth import HOW_TO_GET_ONE, TRY_AGAIN, TokenAuth, failure, unavailable
+from backend.label_studio.records import (
+    Json,
+    MLBackend,
+    Prediction,
+    User,
+    Webhook,
+    ml_backend,
+    webhook,
+)
+from backend.settings import Settings
+
+_IDEMPOTENT = frozenset({"GET", "HEAD", "PUT", "PATCH", "DELETE"})
+_FIRST_PAUSE_S = 0.2
+# Django refuses a form with more than 100 files.
+_FILES_PER_UPLOAD = 50
+
+
+class LabelStudio:
+    """A client of one Label Studio, for one user. Safe to share between threads.
+
+    Args:
+        url: Label Studio's address.
+        token: a personal access token or a legacy token.
+        timeout_s: seconds that one answer may take.
+        attempts: tries of a request that may be repeated, when the server cannot be reached or
+            answers 502, 503 or 504; the pauses between them double from 0.2 s.
+
+    Every method raises LabelStudioAuthError when the token is refused, LabelStudioUnavailableError
+    when there is no answer, and LabelStudioError (with `status_code`) for any other error.
+    """
+
+    def __init__(self, url: str, token: str, *, timeout_s: float = 60.0, attempts: int = 4) -> None:
+        self.url = url.rstrip("/")
+        self._attempts = attempts
+        self._auth = TokenAuth(self.url, token)
+        self._client = httpx.Client(
+            auth=self._auth,
+            timeout=httpx.Timeout(timeout_s, connect=10.0),
+            follow_redirects=False,
+        )
+
+    @classmethod
+    def from_settings(cls, settings: Settings) -> "LabelStudio":
+        """The client for `LABEL_STUDIO_URL` and `LABEL_STUDIO_API_KEY`.
+
+        Raises:
+            LabelStudioAuthError: no token is set.
+        """
+        if settings.label_studio_api_key is None:
+            raise LabelStudioAuthError(f"No Label Studio token is set: {HOW_TO_GET_ONE}.")
+        return cls(settings.label_studio_url, settings.label_studio_api_key.get_secret_value())
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._client.close()
+
+    def __enter__(self) -> "LabelStudio":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def get(self, path: str, **params: Any) -> Any:
+        """GET `path` with query parameters; returns the decoded JSON."""
+        return self._json("GET", path, params=params)
+
+    def post(self, path: str, body: Any = None) -> Any:
+        """POST JSON; repeated only while no connection could be made."""
+        return self._json("POST", path, json=body)
+
+    def patch(self, path: str, body: Any) -> Any:
+        """PATCH JSON."""
+        return self._json("PATCH", path, json=body)
+
+    def delete(self, path: str) -> None:
+        """DELETE `path`."""
+        self._request("DELETE", path)
+
+    def whoami(self) -> User:
+        """The user to whom the token belongs; the cheapest way to try a token."""
+        found = self.get("/api/current-user/whoami")
+        return User(id=found["id"], email=found["email"])
+
+    def version(self) -> str:
+        """The release of Label Studio; answered without a token."""
+        return str(self.get("/api/version").get("release", ""))
+
+    def projects(self) -> Iterator[Json]:
+        """All projects that the user may see, page by page."""
+        page = 1
+        while True:
+            found = self.get("/api/projects", page=page, page_size=100)
+            yield from found["results"]
+            if not found.get("next"):
+                return
+            page += 1
+
+    def project(self, project_id: int) -> Json:
+        """One project: `label_config`, `model_version`, `sampling` and so on."""
+        found: Json = self.get(f"/api/projects/{project_id}")
+        return found
+
+    def create_project(self, title: str, label_config: str, **fields: Any) -> Json:
+        """Create a project; the title has at least three characters."""
+        body = {"title": title, "label_config": label_config, **fields}
+        made: Json = self.post("/api/projects/", body)
+        return made
+
+    def update_project(self, project_id: int, **fields: Any) -> Json:
+        """Change some fields of a project.
+
+        `model_version` must be the title of one of its backends, or the version of a stored
+        prediction.
+        """
+        changed: Json = self.patch(f"/api/projects/{project_id}", fields)
+        return changed
+
+    def task(self, task_id: int) -> Json:
+        """One task with its data, annotations, drafts and predictions (masks included)."""
+        found: Json = self.get(f"/api/tasks/{task_id}")
+        return found
+
+    def tasks(
+        self,
+        project_id: int,
+        *,
+        include: Sequence[str] = ("id", "data"),
+        filters: Sequence[Mapping[str, Any]] = (),
+        resolve_uri: bool = False,
+        page_size: int = 100,
+    ) -> Iterator[Json]:
+        """The project's tasks in the order of their ids, page by page.
+
+        Every page begins after the last id of the one before: tasks that stop fitting the filters
+        in the meantime, or are deleted, cannot make others be passed over.
+
+        Args:
+            include: the fields of each task; "predictions" and "annotations" carry all masks.
+            filters: Data Manager filters that must all hold, for example `{"filter":
+                "filter:tasks:updated_at", "operator": "greater", "type": "Datetime",
+                "value": "2026-01-31T12:00:00Z"}`.
+            resolve_uri: replace cloud addresses by links through Label Studio.
+        """
+        params: Json = {
+            "project": project_id,
+            "page_size": page_size,
+            "include": ",".join({"id": None, **dict.fromkeys(include)}),
+            "resolve_uri": str(resolve_uri).lower(),
+        }
+        if {"predictions", "annotations", "drafts"} & set(include):
+            params["fields"] = "all"
+        last_id = 0
+        while True:
+            after = {
+                "filter": "filter:tasks:id",
+                "operator": "greater",
+                "type": "Number",
+                "value": last_id,
+            }
+            query = {
+                "ordering": ["tasks:id"],
+                "filters": {"conjunction": "and", "items": [*filters, after]},
+            }
+            found = self.get("/api/tasks", query=json.dumps(query), **params)["tasks"]
+            yield from found
+            if len(found) < page_size:
+                return
+            last_id = found[-1]["id"]
+
+    def tasks_without_version(self, project_id: int, model_version: str) -> Iterator[Json]:
+        """The tasks (`id`, `data`) that hold no prediction of `model_version`."""
+        missing = {
+            "filter": "filter:tasks:predictions_model_versions",
+            "operator": "not_contains",
+            "type": "List",
+            "value": [model_version],
+        }
+        yield from self.tasks(project_id, filters=[missing])
+
+    def import_tasks(self, project_id: int, tasks: Sequence[Mapping[str, Any]]) -> list[int]:
+        """Create tasks from `{"data": {...}}` (predictions may be inside); returns their ids."""
+        path = f"/api/projects/{project_id}/import?return_task_ids=true"
+        made = self.post(path, [dict(task) for task in tasks])
+        return list(made["task_ids"])
+
+    def upload_files(self, project_id: int, files: Iterable[Path | tuple[str, bytes]]) -> list[int]:
+        """Upload images, one task each; returns the tasks' ids in the order of the files.
+
+        Args:
+            files: paths, or pairs of a file name and its bytes.
+        """
+        path = f"/api/projects/{project_id}/import?return_task_ids=true"
+        ids: list[int] = []
+        remaining = iter(files)
+        while batch := list(islice(remaining, _FILES_PER_UPLOAD)):
+            parts = []
+            for index, file in enumerate(batch):
+                name, content = (file.name, file.read_bytes()) if isinstance(file, Path) else file
+                parts.append((f"file{index}", (name, content)))
+            ids += self._json("POST", path, files=parts)["task_ids"]
+        return ids
+
+    def predictions(
+        self, *, task_id: int | None = None, project_id: int | None = None
+    ) -> list[Prediction]:
+        """The predictions of a task, or of a whole project, without their regions.
+
+        Label Studio sends the regions all the same: ask for a project only when it is small.
+        """
+        params = {"task": task_id, "project": project_id}
+        found = self.get("/api/predictions/", **{k: v for k, v in params.items() if v is not None})
+        return [
+            Prediction(
+                id=one["id"],
+                task_id=one["task"],
+                model_version=one["model_version"] or "",
+                score=one["score"],
+            )
+            for one in found
+        ]
+
+    def model_versions(self, project_id: int) -> dict[str, int]:
+        """How many predictions of each model version the project holds."""
+        found: dict[str, int] = self.get(f"/api/projects/{project_id}/model-versions/")
+        return found
+
+    def push_predictions(self, project_id: int, predictions: Sequence[Mapping[str, Any]]) -> int:
+        """Store predictions `{"task", "result", "score", "model_version"}`; returns how many.
+
+        Not repeated when the answer is lost: the caller looks at what arrived before it sends
+        again (`predictions(task_id=...)`), or tasks would hold them twice.
+        """
+        path = f"/api/projects/{project_id}/import/predictions"
+        return int(self.post(path, [dict(one) for one in predictions])["created"])
+
+    def delete_prediction(self, prediction_id: int) -> None:
+        """Delete a prediction."""
+        self.delete(f"/api/predictions/{prediction_id}/")
+
+    def annotation(self, annotation_id: int) -> Json:
+        """One annotation with its regions."""
+        found: Json = self.get(f"/api/annotations/{annotation_id}/")
+        return found
+
+    def annotations(self, task_id: int) -> list[Json]:
+        """The annotations of a task, cancelled ones included."""
+        found: list[Json] = self.get(f"/api/tasks/{task_id}/annotations/")
+        return found
+
+    def create_annotation(self, task_id: int, result: Sequence[Json], **fields: Any) -> Json:
+        """Submit an annotation as the token's user."""
+        body = {"result": list(result), **fields}
+        made: Json = self.post(f"/api/tasks/{task_id}/annotations/", body)
+        return made
+
+    def ml_backends(self, project_id: int) -> list[MLBackend]:
+        """The project's backends; Label Studio calls each one's /health and /setup meanwhile."""
+        return [ml_backend(found) for found in self.get("/api/ml", project=project_id)]
+
+    def create_ml_backend(self, project_id: int, url: str, **fields: Any) -> MLBackend:
+        """Connect a backend; Label Studio must reach it, and registers `<url>/webhook` itself."""
+        return ml_backend(self.post("/api/ml", {"project": project_id, "url": url, **fields}))
+
+    def update_ml_backend(self, backend_id: int, **fields: Any) -> MLBackend:
+        """Change a backend; `url` and `project` must be among the fields, and it must be up."""
+        return ml_backend(self.patch(f"/api/ml/{backend_id}", fields))
+
+    def delete_ml_backend(self, backend_id: int) -> None:
+        """Disconnect a backend; its webhook stays."""
+        self.delete(f"/api/ml/{backend_id}")
+
+    def webhooks(self, project_id: int) -> list[Webhook]:
+        """The project's webhooks."""
+        return [webhook(found) for found in self.get("/api/webhooks/", project=project_id)]
+
+    def create_webhook(self, project_id: int, url: str, **fields: Any) -> Webhook:
+        """Register a webhook."""
+        return webhook(self.post("/api/webhooks/", {"project": project_id, "url": url, **fields}))
+
+    def update_webhook(self, webhook_id: int, **fields: Any) -> Webhook:
+        """Change a webhook. `actions` left out means none: send the full list every time."""
+        return webhook(self.patch(f"/api/webhooks/{webhook_id}/", fields))
+
+    def delete_webhook(self, webhook_id: int) -> None:
+        """Delete a webhook."""
+        self.delete(f"/api/webhooks/{webhook_id}/")
+
+    @contextmanager
+    def stream(self, path: str, *, timeout_s: float | None = None) -> Iterator[httpx.Response]:
+        """GET a file of Label Studio's own origin with the token; the body is not read yet.
+
+        The answer is handed on whatever its status is, redirects included.
+        """
+        timeout = httpx.USE_CLIENT_DEFAULT if timeout_s is None else httpx.Timeout(timeout_s)
+        try:
+            with self._client.stream("GET", self._absolute(path), timeout=timeout) as response:
+                yield response
+        except httpx.TransportError as error:
+            raise unavailable(self.url, "GET", path, error) from error
+
+    def download(self, path: str, *, max_bytes: int) -> bytes:
+        """GET a file of Label Studio's own origin.
+
+        Raises:
+            LabelStudioError: it is larger than `max_bytes`, or not there.
+        """
+        with self.stream(path) as response:
+            if response.status_code != 200:
+                response.read()
+                raise failure(self.url, "GET", path, response)
+            content = bytearray()
+            for chunk in response.iter_bytes():
+                content += chunk
+                if len(content) > max_bytes:
+                    raise LabelStudioError(f"{path} is larger than {max_bytes} bytes")
+        return bytes(content)
+
+    def is_own(self, url: str) -> bool:
+        """Whether an absolute address lies on Label Studio's own origin."""
+        return origin(url) == origin(self.url)
+
+    def _absolute(self, path: str) -> str:
+        if path.startswith("/") and not path.startswith("//"):
+            # Below a path (https://host/labels), Label Studio's own links already begin with it.
+            prefix = urlsplit(self.url).path
+            return self.url + path.removeprefix(prefix if path.startswith(f"{prefix}/") else "")
+        if self.is_own(path):
+            return path
+        raise LabelStudioError(f"{shown(path)} is not Label Studio's own address {shown(self.url)}")
+
+    def _json(self, method: str, path: str, **options: Any) -> Any:
+        response = self._request(method, path, **options)
+        if not response.content:
+            return None
+        try:
+            return response.json()
+        except ValueError as error:
+            raise LabelStudioError(
+                f"{shown(self.url)} answered {method} {urlsplit(path).path} without JSON: "
+                "is LABEL_STUDIO_URL the address of Label Studio itself?",
+                response.status_code,
+            ) from error
+
+    def _request(self, method: str, path: str, **options: Any) -> httpx.Response:
+        url = self._absolute(path)
+        for attempt in range(1, self._attempts + 1):
+            last = attempt == self._attempts
+            try:
+                response = self._client.request(method, url, **options)
+            except httpx.TransportError as error:
+                # Without a connection nothing was sent, so even a POST may be repeated.
+                repeatable = method in _IDEMPOTENT or isinstance(
+                    error, (httpx.ConnectError, httpx.ConnectTimeout)
+                )
+                if last or not repeatable:
+                    raise unavailable(self.url, method, path, error) from error
+            else:
+                if response.is_success:
+                    return response
+                if last or method not in _IDEMPOTENT or response.status_code not in TRY_AGAIN:
+                    raise failure(self.url, method, path, response)
+            # Spread out, so that many workers do not come back in the same moment.
+            time.sleep(_FIRST_PAUSE_S * 2 ** (attempt - 1) * random.uniform(0.7, 1.3))
+        raise AssertionError("the last attempt returns or raises")

@@ -1,0 +1,388 @@
+"""Connecting a project of Label Studio to this backend, and telling it which version serves.
+
+Label Studio knows a version by two names: predictions carry `model_version`, a backend has a
+`title`. `project.model_version` may hold either. When the title is the version, both readings
+agree: opening a task asks this backend for a prediction where there is none, and the score column,
+the score filter and uncertainty sampling read the ones that are stored.
+"""
+
+import ipaddress
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass
+from enum import StrEnum
+from typing import Any
+from urllib.parse import urlsplit
+
+import httpx
+
+from backend.credentials import WEBHOOK_SECRET_HEADER, Credentials, load_credentials
+from backend.errors import LabelStudioError, SettingsError
+from backend.label_studio.addresses import shown
+from backend.label_studio.client import LabelStudio
+from backend.label_studio.records import Json, MLBackend, Webhook
+from backend.settings import Settings
+
+# Every event that can change what we know. Label links belong to another product of Label Studio.
+WEBHOOK_ACTIONS = frozenset(
+    {
+        "ANNOTATION_CREATED",
+        "ANNOTATION_UPDATED",
+        "ANNOTATIONS_CREATED",
+        "ANNOTATIONS_DELETED",
+        "PROJECT_UPDATED",
+        "TASKS_CREATED",
+        "TASKS_DELETED",
+    }
+)
+UNCERTAINTY_SAMPLING = "Uncertainty sampling"
+_FIRST_TITLE = "MedSAM-3"
+_CONNECTED = "CO"
+_LET_IT_CALL = (
+    "restart Label Studio with LABEL_STUDIO_ML_BLOCK_LOCAL_IP=false and "
+    "LABEL_STUDIO_SSRF_PROTECTION_ENABLED=false (both), or give this backend a public address"
+)
+
+
+class Outcome(StrEnum):
+    """What became of one thing that `connect` looks after."""
+
+    CREATED = "created"
+    CHANGED = "changed"
+    UNCHANGED = "unchanged"
+    WARNING = "warning"
+
+
+@dataclass(frozen=True)
+class Step:
+    """One thing that `connect` looked after, and a sentence about it."""
+
+    what: str
+    outcome: Outcome
+    message: str
+
+
+@dataclass(frozen=True)
+class ConnectReport:
+    """What `connect` did; nothing but `unchanged` when it is run a second time."""
+
+    project_id: int
+    project_title: str
+    backend_id: int
+    backend_url: str
+    model_version: str
+    steps: tuple[Step, ...]
+
+    @property
+    def changed(self) -> bool:
+        """Whether anything was created or changed."""
+        return any(step.outcome in (Outcome.CREATED, Outcome.CHANGED) for step in self.steps)
+
+    def as_dict(self) -> dict[str, Any]:
+        """The report as JSON has it."""
+        return asdict(self)
+
+
+def connect(
+    settings: Settings,
+    project_id: int,
+    backend_url: str,
+    *,
+    client: LabelStudio | None = None,
+    sampling: str | None = UNCERTAINTY_SAMPLING,
+) -> ConnectReport:
+    """Make Label Studio use this backend for a project; safe to repeat.
+
+    Args:
+        settings: Label Studio's address and token, and this backend's secrets.
+        project_id: the project.
+        backend_url: the address at which *Label Studio* reaches this backend.
+        client: an open client; by default one from the settings.
+        sampling: the order in which tasks are served, or None to leave it as it is.
+
+    Raises:
+        LabelConfigError: the project's labeling config cannot be served; says what to change.
+        SettingsError: `backend_url` is one that Label Studio cannot send events to.
+        LabelStudioError: Label Studio refuses, or cannot reach the backend; says what to do.
+    """
+    from backend.labeling.config import parse_label_config
+
+    url = checked_url(backend_url)
+    credentials = load_credentials(settings)
+    opened = LabelStudio.from_settings(settings) if client is None else nullcontext(client)
+    with opened as studio:
+        project = studio.project(project_id)
+        parse_label_config(project["label_config"])
+        _check_password(url, credentials)
+        steps: list[Step] = []
+        backend = _backend(studio, project_id, url, credentials, steps)
+        steps.append(_webhook(studio, project_id, url, credentials))
+        steps.append(_title(studio, project_id, backend, credentials))
+        steps.append(_project(studio, project, backend.model_version, sampling))
+    return ConnectReport(
+        project_id=project_id,
+        project_title=project["title"],
+        backend_id=backend.id,
+        backend_url=url,
+        model_version=backend.model_version,
+        steps=tuple(steps),
+    )
+
+
+def announce_version(client: LabelStudio, project_id: int, credentials: Credentials) -> str:
+    """Make the version that this backend's /setup answers the one that Label Studio shows.
+
+    Called after a promotion or a rollback.
+
+    Returns:
+        The version.
+
+    Raises:
+        LabelStudioError: the project is not connected to this backend, or Label Studio refuses.
+    """
+    hooks = client.webhooks(project_id)
+    for backend in client.ml_backends(project_id):
+        if _is_ours(backend, hooks):
+            _title(client, project_id, backend, credentials)
+            _project(client, client.project(project_id), backend.model_version, sampling=None)
+            return backend.model_version
+    raise LabelStudioError(
+        f"Project {project_id} is not connected to this backend: run `medsam3 connect "
+        f"{project_id}`."
+    )
+
+
+def checked_url(backend_url: str) -> str:
+    """The address without a slash at its end.
+
+    Raises:
+        SettingsError: no http(s) address, or a host that Label Studio does not accept for events.
+    """
+    url = backend_url.rstrip("/")
+    host = urlsplit(url).hostname or ""
+    if urlsplit(url).scheme not in ("http", "https") or not host:
+        raise SettingsError(f"{backend_url!r} is not an http:// or https:// address.")
+    if host == "localhost" or _is_ip(host) or ("." in host.rstrip(".") and "_" not in host):
+        return url
+    raise SettingsError(
+        f"Label Studio sends no events to the host name {host!r}: it takes only names with a dot "
+        "and without an underscore, localhost, and IP addresses. In Docker Compose give the "
+        "service a network alias such as medsam3.internal."
+    )
+
+
+def _check_password(url: str, credentials: Credentials) -> None:
+    """Refuse secrets that are not the running backend's, where it can be asked from here.
+
+    Label Studio may hold the right password from before; ours would then only spoil the webhook.
+    """
+    try:
+        answer = httpx.get(
+            f"{url}/versions", auth=(credentials.user, credentials.password), timeout=3.0
+        )
+    except httpx.TransportError:
+        return  # The address is the one that Label Studio sees; this machine may have no way there.
+    if answer.status_code == 401:
+        raise LabelStudioError(_wrong_password(url), 401)
+
+
+def _wrong_password(url: str) -> str:
+    return (
+        f"The backend at {shown(url)} does not take our password: run `medsam3 connect` with the "
+        "settings (MEDSAM3_DATA_DIR, MEDSAM3_BASIC_AUTH_PASSWORD) of the running backend."
+    )
+
+
+def _backend(
+    studio: LabelStudio,
+    project_id: int,
+    url: str,
+    credentials: Credentials,
+    steps: list[Step],
+) -> MLBackend:
+    """Find or create the project's backend, reachable and with our credentials."""
+    everyone = studio.ml_backends(project_id)
+    hooks = studio.webhooks(project_id)
+    ours = next((one for one in everyone if one.url.rstrip("/") == url), None)
+    # An address that we used before, for instance with another port.
+    moved = next((one for one in everyone if _is_ours(one, hooks)), None)
+    wanted: dict[str, Any] = {"is_interactive": True, **_login(credentials)}
+    found = ours or moved
+    try:
+        if found is None:
+            backend = studio.create_ml_backend(project_id, url, title=_FIRST_TITLE, **wanted)
+            steps.append(Step("backend", Outcome.CREATED, f"connected {url}"))
+        elif _is_as_wanted(found, url, credentials):
+            backend = found
+            steps.append(Step("backend", Outcome.UNCHANGED, f"{url} is connected"))
+        else:
+            backend = studio.update_ml_backend(
+                found.id, project=project_id, url=url, title=found.title, **wanted
+            )
+            old = f" (was {shown(found.url)})" if found.url.rstrip("/") != url else ""
+            steps.append(
+                Step("backend", Outcome.CHANGED, f"connected {url} again{old}, with its password")
+            )
+            if old:
+                _drop_webhooks(studio, hooks, found.url)
+    except LabelStudioError as error:
+        raise _explained(error, url) from error
+    if not backend.model_version:
+        raise LabelStudioError(
+            f"{url} answered /setup without a model version: it is not this backend."
+        )
+    first = min([*everyone, backend], key=lambda one: one.id)
+    if first.id != backend.id:
+        steps.append(
+            Step(
+                "other backends",
+                Outcome.WARNING,
+                f"Label Studio asks only a project's first backend for predictions, which is "
+                f"{first.title!r} at {shown(first.url)}: remove that one in the project's "
+                "settings under Model",
+            )
+        )
+    return backend
+
+
+def _is_as_wanted(backend: MLBackend, url: str, credentials: Credentials) -> bool:
+    # /setup refuses wrong credentials, so a connected backend shows that the password is right.
+    return (
+        backend.url.rstrip("/") == url
+        and backend.state == _CONNECTED
+        and backend.is_interactive
+        and backend.auth_method == "BASIC_AUTH"
+        and backend.basic_auth_user == credentials.user
+        and backend.has_password
+    )
+
+
+def _is_ours(backend: MLBackend, hooks: list[Webhook]) -> bool:
+    """Whether a webhook with our secret header belongs to the backend."""
+    address = _webhook_url(backend.url)
+    return any(hook.url == address and WEBHOOK_SECRET_HEADER in hook.headers for hook in hooks)
+
+
+def _webhook(studio: LabelStudio, project_id: int, url: str, credentials: Credentials) -> Step:
+    """Label Studio registers the webhook itself, for everything and without a secret."""
+    address = _webhook_url(url)
+    fields: dict[str, Any] = {
+        "actions": sorted(WEBHOOK_ACTIONS),
+        "send_payload": True,
+        "send_for_all_actions": False,
+        "is_active": True,
+    }
+    secret = {WEBHOOK_SECRET_HEADER: credentials.webhook_secret}
+    found = [hook for hook in studio.webhooks(project_id) if hook.url == address]
+    if not found:
+        try:
+            studio.create_webhook(project_id, address, headers=secret, **fields)
+        except LabelStudioError as error:
+            raise _explained(error, url) from error
+        return Step("webhook", Outcome.CREATED, f"events go to {address} with our secret")
+    for extra in found[1:]:
+        studio.delete_webhook(extra.id)
+    hook = found[0]
+    if (
+        len(found) == 1
+        and hook.headers.get(WEBHOOK_SECRET_HEADER) == credentials.webhook_secret
+        and hook.actions == WEBHOOK_ACTIONS
+        and hook.send_payload
+        and hook.is_active
+        and not hook.send_for_all_actions
+    ):
+        return Step("webhook", Outcome.UNCHANGED, f"events go to {address} with our secret")
+    studio.update_webhook(hook.id, url=address, headers={**hook.headers, **secret}, **fields)
+    return Step("webhook", Outcome.CHANGED, f"events go to {address} with our secret")
+
+
+def _drop_webhooks(studio: LabelStudio, hooks: list[Webhook], old_url: str) -> None:
+    """Label Studio keeps a webhook when its backend goes; every Submit would wait for it."""
+    for hook in hooks:
+        if hook.url == _webhook_url(old_url):
+            studio.delete_webhook(hook.id)
+
+
+def _title(
+    studio: LabelStudio, project_id: int, backend: MLBackend, credentials: Credentials
+) -> Step:
+    version = backend.model_version
+    if backend.title == version:
+        return Step("title", Outcome.UNCHANGED, f"the backend is titled {version}")
+    try:
+        studio.update_ml_backend(
+            backend.id,
+            project=project_id,
+            url=backend.url,
+            title=version,
+            is_interactive=backend.is_interactive,
+            **_login(credentials),
+        )
+    except LabelStudioError as error:
+        raise _explained(error, backend.url) from error
+    return Step("title", Outcome.CHANGED, f"the backend is titled {version}, its model version")
+
+
+def _project(studio: LabelStudio, before: Json, version: str, sampling: str | None) -> Step:
+    """Bring the project's fields in line; `before` is the project as `connect` found it."""
+    wanted: dict[str, Any] = {"show_collab_predictions": True, "model_version": version}
+    if sampling is not None:
+        wanted["sampling"] = sampling
+    told = ", ".join(f"{name} = {value}" for name, value in wanted.items())
+    # Label Studio has moved model_version along with the backend's title by now.
+    current = studio.project(before["id"])
+    changes = {name: value for name, value in wanted.items() if current[name] != value}
+    if changes:
+        studio.update_project(before["id"], **changes)
+    different = [name for name, value in wanted.items() if before[name] != value]
+    if not different:
+        return Step("project", Outcome.UNCHANGED, told)
+    was = ", ".join(f"{name} was {before[name] or 'empty'}" for name in different)
+    return Step("project", Outcome.CHANGED, f"{told} ({was})")
+
+
+def _login(credentials: Credentials) -> dict[str, str]:
+    # All three in every call: Label Studio tries the backend with exactly what it is sent.
+    return {
+        "auth_method": "BASIC_AUTH",
+        "basic_auth_user": credentials.user,
+        "basic_auth_pass": credentials.password,
+    }
+
+
+def _explained(error: LabelStudioError, url: str) -> LabelStudioError:
+    """Turn Label Studio's refusals into what to do about them."""
+    text = str(error)
+    if "reserved network address" in text:
+        return LabelStudioError(
+            f"Label Studio does not call addresses inside its own network such as {shown(url)}: "
+            f"{_LET_IT_CALL}.",
+            error.status_code,
+        )
+    if "health check failed" in text:
+        return LabelStudioError(
+            f"Label Studio cannot reach this backend at {shown(url)}: check that it runs (`medsam3 "
+            f"serve`) and that this is its address as seen from Label Studio's machine.",
+            error.status_code,
+        )
+    # /health is open to all, so a wrong password shows at /setup.
+    if "401 Client Error" in text or "authentication parameters" in text:
+        return LabelStudioError(_wrong_password(url), error.status_code)
+    if "Can't resolve hostname" in text:
+        return LabelStudioError(
+            f"Label Studio does not know the host name of {shown(url)}: give the address of this "
+            "backend as seen from Label Studio's machine.",
+            error.status_code,
+        )
+    return error
+
+
+def _webhook_url(backend_url: str) -> str:
+    return backend_url.rstrip("/") + "/webhook"
+
+
+def _is_ip(host: str) -> bool:
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return True

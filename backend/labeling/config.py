@@ -1,0 +1,366 @@
+"""What a Label Studio labeling config asks of the model: its images, controls and labels.
+
+Parsed with the standard library alone, because the web process needs it. Tag and attribute names
+are matched without regard to case, as in the editor.
+
+Served controls: `BrushLabels`, `BitmaskLabels`, `PolygonLabels`, `EllipseLabels`,
+`RectangleLabels`, and `Brush`, `Bitmask`, `Polygon`, `Ellipse`, `Rectangle` beside a `Labels` of
+the same image. `KeyPointLabels` and `TextArea` are prompts only. All others are left alone.
+
+**Which controls are outputs** (decided per label and image):
+
+1. `model_output="true"` or `"false"` on the control decides.
+2. Mask controls (brush, bitmask, polygon) are outputs.
+3. `RectangleLabels` and `EllipseLabels` are outputs, unless they say `smart="true"` or
+   `smartOnly="true"` and a mask control that is an output has the same label: then they are
+   prompt tools.
+4. Key points and text areas never are.
+
+Attributes of our own, which Label Studio ignores: on `<Label>`, `prompt` (the phrase for the model
+instead of the label's value; `prompt=""`: never ask for this label); on a control,
+`model_score_threshold` (0 to 1; the name is that of Label Studio's YOLO backend),
+`model_output`, and `negative="true"` (boxes drawn with it say what the concept is not).
+"""
+
+import math
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from typing import Any
+
+from backend.errors import ImageSourceError, LabelConfigError
+from backend.labeling.config_tags import ConfigTag, read_tags
+
+MASK_TAGS = frozenset(
+    {"BrushLabels", "BitmaskLabels", "PolygonLabels", "Brush", "Bitmask", "Polygon"}
+)
+_SHAPE_TAGS = frozenset({"RectangleLabels", "EllipseLabels", "Rectangle", "Ellipse"})
+_PROMPT_TAGS = frozenset({"KeyPointLabels", "KeyPoint", "TextArea"})
+# Tags whose labels stand in a <Labels> beside them.
+_LABELLESS_TAGS = frozenset({"Brush", "Bitmask", "Polygon", "Rectangle", "Ellipse", "KeyPoint"})
+_SERVED_TAGS = {tag.lower(): tag for tag in MASK_TAGS | _SHAPE_TAGS | _PROMPT_TAGS}
+# What a config may hold instead, for a refusal that names it.
+_OTHER_MEDIA = ("Video", "Audio", "Text", "HyperText", "Paragraphs", "TimeSeries", "Pdf", "Chat")
+_ADVICE = (
+    'add for example <BrushLabels name="brush" toName="image"><Label value="Tumor"/></BrushLabels>'
+)
+
+
+@dataclass(frozen=True)
+class Label:
+    """One label: the value that regions carry, and the phrase that the model is asked for.
+
+    `value` is the `alias` of the label where it has one. `prompt` is empty if the model must not
+    be asked for this label.
+    """
+
+    value: str
+    prompt: str
+
+
+@dataclass(frozen=True)
+class ImageObject:
+    """One `<Image>`: its name and the key of `task.data` that holds its address or addresses."""
+
+    name: str
+    value_key: str
+    multi_page: bool
+
+    def references(self, task_data: Mapping[str, Any]) -> tuple[str, ...]:
+        """The addresses of this image in a task, one per page; a single image is one page.
+
+        Raises:
+            ImageSourceError: the task has no such key, or holds something else there.
+        """
+        found: Any = task_data
+        for key in re.findall(r"[^.\[\]]+", self.value_key):
+            try:
+                found = found[int(key)] if isinstance(found, list) else found[key]
+            except (KeyError, IndexError, TypeError, ValueError):
+                raise ImageSourceError(
+                    f'The task has no image under "{self.value_key}", where the labeling config '
+                    f'looks for <Image name="{self.name}">; its data has '
+                    f"{_quoted(list(map(str, task_data))) or 'nothing'}."
+                ) from None
+        pages = found if isinstance(found, list) else [found]
+        if not pages or not all(isinstance(page, str) and page for page in pages):
+            raise ImageSourceError(
+                f'The task\'s "{self.value_key}" must be the address of an image'
+                f"{' or a list of them' if self.multi_page else ''}."
+            )
+        return tuple(pages)
+
+
+@dataclass(frozen=True)
+class Control:
+    """One control tag of an image.
+
+    Attributes:
+        name, to_name: its name and that of its `<Image>`.
+        tag: canonical spelling, such as `BrushLabels`.
+        result_type: the `type` of its regions, such as `brushlabels`.
+        labels: in the config's order; empty for a `TextArea` and a tool without labels.
+        smart: whether the config marks it as a smart tool (`smart` or `smartOnly`). The editor
+            also offers unmarked controls as smart tools while Auto-Annotation is on.
+        score_threshold: lowest score to show, or None for the server's default.
+        model_output: the config's own word on whether predictions go here, or None.
+        negative: boxes drawn with it are negative examples.
+        labels_name: name of the `<Labels>` that holds the labels of a tag without any.
+    """
+
+    name: str
+    to_name: str
+    tag: str
+    result_type: str
+    labels: tuple[Label, ...]
+    smart: bool = False
+    score_threshold: float | None = None
+    model_output: bool | None = None
+    negative: bool = False
+    labels_name: str | None = None
+
+    @cached_property
+    def label_values(self) -> frozenset[str]:
+        return frozenset(label.value for label in self.labels)
+
+
+@dataclass(frozen=True)
+class LabelConfig:
+    """A config that can be served: at least one image, and one label with an output."""
+
+    images: tuple[ImageObject, ...]
+    controls: tuple[Control, ...]
+
+    def control(self, name: str) -> Control | None:
+        """The control of that name; a `<Labels>` counts as the first control that it labels."""
+        return self._by_name.get(name)
+
+    def image(self, name: str) -> ImageObject | None:
+        return next((image for image in self.images if image.name == name), None)
+
+    @cached_property
+    def labels(self) -> tuple[Label, ...]:
+        """Labels that have an output and a prompt, each once, in the config's order."""
+        seen = {
+            label: None
+            for control in self.controls
+            for label in control.labels
+            if label.prompt and control in self.outputs_of(label.value)
+        }
+        return tuple(seen)
+
+    def outputs_of(self, label: str) -> tuple[Control, ...]:
+        """The controls that predictions of this label are written to."""
+        return self._outputs.get(label, ())
+
+    @cached_property
+    def _by_name(self) -> dict[str, Control]:
+        names: dict[str, Control] = {}
+        for control in self.controls:
+            names.setdefault(control.name, control)
+            if control.labels_name:
+                names.setdefault(control.labels_name, control)
+        return names
+
+    @cached_property
+    def _outputs(self) -> dict[str, tuple[Control, ...]]:
+        offering: dict[str, list[Control]] = {}
+        for control in self.controls:
+            for label in control.labels:
+                offering.setdefault(label.value, []).append(control)
+        return {label: _outputs_among(controls) for label, controls in offering.items()}
+
+
+def _outputs_among(controls: Sequence[Control]) -> tuple[Control, ...]:
+    masked_images = {
+        control.to_name
+        for control in controls
+        if control.tag in MASK_TAGS and control.model_output is not False
+    }
+
+    def is_output(control: Control) -> bool:
+        if control.tag in _PROMPT_TAGS or control.negative:
+            return False
+        if control.model_output is not None:
+            return control.model_output
+        return control.tag in MASK_TAGS or not (control.smart and control.to_name in masked_images)
+
+    return tuple(control for control in controls if is_output(control))
+
+
+@lru_cache(maxsize=64)
+def parse_label_config(xml: str) -> LabelConfig:
+    """Parse a labeling config and check that it can be served.
+
+    Args:
+        xml: as Label Studio stores it in `project.label_config`.
+
+    Raises:
+        LabelConfigError: with one sentence that says what to change.
+    """
+    nodes = read_tags(xml)
+    if any(node.tag == "repeater" for node in nodes):
+        raise LabelConfigError(
+            'A <Repeater> cannot be served: show the pages with <Image valueList="$images"/>.'
+        )
+    _check_names(nodes)
+    images = tuple(_image(node) for node in nodes if node.tag == "image")
+    if not images:
+        raise LabelConfigError(_without_image(nodes))
+    controls = tuple(_controls(nodes, {image.name for image in images}))
+    config = LabelConfig(images, controls)
+    _check_outputs(config, nodes)
+    return config
+
+
+def _check_names(nodes: Sequence[ConfigTag]) -> None:
+    seen: set[str] = set()
+    for node in nodes:
+        name = node.get("name")
+        if name and node.tag not in ("style", "label", "choice"):
+            if name in seen:
+                raise LabelConfigError(
+                    f'Two tags have name="{name}": give each control and object its own name.'
+                )
+            seen.add(name)
+
+
+def _image(node: ConfigTag) -> ImageObject:
+    name = node.get("name")
+    if not name:
+        raise LabelConfigError(
+            'An <Image> has no name: write <Image name="image" value="$image"/>.'
+        )
+    multi_page = bool(node.get("valueList"))
+    value = node.get("valueList") or node.get("value")
+    if not re.fullmatch(r"\$[^\s$/]+", value):
+        attribute = "valueList" if multi_page else "value"
+        raise LabelConfigError(
+            f'{node} has {attribute}="{value}", which names no key of the task\'s data: write '
+            f'{attribute}="$image" for data {{"image": ...}}.'
+        )
+    return ImageObject(name, value[1:], multi_page)
+
+
+def _without_image(nodes: Sequence[ConfigTag]) -> str:
+    tags = {node.tag for node in nodes}
+    other = next((tag for tag in _OTHER_MEDIA if tag.lower() in tags), None)
+    instead = f" but a <{other}>, which cannot be segmented" if other else ""
+    return (
+        f"The labeling config has no <Image>{instead}: add "
+        '<Image name="image" value="$image"/> and the controls for it.'
+    )
+
+
+def _controls(nodes: Sequence[ConfigTag], images: set[str]) -> Iterator[Control]:
+    object_names = {node.get("name") for node in nodes if not node.get("toName")} - {""}
+    prompts = _prompts(nodes)
+    labels_of: dict[str, ConfigTag] = {}  # image -> its <Labels>
+    for node in nodes:
+        if node.tag == "labels":
+            labels_of.setdefault(node.get("toName"), node)
+    for node in nodes:
+        tag = _SERVED_TAGS.get(node.tag)
+        if tag is None or (tag == "TextArea" and node.is_true("perRegion")):
+            continue
+        to_name = node.get("toName")
+        if not node.get("name") or not to_name:
+            raise LabelConfigError(f"{node} needs both a name and a toName that names its <Image>.")
+        if to_name not in images:
+            if to_name in object_names:
+                continue  # it belongs to a text, an audio or the like
+            raise LabelConfigError(
+                f'{node} has toName="{to_name}", but the images are {_quoted(sorted(images))}: '
+                "correct the toName."
+            )
+        labels_node = labels_of.get(to_name) if tag in _LABELLESS_TAGS else None
+        has_no_labels = tag == "TextArea" or (tag in _LABELLESS_TAGS and labels_node is None)
+        model_output = node.flag("model_output")
+        if tag in _PROMPT_TAGS and model_output:
+            raise LabelConfigError(f'{node} cannot hold predictions: remove model_output="true".')
+        yield Control(
+            name=node.get("name"),
+            to_name=to_name,
+            tag=tag,
+            result_type=tag.lower(),
+            labels=() if has_no_labels else _labels(labels_node or node, prompts),
+            smart=node.is_true("smart") or node.is_true("smartOnly"),
+            score_threshold=_threshold(node),
+            model_output=model_output,
+            negative=bool(node.flag("negative")),
+            labels_name=labels_node.get("name") if labels_node else None,
+        )
+
+
+def _prompts(nodes: Sequence[ConfigTag]) -> dict[str, str]:
+    """Prompts by label value, where all `<Label>`s of that value that have one agree.
+
+    So that a prompt need not be repeated on each control that offers the label.
+    """
+    prompts: dict[str, set[str]] = {}
+    for node in nodes:
+        if node.tag == "label" and "prompt" in node.attributes:
+            value = node.get("alias") or node.get("value")
+            prompts.setdefault(value, set()).add(node.get("prompt"))
+    return {value: found.pop() for value, found in prompts.items() if len(found) == 1}
+
+
+def _labels(node: ConfigTag, prompts: Mapping[str, str]) -> tuple[Label, ...]:
+    labels: dict[str, Label] = {}
+    for label in node.within("label"):
+        value, title = label.get("alias") or label.get("value"), label.get("value")
+        if not value:
+            raise LabelConfigError(f'A <Label> of {node} has no value: write value="...".')
+        prompt = label.attributes.get("prompt", prompts.get(value, title or value))
+        labels.setdefault(value, Label(value, prompt))
+    if labels:
+        return tuple(labels.values())
+    if node.get("value").startswith("$"):
+        raise LabelConfigError(
+            f"{node} takes its labels from the task's data, which is not supported: write them as "
+            '<Label value="..."/> tags inside it.'
+        )
+    raise LabelConfigError(f'{node} has no labels: add <Label value="..."/> tags inside it.')
+
+
+def _threshold(node: ConfigTag) -> float | None:
+    text = node.get("model_score_threshold")
+    if not text:
+        return None
+    try:
+        threshold = float(text)
+    except ValueError:
+        threshold = math.nan
+    if not 0 <= threshold <= 1:
+        raise LabelConfigError(
+            f'{node}: model_score_threshold="{text}" must be a number from 0 to 1.'
+        )
+    return threshold
+
+
+def _check_outputs(config: LabelConfig, nodes: Sequence[ConfigTag]) -> None:
+    if config.labels:
+        return
+    if any(
+        config.outputs_of(label.value) for control in config.controls for label in control.labels
+    ):
+        raise LabelConfigError(
+            'Every label has prompt="", so there is nothing to ask the model for: '
+            "give one of them a phrase."
+        )
+    if config.controls:
+        tools = _quoted([control.name for control in config.controls])
+        raise LabelConfigError(
+            f"The controls {tools} are only prompts, so predictions have nowhere to go: {_ADVICE}."
+        )
+    others = [str(node) for node in nodes if node.get("toName")]
+    served = "The labeling config has no control that can hold a mask or a box"
+    raise LabelConfigError(
+        f"{served}, only {', '.join(others[:5])}: {_ADVICE}." if others else f"{served}: {_ADVICE}."
+    )
+
+
+def _quoted(names: Sequence[str]) -> str:
+    shown = [f'"{name}"' for name in names[:10]]
+    return ", ".join(shown) + (f" and {len(names) - 10} more" if len(names) > 10 else "")

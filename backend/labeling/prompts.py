@@ -1,0 +1,240 @@
+"""What an annotator drew or typed with the smart tools, read from `/predict`'s context.
+
+The editor sends the region that was just drawn, last, with those before it that belong to it:
+same kind, same label, same image. In this way a prompt grows point by point and box by box.
+
+* Rectangles are boxes; a rotated one becomes the upright box around it. Of polygons, ellipses and
+  brush strokes, which the editor offers as smart tools too, the box around them is taken.
+* Key points are points.
+* **Negative** are a key point set with Alt (the editor sends `is_positive: false`), any other
+  region that says `is_positive: false`, and every region of a control that says
+  `negative="true"` in the labeling config. The editor itself has no gesture for negative boxes:
+  give them a second `RectangleLabels` with the same labels and `negative="true"`.
+* A text area's text is a phrase.
+
+All positions are percent of the image, clipped to it. Regions of controls that the config does
+not have are left out: the editor may still hold some from before the config changed.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from backend.errors import RegionError
+from backend.labeling.config import Control, LabelConfig
+
+Box = tuple[float, float, float, float]
+Point = tuple[float, float]
+Region = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class InteractivePrompt:
+    """One interactive request.
+
+    Attributes:
+        label: the label that was drawn with; None when only text was typed, or with a tool that
+            has no labels.
+        texts: phrases typed into a text area.
+        boxes: (x0, y0, x1, y1) in percent of the image's width and height, clipped to it.
+        box_labels: 1 "this", 0 "not this", one per box.
+        points: (x, y) in percent.
+        point_labels: 1 "in it", 0 "not in it", one per point.
+        item_index: the page of a multi-page image, or None.
+        image_name: the `<Image>` that was drawn on or typed for, or None when nothing was.
+    """
+
+    label: str | None = None
+    texts: tuple[str, ...] = ()
+    boxes: tuple[Box, ...] = ()
+    box_labels: tuple[int, ...] = ()
+    points: tuple[Point, ...] = ()
+    point_labels: tuple[int, ...] = ()
+    item_index: int | None = None
+    image_name: str | None = None
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing was drawn and nothing typed: the editor asks so when one deletes."""
+        return not (self.texts or self.boxes or self.points)
+
+
+def read_context(
+    context: Mapping[str, Any] | None, config: LabelConfig
+) -> InteractivePrompt | None:
+    """The prompt of an interactive request; None if the request is not interactive.
+
+    Args:
+        context: `params.context` of `/predict`.
+        config: the labeling config of the same request.
+
+    Raises:
+        RegionError: a region has coordinates that are not finite numbers, or a damaged mask.
+    """
+    if not isinstance(context, Mapping) or "result" not in context:
+        return None
+    result = context["result"]
+    if not isinstance(result, list) or not all(isinstance(region, Mapping) for region in result):
+        raise RegionError("The context's result must be a list of regions.")
+    known = [
+        (region, control)
+        for region in result
+        if isinstance(region.get("value"), Mapping)
+        and (control := config.control(str(region.get("from_name")))) is not None
+    ]
+    texts = [
+        text for region, control in known if control.tag == "TextArea" for text in _typed(region)
+    ]
+    # A tool without labels sends its label as a second result of the same id.
+    label_of = {region.get("id"): _label(region) for region, _ in known if _label(region)}
+    drawn = [
+        (region, control)
+        for region, control in known
+        if control.tag != "TextArea" and region.get("type") != "labels"
+    ]
+    if not drawn:
+        if not texts:
+            return InteractivePrompt()
+        region, control = known[-1]
+        return InteractivePrompt(
+            texts=tuple(texts), item_index=_page(region), image_name=control.to_name
+        )
+
+    latest, latest_control = drawn[-1]
+    label = label_of.get(latest.get("id"))
+    boxes: list[tuple[Box, int]] = []
+    points: list[tuple[Point, int]] = []
+    for region, control in drawn:
+        if (control.to_name, _page(region)) != (latest_control.to_name, _page(latest)):
+            continue
+        if label_of.get(region.get("id")) != label:
+            continue
+        positive = int(not control.negative and region.get("is_positive") is not False)
+        if control.tag in ("KeyPointLabels", "KeyPoint"):
+            x, y = _numbers(region["value"], "x", "y")
+            points.append(((_clipped(x), _clipped(y)), positive))
+        elif (box := _box(region, control)) is not None:
+            boxes.append((box, positive))
+    return InteractivePrompt(
+        label=label,
+        texts=tuple(texts),
+        boxes=tuple(box for box, _ in boxes),
+        box_labels=tuple(positive for _, positive in boxes),
+        points=tuple(point for point, _ in points),
+        point_labels=tuple(positive for _, positive in points),
+        item_index=_page(latest),
+        image_name=latest_control.to_name,
+    )
+
+
+def _typed(region: Region) -> list[str]:
+    text = region["value"].get("text")
+    typed = text if isinstance(text, list) else [text]
+    return [" ".join(one.split()) for one in typed if isinstance(one, str) and one.strip()]
+
+
+def _label(region: Region) -> str | None:
+    value = region["value"]
+    for key in (str(region.get("type")), "labels"):
+        labels = value.get(key)
+        if isinstance(labels, list) and labels and isinstance(labels[0], str):
+            return labels[0]
+    return None
+
+
+def _page(region: Region) -> int | None:
+    index = region.get("item_index")
+    return index if isinstance(index, int) and index >= 0 else None
+
+
+def _box(region: Region, control: Control) -> Box | None:
+    """The upright box around a region, or None if nothing of it is on the image."""
+    value = region["value"]
+    kind = control.tag.removesuffix("Labels")
+    if kind == "Rectangle":
+        corners = _rectangle(value, *_size(region))
+    elif kind == "Ellipse":
+        corners = _ellipse_extent(value, *_size(region))
+    elif kind == "Polygon":
+        corners = _polygon(value.get("points"))
+    else:
+        corners = _mask_extent(region)
+    if not corners:
+        return None
+    xs, ys = zip(*corners, strict=True)
+    x0, y0, x1, y1 = _clipped(min(xs)), _clipped(min(ys)), _clipped(max(xs)), _clipped(max(ys))
+    return (x0, y0, x1, y1) if x1 > x0 and y1 > y0 else None
+
+
+def _size(region: Region) -> tuple[float, float]:
+    """Width and height of the image: a rotation is meant in pixels, not in percent."""
+    if region.get("original_width") and region.get("original_height"):
+        width, height = _numbers(region, "original_width", "original_height")
+        return width, height
+    return 1.0, 1.0
+
+
+def _rectangle(value: Mapping[str, Any], width: float, height: float) -> list[Point]:
+    x, y, along, down = _numbers(value, "x", "y", "width", "height")
+    cosine, sine = _direction(value)
+    # Percent to pixels, turn about the top left corner, and back.
+    across_x, across_y = along * cosine, along * width * sine / height
+    down_x, down_y = -down * height * sine / width, down * cosine
+    return [
+        (x, y),
+        (x + across_x, y + across_y),
+        (x + across_x + down_x, y + across_y + down_y),
+        (x + down_x, y + down_y),
+    ]
+
+
+def _ellipse_extent(value: Mapping[str, Any], width: float, height: float) -> list[Point]:
+    x, y, radius_x, radius_y = _numbers(value, "x", "y", "radiusX", "radiusY")
+    cosine, sine = _direction(value)
+    half_width = math.hypot(radius_x * cosine, radius_y * height / width * sine)
+    half_height = math.hypot(radius_x * width / height * sine, radius_y * cosine)
+    return [(x - half_width, y - half_height), (x + half_width, y + half_height)]
+
+
+def _polygon(points: Any) -> list[Point]:
+    if not isinstance(points, Sequence) or not all(
+        isinstance(point, Sequence) and len(point) == 2 for point in points
+    ):
+        raise RegionError("A polygon's points must each be [x, y] in percent.")
+    pairs = [_numbers({"x": x, "y": y}, "x", "y") for x, y in points]
+    return [(x, y) for x, y in pairs]
+
+
+def _mask_extent(region: Region) -> list[Point]:
+    # Imported here: reading a mask needs NumPy, reading boxes and points does not.
+    import numpy as np
+
+    from backend.labeling.region_masks import region_mask
+
+    width, height = (int(size) for size in _numbers(region, "original_width", "original_height"))
+    mask = region_mask(region, height, width)
+    rows, columns = (np.flatnonzero(mask.any(axis=axis)) for axis in (1, 0))
+    if not rows.size:
+        return []
+    return [
+        (float(columns[0]) / width * 100, float(rows[0]) / height * 100),
+        (float(columns[-1] + 1) / width * 100, float(rows[-1] + 1) / height * 100),
+    ]
+
+
+def _direction(value: Mapping[str, Any]) -> tuple[float, float]:
+    (degrees,) = _numbers({"rotation": value.get("rotation") or 0}, "rotation")
+    return math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
+
+
+def _numbers(value: Mapping[str, Any], *keys: str) -> tuple[float, ...]:
+    found = [value.get(key) for key in keys]
+    for key, one in zip(keys, found, strict=True):
+        if isinstance(one, bool) or not isinstance(one, int | float) or not math.isfinite(one):
+            raise RegionError(f'The prompt\'s "{key}" must be a number, not {one!r:.40}.')
+    return tuple(float(one) for one in found if one is not None)
+
+
+def _clipped(percent: float) -> float:
+    return min(max(percent, 0.0), 100.0)

@@ -1,0 +1,166 @@
+"""From a region of Label Studio to its mask: the inverse of `backend.labeling.regions`.
+
+Understands what the editor writes for a still image: brush (RLE), bitmask (PNG), polygon,
+rectangle and ellipse (both with rotation) and closed vector paths, with or without labels. A
+shape's pixels are those whose centres it encloses. Percent are of the image's width for x and of
+its height for y; rotation is clockwise in degrees, of a rectangle about its top left corner, of an
+ellipse about its centre, and is meant in pixels, not in percent.
+"""
+
+import base64
+import binascii
+import io
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from backend.errors import RegionError
+from backend.labeling import brush_rle
+from backend.labeling.polygons import Mask, Points, fill
+
+_PNG_URL = "data:image/png;base64,"
+_BEZIER_STEPS = 16
+
+
+def region_mask(region: Mapping[str, Any], height: int, width: int) -> Mask:
+    """The mask of one region.
+
+    Args:
+        region: a region dictionary; its `value` decides how it is read.
+        height, width: of the image in pixels.
+
+    Returns:
+        bool ``(height, width)``.
+
+    Raises:
+        RegionError: the region has no area by its nature (a key point, an open path, a text), or
+            its value is damaged. `RleError` for a brush that does not fit the image.
+    """
+    value = region.get("value")
+    kind = str(region.get("type") or "")
+    if not isinstance(value, Mapping):
+        raise RegionError(f"The {kind} region has no value.")
+    if "rle" in value:
+        return brush_rle.decode(value["rle"], height, width)
+    if "imageDataURL" in value:
+        return _from_png(value["imageDataURL"], height, width)
+    if "points" in value:
+        if value.get("closed") is False:
+            raise RegionError("The polygon is not closed, so it has no area.")
+        return fill(_pixels(value["points"], height, width), height, width)
+    if "vertices" in value:
+        return fill(_vector_path(value, height, width), height, width)
+    if "radiusX" in value:
+        return _ellipse(value, height, width)
+    if "width" in value and "height" in value:
+        return fill(rectangle_corners(value, height, width), height, width)
+    raise RegionError(f"A region of type {kind!r} has no mask.")
+
+
+def rectangle_corners(value: Mapping[str, Any], height: int, width: int) -> Points:
+    """The four corners of a rectangle's `value`, ``(4, 2)`` (x, y) in pixels, rotated.
+
+    Raises:
+        RegionError: a number is missing or not finite.
+    """
+    left, box_width = (number(value, key) / 100 * width for key in ("x", "width"))
+    top, box_height = (number(value, key) / 100 * height for key in ("y", "height"))
+    angle = math.radians(number(value, "rotation", 0.0))
+    along = np.array([math.cos(angle), math.sin(angle)]) * box_width
+    down = np.array([-math.sin(angle), math.cos(angle)]) * box_height
+    corner = np.array([left, top])
+    return np.stack([corner, corner + along, corner + along + down, corner + down])
+
+
+def number(value: Mapping[str, Any], key: str, default: float | None = None) -> float:
+    """A finite number of a region's `value`; RegionError if it is none."""
+    found = value.get(key, default)
+    if found is None and default is not None:
+        found = default
+    if isinstance(found, bool) or not isinstance(found, int | float) or not math.isfinite(found):
+        raise RegionError(f'The region\'s "{key}" must be a number, not {found!r:.40}.')
+    return float(found)
+
+
+def _pixels(points: Any, height: int, width: int) -> Points:
+    try:
+        percent = np.array(points, dtype=np.float64)
+    except (TypeError, ValueError):
+        percent = np.zeros(0)
+    if percent.ndim != 2 or percent.shape[1] != 2 or len(percent) < 3:
+        raise RegionError("The polygon must have at least three points, each [x, y] in percent.")
+    return percent * (width / 100, height / 100)
+
+
+def _ellipse(value: Mapping[str, Any], height: int, width: int) -> Mask:
+    x, radius_x = (number(value, key) / 100 * width for key in ("x", "radiusX"))
+    y, radius_y = (number(value, key) / 100 * height for key in ("y", "radiusY"))
+    if radius_x <= 0 or radius_y <= 0:
+        return np.zeros((height, width), dtype=np.bool_)
+    angle = math.radians(number(value, "rotation", 0.0))
+    dx = np.arange(width) + 0.5 - x
+    dy = (np.arange(height) + 0.5 - y)[:, None]
+    along = (dx * math.cos(angle) + dy * math.sin(angle)) / radius_x
+    across = (dy * math.cos(angle) - dx * math.sin(angle)) / radius_y
+    return np.square(along) + np.square(across) <= 1
+
+
+def _from_png(url: Any, height: int, width: int) -> Mask:
+    from PIL import Image, UnidentifiedImageError
+
+    if not isinstance(url, str) or not url.startswith(_PNG_URL):
+        raise RegionError(f"A bitmask must be a PNG data URL, beginning with {_PNG_URL!r}.")
+    try:
+        with Image.open(
+            io.BytesIO(base64.b64decode(url[len(_PNG_URL) :], validate=True)), formats=["PNG"]
+        ) as image:
+            if image.size != (width, height):
+                raise RegionError(
+                    f"The bitmask has {image.height} x {image.width} pixels, but its image has "
+                    f"{height} x {width}."
+                )
+            alpha = np.asarray(image.convert("RGBA"))[..., 3]
+    except (binascii.Error, UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
+        raise RegionError(f"The bitmask's PNG cannot be read: {error}.") from None
+    return alpha > 0
+
+
+def _vector_path(value: Mapping[str, Any], height: int, width: int) -> Points:
+    """The closed path of a `Vector` region, ``(N, 2)`` in pixels, Bézier segments sampled."""
+    if not value.get("closed"):
+        raise RegionError("The vector path is not closed, so it has no area.")
+    vertices = _in_path_order(value["vertices"])
+    points: list[Sequence[float]] = []
+    for vertex, following in zip(vertices, [*vertices[1:], vertices[0]], strict=True):
+        start, end = _position(vertex), _position(following)
+        leave = _position(vertex.get("controlPoint2") or vertex)
+        arrive = _position(following.get("controlPoint1") or following)
+        if leave == start and arrive == end:
+            points.append(start)
+            continue
+        t = np.linspace(0, 1, _BEZIER_STEPS, endpoint=False)[:, None]
+        weights = np.hstack([(1 - t) ** 3, 3 * t * (1 - t) ** 2, 3 * t * t * (1 - t), t**3])
+        points += (weights @ np.array([start, leave, arrive, end])).tolist()
+    return _pixels(points, height, width)
+
+
+def _in_path_order(vertices: Any) -> Sequence[Mapping[str, Any]]:
+    if not isinstance(vertices, list) or not all(isinstance(v, Mapping) for v in vertices):
+        raise RegionError("The vector path's vertices must be a list of points.")
+    if len(vertices) < 2:
+        raise RegionError("The vector path must have at least two vertices.")
+    after = {vertex.get("prevPointId"): vertex for vertex in vertices if vertex.get("prevPointId")}
+    first = next((vertex for vertex in vertices if not vertex.get("prevPointId")), vertices[0])
+    ordered: list[Mapping[str, Any]] = [first]
+    while len(ordered) < len(vertices):
+        following = after.get(ordered[-1].get("id"))
+        if following is None or following is first:
+            return vertices  # without links, or with branches: as listed
+        ordered.append(following)
+    return ordered
+
+
+def _position(point: Mapping[str, Any]) -> tuple[float, float]:
+    return number(point, "x"), number(point, "y")

@@ -1,0 +1,257 @@
+"""From detected instances to Label Studio's regions, following each control's tag.
+
+| control | `value` |
+| --- | --- |
+| `BrushLabels`, `Brush` | `format: rle`, `rle`: see `backend.labeling.brush_rle` |
+| `BitmaskLabels`, `Bitmask` | `imageDataURL`: a PNG, black on transparent |
+| `PolygonLabels`, `Polygon` | `points` in percent, `closed`; a region per component, keyholed |
+| `RectangleLabels`, `Rectangle` | `x, y, width, height` in percent: the mask's extent |
+| `EllipseLabels`, `Ellipse` | `x, y, radiusX, radiusY` in percent, `rotation` in degrees |
+
+Percent count from the image's left and top *edge*: a region of the pixel columns 2 and 3 of 10 has
+x = 20 and width = 20. The ellipse has the mask's centre and second moments. Tags without labels of
+their own give two results of the same id, geometry and `labels`, as the editor writes them.
+"""
+
+import base64
+import io
+import math
+import secrets
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from backend.errors import RegionError
+from backend.labeling import brush_rle
+from backend.labeling.concepts import Concept
+from backend.labeling.config import Control
+from backend.labeling.polygons import Mask, outline
+
+if TYPE_CHECKING:
+    from label_studio_sdk.label_interface import LabelInterface
+
+Region = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class InstanceMask:
+    """One detected instance.
+
+    Attributes:
+        mask: bool ``(H, W)`` in the size of the original image.
+        score: confidence, 0 to 1.
+        box: (x0, y0, x1, y1) in pixels, as the model gave it; used where the mask is empty.
+    """
+
+    mask: Mask
+    score: float
+    box: tuple[float, float, float, float] | None = None
+
+
+def new_region_id() -> str:
+    """Twelve url-safe characters, 72 random bits: an id that was used before would replace the
+    older region."""
+    return secrets.token_urlsafe(9)
+
+
+def regions_for(
+    concept: Concept,
+    instances: Sequence[InstanceMask],
+    *,
+    width: int,
+    height: int,
+    item_index: int | None = None,
+    controls: Sequence[Control] | None = None,
+    new_id: Callable[[], str] = new_region_id,
+) -> list[Region]:
+    """The regions of one concept's instances, for each of its output controls.
+
+    An instance is left out of a control whose own score threshold it does not reach, and of all
+    but the rectangles when its mask is empty.
+
+    Args:
+        concept: says label and controls.
+        instances: what the model found, masks in the size of the original image.
+        width, height: of the original image in pixels.
+        item_index: page of a multi-page image, or None.
+        controls: only these, for instance `concept.controls_of(image_name)`.
+        new_id: makes region ids.
+
+    Raises:
+        RegionError: a mask of another size, or a score that is not a number from 0 to 1.
+    """
+    regions: list[Region] = []
+    for instance in instances:
+        if instance.mask.shape != (height, width):
+            raise RegionError(
+                f"An instance of {concept.label!r} has a mask of {instance.mask.shape}, but the "
+                f"image has {(height, width)} pixels."
+            )
+        if not 0 <= instance.score <= 1:
+            raise RegionError(f"An instance of {concept.label!r} has the score {instance.score}.")
+        mask = np.ascontiguousarray(instance.mask, dtype=np.bool_)
+        for control in concept.controls if controls is None else controls:
+            if instance.score < (control.score_threshold or 0):
+                continue
+            for value in _geometry(control, mask, instance.box):
+                common = {
+                    "id": new_id(),
+                    "to_name": control.to_name,
+                    "original_width": int(width),
+                    "original_height": int(height),
+                    "image_rotation": 0,
+                    "score": float(instance.score),
+                }
+                if item_index is not None:
+                    common["item_index"] = int(item_index)
+                regions += _results(control, concept.label, value, common)
+    return regions
+
+
+def validate(regions: Sequence[Region], label_config_xml: str) -> None:
+    """Check regions before they leave: by the SDK, and for what the SDK does not look at.
+
+    Raises:
+        RegionError: names the first faults: a control, label or value that the config does not
+            allow, an id that is used twice, a size or score that the editor cannot show, an RLE
+            of another size.
+    """
+    if not regions:
+        return
+    faults: list[str] = []
+    ids: set[tuple[str, str]] = set()
+    for region in regions:
+        key = (str(region.get("id") or ""), region["type"])
+        if not key[0] or key in ids:
+            faults.append(f"the region id {key[0]!r} is missing or used twice")
+        ids.add(key)
+        faults += _display_faults(region)
+    faults += _interface(label_config_xml).validate_prediction(
+        {"result": list(regions)}, return_errors=True
+    )
+    if faults:
+        more = f" (and {len(faults) - 3} more)" if len(faults) > 3 else ""
+        raise RegionError("; ".join(str(fault)[:300] for fault in faults[:3]) + more)
+
+
+def _display_faults(region: Region) -> Iterator[str]:
+    """What makes the editor throw or hide a region although the SDK takes it."""
+    width, height = region.get("original_width"), region.get("original_height")
+    if not isinstance(width, int) or not isinstance(height, int) or width <= 0 or height <= 0:
+        yield f"original_width and original_height must be positive integers, not {width}, {height}"
+        return
+    score = region.get("score")
+    if score is not None and not 0 <= score <= 1:
+        yield f"the score {score} is not between 0 and 1"
+    rle = region["value"].get("rle")
+    if rle is not None and int.from_bytes(bytes(rle[:4]), "big") != width * height * 4:
+        yield f"the RLE does not have {width} x {height} pixels"
+
+
+@lru_cache(maxsize=16)
+def _interface(label_config_xml: str) -> "LabelInterface":
+    # Imported here: it takes a second and 100 MB (pandas, lxml), and one per config is enough.
+    from label_studio_sdk.label_interface import LabelInterface
+
+    return LabelInterface(label_config_xml)
+
+
+def _results(
+    control: Control, label: str, value: dict[str, Any], common: dict[str, Any]
+) -> list[Region]:
+    if control.labels_name is None:
+        labelled = {**value, control.result_type: [label]}
+        result = {"from_name": control.name, "type": control.result_type, "value": labelled}
+        return [{**common, **result}]
+    return [
+        {**common, "from_name": control.name, "type": control.result_type, "value": value},
+        {
+            **common,
+            "from_name": control.labels_name,
+            "type": "labels",
+            "value": {**value, "labels": [label]},
+        },
+    ]
+
+
+def _geometry(
+    control: Control, mask: Mask, box: tuple[float, float, float, float] | None
+) -> list[dict[str, Any]]:
+    """The value or values of one instance, without labels."""
+    height, width = mask.shape
+    shape = control.tag.removesuffix("Labels")
+    if shape == "Rectangle":
+        extent = _extent(mask) or box
+        return [] if extent is None else _rectangle(extent, height, width)
+    if not mask.any():
+        return []
+    if shape == "Brush":
+        return [{"format": "rle", "rle": brush_rle.encode(mask)}]
+    if shape == "Bitmask":
+        return [{"imageDataURL": _png_url(mask)}]
+    if shape == "Polygon":
+        scale = (100 / width, 100 / height)
+        return [
+            {"points": (points * scale).round(6).tolist(), "closed": True}
+            for points in outline(mask)
+        ]
+    if shape == "Ellipse":
+        return [_ellipse(mask)]
+    raise RegionError(f"<{control.tag}> cannot hold a prediction.")
+
+
+def _extent(mask: Mask) -> tuple[float, float, float, float] | None:
+    """(x0, y0, x1, y1) of the outer pixel edges; None for an empty mask."""
+    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+    if not rows.size:
+        return None
+    return float(columns[0]), float(rows[0]), float(columns[-1] + 1), float(rows[-1] + 1)
+
+
+def _rectangle(
+    extent: tuple[float, float, float, float], height: int, width: int
+) -> list[dict[str, Any]]:
+    x0, x1 = (min(max(x / width * 100, 0.0), 100.0) for x in (extent[0], extent[2]))
+    y0, y1 = (min(max(y / height * 100, 0.0), 100.0) for y in (extent[1], extent[3]))
+    if not (x1 > x0 and y1 > y0):
+        return []
+    return [{"x": x0, "y": y0, "width": x1 - x0, "height": y1 - y0, "rotation": 0}]
+
+
+def _ellipse(mask: Mask) -> dict[str, Any]:
+    """The ellipse with the mask's centre and second moments.
+
+    A filled ellipse has the variance r²/4 along a semi-axis r, and a pixel 1/12 by itself.
+    """
+    height, width = mask.shape
+    rows, columns = np.nonzero(mask)
+    centre_x, centre_y = columns.mean() + 0.5, rows.mean() + 0.5
+    dx, dy = columns + 0.5 - centre_x, rows + 0.5 - centre_y
+    covariance = np.array([[np.mean(dx * dx), np.mean(dx * dy)], [0, np.mean(dy * dy)]])
+    covariance[1, 0] = covariance[0, 1]
+    variances, axes = np.linalg.eigh(covariance)
+    radii = 2 * np.sqrt(variances + 1 / 12)
+    # radiusX belongs to the axis that is nearer to the image's x axis; the rotation is then
+    # within 45 degrees, and no radius needs more than half of its own side of the image.
+    along = int(np.argmax(np.abs(axes[0])))
+    direction = axes[:, along] * np.sign(axes[0, along])
+    return {
+        "x": float(centre_x / width * 100),
+        "y": float(centre_y / height * 100),
+        "radiusX": float(min(radii[along] / width * 100, 50.0)),
+        "radiusY": float(min(radii[1 - along] / height * 100, 50.0)),
+        "rotation": math.degrees(math.atan2(direction[1], direction[0])) % 360,
+    }
+
+
+def _png_url(mask: Mask) -> str:
+    from PIL import Image
+
+    rgba = np.zeros((*mask.shape, 4), dtype=np.uint8)
+    rgba[..., 3] = mask * np.uint8(255)
+    buffer = io.BytesIO()
+    Image.fromarray(rgba).save(buffer, format="PNG", compress_level=3)
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")

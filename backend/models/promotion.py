@@ -1,0 +1,145 @@
+"""Which version serves a project: put into service and taken back, in one transaction each.
+
+The row of the project says which version is in service; workers read it for every prediction, so
+the next one after the transaction carries the new version. Label Studio is told afterwards
+(`backend.training.roll_out`), as often as it takes.
+"""
+
+import logging
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from backend.errors import QueueError
+from backend.models import versions
+from backend.models.detectors import DetectorStore
+from backend.processes.queues import QueueName, enqueue
+from backend.services import Services
+from backend.tables import ModelVersion, Project
+from backend.training.runs import TrainingError
+from backend.training.tables import GateVerdict, Promotion, PromotionKind
+
+log = logging.getLogger(__name__)
+
+ROLL_OUT_JOB = "backend.training.roll_out.roll_out"
+
+
+def promote(
+    services: Services,
+    project_id: int,
+    version: str,
+    *,
+    kind: PromotionKind = PromotionKind.MANUAL,
+    force: bool = False,
+) -> Promotion:
+    """Put a version into service for a project.
+
+    Args:
+        services: database and Redis.
+        project_id: the project.
+        version: a registered version, of this project or of none.
+        kind: how it came to this.
+        force: also a version that did not pass the gate; the promotion then says so.
+
+    Raises:
+        TrainingError: the version is not there, another project's, or did not pass.
+    """
+    with services.database.session() as session:
+        row = session.scalar(select(ModelVersion).where(ModelVersion.version == version))
+        default = versions.default_version(services)
+        if row is None and version != default:
+            raise TrainingError(f"There is no version {version}: `medsam3 models list`.")
+        if row is not None and row.project_id not in (None, project_id):
+            raise TrainingError(
+                f"Version {version} was trained for project {row.project_id}, not for {project_id}."
+            )
+        if row is not None and row.detector:
+            DetectorStore(services.settings).path(row.detector)
+            if kind == PromotionKind.MANUAL and not _passed(session, row):
+                if not force:
+                    raise TrainingError(
+                        f"Version {version} did not pass the gate (`medsam3 models show "
+                        f"{version}`): promote it with --force if you know better; that is noted."
+                    )
+                kind = PromotionKind.FORCED
+        made = _put_into_service(
+            session, services, project_id, version, kind, row.run_id if row else None
+        )
+    enqueue_roll_out(services, made.id)
+    return made
+
+
+def rollback(services: Services, project_id: int) -> Promotion:
+    """Put the version into service that was there before the present one.
+
+    Rolling back twice goes back two promotions, not to and fro.
+
+    Raises:
+        TrainingError: nothing was ever promoted, or all of it is rolled back.
+    """
+    with services.database.session() as session:
+        history = session.scalars(
+            select(Promotion).where(Promotion.project_id == project_id).order_by(Promotion.id)
+        ).all()
+        standing: list[Promotion] = []
+        for one in history:
+            if one.kind != PromotionKind.ROLLBACK:
+                standing.append(one)
+            elif standing:
+                standing.pop()
+        if not standing:
+            raise TrainingError(f"Project {project_id} has no promotion that could be taken back.")
+        made = _put_into_service(
+            session,
+            services,
+            project_id,
+            standing[-1].previous,
+            PromotionKind.ROLLBACK,
+            standing[-1].run_id,
+        )
+    enqueue_roll_out(services, made.id)
+    return made
+
+
+def enqueue_roll_out(services: Services, promotion_id: int, attempt: int = 0) -> None:
+    """Have Label Studio told by an ingest worker."""
+    try:
+        enqueue(
+            services.redis,
+            QueueName.INGEST,
+            ROLL_OUT_JOB,
+            [str(promotion_id)],
+            job_id=f"roll-out-{promotion_id}-{attempt}",
+        )
+    except QueueError as error:
+        log.warning("promotion %s: %s", promotion_id, error)
+
+
+def _put_into_service(
+    session: Session,
+    services: Services,
+    project_id: int,
+    version: str,
+    kind: PromotionKind,
+    run_id: str | None,
+) -> Promotion:
+    project = session.get(Project, project_id, with_for_update=True)
+    if project is None:
+        project = Project(id=project_id)
+        session.add(project)
+    made = Promotion(
+        project_id=project_id,
+        version=version,
+        previous=project.model_version or versions.default_version(services),
+        kind=kind,
+        run_id=run_id,
+    )
+    project.model_version = version
+    session.add(made)
+    session.flush()
+    return made
+
+
+def _passed(session: Session, row: ModelVersion) -> bool:
+    verdict = session.get(GateVerdict, row.run_id) if row.run_id else None
+    return verdict is not None and verdict.passed and verdict.candidate == row.version

@@ -1,0 +1,1 @@
+"""Predictions: asked for, made by the GPU worker, brought to Label Studio."""

@@ -1,0 +1,193 @@
+"""Which task to label next, as the score that Label Studio orders by: the lowest is served first.
+
+* `uncertainty`: where the model is least sure, from presence, instance scores and mask entropy;
+* `tta`: where it answers differently when the image is mirrored (test-time augmentation);
+* `diversity`: images unlike those that are labelled or come before (greedy k-center, the core-set
+  of Sener and Savarese 2018, arXiv 1708.00489, on pooled embeddings);
+* `random`: any order, the same at every look;
+* `random-foreground`: likewise, but tasks in which nothing was found come last.
+"""
+
+import hashlib
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+from sqlalchemy import delete, select
+
+from backend.database import insert_or_ignore
+from backend.services import Services
+from backend.tables import Suggestion, SuggestionState
+from backend.training.options import Strategy, policy_of
+from backend.training.tables import ImageVector, TaskRank
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from medsam3_model import Detections, ImageEmbedding
+
+# A pixel below this probability says nothing about where an outline runs.
+_LEAST_PROBABILITY = 0.05
+
+
+def strategy_of(services: Services, project_id: int) -> Strategy:
+    """The strategy that a project uses."""
+    with services.database.reading() as session:
+        return policy_of(session, services.settings, project_id).strategy
+
+
+def score(
+    services: Services,
+    project_id: int,
+    task_id: int | None,
+    detections: "Sequence[Detections]",
+    mirrored: Callable[[], "Sequence[Detections]"],
+) -> float:
+    """A task's score under its project's strategy, 0 (next) to 1 (last).
+
+    Args:
+        services: database, for the strategy and for ranks.
+        project_id: the project.
+        task_id: the task; None where Label Studio did not say.
+        detections: what was found, one per concept and page.
+        mirrored: the same for the mirrored images, turned back; called for `tta` alone.
+    """
+    strategy = strategy_of(services, project_id)
+    if not detections:
+        return 0.0
+    if strategy == "random":
+        return _lot(project_id, task_id)
+    if strategy == "random-foreground":
+        found = any(len(one) for one in detections)
+        return _lot(project_id, task_id) / 2 + (0.0 if found else 0.5)
+    if strategy == "tta":
+        return agreement(detections, mirrored())
+    if strategy == "diversity":
+        with services.database.reading() as session:
+            row = session.get(TaskRank, (project_id, task_id or 0))
+        return row.rank if row else _lot(project_id, task_id)
+    return 1 - sum(uncertainty(one) for one in detections) / len(detections)
+
+
+def uncertainty(detections: "Detections") -> float:
+    """How unsure the model is about one concept, 0 to 1.
+
+    The mean of three: of presence (1 at probability 0.5), of the instances' scores likewise, and
+    the mean binary entropy (bits) of the semantic map where it says anything. Where nothing was
+    found, the best score that was not good enough counts as the score.
+    """
+    import numpy as np
+
+    scores = detections.scores if len(detections) else np.array([_best(detections)])
+    parts = [1 - abs(2 * detections.presence - 1), float(np.mean(1 - np.abs(2 * scores - 1)))]
+    inside = detections.semantic[detections.semantic > _LEAST_PROBABILITY]
+    parts.append(float(_entropy(inside).mean()) if inside.size else 0.0)
+    return float(np.mean(parts))
+
+
+def agreement(detections: "Sequence[Detections]", mirrored: "Sequence[Detections]") -> float:
+    """Mean Dice between the answers for images and for their mirror images, 0 to 1."""
+    from medsam3_model.evaluation.evaluation import concept_mask
+    from medsam3_model.evaluation.metrics import dice
+
+    pairs = zip(detections, mirrored, strict=True)
+    return sum(dice(concept_mask(a)[0], concept_mask(b)[0]) for a, b in pairs) / len(detections)
+
+
+def remember_vector(services: Services, image_hash: str, embedding: "ImageEmbedding") -> None:
+    """Keep an image's pooled embedding, for `diversity`; one that is there stays."""
+    import torch
+
+    key = (image_hash, embedding.encoder_hash)
+    with services.database.reading() as session:
+        if session.get(ImageVector, key) is not None:
+            return
+    pooled = embedding.last_hidden_state.float().flatten(0, -2).mean(dim=0)
+    vector = pooled.to("cpu", torch.float16).numpy().tobytes()
+    with services.database.session() as session:
+        insert_or_ignore(
+            session,
+            ImageVector,
+            {"image_hash": key[0], "encoder_hash": key[1], "vector": vector},
+        )
+
+
+def rank_by_diversity(services: Services, project_id: int, unlabelled: set[int]) -> int:
+    """Order the unlabelled tasks so that each is unlike all before it; returns how many.
+
+    Tasks that were never predicted have no embedding yet; they keep a random place.
+    """
+    import numpy as np
+
+    with services.database.session() as session:
+        rows = session.execute(
+            select(Suggestion.task_id, ImageVector.vector)
+            .join(ImageVector, ImageVector.image_hash == Suggestion.image_hash)
+            .where(
+                Suggestion.project_id == project_id,
+                Suggestion.state == SuggestionState.DONE,
+                Suggestion.task_id.is_not(None),
+            )
+            .order_by(Suggestion.task_id, Suggestion.created_at)
+        ).all()
+        vectors = {row.task_id: np.frombuffer(row.vector, np.float16) for row in rows}
+        wanted = [task_id for task_id in vectors if task_id in unlabelled]
+        labelled = [task_id for task_id in vectors if task_id not in unlabelled]
+        session.execute(delete(TaskRank).where(TaskRank.project_id == project_id))
+        if not wanted:
+            return 0
+        order = k_center_order(
+            np.stack([vectors[one] for one in wanted]).astype(np.float32),
+            np.stack([vectors[one] for one in labelled]).astype(np.float32) if labelled else None,
+        )
+        last = max(len(order) - 1, 1)
+        session.add_all(
+            TaskRank(project_id=project_id, task_id=wanted[index], rank=place / last)
+            for place, index in enumerate(order)
+        )
+    return len(wanted)
+
+
+def k_center_order(
+    points: "NDArray[np.float32]", covered: "NDArray[np.float32] | None" = None
+) -> list[int]:
+    """Greedy k-center: indices of `points` (N, D), each farthest from all before and `covered`.
+
+    Without covered points (M, D) the one nearest to the mean comes first.
+    """
+    import numpy as np
+
+    scale = np.maximum(points.std(axis=0), 1e-6)
+    scaled = points / scale
+    if covered is None or not len(covered):
+        first = int(np.argmin(((scaled - scaled.mean(axis=0)) ** 2).sum(axis=1)))
+        order = [first]
+        distance = ((scaled - scaled[first]) ** 2).sum(axis=1)
+    else:
+        order = []
+        distance = np.full(len(scaled), np.inf, np.float32)
+        for one in covered / scale:
+            distance = np.minimum(distance, ((scaled - one) ** 2).sum(axis=1))
+    distance[order] = -1
+    while len(order) < len(points):
+        farthest = int(np.argmax(distance))
+        order.append(farthest)
+        distance = np.minimum(distance, ((scaled - scaled[farthest]) ** 2).sum(axis=1))
+        distance[order] = -1
+    return order
+
+
+def _best(detections: "Detections") -> float:
+    return float(getattr(detections, "max_score", 0.0))
+
+
+def _entropy(probability: "NDArray[np.floating]") -> "NDArray[np.floating]":
+    import numpy as np
+
+    p = np.clip(probability, 1e-6, 1 - 1e-6)
+    return np.asarray(-(p * np.log2(p) + (1 - p) * np.log2(1 - p)))
+
+
+def _lot(project_id: int, task_id: int | None) -> float:
+    digest = hashlib.sha256(f"{project_id}:{task_id}".encode()).digest()
+    return int.from_bytes(digest[:6], "big") / 2**48

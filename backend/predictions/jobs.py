@@ -1,0 +1,255 @@
+"""The handlers that RQ calls. Each takes ids of rows, claims them, and may be called twice."""
+
+import logging
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import TYPE_CHECKING
+
+from redis.exceptions import RedisError
+from sqlalchemy import case, or_, select, update
+
+from backend.errors import BackendError, LabelStudioAuthError, LabelStudioUnavailableError
+from backend.predictions.requests import answer_message, enqueue_pushes
+from backend.processes.queues import wake
+from backend.services import Services, current_services
+from backend.tables import Delivery, LabelConfigText, Suggestion, SuggestionState, now
+
+if TYPE_CHECKING:
+    from backend.predictions.inference import Inference
+
+log = logging.getLogger(__name__)
+
+# Set when this worker was told to stop: the task at hand is finished, the rest goes back.
+stopping = threading.Event()
+
+# How long a task waits when Label Studio cannot be reached, before it is tried again.
+RETRY_LATER_S = 30
+
+
+def predict_chunk(ids: Sequence[str]) -> None:
+    """Predict the rows that nobody else is working on, store each result as it comes."""
+    from backend.predictions.inference import current_inference
+
+    services = current_services()
+    rows = _claim(services, ids)
+    inference = current_inference()
+    finished: list[Suggestion] = []
+    with _leased(services, [row.id for row in rows]):
+        for row in rows:
+            if stopping.is_set():
+                _put_back(services, row, wait_s=0)
+            elif _predict_row(services, inference, row):
+                finished.append(row)
+    # First of all: somebody waits for the answer, nobody for the rest.
+    _wake(services, [row for row in finished if not row.interactive])
+    _after(services, ids)
+    inference.publish_counts()
+
+
+def push_chunk(ids: Sequence[str]) -> None:
+    """Bring finished rows to Label Studio through its API."""
+    from backend.predictions.pushing import push
+
+    push(current_services(), ids)
+
+
+def ingest_events(ids: Sequence[str]) -> None:
+    """Take in what webhook events hint at, then start the training that they ask for."""
+    from backend.corrections.event_ingest import ingest_events as ingest
+    from backend.training.triggers import after_events
+
+    services = current_services()
+    try:
+        ingest(services, ids)
+    finally:
+        # A broken annotation must not keep the button from working.
+        after_events(services, ids)
+
+
+def keep_up(_ids: Sequence[str]) -> None:
+    """Bring in the corrections that no webhook told of; remove what is past its retention time."""
+    from backend.corrections.upkeep import keep_up as run
+
+    try:
+        run(current_services())
+    except (LabelStudioAuthError, LabelStudioUnavailableError) as error:
+        log.warning("corrections that no webhook told of wait for the next look: %s", error)
+
+
+def _predict_row(services: Services, inference: "Inference", row: Suggestion) -> bool:
+    """Predict a row and store what came of it; False when it is to be tried again later."""
+    from medsam3_model.errors import MedSAM3Error
+
+    try:
+        outcome = inference.predict(row, _label_config(services, row.config_hash))
+    except LabelStudioUnavailableError as error:
+        if not row.interactive:
+            log.warning("task %s waits for Label Studio: %s", row.task_id, error)
+            _put_back(services, row, wait_s=RETRY_LATER_S)
+            return False
+        _fail(services, row, str(error))
+    except (BackendError, MedSAM3Error) as error:
+        log.warning("task %s of project %s failed: %s", row.task_id, row.project_id, error)
+        _fail(services, row, str(error))
+    except Exception as error:
+        # One bad task must not take its neighbours along. The text of an unforeseen error may
+        # hold anything, so only its type leaves the worker; the traceback is in the worker's log.
+        log.exception("task %s of project %s failed", row.task_id, row.project_id)
+        _fail(
+            services,
+            row,
+            f"unexpected {type(error).__name__}; the worker's log has the traceback",
+        )
+    else:
+        if row.interactive:
+            # An annotator waits: the answer goes out before it is stored.
+            prediction = {
+                "result": outcome.regions,
+                "score": outcome.score,
+                "model_version": row.model_version,
+            }
+            _wake(services, [row], answer_message(row.task_id, prediction))
+        _store(
+            services,
+            row,
+            state=SuggestionState.DONE,
+            result=outcome.regions,
+            score=outcome.score,
+            image_hash=outcome.image_hash,
+            model_s=outcome.model_s,
+        )
+    return True
+
+
+def _fail(services: Services, row: Suggestion, reason: str) -> None:
+    if row.interactive:
+        _wake(services, [row], answer_message(row.task_id, None, reason))
+    _store(services, row, state=SuggestionState.FAILED, error=reason)
+
+
+def _claim(services: Services, ids: Sequence[str]) -> list[Suggestion]:
+    """Take the rows that are free, in the given order."""
+    moment = now()
+    free = or_(
+        Suggestion.state == SuggestionState.QUEUED,
+        (Suggestion.state == SuggestionState.RUNNING) & (Suggestion.lease_until < moment),
+    )
+    with services.database.session() as session:
+        taken = session.scalars(
+            update(Suggestion)
+            .where(Suggestion.id.in_(list(ids)), free)
+            .values(
+                state=SuggestionState.RUNNING,
+                attempts=Suggestion.attempts + 1,
+                lease_until=moment + timedelta(seconds=services.settings.lease_s),
+            )
+            .returning(Suggestion)
+            .execution_options(synchronize_session=False)
+        )
+        rows = {row.id: row for row in taken}
+    return [rows[id_] for id_ in ids if id_ in rows]
+
+
+# Labeling configs by their hash, so one never changes; a worker serves a handful of projects.
+_label_configs: dict[str, str] = {}
+
+
+def _label_config(services: Services, config_hash: str) -> str:
+    if config_hash not in _label_configs:
+        with services.database.reading() as session:
+            found = session.get_one(LabelConfigText, config_hash)
+        _label_configs[config_hash] = found.xml
+    return _label_configs[config_hash]
+
+
+@contextmanager
+def _leased(services: Services, ids: list[str]) -> Iterator[None]:
+    """Keep the rows ours while the block runs: a dead worker stops renewing, and is noticed."""
+    done = threading.Event()
+
+    def renew() -> None:
+        while not done.wait(services.settings.lease_s / 3):
+            with services.database.session() as session:
+                session.execute(
+                    update(Suggestion)
+                    .where(Suggestion.id.in_(ids), Suggestion.state == SuggestionState.RUNNING)
+                    .values(lease_until=now() + timedelta(seconds=services.settings.lease_s))
+                )
+
+    thread = threading.Thread(target=renew, name="lease", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
+
+
+def _store(services: Services, row: Suggestion, **values: object) -> None:
+    if row.interactive:
+        # Its answer has just gone out, unless the request had given up before.
+        reached = Delivery.DELIVERED if values["state"] == SuggestionState.DONE else Delivery.NONE
+        values["delivery"] = case(
+            (Suggestion.delivery == Delivery.REPLY, reached), else_=Suggestion.delivery
+        )
+    with services.database.session() as session:
+        session.execute(
+            update(Suggestion)
+            .where(Suggestion.id == row.id, Suggestion.state == SuggestionState.RUNNING)
+            .values(finished_at=now(), lease_until=None, **values)
+            .execution_options(synchronize_session=False)
+        )
+
+
+def _put_back(services: Services, row: Suggestion, *, wait_s: float) -> None:
+    """Queue a row again; neither a stop nor a Label Studio that is down is the task's fault."""
+    with services.database.session() as session:
+        session.execute(
+            update(Suggestion)
+            .where(Suggestion.id == row.id)
+            .values(
+                state=SuggestionState.QUEUED,
+                attempts=Suggestion.attempts - 1,
+                lease_until=now() + timedelta(seconds=wait_s),
+            )
+        )
+
+
+def _wake(services: Services, rows: Sequence[Suggestion], message: str = "") -> None:
+    """Wake the requests that asked for the rows; one that no longer waits does not mind."""
+    request_ids = sorted({row.request_id for row in rows if row.request_id})
+    if not request_ids:
+        return
+    try:
+        wake(services.redis, request_ids, message)
+    except RedisError as error:
+        log.warning("nobody could be woken (%s); waiting requests look for themselves", error)
+
+
+def _after(services: Services, ids: Sequence[str]) -> None:
+    """Have pushed what nobody waits for any more."""
+    with services.database.session() as session:
+        rows = session.execute(
+            select(Suggestion.id, Suggestion.state, Suggestion.delivery)
+            .where(Suggestion.id.in_(list(ids)))
+            .order_by(Suggestion.task_id)
+        ).all()
+        session.execute(
+            update(Suggestion)
+            .where(
+                Suggestion.id.in_(list(ids)),
+                Suggestion.state == SuggestionState.FAILED,
+                Suggestion.delivery == Delivery.PUSH,
+            )
+            .values(delivery=Delivery.NONE, active_key=None)
+        )
+    enqueue_pushes(
+        services,
+        [
+            row.id
+            for row in rows
+            if row.state == SuggestionState.DONE and row.delivery == Delivery.PUSH
+        ],
+    )

@@ -1,0 +1,206 @@
+"""Picking up what a killed worker, an emptied Redis or a dead web process left behind."""
+
+import logging
+import threading
+from dataclasses import dataclass
+from datetime import timedelta
+
+from redis.exceptions import RedisError
+from sqlalchemy import or_, select, update
+from sqlalchemy.exc import SQLAlchemyError
+
+from backend.corrections.events import INGEST_JOB
+from backend.errors import QueueError
+from backend.predictions.requests import PREDICT_JOB, UNFINISHED, enqueue_pushes
+from backend.processes.queues import QueueName, enqueue, waiting_row_ids
+from backend.services import Services
+from backend.tables import Delivery, Event, Suggestion, SuggestionState, now
+
+log = logging.getLogger(__name__)
+
+LOCK_KEY = "medsam3:reconcile"
+INTERVAL_S = 3.0
+UPKEEP_KEY = "medsam3:upkeep"
+UPKEEP_JOB = "backend.predictions.jobs.keep_up"
+# An event this old was not dealt with by the job that its webhook enqueued; events wait while
+# Label Studio is down, so they are not tried more often than this either.
+EVENT_SETTLING_S = 30.0
+# A row this young may belong to a request that has not enqueued its jobs yet.
+SETTLING_S = 5.0
+
+
+@dataclass(frozen=True)
+class Repairs:
+    """What one reconciliation did, in rows."""
+
+    enqueued: int = 0
+    given_up: int = 0
+    pushed: int = 0
+    events: int = 0
+
+
+def reconcile(services: Services) -> Repairs:
+    """Put unfinished rows that no job stands for back on the queue.
+
+    Raises:
+        QueueError: Redis cannot be reached; nothing is lost, the next call does it.
+    """
+    given_up = _give_up(services)
+    pushed = _push_forgotten(services)
+    events = _enqueue_forgotten_events(services)
+    rows = _orphans(services)
+    if rows:
+        try:
+            waiting = waiting_row_ids(services.redis, QueueName.GPU)
+        except RedisError as error:
+            raise QueueError(f"Redis does not answer ({type(error).__name__})") from error
+        rows = [row for row in rows if row.id not in waiting]
+    for row in rows:
+        # One task per job: if the task is what killed the worker, it goes alone.
+        enqueue(
+            services.redis,
+            QueueName.GPU,
+            PREDICT_JOB,
+            [row.id],
+            job_id=f"predict-{row.id}-{row.attempts}",
+            at_front=row.interactive,
+        )
+    repairs = Repairs(enqueued=len(rows), given_up=given_up, pushed=pushed, events=events)
+    if repairs != Repairs():
+        log.info("reconciled: %s", repairs)
+    return repairs
+
+
+def _orphans(services: Services) -> list[Suggestion]:
+    """Rows under way whose worker gave no sign of life, and rows that wait for a job."""
+    moment = now()
+    abandoned = (Suggestion.state == SuggestionState.RUNNING) & (Suggestion.lease_until < moment)
+    due = or_(Suggestion.lease_until.is_(None), Suggestion.lease_until < moment)
+    settled = Suggestion.created_at < moment - timedelta(seconds=SETTLING_S)
+    forgotten = (Suggestion.state == SuggestionState.QUEUED) & due & settled
+    with services.database.reading() as session:
+        return list(
+            session.scalars(
+                select(Suggestion)
+                .where(or_(abandoned, forgotten))
+                .order_by(Suggestion.interactive.desc(), Suggestion.created_at)
+                .limit(1000)
+            )
+        )
+
+
+def _give_up(services: Services) -> int:
+    """Fail the rows that took their worker down too often."""
+    limit = services.settings.max_attempts
+    with services.database.session() as session:
+        return len(
+            session.scalars(
+                update(Suggestion)
+                .where(
+                    Suggestion.state == SuggestionState.RUNNING,
+                    Suggestion.lease_until < now(),
+                    Suggestion.attempts >= limit,
+                )
+                .values(
+                    state=SuggestionState.FAILED,
+                    finished_at=now(),
+                    active_key=None,
+                    error=f"the worker died {limit} times on this task; look at its image and at "
+                    "the worker's memory, then ask for the prediction again",
+                )
+                .returning(Suggestion.id)
+            ).all()
+        )
+
+
+def _push_forgotten(services: Services) -> int:
+    """Have pushed what a dead web process was waiting for, and what a dead pusher left."""
+    moment = now()
+    with services.database.session() as session:
+        late = (Suggestion.delivery == Delivery.REPLY) & (Suggestion.reply_until < moment)
+        session.execute(
+            update(Suggestion)
+            .where(late, Suggestion.interactive)
+            .values(delivery=Delivery.NONE, active_key=None)
+        )
+        session.execute(update(Suggestion).where(late).values(delivery=Delivery.PUSH))
+        session.execute(
+            update(Suggestion)
+            .where(
+                Suggestion.delivery.in_((Delivery.PUSH, Delivery.PUSHING)),
+                Suggestion.state == SuggestionState.FAILED,
+            )
+            .values(delivery=Delivery.NONE, active_key=None)
+        )
+        ids = list(
+            session.scalars(
+                select(Suggestion.id).where(
+                    Suggestion.delivery.in_((Delivery.PUSH, Delivery.PUSHING)),
+                    Suggestion.state.not_in(UNFINISHED),
+                    or_(Suggestion.lease_until.is_(None), Suggestion.lease_until < moment),
+                    Suggestion.finished_at < moment - timedelta(seconds=SETTLING_S),
+                )
+            )
+        )
+    enqueue_pushes(services, ids)
+    return len(ids)
+
+
+def _enqueue_forgotten_events(services: Services) -> int:
+    """Queue webhook events that no worker dealt with and for which no job waits."""
+    before = now() - timedelta(seconds=EVENT_SETTLING_S)
+    with services.database.reading() as session:
+        ids = list(
+            session.scalars(
+                select(Event.id)
+                .where(Event.state == "new", Event.created_at < before)
+                .order_by(Event.created_at)
+                .limit(500)
+            )
+        )
+    if not ids:
+        return 0
+    try:
+        waiting = waiting_row_ids(services.redis, QueueName.INGEST)
+    except RedisError as error:
+        raise QueueError(f"Redis does not answer ({type(error).__name__})") from error
+    forgotten = [event_id for event_id in ids if event_id not in waiting]
+    for event_id in forgotten:
+        # The same job id as the webhook's: enqueued twice, it is one job.
+        enqueue(
+            services.redis, QueueName.INGEST, INGEST_JOB, [event_id], job_id=f"event-{event_id}"
+        )
+    return len(forgotten)
+
+
+def _enqueue_upkeep(services: Services) -> None:
+    """Queue the periodic look at Label Studio when its time has come.
+
+    RQ's own cron pickles its jobs, which workers that read nothing but JSON would refuse.
+    """
+    pause_s = int(60 * services.settings.sync_minutes)
+    if pause_s and services.redis.set(UPKEEP_KEY, 1, nx=True, ex=pause_s):
+        enqueue(services.redis, QueueName.INGEST, UPKEEP_JOB, [], job_id="upkeep")
+
+
+class Reconciler(threading.Thread):
+    """Reconciles every few seconds; whichever process gets the lock does it."""
+
+    def __init__(self, services: Services) -> None:
+        super().__init__(name="reconciler", daemon=True)
+        self._services = services
+        self._stopped = threading.Event()
+
+    def run(self) -> None:
+        """Loop until `stop`; errors are logged, the next round tries again."""
+        while not self._stopped.wait(INTERVAL_S):
+            try:
+                if self._services.redis.set(LOCK_KEY, 1, nx=True, px=int(INTERVAL_S * 900)):
+                    reconcile(self._services)
+                    _enqueue_upkeep(self._services)
+            except (RedisError, QueueError, SQLAlchemyError) as error:
+                log.warning("reconciliation waits: %s", type(error).__name__)
+
+    def stop(self) -> None:
+        """End the loop after the round that is running."""
+        self._stopped.set()

@@ -1,0 +1,346 @@
+"""Answering /predict: rows first, then jobs, then a bounded wait.
+
+A request either brings a result for every one of its tasks or none at all (Label Studio drops a
+batch with holes). What it cannot bring in time, or beside a task that failed, goes out through
+`backend.predictions.pushing` instead. `Suggestion.delivery` says at every moment who brings a row
+to Label Studio; it changes hands only by conditional updates, so nothing is brought twice.
+"""
+
+import hashlib
+import json
+import logging
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import Any
+
+from redis.exceptions import RedisError
+from sqlalchemy import func, select, update
+from sqlalchemy.orm import Session
+
+from backend.database import insert_or_ignore
+from backend.errors import QueueError
+from backend.models import versions
+from backend.processes.queues import QueueName, enqueue, wait
+from backend.services import Services
+from backend.tables import (
+    Delivery,
+    LabelConfigText,
+    Suggestion,
+    SuggestionState,
+    new_id,
+    now,
+)
+
+log = logging.getLogger(__name__)
+
+PREDICT_JOB = "backend.predictions.jobs.predict_chunk"
+PUSH_JOB = "backend.predictions.jobs.push_chunk"
+UNFINISHED = (SuggestionState.QUEUED, SuggestionState.RUNNING)
+# Longer than any answer takes to travel: only a dead web process leaves a row waiting past it.
+REPLY_GRACE_S = 30
+# How often a waiting request looks into the database even if nobody woke it: Redis may have
+# been restarted in between, and another request may be the one that is woken.
+POLL_S = 1.0
+
+
+@dataclass(frozen=True)
+class PredictRequest:
+    """One call of /predict.
+
+    Attributes:
+        tasks: Label Studio's tasks, of which `id` and `data` are used.
+        project_id: Label Studio's project.
+        label_config: the labeling config's XML.
+        context: None for pre-annotation; `{"result": [...]}` from the smart tools.
+    """
+
+    tasks: Sequence[Mapping[str, Any]]
+    project_id: int
+    label_config: str
+    context: Mapping[str, Any] | None = None
+
+
+@dataclass(frozen=True)
+class PredictAnswer:
+    """What /predict answers: one prediction per task, or none and the reasons."""
+
+    predictions: list[dict[str, Any]] = field(default_factory=list)
+    errors: list[str] = field(default_factory=list)
+
+
+def predict(services: Services, request: PredictRequest) -> PredictAnswer:
+    """Predict every task of a request, or arrange that its predictions are pushed later.
+
+    Args:
+        services: the process's database and Redis.
+        request: what Label Studio asked.
+
+    Returns:
+        Predictions in the order of the tasks; or none, with what is known about the reasons.
+    """
+    if not request.tasks:
+        return PredictAnswer()
+    version = versions.in_service(services, request.project_id)
+    if request.context is not None and not request.context.get("result"):
+        # The editor says that the prompt was deleted: the suggestion goes with it.
+        return PredictAnswer([{"result": [], "score": 0.0, "model_version": version}])
+    deadline = time.monotonic() + services.settings.predict_budget_s
+    request_id = new_id()
+    ids = _create_rows(services, request, request_id, version)
+    try:
+        if request.context is not None:
+            enqueue_chunks(services, ids, request_id, interactive=True)
+            message = _answer(services, request_id, deadline)
+            if message:
+                return _read_answer(message)
+        else:
+            enqueue_chunks(services, _mine(services, request_id), request_id)
+            _wait(services, request_id, sorted(set(ids)), deadline)
+    except (QueueError, RedisError) as error:
+        log.warning("request %s: %s", request_id, error)
+    return _finish(services, request, request_id, ids)
+
+
+def request_push(
+    services: Services,
+    tasks: Sequence[Mapping[str, Any]],
+    project_id: int,
+    label_config: str,
+) -> list[str]:
+    """Have tasks predicted and pushed, without waiting.
+
+    Returns:
+        Ids of the rows, in the order of the tasks; a task that is under way keeps its row.
+    """
+    request = PredictRequest(tasks, project_id, label_config)
+    request_id = new_id()
+    version = versions.in_service(services, project_id)
+    ids = _create_rows(services, request, request_id, version, delivery=Delivery.PUSH)
+    try:
+        enqueue_chunks(services, _mine(services, request_id), request_id)
+    except QueueError as error:
+        log.warning("%s", error)
+    return ids
+
+
+def enqueue_chunks(
+    services: Services, ids: Sequence[str], name: str, *, interactive: bool = False
+) -> None:
+    """Put rows on the `gpu` queue, a few tasks per job.
+
+    Raises:
+        QueueError: Redis cannot be reached; the rows stay queued in the database.
+    """
+    size = services.settings.chunk_tasks
+    for start in range(0, len(ids), size):
+        enqueue(
+            services.redis,
+            QueueName.GPU,
+            PREDICT_JOB,
+            ids[start : start + size],
+            job_id=f"predict-{name}-{start // size}",
+            at_front=interactive,
+        )
+
+
+def answer_message(task_id: int | None, prediction: dict[str, Any] | None, error: str = "") -> str:
+    """An interactive answer as the text that wakes its request: an annotator waits for it."""
+    if prediction is None:
+        return json.dumps({"errors": [f"task {task_id}: {error}"]})
+    return json.dumps({"predictions": [prediction]})
+
+
+def _read_answer(message: str) -> PredictAnswer:
+    return PredictAnswer(**json.loads(message))
+
+
+def enqueue_pushes(services: Services, ids: Sequence[str]) -> None:
+    """Have finished rows with `Delivery.PUSH` brought to Label Studio by an ingest worker."""
+    size = 25
+    for start in range(0, len(ids), size):
+        chunk = ids[start : start + size]
+        try:
+            enqueue(services.redis, QueueName.INGEST, PUSH_JOB, chunk, job_id=f"push-{chunk[0]}")
+        except QueueError as error:
+            log.warning("%s", error)
+            return
+
+
+def config_hash(label_config: str) -> str:
+    """The name under which a labeling config is stored."""
+    return hashlib.sha256(label_config.encode()).hexdigest()
+
+
+def _create_rows(
+    services: Services,
+    request: PredictRequest,
+    request_id: str,
+    version: str,
+    delivery: Delivery = Delivery.REPLY,
+) -> list[str]:
+    """Insert one row per task, or find the row of a task that is under way; ids in task order."""
+    interactive = request.context is not None
+    reply_until = now() + timedelta(seconds=services.settings.predict_budget_s + REPLY_GRACE_S)
+    hashed = config_hash(request.label_config)
+    rows: list[dict[str, Any]] = []
+    for task in request.tasks:
+        data = dict(task.get("data") or {})
+        key = None
+        if not interactive and task.get("id") is not None:
+            text = json.dumps([request.project_id, task["id"], version, hashed, data])
+            key = hashlib.sha256(text.encode()).hexdigest()
+        rows.append(
+            {
+                "id": new_id(),
+                "active_key": key,
+                "request_id": request_id,
+                "project_id": request.project_id,
+                "task_id": task.get("id"),
+                "interactive": interactive,
+                "config_hash": hashed,
+                "task_data": data,
+                "context": dict(request.context) if request.context is not None else None,
+                "model_version": version,
+                "state": SuggestionState.QUEUED,
+                "delivery": delivery,
+                "reply_until": reply_until if delivery == Delivery.REPLY else None,
+                "attempts": 0,
+                "created_at": now(),
+            }
+        )
+    with services.database.session() as session:
+        insert_or_ignore(session, LabelConfigText, [{"hash": hashed, "xml": request.label_config}])
+        insert_or_ignore(session, Suggestion, rows)
+        keys = [row["active_key"] for row in rows if row["active_key"]]
+        by_key: dict[str | None, str] = {}
+        for start in range(0, len(keys), 500):
+            found = session.execute(
+                select(Suggestion.active_key, Suggestion.id).where(
+                    Suggestion.active_key.in_(keys[start : start + 500])
+                )
+            )
+            by_key.update((key, id_) for key, id_ in found)
+    return [by_key[row["active_key"]] if row["active_key"] else row["id"] for row in rows]
+
+
+def _mine(services: Services, request_id: str) -> list[str]:
+    with services.database.reading() as session:
+        return list(
+            session.scalars(
+                select(Suggestion.id)
+                .where(Suggestion.request_id == request_id)
+                .order_by(Suggestion.task_id, Suggestion.id)
+            )
+        )
+
+
+def _answer(services: Services, request_id: str, deadline: float) -> str | None:
+    """The message that wakes an interactive request, or None at the deadline."""
+    while (left := deadline - time.monotonic()) > 0:
+        # In short turns: a connection that is silent for long counts as broken.
+        message = wait(services.redis, request_id, min(left, POLL_S))
+        if message is not None:
+            return message
+    return None
+
+
+def _wait(services: Services, request_id: str, ids: list[str], deadline: float) -> None:
+    """Return when none of the rows is under way any more, or at the deadline."""
+    while (left := deadline - time.monotonic()) > 0:
+        wait(services.redis, request_id, min(left, POLL_S))
+        if _unfinished(services, ids) == 0:
+            return
+
+
+def _unfinished(services: Services, ids: list[str]) -> int:
+    with services.database.reading() as session:
+        return sum(
+            session.scalar(
+                select(func.count())
+                .select_from(Suggestion)
+                .where(
+                    Suggestion.id.in_(ids[start : start + 500]), Suggestion.state.in_(UNFINISHED)
+                )
+            )
+            or 0
+            for start in range(0, len(ids), 500)
+        )
+
+
+def _finish(
+    services: Services, request: PredictRequest, request_id: str, ids: list[str]
+) -> PredictAnswer:
+    """Take the results out, or hand the rows over to be pushed; one transaction decides."""
+    to_push: list[str] = []
+    answer: PredictAnswer | None = None
+    with services.database.session() as session:
+        rows = _load(session, set(ids))
+        errors = [
+            f"task {row.task_id}: {row.error}"
+            for row in rows.values()
+            if row.state == SuggestionState.FAILED
+        ]
+        late = sum(row.state in UNFINISHED for row in rows.values())
+        if late:
+            errors.append(f"{late} of {len(ids)} tasks are still under way and will be pushed")
+        complete = len(rows) == len(set(ids)) and not errors
+        if complete and all(_claimable(row, request_id) for row in rows.values()):
+            for row in rows.values():
+                row.delivery = Delivery.DELIVERED
+                row.active_key = None
+            answer = PredictAnswer([prediction_of(rows[id_]) for id_ in ids])
+        else:
+            to_push = _hand_over(session, request_id, interactive=request.context is not None)
+    if answer is not None:
+        return answer
+    enqueue_pushes(services, to_push)
+    return PredictAnswer(errors=errors or ["another request is bringing these predictions"])
+
+
+def _load(session: Session, ids: set[str]) -> dict[str, Suggestion]:
+    wanted = sorted(ids)
+    return {
+        row.id: row
+        for start in range(0, len(wanted), 500)
+        for row in session.scalars(
+            select(Suggestion)
+            .where(Suggestion.id.in_(wanted[start : start + 500]))
+            .with_for_update()
+        )
+    }
+
+
+def _claimable(row: Suggestion, request_id: str) -> bool:
+    """Whether this request may bring the row: it owns it, or nobody brings it before a push."""
+    owned = row.request_id == request_id and (row.interactive or row.delivery == Delivery.REPLY)
+    return owned or row.delivery == Delivery.PUSH
+
+
+def _hand_over(session: Session, request_id: str, *, interactive: bool) -> list[str]:
+    """Give up this request's rows; returns the ids of those that can be pushed at once."""
+    mine = (Suggestion.request_id == request_id, Suggestion.delivery == Delivery.REPLY)
+    failed = Suggestion.state == SuggestionState.FAILED
+    gone = mine if interactive else (*mine, failed)
+    # An interactive answer has nobody to go to once the editor stopped waiting.
+    session.execute(update(Suggestion).where(*gone).values(delivery=Delivery.NONE, active_key=None))
+    session.execute(update(Suggestion).where(*mine).values(delivery=Delivery.PUSH))
+    return list(
+        session.scalars(
+            select(Suggestion.id).where(
+                Suggestion.request_id == request_id,
+                Suggestion.delivery == Delivery.PUSH,
+                Suggestion.state == SuggestionState.DONE,
+            )
+        )
+    )
+
+
+def prediction_of(row: Suggestion) -> dict[str, Any]:
+    """A finished row in Label Studio's form of a prediction."""
+    return {
+        "result": row.result or [],
+        "score": row.score or 0.0,
+        "model_version": row.model_version,
+    }

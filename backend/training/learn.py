@@ -1,0 +1,280 @@
+"""From a run's row to `medsam3_model`'s fine-tuning: what to learn, report and wait for."""
+
+import dataclasses
+import json
+import logging
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from redis.exceptions import RedisError
+from sqlalchemy import select
+
+from backend.corrections import store
+from backend.corrections.mask_store import MaskStore
+from backend.labeling.config import parse_label_config
+from backend.models import versions
+from backend.models.loading import Source
+from backend.predictions.jobs import stopping
+from backend.processes.queues import INTERACTIVE_KEY
+from backend.services import Services
+from backend.training import examples, runs
+from backend.training.images import Images
+from backend.training.options import RunOptions
+from backend.training.runs import TrainingError
+from backend.training.tables import Promotion, TrainingRun
+
+if TYPE_CHECKING:
+    from medsam3_model import MedSAM3
+    from medsam3_model.training.fine_tuning import Progress, TrainingImage
+
+log = logging.getLogger(__name__)
+
+# Rows are not written for every step: some people watch, nobody that closely.
+REPORT_EVERY_S = 1.0
+# While annotators prompt, training waits; but not for ever, or a busy day would see no step at all.
+LONGEST_WAIT_S = 20.0
+_POLL_S = 0.05
+
+
+class StoppedError(TrainingError):
+    """The trainer was told to stop; its state is kept, and the run goes on later."""
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A finished detector: `file` under a draft's name, `version`, and `figures` for its card."""
+
+    file: Path
+    version: str
+    figures: dict[str, Any]
+
+
+def fine_tune(
+    services: Services,
+    run: TrainingRun,
+    model: "MedSAM3",
+    source: Source,
+    snapshot: examples.Snapshot,
+    images: Images,
+    masks: MaskStore,
+    folder: Path,
+) -> Trained:
+    """Train a run's candidate, resuming what an earlier trainer left in `folder`.
+
+    Args:
+        services: for progress, and to see whether annotators are waiting.
+        run: its options and project.
+        model: the incumbent, from which it starts.
+        source: where the incumbent comes from.
+        snapshot: what to learn.
+        images: pixels and embeddings.
+        masks: the annotators' masks.
+        folder: for the state and the draft of the detector.
+
+    Raises:
+        CancelledError: the run is to end.
+        StoppedError: this trainer is to end.
+        BackendError, MedSAM3Error: an image or a mask cannot be had.
+    """
+    from medsam3_model.training import fine_tuning
+
+    options = RunOptions.from_json(run.options)
+    settings = fine_tuning.TrainingSettings(
+        steps=options.steps,
+        minutes=options.minutes,
+        seed=options.seed,
+        validate_every=max(20, min(50, options.steps // 4)),
+    )
+    if options.learning_rate is not None:
+        settings = dataclasses.replace(settings, learning_rate=options.learning_rate)
+    learn = _training_images(snapshot.of("train"), images, masks, options)
+    replay = list(_replay(services, run, model, snapshot, images, masks, options))
+    started = time.monotonic()
+    with _Tracking(services, run) as track:
+        tuned = fine_tuning.fine_tune(
+            model,
+            learn,
+            name=f"{_base_name(services, source)}-p{run.project_id}",
+            base=source.checkpoint,
+            cache=images.cache,
+            replay=replay,
+            settings=settings,
+            state=folder / "state.pt",
+            on_progress=_Reporter(services, run.id, track),
+        )
+    draft = folder / "detector.safetensors"
+    tuned.model.save_detector(
+        draft,
+        base=source.checkpoint,
+        name=tuned.model.name,
+        notes={"project": run.project_id, "run": run.id, "parent": run.incumbent},
+    )
+    figures = {
+        "steps": tuned.steps,
+        "stopped": tuned.stopped,
+        "seconds": round(time.monotonic() - started, 1),
+        "images": len(learn),
+        "replayed_images": len(replay),
+        "history": [list(row) for row in tuned.history],
+    }
+    return Trained(draft, tuned.model.version, figures)
+
+
+class _Reporter:
+    """Called after every step: writes progress, makes room for annotators, ends the run."""
+
+    def __init__(
+        self, services: Services, run_id: str, track: Callable[["Progress"], None]
+    ) -> None:
+        self._services, self._run_id, self._track = services, run_id, track
+        self._written = 0.0
+
+    def __call__(self, progress: "Progress") -> None:
+        self._track(progress)
+        moment = time.monotonic()
+        if moment - self._written > REPORT_EVERY_S or progress.step == progress.steps:
+            self._written = moment
+            runs.report(
+                self._services,
+                self._run_id,
+                step=progress.step,
+                steps=progress.steps,
+                loss=progress.loss,
+                validation_dice=progress.validation_dice,
+                eta_s=progress.eta_s,
+            )
+        if stopping.is_set():
+            raise StoppedError("the trainer was told to stop")
+        wait_for_annotators(self._services)
+
+
+def wait_for_annotators(services: Services) -> float:
+    """Wait while interactive prompts come in, at most `LONGEST_WAIT_S`; returns the seconds."""
+    started = time.monotonic()
+    try:
+        while time.monotonic() - started < LONGEST_WAIT_S and not stopping.is_set():
+            if not services.redis.exists(INTERACTIVE_KEY):
+                break
+            time.sleep(_POLL_S)
+    except RedisError:
+        log.debug("Redis does not say whether annotators wait")
+    return time.monotonic() - started
+
+
+def _training_images(
+    examples: tuple[examples.Example, ...], images: Images, masks: MaskStore, options: RunOptions
+) -> list["TrainingImage"]:
+    return [_training_image(one, images, masks, options) for one in examples if one.masks]
+
+
+def _training_image(
+    example: examples.Example, images: Images, masks: MaskStore, options: RunOptions
+) -> "TrainingImage":
+    from medsam3_model.training.fine_tuning import TrainingImage
+
+    def layers() -> Any:
+        height, width = images.rgb(example).shape[:2]
+        return example.layers(masks, options.consensus, (height, width))
+
+    return TrainingImage(example.key, lambda: images.rgb(example), layers)
+
+
+def _replay(
+    services: Services,
+    run: TrainingRun,
+    model: "MedSAM3",
+    snapshot: examples.Snapshot,
+    images: Images,
+    masks: MaskStore,
+    options: RunOptions,
+) -> Iterator["TrainingImage"]:
+    """Images of what the incumbent learned before: earlier snapshots, and drawn ones."""
+    if not options.replay:
+        return
+    now_learned = {example.key for example in snapshot.examples}
+    for example in _earlier(services, run):
+        if example.split == "train" and example.masks and example.key not in now_learned:
+            yield _training_image(example, images, masks, options)
+    if versions.BUNDLED[0] == model.name.partition("-p")[0]:
+        from medsam3_model.training.replay import bundled_replay
+
+        yield from bundled_replay()
+
+
+def _earlier(services: Services, run: TrainingRun) -> Iterator[examples.Example]:
+    """Examples of the snapshots behind the promotions of this project, newest first."""
+    with services.database.reading() as session:
+        rows = session.execute(
+            select(TrainingRun.dataset_id, TrainingRun.project_id)
+            .join(Promotion, Promotion.run_id == TrainingRun.id)
+            .where(
+                Promotion.project_id == run.project_id,
+                TrainingRun.dataset_id.is_not(None),
+                TrainingRun.id != run.id,
+            )
+            .order_by(Promotion.id.desc())
+        ).all()
+        seen: set[str] = set()
+        for row in rows:
+            config = store.current_config(session, row.project_id)
+            if config is None or row.dataset_id is None:
+                continue
+            earlier = examples.load(session, row.dataset_id, parse_label_config(config))
+            for example in earlier.examples:
+                if example.key not in seen:
+                    seen.add(example.key)
+                    yield example
+
+
+def _base_name(services: Services, source: Source) -> str:
+    """What the base is called, without the hash: the first part of all its versions."""
+    return versions.version_name(source.checkpoint, source.adapter).rpartition("-")[0]
+
+
+class _Tracking:
+    """TensorBoard event files below the data folder, and MLflow where the user has it set up."""
+
+    def __init__(self, services: Services, run: TrainingRun) -> None:
+        self._folder = services.settings.training_dir / "events" / run.id
+        self._run = run
+        self._mlflow: Any = None
+
+    def __enter__(self) -> Callable[["Progress"], None]:
+        from medsam3_model.training.event_files import EventFile
+
+        self._events = EventFile(self._folder)
+        self._mlflow = _mlflow()
+        if self._mlflow is not None:
+            self._mlflow.start_run(run_name=f"project-{self._run.project_id}-{self._run.id[:8]}")
+            self._mlflow.log_params(json.loads(json.dumps(self._run.options)))
+        return self._add
+
+    def _add(self, progress: "Progress") -> None:
+        values = {"loss": progress.loss}
+        if progress.validation_dice is not None:
+            values["validation_dice"] = progress.validation_dice
+        self._events.add(progress.step, values)
+        if self._mlflow is not None:
+            self._mlflow.log_metrics(values, step=progress.step)
+
+    def __exit__(self, *_: object) -> None:
+        self._events.close()
+        if self._mlflow is not None:
+            self._mlflow.end_run()
+
+
+def _mlflow() -> Any:
+    """The user's MLflow, where `MLFLOW_TRACKING_URI` names one and the package is installed."""
+    import importlib
+    import os
+
+    if not os.environ.get("MLFLOW_TRACKING_URI"):
+        return None
+    try:
+        return importlib.import_module("mlflow")
+    except ImportError:
+        log.warning("MLFLOW_TRACKING_URI is set, but the package mlflow is not installed")
+        return None

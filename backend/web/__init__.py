@@ -1,0 +1,1 @@
+"""The web process: what Label Studio calls, and endpoints of our own."""

@@ -1,0 +1,1 @@
+"""Endpoints of our own, beside Label Studio's contract: `/api/v1/...`."""

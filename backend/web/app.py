@@ -1,0 +1,54 @@
+"""The web process: a Flask application that imports no torch."""
+
+import logging
+
+from flask import Flask, Response, jsonify
+from werkzeug.exceptions import HTTPException
+from werkzeug.utils import import_string
+
+from backend.services import Services, open_services
+from backend.web import contract
+from backend.web.api import corrections, predictions
+from backend.web.auth import require_credentials
+
+log = logging.getLogger(__name__)
+
+# Endpoints of rooms above this one, by name: serving does not depend on training.
+PLUGINS = ("backend.training.api",)
+
+
+def create_app(services: Services | None = None) -> Flask:
+    """Build the application.
+
+    Args:
+        services: settings, database and Redis to use; None opens those of the environment.
+    """
+    services = services or open_services()
+    app = Flask(__name__)
+    app.config["MAX_CONTENT_LENGTH"] = services.settings.max_request_mb * 2**20
+    app.extensions["medsam3"] = services
+    # Read now: a data folder that cannot be written should stop the start, not the first request.
+    _ = services.credentials
+    app.before_request(require_credentials)
+    app.register_blueprint(contract.blueprint)
+    app.register_blueprint(predictions.blueprint)
+    app.register_blueprint(corrections.blueprint)
+    for name in PLUGINS:
+        app.register_blueprint(import_string(f"{name}:blueprint"))
+    app.register_error_handler(HTTPException, _http_error)
+    app.register_error_handler(Exception, _unexpected)
+    return app
+
+
+def _http_error(error: HTTPException) -> Response:
+    answer = jsonify(error=error.description)
+    answer.status_code = error.code or 500
+    return answer
+
+
+def _unexpected(error: Exception) -> Response:
+    # The text of an unforeseen error may hold anything, so it stays in the log of this machine.
+    log.exception("a request failed")
+    answer = jsonify(error=f"unexpected {type(error).__name__}; the web log has the traceback")
+    answer.status_code = 500
+    return answer

@@ -1,0 +1,172 @@
+"""The project's own checkpoints: the detector alone, for a known frozen encoder.
+
+Fine-tuning changes the detector only, 4 % of the model, so a version is a small safetensors file.
+Its metadata name the encoder that it was trained on; another one is refused, for the detector
+would read features that mean something else.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from transformers import Sam3Model
+
+from medsam3_model.checkpoints import hashes
+from medsam3_model.checkpoints.hashes import DETECTOR_MODULES, is_detector
+from medsam3_model.checkpoints.loading import DETECTOR_FORMAT, Layout, empty_model, layout_of
+from medsam3_model.checkpoints.weight_files import open_tensors
+from medsam3_model.errors import CheckpointError
+
+_FORMAT_VERSION = "1"
+
+
+@dataclass(frozen=True)
+class DetectorCheckpoint:
+    """A detector's parameters and where they belong.
+
+    Attributes:
+        state: the detector's tensors, float32, named as in `Sam3Model`.
+        encoder_hash: of the frozen encoders it was trained on.
+        detector_hash: of `state`.
+        base: the checkpoint that holds that encoder, as it was given ("tiny", a path, a hub id).
+        name: first part of the version it gives a model.
+        notes: whatever the training run wrote down (concepts, figures); JSON values.
+    """
+
+    state: Mapping[str, torch.Tensor]
+    encoder_hash: str
+    detector_hash: str
+    base: str
+    name: str
+    notes: Mapping[str, Any] = field(default_factory=dict)
+
+
+def detector_state(model: Sam3Model) -> dict[str, torch.Tensor]:
+    """Copies of the detector's parameters, float32 on the CPU."""
+    return {
+        key: tensor.detach().to("cpu", torch.float32, copy=True).contiguous()
+        for key, tensor in model.state_dict().items()
+        if is_detector(key)
+    }
+
+
+def save_detector(
+    path: Path | str,
+    state: Mapping[str, torch.Tensor],
+    *,
+    encoder_hash: str,
+    base: str,
+    name: str,
+    notes: Mapping[str, Any] | None = None,
+) -> DetectorCheckpoint:
+    """Write a detector; the file appears complete or not at all.
+
+    Args:
+        path: the safetensors file to write.
+        state: from `detector_state`.
+        encoder_hash: `MedSAM3.encoder_hash` of the model it was trained in.
+        base: the checkpoint that holds the encoder, for `from_pretrained` of the file alone.
+        name: first part of the version.
+        notes: JSON values to keep with it.
+    """
+    path = Path(path)
+    detector_hash = hashes.of_state(state).detector
+    metadata = {
+        "format": DETECTOR_FORMAT,
+        "format_version": _FORMAT_VERSION,
+        "encoder_hash": encoder_hash,
+        "detector_hash": detector_hash,
+        "base": base,
+        "name": name,
+        "notes": json.dumps(dict(notes or {}), sort_keys=True),
+    }
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        save_file(dict(state), unfinished, metadata)
+        unfinished.replace(path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+    return DetectorCheckpoint(dict(state), encoder_hash, detector_hash, base, name, notes or {})
+
+
+def load_detector(path: Path | str) -> DetectorCheckpoint:
+    """Read a detector.
+
+    Raises:
+        CheckpointError: it is another kind of file, damaged, of a newer format, or its weights
+            are not those that were saved.
+    """
+    path = Path(path)
+    file = open_tensors(path)
+    layout = layout_of(file)
+    if layout is not Layout.DETECTOR:
+        raise CheckpointError(
+            f"{path.name} seems to be {layout.value}, not a detector of this project"
+        )
+    notes = file.metadata
+    if notes.get("format_version") != _FORMAT_VERSION:
+        raise CheckpointError(
+            f"{path.name} has format version {notes.get('format_version')}, this program reads "
+            f"{_FORMAT_VERSION}: use the program that wrote it, or a newer one"
+        )
+    try:
+        state = {key: file.read(key).to(torch.float32, copy=True) for key in file.shapes}
+        loaded = DetectorCheckpoint(
+            state,
+            notes["encoder_hash"],
+            notes["detector_hash"],
+            notes["base"],
+            notes["name"],
+            json.loads(notes["notes"]),
+        )
+    except (KeyError, ValueError) as error:
+        raise CheckpointError(f"{path.name} lacks a part of its metadata: {error}") from error
+    if hashes.of_state(state).detector != loaded.detector_hash:
+        raise CheckpointError(f"{path.name} is damaged: its weights are not those that were saved")
+    return loaded
+
+
+def with_detector(base: Sam3Model, detector: DetectorCheckpoint, encoder_hash: str) -> Sam3Model:
+    """A model with another detector on the same encoders, which are shared and not copied.
+
+    Args:
+        base: the model whose encoders are used; it stays as it is.
+        detector: from `load_detector`.
+        encoder_hash: of `base`'s encoders.
+
+    Raises:
+        CheckpointError: the detector was trained on another encoder, or has other tensors.
+    """
+    if detector.encoder_hash != encoder_hash:
+        raise CheckpointError(
+            f"the detector {detector.name!r} was trained on the encoder "
+            f"{detector.encoder_hash[:8]} of {detector.base!r}, this model's is "
+            f"{encoder_hash[:8]}: load it with its own base"
+        )
+    model = empty_model(base.config)
+    for name in ("vision_encoder", "text_encoder", "text_projection"):
+        setattr(model, name, getattr(base, name))
+    expected = {key: value.shape for key, value in model.state_dict().items() if is_detector(key)}
+    for key in expected.keys() ^ detector.state.keys():
+        kind = "lacks" if key in expected else "has an unknown"
+        raise CheckpointError(f"the detector {detector.name!r} {kind} {key}")
+    for key, shape in expected.items():
+        if detector.state[key].shape != shape:
+            raise CheckpointError(f"the detector {detector.name!r} has another shape of {key}")
+    device = next(base.parameters()).device
+    for name in DETECTOR_MODULES:
+        prefix = f"{name}."
+        part = {
+            key.removeprefix(prefix): tensor.to(device)
+            for key, tensor in detector.state.items()
+            if key.startswith(prefix)
+        }
+        getattr(model, name).load_state_dict(part, strict=True, assign=True)
+    return model.eval().requires_grad_(False)

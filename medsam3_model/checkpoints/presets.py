@@ -1,0 +1,151 @@
+"""Named model sizes, and the weights that come with the package.
+
+A bundle is a folder `weights/<preset>/` with `model.safetensors` (fp16, the keys of transformers'
+`Sam3Model`), `config.json` (a `Sam3Config`), `tokenizer.json` and `preset.json`. The last one is
+all that a process without torch needs: which weights these are and how they are used.
+"""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from medsam3_model.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from transformers import Sam3Config
+
+WEIGHTS_FOLDER = Path(__file__).parents[1] / "weights"
+BUNDLE_FORMAT = "medsam3-bundle/1"
+
+
+@dataclass(frozen=True)
+class BundleInfo:
+    """What `preset.json` says about bundled weights.
+
+    version: `<preset>-<first 8 hex digits of sha256>`.
+    input_size: pixels of the square that an image is resized to.
+    mean, std: per channel, on values 0..1.
+    mask_threshold: a pixel belongs to a mask from this probability on.
+    score_threshold: an instance counts from this score on.
+    use_presence: scores are σ(logit)·σ(presence), as SAM 3 defines them.
+    """
+
+    preset: str
+    version: str
+    sha256: str
+    input_size: int
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    mask_threshold: float
+    score_threshold: float
+    use_presence: bool
+
+
+def tiny_config(input_size: int = 216) -> "Sam3Config":
+    """SAM 3's architecture with 5 million parameters, for a laptop's CPU.
+
+    216 pixels in patches of 12 give 18×18 tokens and masks of 72×72. Six ViT layers, four of them
+    windowed; the detector works in 64 dimensions, which its convolutions at mask resolution need
+    for speed. `input_size` (a multiple of 72) serves training at another resolution: half of the
+    pixels cost half of the time.
+    """
+    from transformers import Sam3Config
+
+    from medsam3_model.checkpoints.tokenizer import END_ID, MAX_TOKENS, START_ID, VOCABULARY_SIZE
+
+    patch, window, width, hidden = 12, 6, 192, 64
+    if input_size % (patch * window):
+        raise ValueError(f"input_size must be a multiple of {patch * window}, not {input_size}")
+    tokens = input_size // patch
+    detector: dict[str, Any] = {
+        "hidden_size": hidden,
+        "num_attention_heads": 4,
+        "intermediate_size": 4 * hidden,
+        "dropout": 0.0,
+    }
+    return Sam3Config(
+        vision_config={
+            "model_type": "sam3_vision_model",
+            "backbone_config": {
+                "model_type": "sam3_vit_model",
+                "hidden_size": width,
+                "intermediate_size": 4 * width,
+                "num_hidden_layers": 6,
+                "num_attention_heads": width // 32,
+                "image_size": input_size,
+                "pretrain_image_size": input_size,
+                "patch_size": patch,
+                "window_size": window,
+                "global_attn_indexes": [2, 5],
+            },
+            "fpn_hidden_size": hidden,
+            "backbone_feature_sizes": [[scale * tokens] * 2 for scale in (4, 2, 1)],
+        },
+        text_config={
+            "model_type": "clip_text_model",
+            "vocab_size": VOCABULARY_SIZE,
+            "hidden_size": 128,
+            "intermediate_size": 512,
+            "projection_dim": 128,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+            "max_position_embeddings": MAX_TOKENS,
+            "hidden_act": "gelu",
+            "bos_token_id": START_ID,
+            "eos_token_id": END_ID,
+            "pad_token_id": END_ID,
+        },
+        geometry_encoder_config={**detector, "num_layers": 2},
+        detr_encoder_config={**detector, "num_layers": 3},
+        detr_decoder_config={**detector, "num_layers": 3, "num_queries": 32},
+        mask_decoder_config={"hidden_size": hidden, "num_attention_heads": 4},
+    )
+
+
+PRESETS: dict[str, Callable[..., "Sam3Config"]] = {"tiny": tiny_config}
+
+
+def preset_config(name: str) -> "Sam3Config":
+    """The architecture called `name`. Raises CheckpointError for a name that is not in PRESETS."""
+    if name not in PRESETS:
+        raise CheckpointError(f"There is no preset {name!r}; there is: {', '.join(PRESETS)}.")
+    return PRESETS[name]()
+
+
+def bundled_weights(name: str) -> Path:
+    """The folder of the weights that ship with the package.
+
+    Raises CheckpointError when there are none of that name.
+    """
+    folder = WEIGHTS_FOLDER / name
+    if not (folder / "model.safetensors").is_file():
+        known = sorted(path.parent.name for path in WEIGHTS_FOLDER.glob("*/model.safetensors"))
+        raise CheckpointError(
+            f"No weights called {name!r} are bundled; there are: {', '.join(known) or 'none'}."
+        )
+    return folder
+
+
+def read_bundle_info(folder: Path) -> BundleInfo:
+    """What `preset.json` in `folder` says; torch is not imported.
+
+    Raises CheckpointError when the file is missing or not of `BUNDLE_FORMAT`.
+    """
+    path = folder / "preset.json"
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path} cannot be read: {error}") from error
+    if not isinstance(values, dict) or values.pop("format", None) != BUNDLE_FORMAT:
+        raise CheckpointError(f"{path} is not of the format {BUNDLE_FORMAT}.")
+    try:
+        return BundleInfo(**{**values, "mean": tuple(values["mean"]), "std": tuple(values["std"])})
+    except (KeyError, TypeError) as error:
+        raise CheckpointError(f"{path} lacks a value or has one too many: {error}") from error
+
+
+def bundled_version(name: str) -> str:
+    """The version of bundled weights, for example `tiny-1a2b3c4d`, without importing torch."""
+    return read_bundle_info(bundled_weights(name)).version

@@ -1,0 +1,186 @@
+"""From a checkpoint's name to a model that is ready: what `MedSAM3.from_pretrained` does."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+from medsam3_model.checkpoints import clip_tokenizer, hub, loading, presets
+from medsam3_model.checkpoints.tokenizer import load_tokenizer
+from medsam3_model.errors import CheckpointError
+from medsam3_model.postprocessing import (
+    MEDSAM3_V1_SETTINGS,
+    SAM3_SETTINGS,
+    DetectionSettings,
+)
+from medsam3_model.tracker import Tracker, has_tracker, load_tracker
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedTokenizerBase, Sam3Config
+
+
+@dataclass(frozen=True)
+class Preset:
+    """What a checkpoint says about itself besides its weights.
+
+    Attributes:
+        name: first part of the model's version.
+        settings: thresholds it is to be used with.
+        version: where the weights came with one; else it follows from their hash.
+    """
+
+    name: str
+    settings: DetectionSettings
+    version: str | None = None
+
+    def to_json(self) -> str:
+        """For a file's metadata; `preset_from_json` reads it."""
+        settings = {
+            field.name: getattr(self.settings, field.name) for field in fields(self.settings)
+        }
+        return json.dumps({"name": self.name, "settings": settings}, sort_keys=True)
+
+
+def preset_from_json(text: str) -> Preset:
+    """Read a preset, ignoring what other versions may have added.
+
+    Raises:
+        CheckpointError: it is not a preset, or a setting is out of range.
+    """
+    try:
+        content = json.loads(text)
+        known = {field.name for field in fields(DetectionSettings)}
+        given = {k: v for k, v in content.get("settings", {}).items() if k in known}
+        return Preset(str(content["name"]), DetectionSettings(**given))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"the preset of the checkpoint cannot be read: {error}") from error
+
+
+def bundled() -> tuple[str, ...]:
+    """Names of the models that come with the package."""
+    if not presets.WEIGHTS_FOLDER.is_dir():
+        return ()
+    folders = (
+        item for item in presets.WEIGHTS_FOLDER.iterdir() if (item / "config.json").is_file()
+    )
+    return tuple(sorted(item.name for item in folders))
+
+
+def locate(checkpoint: str | Path) -> Path:
+    """The weights file of a checkpoint, fetched from the hub where it is a hub id.
+
+    Args:
+        checkpoint: name of a bundled model ("tiny"), a file, a folder, or a hub id.
+
+    Raises:
+        CheckpointError: there is no such checkpoint; the message says what was looked for.
+    """
+    name = str(checkpoint)
+    if name in bundled():
+        return loading.find_weights(presets.WEIGHTS_FOLDER / name)
+    path = Path(checkpoint).expanduser()
+    if path.exists():
+        return loading.find_weights(path)
+    if isinstance(checkpoint, str) and hub.is_repository(checkpoint):
+        folder = hub.cached(checkpoint)
+        if folder is not None:
+            try:
+                return loading.find_weights(folder)
+            except CheckpointError:
+                pass  # an interrupted download left only small files
+        return loading.find_weights(hub.download(checkpoint))
+    raise CheckpointError(
+        f"{name} is neither a bundled model ({', '.join(bundled()) or 'none'}), nor an existing "
+        "file or folder, nor a hub id like facebook/sam3"
+    )
+
+
+def preset_of(weights: Path, metadata: Mapping[str, str], adapter: Path | None) -> Preset:
+    """The preset that comes with a checkpoint, else the published defaults of its kind."""
+    if "preset" in metadata and "bundle" not in metadata:
+        preset = preset_from_json(metadata["preset"])
+    elif (weights.parent / "preset.json").is_file():
+        preset = _bundle_preset(weights.parent)
+    else:
+        preset = Preset(_name_of(weights), SAM3_SETTINGS)
+    if adapter is not None:
+        return Preset(f"{preset.name}+{_clean(adapter.stem)}", MEDSAM3_V1_SETTINGS)
+    return preset
+
+
+def _bundle_preset(folder: Path) -> Preset:
+    info = presets.read_bundle_info(folder)
+    if (*info.mean, *info.std) != (0.5,) * 6:
+        raise CheckpointError(f"{folder.name} wants another scaling of pixels than SAM 3's -1..1")
+    settings = DetectionSettings(
+        score_threshold=info.score_threshold,
+        use_presence=info.use_presence,
+        mask_threshold=info.mask_threshold,
+    )
+    return Preset(info.preset, settings, info.version)
+
+
+def tokenizer_of(weights: Path, config: Sam3Config) -> PreTrainedTokenizerBase:
+    """The tokenizer beside the weights, else CLIP's, which all published SAM 3 models use.
+
+    Raises:
+        CheckpointError: there is none, and the model's vocabulary is not CLIP's.
+    """
+    if (weights.parent / "tokenizer.json").is_file():
+        return load_tokenizer(weights.parent)
+    entries = cast(Any, config.text_config).vocab_size
+    if entries != clip_tokenizer.VOCABULARY_SIZE:
+        raise CheckpointError(
+            f"{weights.name} has a vocabulary of {entries} entries, which is not CLIP's: its "
+            "tokenizer.json must lie beside it"
+        )
+    return clip_tokenizer.clip_tokenizer()
+
+
+def tracker_of(
+    weights: Path, loaded: loading.LoadedModel, device: torch.device, dtype: torch.dtype
+) -> Tracker | None:
+    """The tracker of a checkpoint that holds one and comes with its config.json, else None.
+
+    Raises:
+        CheckpointError: it is incomplete.
+    """
+    beside = weights.parent / "config.json"
+    if not has_tracker(loaded.file) or not beside.is_file():
+        return None
+    config = json.loads(beside.read_text(encoding="utf-8"))
+    if not {"tracker_config", "detector_config"} <= config.keys():
+        return None
+    return load_tracker(loaded.file, config, device, dtype, loaded.hashes.encoder)
+
+
+def _name_of(weights: Path) -> str:
+    generic = weights.stem in ("model", "pytorch_model", "model.safetensors.index")
+    if not generic:
+        return _clean(weights.stem)
+    folder = weights.parent
+    # In the hub's cache a snapshot lies in models--owner--name/snapshots/<commit>/.
+    if folder.parent.name == "snapshots":
+        return _clean(folder.parent.parent.name.rsplit("--", 1)[-1])
+    return _clean(folder.name)
+
+
+def _clean(name: str) -> str:
+    return re.sub(r"[^A-Za-z0-9._]+", "-", name).strip("-").lower()[:40] or "model"
+
+
+def parse_config(config: Any) -> Any:
+    """A `Sam3Config` from what `from_pretrained` takes: one, a dict, a config.json, or None."""
+    if config is None or not isinstance(config, str | Path | Mapping):
+        return config
+    if isinstance(config, Mapping):
+        return loading.image_config(config)
+    try:
+        return loading.image_config(json.loads(Path(config).read_text(encoding="utf-8")))
+    except (ValueError, OSError) as error:
+        raise CheckpointError(f"{config} is not a readable config.json") from error

@@ -1,0 +1,1 @@
+"""Images with true masks: folders, COCO files, and the brain template."""

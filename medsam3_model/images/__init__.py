@@ -1,0 +1,1 @@
+"""Image files of the field as RGB bytes."""

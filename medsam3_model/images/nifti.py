@@ -1,0 +1,162 @@
+"""One slice of a NIfTI volume as RGB bytes, in radiological convention."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import zlib
+from dataclasses import dataclass
+from typing import Any, BinaryIO
+
+import nibabel
+import numpy as np
+import numpy.typing as npt
+from nibabel.filebasedimages import ImageFileError
+from nibabel.spatialimages import HeaderDataError
+
+from medsam3_model.errors import ImageError, ImageTooLargeError
+from medsam3_model.images.intensity import full_range, to_bytes
+from medsam3_model.images.reading import ImageLimits
+
+# The axis across which a plane lies: x runs to the patient's right, y anterior, z superior (RAS+).
+_SLICE_AXES = {"axial": 2, "coronal": 1, "sagittal": 0}
+_SAMPLES_PER_AXIS = 100
+
+
+@dataclass(frozen=True)
+class _Volume:
+    """A volume whose values are still unread, and how its axes lie in the patient.
+
+    Attributes:
+        values: nibabel's array proxy, at least three axes in stored order.
+        stored_axis: for x, y and z the stored axis that runs along it.
+        backwards: for x, y and z whether that axis runs against it.
+        display_range: cal_min and cal_max of the header; equal where it names none.
+    """
+
+    values: Any
+    stored_axis: tuple[int, int, int]
+    backwards: tuple[bool, bool, bool]
+    display_range: tuple[float, float]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Size along x, y, z and the remaining axes."""
+        stored = self.values.shape
+        return (*(stored[axis] for axis in self.stored_axis), *stored[3:])
+
+    def slice(self, axis: int, index: int, rest: tuple[int, ...]) -> npt.NDArray[Any]:
+        """One slice across x, y or z; its two axes are the others, ascending, in RAS+ order."""
+        where: list[Any] = [slice(None)] * 3
+        here = self.stored_axis[axis]
+        where[here] = self.values.shape[here] - 1 - index if self.backwards[axis] else index
+        found = np.asarray(self.values[(*where, *rest)])
+        first, second = (other for other in range(3) if other != axis)
+        if self.stored_axis[first] > self.stored_axis[second]:
+            found = found.T
+        steps = [-1 if self.backwards[other] else 1 for other in (first, second)]
+        return found[:: steps[0], :: steps[1]]
+
+
+def read_nifti(file: BinaryIO, page: int, plane: str, limits: ImageLimits) -> npt.NDArray[np.uint8]:
+    """One slice, uint8 (H, W, 3), superior or (axial) anterior at the top; on the left lies the
+    patient's right (axial, coronal) or anterior (sagittal).
+
+    Raises:
+        ImageTooLargeError: the volume unpacks to more bytes, or the slice has more pixels, than
+            the limits allow.
+        ImageError: damaged, no such slice, or an unknown plane.
+    """
+    volume = _volume(file, limits)
+    axis = _slice_axis(plane)
+    shape = volume.shape
+    slices, volumes = shape[axis], int(np.prod(shape[3:], dtype=int))
+    if not 0 <= page < slices * volumes:
+        raise ImageError(
+            f"the volume has {slices * volumes} {plane} slices, there is no slice {page} (from 0)"
+        )
+    width, height = (shape[other] for other in range(3) if other != axis)
+    limits.check_pixels(width, height)
+    rest = tuple(int(i) for i in np.unravel_index(page // slices, shape[3:])) if shape[3:] else ()
+    try:
+        values = volume.slice(axis, page % slices, rest)
+        grey = to_bytes(values, *_display_range(volume, rest))
+    except (OSError, EOFError, ValueError, zlib.error) as error:
+        raise ImageError(f"the NIfTI volume is damaged or truncated: {error}") from error
+    # The slice's first axis runs along the rows of the picture, its second one up the columns.
+    upright = grey.T[::-1, ::-1]
+    return np.repeat(upright[:, :, None], 3, axis=2)
+
+
+def count_slices(file: BinaryIO, plane: str, limits: ImageLimits) -> int:
+    """Number of slices along `plane`, over all volumes. Raises as `read_nifti`."""
+    shape = _volume(file, limits).shape
+    return int(shape[_slice_axis(plane)] * np.prod(shape[3:], dtype=int))
+
+
+def _slice_axis(plane: str) -> int:
+    if plane not in _SLICE_AXES:
+        raise ImageError(f"a plane is one of {', '.join(_SLICE_AXES)}, not {plane!r}")
+    return _SLICE_AXES[plane]
+
+
+def _volume(file: BinaryIO, limits: ImageLimits) -> _Volume:
+    content = _unpacked(file, limits)
+    kind = nibabel.Nifti2Image if content[4:7] in (b"n+2", b"ni2") else nibabel.Nifti1Image
+    try:
+        image = kind.from_bytes(content)
+        shape, kept = image.shape, image.get_data_dtype()
+        if len(shape) < 2 or 0 in shape:
+            raise ImageError(f"the NIfTI file holds no volume: its shape is {shape}")
+        if kept.fields is not None:
+            raise ImageError("the NIfTI file holds colours or other records, not grey values")
+        limits.check_size(int(np.prod(shape, dtype=np.int64)) * kept.itemsize)
+        values: Any = image.dataobj
+        if len(shape) == 2:
+            values = values.reshape((*shape, 1))
+        orientation = nibabel.io_orientation(image.affine)
+        stored = [int(np.flatnonzero(orientation[:, 0] == axis)[0]) for axis in range(3)]
+    except (ImageFileError, HeaderDataError, OSError, EOFError, ValueError, TypeError) as error:
+        raise ImageError(f"the NIfTI file is damaged or truncated: {error}") from error
+    except IndexError as error:
+        raise ImageError(
+            "the NIfTI file's affine is degenerate: it names no orientation"
+        ) from error
+    return _Volume(
+        values,
+        (stored[0], stored[1], stored[2]),
+        tuple(bool(orientation[axis, 1] < 0) for axis in stored),  # type: ignore[arg-type]
+        (float(image.header["cal_min"]), float(image.header["cal_max"])),
+    )
+
+
+def _unpacked(file: BinaryIO, limits: ImageLimits) -> bytes:
+    head = file.read(2)
+    file.seek(0)
+    if head != b"\x1f\x8b":
+        return file.read()
+    unpacked = io.BytesIO()
+    try:
+        with gzip.GzipFile(fileobj=file) as packed:
+            while piece := packed.read(2**20):
+                unpacked.write(piece)
+                if unpacked.tell() > limits.max_bytes:
+                    raise ImageTooLargeError(
+                        "the volume unpacks to more than the limit of "
+                        f"{limits.max_bytes / 2**20:,.0f} MB"
+                    )
+    except (OSError, EOFError, zlib.error) as error:
+        raise ImageError(f"the compressed file is damaged or truncated: {error}") from error
+    content = unpacked.getvalue()
+    if content[344:347] not in (b"n+1", b"ni1") and content[4:7] not in (b"n+2", b"ni2"):
+        raise ImageError("the compressed file holds no NIfTI volume")
+    return content
+
+
+def _display_range(volume: _Volume, rest: tuple[int, ...]) -> tuple[float, float]:
+    """The header's display range, else that of the volume: the same for all of its slices."""
+    low, high = volume.display_range
+    if high > low:
+        return low, high
+    steps = [slice(None, None, max(1, n // _SAMPLES_PER_AXIS)) for n in volume.values.shape[:3]]
+    return full_range(np.asarray(volume.values[(*steps, *rest)]))

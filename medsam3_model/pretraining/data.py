@@ -1,0 +1,204 @@
+"""The images that the bundled model is trained on, decoded once and kept in memory.
+
+Only sets whose terms allow the weights to be passed on have a reader here; where they lie is the
+caller's to say. Template slices that the demo shows and the validation groups never come out of
+`load_sources`.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+from scipy import ndimage
+
+from medsam3_model.data.datasets import Split, read_groups, split_of_group
+from medsam3_model.data.template import TEMPLATE_DEMO_SLICES, TEMPLATE_SLICES, template_slice
+from medsam3_model.errors import DatasetError
+from medsam3_model.pretraining.phantoms.phantoms import PHANTOMS, phantom
+
+_LONGEST_SIDE = 448
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One image with everything that is known to be on it.
+
+    image: uint8 (H, W, 3). aspect: width over height of the picture as taken; the stored one may be
+    squashed. layers: concept -> uint16 (H, W), 0 outside, 1, 2, … per instance; an empty layer says
+    that the concept is absent. family: key of `phrases.UNLABELLED`.
+    """
+
+    name: str
+    family: str
+    image: NDArray[np.uint8]
+    aspect: float
+    layers: dict[str, NDArray[np.uint16]]
+
+
+def load_sources(folders: dict[str, Path], phantoms_per_kind: int) -> dict[str, list[Sample]]:
+    """Training samples by source.
+
+    folders: source -> folder, for keys of `FOLDER_READERS`. Template slices and phantoms
+    (`phantoms_per_kind` of each) are always added. Raises DatasetError for an unknown source or a
+    folder that is not as documented.
+    """
+    sources: dict[str, list[Sample]] = {}
+    for name, folder in folders.items():
+        sources[name] = balanced(list(read_folder(name, folder, "train")))
+    sources["template"] = [
+        template_sample(index) for index in TEMPLATE_SLICES if index not in TEMPLATE_DEMO_SLICES
+    ]
+    for kind in PHANTOMS:
+        sources[kind] = [phantom_sample(kind, seed) for seed in range(phantoms_per_kind)]
+    return sources
+
+
+def balanced(samples: Sequence[Sample]) -> list[Sample]:
+    """Rare looks of microscopy repeated, up to six times, until half as frequent as the commonest.
+
+    A look is dark or bright and grey or coloured: fluorescence, stain, bright field. Pictures of
+    other families come once each.
+    """
+    looks: dict[tuple[bool, bool], list[Sample]] = {}
+    for sample in samples:
+        looks.setdefault(_look(sample), []).append(sample)
+    most = max(len(alike) for alike in looks.values())
+    repeated: list[Sample] = []
+    for alike in looks.values():
+        repeated += alike * min(6, max(1, round(most / 2 / len(alike))))
+    return repeated
+
+
+def _look(sample: Sample) -> tuple[bool, bool]:
+    if sample.family != "microscopy":
+        return False, False
+    pixels = sample.image.astype(np.float32)
+    colour = np.ptp(pixels, axis=2).mean()
+    return bool(np.median(pixels.mean(axis=2)) > 100), bool(colour > 12)
+
+
+def how_often_asked(
+    sources: Mapping[str, Sequence[Sample]], shares: Mapping[str, float]
+) -> dict[str, float]:
+    """Concept -> share of the drawn images that hold it, where each source is drawn by `shares`."""
+    asked: dict[str, float] = {}
+    for name, share in shares.items():
+        for sample in sources[name]:
+            for concept, layer in sample.layers.items():
+                if layer.any():
+                    asked[concept] = asked.get(concept, 0.0) + share / len(sources[name])
+    return asked
+
+
+def read_folder(source: str, folder: Path, split: Split) -> Iterator[Sample]:
+    """The samples of one data set whose groups are in `split`."""
+    if source not in FOLDER_READERS:
+        raise DatasetError(
+            f"{source!r} is not a source that may be trained on; there is: "
+            f"{', '.join(FOLDER_READERS)}."
+        )
+    read = FOLDER_READERS[source]
+    for row in _rows(folder):
+        if split_of_group(row["group"]) == split:
+            yield read(folder, row)
+
+
+def template_sample(index: int) -> Sample:
+    """A template slice, cut to a square field with some air around the head."""
+    one = template_slice(index)
+    layers = {concept: mask.astype(np.uint16) for concept, mask in one.masks.items()}
+    height, width = one.image.shape[:2]
+    return Sample(one.name, "brain", one.image, width / height, layers)
+
+
+_PHANTOM_FAMILY = {
+    "breast_ultrasound": "breast",
+    "dermoscopy": "skin",
+    "fundus": "fundus",
+    "chest_xray": "chest",
+    "cardiac_mri": "cardiac",
+    "microscopy": "microscopy",
+    "shapes": "shapes",
+}
+
+
+def phantom_sample(kind: str, seed: int) -> Sample:
+    """The made-up picture number `seed` of a kind."""
+    made = phantom(kind, seed)
+    return Sample(f"{kind}_{seed}", _PHANTOM_FAMILY[kind], made.image, 1.0, made.layers)
+
+
+def _binary_masks(family: str, concept: str) -> Callable[[Path, dict[str, str]], Sample]:
+    """Reader for a folder with one 0/255 mask per image; its pieces are the instances."""
+
+    def read(folder: Path, row: dict[str, str]) -> Sample:
+        image = _read_image(folder, row["name"])
+        path = folder / "masks" / f"{row['name']}.png"
+        mask = np.asarray(_shrink(Image.open(path).convert("L"), Image.Resampling.NEAREST))
+        pieces, count = ndimage.label(mask > 127)
+        sizes = np.bincount(pieces.ravel(), minlength=count + 1)
+        sizes[0] = 0
+        kept = sizes >= max(16, 0.02 * sizes.max())  # crumbs of a hand-drawn edge are no instance
+        numbers = np.where(kept, np.cumsum(kept), 0)
+        layer = numbers[pieces].astype(np.uint16)
+        height, width = layer.shape
+        if "orig_w" in row:
+            width, height = int(row["orig_w"]), int(row["orig_h"])
+        return Sample(row["name"], family, image, width / height, {concept: layer})
+
+    return read
+
+
+def _instance_masks(family: str, concept: str) -> Callable[[Path, dict[str, str]], Sample]:
+    """Reader for a folder with one 16-bit picture of instance numbers per image."""
+
+    def read(folder: Path, row: dict[str, str]) -> Sample:
+        image = _read_image(folder, row["name"])
+        path = folder / "instances" / f"{row['name']}.png"
+        numbers = Image.fromarray(np.asarray(Image.open(path)).astype(np.int32))
+        layer = np.asarray(_shrink(numbers, Image.Resampling.NEAREST)).astype(np.uint16)
+        height, width = layer.shape
+        return Sample(row["name"], family, image, width / height, {concept: layer})
+
+    return read
+
+
+FOLDER_READERS: dict[str, Callable[[Path, dict[str, str]], Sample]] = {
+    "isic2017": _binary_masks("skin", "skin lesion"),
+    "kvasir_seg": _binary_masks("colon", "polyp"),
+    "kvasir_seg_more": _binary_masks("colon", "polyp"),
+    "dsb2018_nuclei": _instance_masks("microscopy", "cell nucleus"),
+    "dsb2018_nuclei_more": _instance_masks("microscopy", "cell nucleus"),
+}
+
+
+def _rows(folder: Path) -> Iterator[dict[str, str]]:
+    """Name, group and other columns of every image; one without a row is its own group."""
+    groups = read_groups(folder)
+    names = sorted(path.stem for path in (folder / "images").glob("*.*"))
+    if not names:
+        raise DatasetError(f"{folder / 'images'} holds no pictures.")
+    for name in names:
+        row = groups.get(name, {})
+        yield {**row, "name": name, "group": row.get("group") or name}
+
+
+def _read_image(folder: Path, name: str) -> NDArray[np.uint8]:
+    for suffix in (".png", ".jpg", ".jpeg"):
+        path = folder / "images" / f"{name}{suffix}"
+        if path.is_file():
+            picture = Image.open(path).convert("RGB")
+            return np.array(_shrink(picture, Image.Resampling.BOX))
+    raise DatasetError(f"{folder / 'images'} has no picture called {name} (png or jpg).")
+
+
+def _shrink(picture: Image.Image, how: Image.Resampling) -> Image.Image:
+    """At most `_LONGEST_SIDE` pixels, to keep the whole set in memory."""
+    scale = _LONGEST_SIDE / max(picture.size)
+    if scale >= 1:
+        return picture
+    width, height = (max(round(side * scale), 1) for side in picture.size)
+    return picture.resize((width, height), how)

@@ -1,0 +1,1 @@
+"""Made-up medical images with exact masks."""

@@ -1,0 +1,399 @@
+"""Make the bundled weights: `python -m medsam3_model.pretraining.pretrain --help`.
+
+Worker processes share the weights and update them without waiting for each other (Hogwild, Niu et
+al. 2011): on a machine that is busy with other things nobody waits for the slowest. Everything that
+is drawn (views, looks, prompts) follows from the seed and the step; with more than one worker the
+order of the updates differs between runs, with one worker a run repeats exactly. A run that was
+stopped goes on from its last checkpoint.
+"""
+
+import argparse
+import json
+import multiprocessing
+import os
+import sys
+import time
+import tomllib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from medsam3_model.checkpoints.bundle import PIXEL_MEAN, PIXEL_STD, write_bundle
+from medsam3_model.checkpoints.presets import PRESETS
+from medsam3_model.checkpoints.tokenizer import build_tokenizer, tokenize
+from medsam3_model.detector import PADDED_BOX, Prompts, detect, vision_features
+from medsam3_model.device import keep_freed_memory
+from medsam3_model.pretraining.data import Sample, how_often_asked, load_sources
+from medsam3_model.pretraining.initialisation import POSITIONS, initialise, resize_positions
+from medsam3_model.pretraining.phrases import all_phrases
+from medsam3_model.pretraining.validation import Validation, load_validation
+from medsam3_model.training.augmentation import (
+    random_look,
+    random_view,
+    sample_image,
+    sample_labels,
+)
+from medsam3_model.training.losses import LossWeights, detector_loss
+from medsam3_model.training.prompts import DrawnPrompt, draw_prompts
+
+if TYPE_CHECKING:
+    from multiprocessing.sharedctypes import Synchronized
+
+    from transformers import PreTrainedTokenizerFast, Sam3Model
+
+_CHECKPOINT_SECONDS = 180.0
+_LOG_EVERY = 50
+
+
+@dataclass(frozen=True)
+class Phase:
+    """Steps at one resolution; the learning rate runs linearly between two values."""
+
+    input_size: int
+    steps: int
+    warm_up: int
+    learning_rate: tuple[float, float]
+
+    def rate(self, step: int) -> float:
+        start, end = self.learning_rate
+        rate = start + (end - start) * step / max(self.steps - 1, 1)
+        return rate * min(1.0, (step + 1) / max(self.warm_up, 1))
+
+
+@dataclass(frozen=True)
+class PretrainConfig:
+    """The contents of the TOML file; see `pretrain.toml` for what each value means."""
+
+    preset: str
+    images_per_step: int
+    workers: int
+    weight_decay: float
+    clip_norm: float
+    loudness: float
+    average: float
+    phantoms_per_kind: int
+    validate_every: int
+    shares: dict[str, float]
+    loss: LossWeights
+    phases: tuple[Phase, ...]
+
+
+def read_config(path: Path) -> PretrainConfig:
+    """Read a TOML file like `pretrain.toml`. Raises TypeError for a missing or unknown value."""
+    values = tomllib.loads(path.read_text(encoding="utf-8"))
+    phases = tuple(
+        Phase(**{**phase, "learning_rate": tuple(phase["learning_rate"])})
+        for phase in values.pop("phases")
+    )
+    return PretrainConfig(**values | {"phases": phases, "loss": LossWeights(**values["loss"])})
+
+
+class Pretraining:
+    """The state of a run: master weights, optimiser, averaged weights, position."""
+
+    def __init__(
+        self,
+        config: PretrainConfig,
+        sources: dict[str, list[Sample]],
+        validation: Validation,
+        seed: int,
+        out: Path,
+    ) -> None:
+        self.config, self.sources, self.validation = config, sources, validation
+        self.seed, self.out = seed, out
+        self.names = [name for name in config.shares if sources.get(name)]
+        shares = np.array([config.shares[name] for name in self.names])
+        self.shares = shares / shares.sum()
+        self.asked = how_often_asked(sources, dict(zip(self.names, self.shares, strict=True)))
+        self.tokenizer = build_tokenizer(all_phrases())
+        self.phase = self.step = 0
+        self.averaged = 0
+        torch.manual_seed(seed)
+        self._enter_phase(None, None)
+        initialise(self.model)
+        self.average = _copy_of(self.model)
+        self._resume()
+
+    def _enter_phase(self, state: dict[str, Tensor] | None, moments: dict[str, Any] | None) -> None:
+        """Build model and optimiser for the current phase, with earlier weights and moments."""
+        from transformers import Sam3Model
+
+        phase = self.config.phases[self.phase]
+        self.model_config = PRESETS[self.config.preset](phase.input_size)
+        self.model = Sam3Model(self.model_config).train()
+        tokens = round(self.model.state_dict()[POSITIONS].shape[1] ** 0.5)
+        decayed, plain = _parameter_names(self.model)
+        named = dict(self.model.named_parameters())
+        groups: list[dict[str, Any]] = [
+            {"params": [named[n] for n in decayed], "weight_decay": self.config.weight_decay},
+            {"params": [named[n] for n in plain], "weight_decay": 0.0},
+        ]
+        self.optimiser = torch.optim.AdamW(groups, lr=0.0, betas=(0.9, 0.98), fused=True)
+        if state is not None and moments is not None:
+            if state[POSITIONS].shape[1] != tokens**2:  # their moments have another shape
+                moments["state"].pop((decayed + plain).index(POSITIONS), None)
+            self.model.load_state_dict(resize_positions(state, tokens))
+            self.optimiser.load_state_dict(moments)
+        self.model.share_memory()
+
+    def run(self) -> None:
+        """Train to the end of the last phase, then write the bundle."""
+        while True:
+            self._run_phase()
+            self._save()
+            if self.phase + 1 == len(self.config.phases):
+                break
+            self._next_phase()
+        self._validate()
+        info = write_bundle(
+            self.out / "bundle",
+            self.config.preset,
+            self.model_config,
+            self.average,
+            self.tokenizer,
+        )
+        self._log({"version": info.version})
+
+    def _run_phase(self) -> None:
+        """This process and `workers` − 1 forks take steps until the phase has had them all."""
+        processes = multiprocessing.get_context("fork")
+        counter = processes.Value("q", self.step)
+        helpers = [
+            processes.Process(target=self._work, args=(counter, False), daemon=True)
+            for _ in range(self.config.workers - 1)
+        ]
+        for helper in helpers:
+            helper.start()
+        self._work(counter, True)
+        for helper in helpers:
+            helper.join()
+
+    def _work(self, counter: "Synchronized[int]", leads: bool) -> None:
+        """Take steps; the leading process also averages, reports and saves."""
+        phase = self.config.phases[self.phase]
+        saved = started = time.monotonic()
+        sums, reported, validated = _Means(), self.step, self.step
+        while True:
+            with counter.get_lock():
+                self.step = counter.value
+                if self.step >= phase.steps:
+                    return
+                counter.value += 1
+            terms = self._one_step(phase)
+            if not leads:
+                continue
+            self._average()
+            sums.add(terms)
+            now = time.monotonic()
+            if self.step - reported >= _LOG_EVERY:
+                pace = (now - started) / (self.step - reported)
+                self._log({"seconds_per_step": round(pace, 3), **sums.take()})
+                reported, started = self.step, now
+            if self.step - validated >= self.config.validate_every:
+                self._validate()
+                validated = self.step
+            if now - saved > _CHECKPOINT_SECONDS:
+                self._save()
+                saved = now
+
+    def _one_step(self, phase: Phase) -> dict[str, float]:
+        rate = phase.rate(self.step)
+        for group in self.optimiser.param_groups:
+            group["lr"] = rate
+        rng = np.random.default_rng([self.seed, self.phase, self.step])
+        pixels, prompts = self._draw(phase, rng)
+        vision = vision_features(self.model, pixels)
+        output = detect(
+            self.model,
+            vision,
+            collate(self.model, self.tokenizer, prompts),
+            torch.tensor([n for n, (_, one) in enumerate(prompts) if one.wants_masks]),
+        )
+        losses = detector_loss(output, [one.target for _, one in prompts], self.config.loss)
+        losses["loudness"] = self.config.loudness * loudness(vision.levels)
+        losses["total"] = losses["total"] + losses["loudness"]
+        self.optimiser.zero_grad()
+        losses["total"].backward()
+        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip_norm)
+        if torch.isfinite(norm):
+            self.optimiser.step()
+        terms = {name: float(value.detach()) for name, value in losses.items()}
+        return {**terms, "norm": float(norm), "rate": rate}
+
+    @torch.no_grad()
+    def _average(self) -> None:
+        """Move the averaged weights towards the current ones."""
+        self.averaged += 1
+        decay = min(self.config.average, (1 + self.averaged) / (10 + self.averaged))
+        names = list(self.average)
+        current = self.model.state_dict()
+        torch._foreach_lerp_(
+            [self.average[name] for name in names], [current[name] for name in names], 1 - decay
+        )
+
+    def _draw(
+        self, phase: Phase, rng: np.random.Generator
+    ) -> tuple[Tensor, list[tuple[int, DrawnPrompt]]]:
+        """Normalised pixels (B, 3, S, S) and (image, prompt) pairs."""
+        pictures, prompts = [], []
+        mask_size = phase.input_size // 3  # four mask cells for each token of 12 pixels
+        for number in range(self.config.images_per_step):
+            source = self.sources[self.names[rng.choice(len(self.names), p=self.shares)]]
+            sample = source[int(rng.integers(len(source)))]
+            view = random_view(rng, sample.family, sample.aspect)
+            pixels = random_look(sample_image(sample.image, view, phase.input_size), rng)
+            labels = sample_labels(np.stack(list(sample.layers.values())), view, 2 * mask_size)
+            layers = dict(zip(sample.layers, labels, strict=True))
+            pictures.append(pixels)
+            drawn = draw_prompts(layers, sample.family, mask_size, rng, asked=self.asked)
+            prompts += [(number, prompt) for prompt in drawn]
+        return normalise(torch.stack(pictures)), prompts
+
+    def _next_phase(self) -> None:
+        weights, moments = _copy_of(self.model), self.optimiser.state_dict()
+        self.phase, self.step = self.phase + 1, 0
+        self._enter_phase(weights, moments)
+        tokens = round(self.model.state_dict()[POSITIONS].shape[1] ** 0.5)
+        self.average = resize_positions(self.average, tokens)
+
+    def _validate(self) -> None:
+        from transformers import Sam3Model
+
+        averaged = Sam3Model(self.model_config).eval()
+        averaged.load_state_dict(self.average)
+        self._log({"validation": self.validation.score(averaged, self.tokenizer)})
+
+    def _log(self, values: dict[str, object]) -> None:
+        where = {"phase": self.phase, "step": self.step, "time": time.strftime("%H:%M:%S")}
+        line = json.dumps(where | values)
+        sys.stdout.write(line + "\n")
+        sys.stdout.flush()
+        with (self.out / "log.jsonl").open("a", encoding="utf-8") as file:
+            file.write(line + "\n")
+
+    def _save(self) -> None:
+        """Write the checkpoint beside the old one, then replace it: never half a file."""
+        state = {
+            "phase": self.phase,
+            "step": self.step,
+            "averaged": self.averaged,
+            "model": self.model.state_dict(),
+            "average": self.average,
+            "optimiser": self.optimiser.state_dict(),
+        }
+        path = self.out / "checkpoint.pt"
+        torch.save(state, path.with_suffix(".new"))
+        os.replace(path.with_suffix(".new"), path)
+
+    def _resume(self) -> None:
+        path = self.out / "checkpoint.pt"
+        if not path.is_file():
+            return
+        state = torch.load(path, weights_only=True)
+        self.phase, self.step, self.averaged = state["phase"], state["step"], state["averaged"]
+        self._enter_phase(state["model"], state["optimiser"])
+        self.average = state["average"]
+
+
+def loudness(levels: Sequence[Tensor]) -> Tensor:
+    """How far the vision features' root mean square exceeds 1, squared and summed over levels.
+
+    Nothing after the ViT normalises them, and the group norms behind hide their size from the loss:
+    without this they grow until the prompts' share of the sum can no longer be seen.
+    """
+    sizes = torch.stack([level.float().square().mean().sqrt() for level in levels])
+    return (sizes - 1).clamp(min=0).square().sum()
+
+
+def normalise(pixels: Tensor) -> Tensor:
+    """From 0..1 to what the model reads, (..., 3, S, S)."""
+    mean, std = torch.tensor(PIXEL_MEAN), torch.tensor(PIXEL_STD)
+    return (pixels - mean[:, None, None]) / std[:, None, None]
+
+
+def collate(
+    model: "Sam3Model",
+    tokenizer: "PreTrainedTokenizerFast",
+    prompts: Sequence[tuple[int, DrawnPrompt]],
+) -> Prompts:
+    """Batch (image, prompt) pairs, texts encoded; prompts without a box get a padded one."""
+    ids, mask = tokenize(tokenizer, [prompt.phrase for _, prompt in prompts])
+    text = model.get_text_features(input_ids=ids, attention_mask=mask).pooler_output
+    middle = torch.tensor([0.5, 0.5, 1.0, 1.0])
+    boxes = [middle if prompt.box is None else prompt.box for _, prompt in prompts]
+    labels = [PADDED_BOX if prompt.box is None else 1 for _, prompt in prompts]
+    return Prompts(
+        images=torch.tensor([image for image, _ in prompts]),
+        text=text,
+        text_mask=mask.bool(),
+        boxes=torch.stack(boxes)[:, None],
+        box_labels=torch.tensor(labels)[:, None],
+    )
+
+
+class _Means:
+    """Running means of the terms since they were last taken."""
+
+    def __init__(self) -> None:
+        self.rows: list[dict[str, float]] = []
+
+    def add(self, row: dict[str, float]) -> None:
+        self.rows.append(row)
+
+    def take(self) -> dict[str, float]:
+        names = self.rows[0]
+        means = {n: round(float(np.mean([row.get(n, 0) for row in self.rows])), 5) for n in names}
+        self.rows = []
+        return means
+
+
+def _copy_of(model: "Sam3Model") -> dict[str, Tensor]:
+    return {key: value.detach().clone() for key, value in model.state_dict().items()}
+
+
+def _parameter_names(model: "Sam3Model") -> tuple[list[str], list[str]]:
+    """Parameters with weight decay, and those without: biases, norms and embeddings."""
+    decayed: list[str] = []
+    plain: list[str] = []
+    for name, parameter in model.named_parameters():
+        is_table = "embed" in name and name.endswith(("weight", "embeddings"))
+        (plain if parameter.ndim < 2 or is_table else decayed).append(name)
+    return decayed, plain
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m medsam3_model.pretraining.pretrain",
+        description="Train the bundled model from nothing, on the CPU, and write its bundle.",
+    )
+    parser.add_argument("--config", type=Path, default=Path(__file__).with_name("pretrain.toml"))
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, required=True, help="checkpoint, log and bundle")
+    parser.add_argument(
+        "--data",
+        action="append",
+        default=[],
+        metavar="SOURCE=FOLDER",
+        help="a data set to train on (isic2017, kvasir_seg, ...); repeat for each",
+    )
+    options = parser.parse_args(arguments)
+    folders = {}
+    for entry in options.data:
+        name, _, folder = entry.partition("=")
+        folders[name] = Path(folder)
+    keep_freed_memory()
+    torch.set_num_threads(1)  # one process per core; forks must not inherit a thread pool
+    options.out.mkdir(parents=True, exist_ok=True)
+    config = read_config(options.config)
+    sources = load_sources(folders, config.phantoms_per_kind)
+    validation = load_validation(folders)
+    Pretraining(config, sources, validation, options.seed, options.out).run()
+
+
+if __name__ == "__main__":
+    main()

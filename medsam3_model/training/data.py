@@ -1,0 +1,191 @@
+"""What fine-tuning learns from: corrected images, their views, and the embeddings of these.
+
+Embeddings come from an `EmbeddingCache`, of the image as it is and of a bounded number of augmented
+views, so each is computed once, for this run and all later ones. Images are read only for that;
+instance maps are kept, compressed.
+"""
+
+import math
+import re
+import zlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from medsam3_model.detector import PADDED_BOX, Prompts, VisionFeatures
+from medsam3_model.pretraining.phrases import GENERIC_PHRASES
+from medsam3_model.training.augmentation import (
+    WHOLE,
+    View,
+    random_look,
+    random_view,
+    sample_image,
+    sample_labels,
+)
+from medsam3_model.training.prompts import DrawnPrompt
+from medsam3_model.types import ImageEmbedding, TextEmbedding
+
+if TYPE_CHECKING:
+    from medsam3_model.embedding_cache import EmbeddingCache
+    from medsam3_model.predictor import MedSAM3
+
+# Below this many images none is spared for deciding when to stop.
+_LEAST_FOR_STOPPING = 12
+_SPARED = 6  # one image in so many, and
+_MOST_SPARED = 24  # no more than this: validation is to stay a small part of the run
+# Mirroring an image makes the left lung a right one.
+_SIDED = re.compile(r"\b(left|right)\b")
+
+
+@dataclass(frozen=True)
+class TrainingImage:
+    """An image with the truth about it.
+
+    Attributes:
+        key: identifies the pixels in the embedding cache.
+        read: the image, RGB uint8 (H, W, 3).
+        layers: instance numbers by phrase, integers (H, W); all 0: the concept is absent.
+    """
+
+    key: str
+    read: Callable[[], NDArray[np.uint8]]
+    layers: Callable[[], Mapping[str, NDArray[np.int32]]]
+
+
+@dataclass(frozen=True)
+class _Layers:
+    """Instance maps of one image, compressed: masks shrink to a hundredth."""
+
+    size: tuple[int, int]
+    packed: Mapping[str, bytes]
+
+    @classmethod
+    def of(cls, layers: Mapping[str, NDArray[np.int32]]) -> "_Layers":
+        size = next(iter(layers.values())).shape
+        packed = {
+            phrase: zlib.compress(np.ascontiguousarray(layer.astype(np.uint16)).tobytes(), 1)
+            for phrase, layer in layers.items()
+        }
+        return cls((size[0], size[1]), packed)
+
+    def unpacked(self) -> dict[str, NDArray[np.uint16]]:
+        return {
+            phrase: np.frombuffer(zlib.decompress(packed), np.uint16).reshape(self.size)
+            for phrase, packed in self.packed.items()
+        }
+
+
+class TrainingData:
+    """Embeddings, instance maps and phrases of a run's images, as tensors for the detector."""
+
+    def __init__(
+        self, model: "MedSAM3", images: Sequence[TrainingImage], cache: "EmbeddingCache"
+    ) -> None:
+        """Read the truth about every image and encode all phrases.
+
+        Args:
+            model: whose frozen encoders are used; its detector is not.
+            images: all that will be asked about.
+            cache: of embeddings.
+        """
+        self._model, self._cache = model, cache
+        self._layers = {one.key: _Layers.of(one.layers()) for one in images}
+        phrases = {phrase for layers in self._layers.values() for phrase in layers.packed}
+        every = sorted(phrases | set(GENERIC_PHRASES))
+        self._text = model.encode_text(every)
+        self._row = {phrase: index for index, phrase in enumerate(every)}
+        side = model.image_size // int(model.config.vision_config.backbone_config.patch_size)
+        self.mask_size = 4 * side
+        self._positions = model.model.vision_encoder.neck.position_encoding
+
+    def view(self, image: TrainingImage, number: int) -> tuple[View, ImageEmbedding]:
+        """View `number` of an image with its embedding; 0 is the image as it is.
+
+        A view follows from the image's key and the number alone, so every run finds it in the
+        cache.
+        """
+        if number == 0:
+            plain = self._cache.get(
+                self._model, image.key, lambda: self._model.encode_image(image.read())
+            )
+            return WHOLE, plain
+        layers = self._layers[image.key]
+        sided = any(_SIDED.search(phrase) for phrase in layers.packed)
+        rng = np.random.default_rng([zlib.crc32(image.key.encode()), number])
+        height, width = layers.size
+        view = random_view(rng, "chest" if sided else "", width / height)
+
+        def encode() -> ImageEmbedding:
+            pixels = sample_image(image.read(), view, self._model.image_size)
+            looked = (random_look(pixels, rng) * 255).round().to(torch.uint8)
+            return self._model.encode_image(looked.permute(1, 2, 0).contiguous().numpy())
+
+        key = f"{image.key}-{'sided' if sided else 'free'}-view{number}"
+        return view, self._cache.get(self._model, key, encode)
+
+    def labels(self, image: TrainingImage, view: View) -> dict[str, Tensor]:
+        """Instance numbers in a view by phrase, int64 (S, S), S twice the masks' side."""
+        layers = self._layers[image.key].unpacked()
+        seen = sample_labels(np.stack(list(layers.values())), view, 2 * self.mask_size)
+        return dict(zip(layers, seen, strict=True))
+
+    def truth(self, image: TrainingImage) -> dict[str, NDArray[np.bool_]]:
+        """The masks by phrase, bool (H, W)."""
+        return {phrase: layer > 0 for phrase, layer in self._layers[image.key].unpacked().items()}
+
+    def text(self, phrases: Sequence[str]) -> TextEmbedding:
+        """The embedding of some of the run's phrases."""
+        rows = [self._row[phrase] for phrase in phrases]
+        return replace(
+            self._text,
+            phrases=tuple(phrases),
+            features=self._text.features[rows],
+            attention_mask=self._text.attention_mask[rows],
+        )
+
+    def features(self, embeddings: Sequence[ImageEmbedding]) -> VisionFeatures:
+        """A batch of images as the detector reads them."""
+        levels = [
+            torch.cat([one.fpn_hidden_states[index] for one in embeddings])
+            for index in range(len(embeddings[0].fpn_hidden_states))
+        ]
+        levels[-1] = levels[-1].float()  # the detector's residual stream starts here
+        position = self._positions(
+            torch.Size((1, *levels[-1].shape[1:])), self._model.device, torch.float32
+        )
+        positions = position.expand(len(embeddings), -1, -1, -1)
+        return VisionFeatures(tuple(levels), (positions,) * len(levels))
+
+    def prompts(self, drawn: Sequence[tuple[int, DrawnPrompt]]) -> Prompts:
+        """A batch of (position of the image, prompt); without a box it gets a padded one."""
+        device = self._model.device
+        text = self.text([one.phrase for _, one in drawn])
+        longest = int(text.attention_mask.sum(dim=1).max())  # what follows is padding in all
+        middle = torch.tensor([0.5, 0.5, 1.0, 1.0])
+        boxes = [middle if one.box is None else one.box for _, one in drawn]
+        labels = [PADDED_BOX if one.box is None else 1 for _, one in drawn]
+        return Prompts(
+            images=torch.tensor([image for image, _ in drawn], device=device),
+            text=text.features[:, :longest],
+            text_mask=text.attention_mask[:, :longest].bool(),
+            boxes=torch.stack(boxes)[:, None].to(device),
+            box_labels=torch.tensor(labels, device=device)[:, None],
+        )
+
+
+def spare(images: Sequence[TrainingImage]) -> tuple[list[TrainingImage], list[TrainingImage]]:
+    """Images to learn from and images to judge by, in the order of their keys.
+
+    The second part is empty where there are too few.
+    """
+    ordered = sorted(images, key=lambda one: one.key)
+    if len(ordered) < _LEAST_FOR_STOPPING:
+        return ordered, []
+    apart = max(_SPARED, math.ceil(len(ordered) / _MOST_SPARED))
+    spared = ordered[apart - 1 :: apart]
+    return [one for n, one in enumerate(ordered) if n % apart != apart - 1], spared
