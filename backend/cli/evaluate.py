@@ -15,6 +15,10 @@ ModeOption = Annotated[
         "boxes as a person draws them: each side off by a normal error of 8 % of the size."
     ),
 ]
+SplitOption = Annotated[
+    Literal["all", "val"],
+    typer.Option(help="`val` takes only the groups that training keeps for judging."),
+]
 NegativesOption = Annotated[
     list[Path] | None,
     typer.Option(
@@ -57,10 +61,7 @@ def evaluate(
         Path | None, typer.Option(help="LoRA adapter to merge into the checkpoint.")
     ] = None,
     mode: ModeOption = "t",
-    split: Annotated[
-        Literal["all", "val"],
-        typer.Option(help="`val` takes only the groups that training keeps for judging."),
-    ] = "all",
+    split: SplitOption = "all",
     negatives: NegativesOption = None,
     mask: MaskOption = "instances",
     seed: Annotated[int, typer.Option(min=0, help="Of the boxes' errors and the bootstrap.")] = 0,

@@ -10,7 +10,7 @@ from PIL import Image
 
 from backend.label_studio.client import LabelStudio
 from backend.label_studio.server import REPOSITORY, LabelStudioServer
-from tests.e2e.backend_server import BackendServer
+from tests.support.backend_server import BackendServer
 
 BRUSH_CONFIG = """
 <View>

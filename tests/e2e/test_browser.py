@@ -16,8 +16,8 @@ from backend.label_studio.connect import connect
 from backend.label_studio.server import LabelStudioServer
 from backend.labeling.region_masks import region_mask
 from medsam3_model.evaluation.metrics import dice
-from tests.e2e.backend_server import BackendServer
 from tests.e2e.conftest import LabelStudioProject, ProjectFactory
+from tests.support.backend_server import BackendServer
 
 LABELS = ("Brain", "Grey matter", "White matter")
 # Of the template's slices, in pixels.

@@ -18,9 +18,9 @@ from backend.label_studio.connect import (
 )
 from backend.label_studio.server import REPOSITORY, LabelStudioServer, free_port
 from backend.settings import Settings
+from tests.support.recording_backend import RecordingBackend
 
 from .conftest import BRUSH_CONFIG, ProjectFactory
-from .recording_backend import RecordingBackend
 
 
 @pytest.fixture

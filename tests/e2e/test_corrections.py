@@ -23,7 +23,6 @@ from backend.labeling import brush_rle
 from backend.labeling.region_masks import region_mask
 from backend.services import open_services
 from backend.settings import Settings
-from tests.e2e.backend_server import BackendServer
 from tests.e2e.conftest import LabelStudioProject, ProjectFactory
 from tests.e2e.test_browser import (  # noqa: F401 fixtures
     browser,
@@ -33,6 +32,7 @@ from tests.e2e.test_browser import (  # noqa: F401 fixtures
     regions,
     submit,
 )
+from tests.support.backend_server import BackendServer
 
 HEIGHT, WIDTH = 96, 128
 

@@ -15,9 +15,9 @@ from backend.label_studio.connect import connect
 from backend.label_studio.server import LabelStudioServer, free_port
 from backend.settings import Settings
 from backend.tables import Project
+from tests.support.recording_backend import RecordingBackend
 
 from .conftest import LabelStudioProject, ProjectFactory
-from .recording_backend import RecordingBackend
 
 
 @pytest.fixture

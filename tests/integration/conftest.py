@@ -18,8 +18,8 @@ from backend.processes.redis_server import RedisServer
 from backend.services import Services, open_services, use_services
 from backend.settings import Settings
 from backend.web.app import create_app
-from tests.integration.corrections_stage import CONFIG, HEIGHT, WIDTH, Stage, stage_at
-from tests.integration.stand_in_label_studio import StandInLabelStudio
+from tests.support.corrections_stage import CONFIG, HEIGHT, WIDTH, Stage, stage_at
+from tests.support.stand_in_label_studio import StandInLabelStudio
 
 BRUSH_CONFIG = """
 <View>

@@ -21,10 +21,10 @@ from backend.training import runs
 from backend.training.tables import GateVerdict, TrainingRun, Trigger
 from backend.training.trainer import train_run
 from tests.integration.conftest import image_file
-from tests.integration.learning_stage import CONFIG, LearningStage, groups, publish
-from tests.integration.stand_in_label_studio import StandInLabelStudio
 from tests.perf import bench_web
-from tests.perf.running import Running, running
+from tests.support.running import Running, running
+from tests.support.stand_in_label_studio import StandInLabelStudio
+from tests.support.training_stage import CONFIG, LearningStage, groups, publish
 
 _UNSEEN = 2_000_000  # seeds of phantoms that nothing else uses
 # Five ways to spoil a run, four seeds each.

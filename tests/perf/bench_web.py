@@ -9,7 +9,7 @@ import numpy as np
 from sqlalchemy import select
 
 from backend.tables import Suggestion
-from tests.perf.running import Running, memory_mb, running
+from tests.support.running import Running, memory_mb, running
 
 CONFIG = """
 <View>

@@ -1,0 +1,313 @@
+"""The same life of corrections in SQLite with a folder, and in PostgreSQL with S3."""
+
+import json
+import random
+import shutil
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from sqlalchemy import select
+
+from backend.corrections import store
+from backend.corrections.datasets import open_version
+from backend.corrections.errors import MaskError
+from backend.corrections.mask_store import MaskStore
+from backend.corrections.privacy import forget, retain
+from backend.corrections.statistics import compute
+from backend.corrections.submissions import read_annotation
+from backend.corrections.tables import DatasetVersion, Removal, Revision
+from backend.services import open_services
+from backend.settings import Settings
+from backend.tables import Event, Suggestion
+from backend.training.tables import ImageVector, TaskRank
+from tests.integration.corrections.test_faults import act
+from tests.support.corrections_stage import CONFIG, Stage, brush, drawn, image_file, stage_at
+from tests.support.stand_in_label_studio import StandInLabelStudio
+
+
+@pytest.fixture(scope="session")
+def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of a PostgreSQL server of this run's own, from the wheel that carries it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_RUNTIME_DIR", str(tmp_path_factory.mktemp("run")))
+        import pgserver
+
+        # A socket's path is short, or PostgreSQL refuses it.
+        folder = tmp_path_factory.mktemp("pg")
+        server = pgserver.get_server(folder)
+        yield server.get_uri()
+        server.cleanup()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def s3_url() -> Iterator[str]:
+    """An S3 server of this run's own."""
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
+        patch.setenv("AWS_ACCESS_KEY_ID", "test")
+        patch.setenv("AWS_SECRET_ACCESS_KEY", "test")
+        patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+        import s3fs
+
+        s3fs.S3FileSystem().mkdir("masks")
+        yield "s3://masks"
+    server.stop()
+
+
+@pytest.fixture(params=["sqlite and folder", "postgresql and s3"])
+def stage(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Stage]:
+    with StandInLabelStudio(CONFIG) as label_studio:
+        settings = Settings(
+            data_dir=tmp_path, label_studio_url=label_studio.url, label_studio_api_key="0" * 40
+        )
+        if request.param == "postgresql and s3":
+            address = _fresh_database(request.getfixturevalue("postgres"))
+            storage = f"{request.getfixturevalue('s3_url')}/{random.getrandbits(40):x}"
+            settings = settings.model_copy(update={"database_url": address, "storage_url": storage})
+        services = open_services(settings)
+        with stage_at(services, label_studio) as opened:
+            yield opened
+        services.close()
+
+
+def _fresh_database(server: str) -> str:
+    import psycopg
+
+    name = f"test_{random.getrandbits(40):x}"
+    with psycopg.connect(server, autocommit=True) as connection:
+        connection.execute(f"CREATE DATABASE {name}")
+    return server.replace("/postgres?", f"/{name}?")
+
+
+def annotated(stage: Stage, seed: int, **data: object) -> tuple[int, int]:
+    """A task with a suggestion of two regions, one kept, one rejected."""
+    task = stage.label_studio.add_task(image_file(seed), **data)
+    stage.suggest(task, [brush(f"k{task}", drawn(seed)), brush(f"r{task}", ~drawn(seed))])
+    return task, stage.label_studio.annotate(task, [brush(f"k{task}", drawn(seed))])
+
+
+def test_life_of_a_correction(stage: Stage) -> None:
+    task, id_ = annotated(stage, 1)
+    stage.hear_all()
+    assert [one["outcome"] for one in stage.one()["revision"]["outcomes"]] == [
+        "accepted",
+        "rejected",
+    ]
+    assert np.array_equal(stage.mask_of("Tumor"), drawn(1))
+    stage.label_studio.update(id_, result=[brush("n", drawn(2), label="Cyst")])
+    stage.hear_all()
+    assert np.array_equal(stage.mask_of("Cyst"), drawn(2))
+    stage.label_studio.delete_task(task)
+    stage.sync()
+    assert stage.state() == []
+
+
+def test_faulty_webhooks_end_in_the_same_state(stage: Stage) -> None:
+    dice = random.Random(5)
+    heard = []
+    for _ in range(40):
+        act(stage.label_studio, dice, [stage])
+        heard += [one for one in stage.label_studio.events if dice.random() > 0.3] * 2
+        stage.label_studio.events.clear()
+    dice.shuffle(heard)
+    stage.work(*(stage.hear(one) for one in heard))
+    stage.sync()
+    alive = {(one["annotation"], one["state"] != "quarantined") for one in stage.state()}
+    assert {id_ for id_, _ in alive} == set(stage.label_studio.annotations)
+    before = stage.bytes_of_state()
+    assert stage.sync(from_start=True).repaired == 0
+    assert stage.bytes_of_state() == before
+
+
+def test_workers_at_the_same_time_double_nothing(stage: Stage) -> None:
+    ids = [annotated(stage, seed)[1] for seed in range(6)]
+    heard = [stage.hear(one) for one in stage.label_studio.events for _ in range(3)]
+    problems: list[BaseException] = []
+
+    def work(events: list[str]) -> None:
+        try:
+            stage.work(*events)
+        except BaseException as error:  # noqa: BLE001 handed to the test
+            problems.append(error)
+
+    threads = [threading.Thread(target=work, args=(heard[start::3],)) for start in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert problems == []
+    assert [one["annotation"] for one in stage.state()] == ids
+    with stage.services.database.reading() as session:
+        assert len(session.scalars(select(Revision)).all()) == len(ids)
+
+
+def test_a_mask_is_stored_once(stage: Stage) -> None:
+    for seed in range(3):
+        task = stage.label_studio.add_task(image_file(seed))
+        stage.label_studio.annotate(task, [brush("a", drawn(7))])
+    stage.hear_all()
+    assert len(list(stage.masks.names())) == 1
+
+
+def test_missing_mask_says_so(stage: Stage) -> None:
+    with pytest.raises(MaskError, match="STORAGE_URL"):
+        stage.masks.get("0" * 32)
+
+
+def test_statistics_count_by_everything(stage: Stage) -> None:
+    annotated(stage, 1)
+    _, second = annotated(stage, 2)
+    stage.label_studio.update(second, completed_by=2, lead_time=40.5)
+    skipped = stage.label_studio.add_task(image_file(3))
+    stage.label_studio.annotate(skipped, [], was_cancelled=True)
+    stage.hear_all()
+    with stage.services.database.reading() as session:
+        found = compute(session, stage.label_studio.project_id)
+        assert compute(session, 999)["overall"]["annotations"] == 0
+    assert found["annotations"] == {"valid": 2, "skipped": 1, "quarantined": 0}
+    overall = found["overall"]
+    assert (overall["accepted"], overall["rejected"], overall["added"]) == (2, 2, 0)
+    assert (overall["acceptance_rate"], overall["dice"]) == (0.5, 1.0)
+    assert (overall["seconds"], overall["total_seconds"]) == (26.5, 53.0)
+    assert found["by_annotator"]["2"]["seconds"] == 40.5
+    assert list(found["by_model_version"]) == ["tiny-1"]
+    assert list(found["by_week"]) == ["2026-W10"]
+    assert found["by_concept"]["Tumor"]["annotations"] == 2
+
+
+def test_forget_removes_a_task_for_good(stage: Stage) -> None:
+    task, _ = annotated(stage, 1)
+    other, _ = annotated(stage, 2)
+    twin = stage.label_studio.add_task(image_file(9))
+    stage.label_studio.annotate(twin, [brush("t", drawn(1)), brush("own", drawn(5))])
+    stage.hear_all()
+    project = stage.label_studio.project_id
+    with stage.services.database.session() as session:
+        open_version(session, project, "before")
+        session.add_all(
+            [TaskRank(project_id=project, task_id=one, rank=0.5) for one in (task, other)]
+        )
+    shared = stage.state()[0]["revision"]["concepts"][0]["mask_hash"]
+    removed = forget(
+        stage.services.database,
+        stage.masks,
+        stage.services.settings.embedding_dir,
+        project_id=project,
+        task_id=task,
+    )
+    assert (removed.annotations, removed.revisions, removed.suggestions) == (1, 1, 1)
+    assert (removed.images, removed.dataset_entries) == (1, 1)
+    assert (removed.ranks, removed.events) == (1, 1)
+    # The other task drew the same region, so its file is still needed.
+    assert removed.masks == 0
+    assert stage.masks.has(shared)
+    stage.sync(from_start=True)
+    assert [one["task"] for one in stage.state()] == [other, twin]
+    with stage.services.database.reading() as session:
+        (version,) = session.scalars(select(DatasetVersion))
+        assert version.forgotten == 1
+        assert session.scalars(select(Suggestion.task_id)).all() == [other]
+        assert session.scalars(select(TaskRank.task_id)).all() == [other]
+        heard = [ids for (ids,) in session.execute(select(Event.task_ids))]
+        assert [task] not in heard
+        assert [other] in heard
+    removed = forget(
+        stage.services.database,
+        stage.masks,
+        stage.services.settings.embedding_dir,
+        project_id=project,
+        task_id=twin,
+    )
+    assert removed.masks == 3  # two regions and their union
+    assert not stage.masks.has(shared)
+
+
+def test_forgotten_while_it_is_read_leaves_no_file(stage: Stage) -> None:
+    """The rows are refused, and the mask files that were written before them must go again."""
+    task, id_ = annotated(stage, 1)
+    project = stage.label_studio.project_id
+    ingest = stage.ingest
+    with ingest.database.session() as session:
+        number = store.observe(session)
+    record = read_annotation(ingest.source.annotation(id_))
+    draft = ingest.draft(record, CONFIG, stage.label_studio.tasks[task]["data"])
+    embeddings = stage.services.settings.embedding_dir
+    forget(stage.services.database, stage.masks, embeddings, project_id=project, task_id=task)
+    assert ingest.save(number, draft) is None
+    assert stage.state() == []
+    assert list(stage.masks.names()) == []
+
+
+def test_forgetting_a_project_leaves_no_file(stage: Stage) -> None:
+    for seed in range(3):
+        annotated(stage, seed)
+    stage.hear_all()
+    (image,) = stage.state()[0]["revision"]["images"]
+    with stage.services.database.session() as session:
+        session.add(ImageVector(image_hash=image["hash"], encoder_hash="e", vector=b"v"))
+        session.add(ImageVector(image_hash="another", encoder_hash="e", vector=b"v"))
+    assert list(stage.masks.names())
+    removed = forget(
+        stage.services.database,
+        stage.masks,
+        stage.services.settings.embedding_dir,
+        project_id=stage.label_studio.project_id,
+    )
+    assert (removed.annotations, removed.masks) == (3, 3)
+    assert list(stage.masks.names()) == []
+    with stage.services.database.reading() as session:
+        assert session.scalars(select(ImageVector.image_hash)).all() == ["another"]
+    stage.hear_all()
+    stage.sync()
+    assert stage.state() == []
+
+
+def test_removal_cut_short_is_finished_by_the_next(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    annotated(stage, 1)
+    stage.hear_all()
+    settings = stage.services.settings
+    project = stage.label_studio.project_id
+    with monkeypatch.context() as patch:
+        patch.setattr(MaskStore, "remove", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            forget(stage.services.database, stage.masks, settings.embedding_dir, project_id=project)
+    assert len(list(stage.masks.names())) == 1
+    retain(stage.services.database, stage.masks, settings.embedding_dir, days=1000)
+    assert list(stage.masks.names()) == []
+    with stage.services.database.reading() as session:
+        assert session.scalars(select(Removal)).all() == []
+
+
+def test_retention_removes_what_was_replaced_and_deleted(stage: Stage) -> None:
+    _, id_ = annotated(stage, 1)
+    _, kept = annotated(stage, 2)
+    stage.hear_all()
+    with stage.services.database.session() as session:
+        open_version(session, stage.label_studio.project_id, "named")
+    stage.label_studio.update(id_, result=[brush("n", drawn(8))])
+    stage.hear_all()
+    stage.label_studio.update(id_, result=[brush("n", drawn(9))])
+    stage.label_studio.delete(kept)
+    stage.hear_all()
+    settings = stage.services.settings
+    late = retain(stage.services.database, stage.masks, settings.embedding_dir, days=0)
+    # Version two of the first annotation; version one and the deleted one are in "named".
+    assert (late.revisions, late.masks, late.annotations) == (1, 1, 0)
+    assert np.array_equal(stage.mask_of("Tumor"), drawn(9))
+
+
+def test_state_is_plain_json(stage: Stage) -> None:
+    annotated(stage, 1, patient="P1")
+    stage.hear_all()
+    assert json.loads(json.dumps(stage.state())) == stage.state()

@@ -1,0 +1,77 @@
+"""From corrections to a version in service, through the real parts."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from safetensors.numpy import load_file
+from sqlalchemy import select
+
+from backend.models import versions
+from backend.models.detectors import DetectorStore
+from backend.processes.redis_server import RedisServer
+from backend.services import Services
+from backend.tables import ModelVersion
+from backend.training import runs
+from backend.training.tables import GateVerdict, Promotion, RunState, TrainingRun, Trigger
+from backend.training.trainer import train_run
+from tests.support.training_stage import LearningStage, learning_stage, small_model
+
+
+@pytest.fixture(scope="session")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return small_model(tmp_path_factory.mktemp("model") / "tiny")
+
+
+@pytest.fixture
+def stage(redis_server: RedisServer, data_dir: Path, model: Path) -> Iterator[LearningStage]:
+    with learning_stage(data_dir, model, gate_min_images=4) as opened:
+        yield opened
+
+
+def finished(services: Services, run_id: str) -> TrainingRun:
+    with services.database.reading() as session:
+        return session.get_one(TrainingRun, run_id)
+
+
+def test_corrections_become_a_version_in_service(stage: LearningStage) -> None:
+    services = stage.services
+    stage.annotate(train=14, val=6)
+    before = versions.in_service(services, stage.project_id)
+    requested = runs.request_run(
+        services, stage.project_id, Trigger.COMMAND, steps=24, learning_rate=2e-3
+    )
+    train_run(services, requested.run_id)
+    run = finished(services, requested.run_id)
+    assert run.state == RunState.DONE, run.error
+    with services.database.reading() as session:
+        verdict = session.get_one(GateVerdict, run.id)
+        version = session.scalars(
+            select(ModelVersion).where(ModelVersion.version == run.candidate)
+        ).one()
+        promotions = session.scalars(select(Promotion)).all()
+    assert verdict.passed, verdict.reasons
+    assert verdict.figures["overall"]["images"] == 6
+    assert version.parent == before
+    assert version.card is not None
+    assert version.card["data"]["training_images"] == 14
+    assert [one.version for one in promotions] == [version.version]
+    assert versions.in_service(services, stage.project_id) == version.version
+    assert DetectorStore(services.settings).names() == [version.version]
+
+
+def test_the_gate_looks_closer_at_small_objects_as_annotators_are_answered(
+    stage: LearningStage,
+) -> None:
+    services = stage.services
+    stage.annotate(train=2, val=4)
+    requested = runs.request_run(services, stage.project_id, Trigger.COMMAND, steps=2)
+    train_run(services, requested.run_id)
+    assert finished(services, requested.run_id).state == RunState.DONE
+    keys = []
+    for path in services.settings.embedding_dir.glob("*/*.safetensors"):
+        notes = json.loads(load_file(path)["notes"].tobytes())
+        keys.append(notes["image_key"])
+    # Both versions share the encoder, so each validation image's disc was encoded once.
+    assert len([key for key in keys if "-window-" in key]) == 4

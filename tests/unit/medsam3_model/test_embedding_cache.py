@@ -1,0 +1,279 @@
+"""Embeddings are made once, survive restarts, and no trouble on disk changes an answer."""
+
+import multiprocessing
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from medsam3_model import ImageEmbedding, MedSAM3
+from medsam3_model.embedding_cache import EmbeddingCache, TextCache
+from medsam3_model.errors import PromptError
+from tests.support import sam3_reference
+
+MB = 2**20
+
+
+@pytest.fixture(scope="module")
+def model(facebook_checkpoint: Path) -> MedSAM3:
+    return MedSAM3.from_pretrained(
+        facebook_checkpoint, config=sam3_reference.config(), device="cpu"
+    )
+
+
+def picture(seed: int) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 255, (60, 90, 3), dtype=np.uint8)
+
+
+class Encoder:
+    """Encodes numbered pictures and counts how often."""
+
+    def __init__(self, model: MedSAM3) -> None:
+        self.model = model
+        self.calls = 0
+
+    def __call__(self, seed: int) -> Callable[[], ImageEmbedding]:
+        def encode() -> ImageEmbedding:
+            self.calls += 1
+            return self.model.encode_image(picture(seed))
+
+        return encode
+
+
+def same(one: ImageEmbedding, other: ImageEmbedding) -> bool:
+    return (
+        one.original_size == other.original_size
+        and one.encoder_hash == other.encoder_hash
+        and all(
+            torch.equal(a, b)
+            for a, b in zip(one.fpn_hidden_states, other.fpn_hidden_states, strict=True)
+        )
+    )
+
+
+def entries(folder: Path) -> list[Path]:
+    return sorted(folder.glob("*/*.safetensors"))
+
+
+def cache_of(folder: Path | None, memory: float = 100, disk: float = 100) -> EmbeddingCache:
+    return EmbeddingCache(folder, memory_bytes=int(memory * MB), disk_bytes=int(disk * MB))
+
+
+def test_second_look_comes_from_memory_and_a_new_process_reads_the_disk(
+    model: MedSAM3, tmp_path: Path
+) -> None:
+    encoder, cache = Encoder(model), cache_of(tmp_path)
+    first = cache.get(model, "a", encoder(1))
+    assert cache.get(model, "a", encoder(1)) is first
+    restarted = cache_of(tmp_path)
+    assert same(restarted.get(model, "a", encoder(1)), first)
+    assert encoder.calls == 1
+    assert cache.take_counts() == {"embedding_misses": 1, "embedding_memory_hits": 1}
+    assert cache.take_counts() == {}
+    assert restarted.take_counts() == {"embedding_disk_hits": 1}
+
+
+def test_disk_keeps_the_smallest_of_what_could_be_kept(model: MedSAM3, tmp_path: Path) -> None:
+    embedding = cache_of(tmp_path).get(model, "a", Encoder(model)(1))
+    (entry,) = entries(tmp_path)
+    assert entry.stat().st_size < embedding.last_hidden_state.nbytes + 1000
+    assert entry.stat().st_size < embedding.nbytes / 5
+
+
+def test_detectors_share_embeddings_and_encoders_do_not(
+    model: MedSAM3, facebook_checkpoint: Path, adapter_file: Path, tmp_path: Path
+) -> None:
+    encoder, cache = Encoder(model), cache_of(tmp_path)
+    detector = model.save_detector(tmp_path / "d.safetensors", base="sam3", name="other")
+    cache.get(model, "a", encoder(1))
+    cache.get(model.with_detector(detector), "a", encoder(1))
+    assert encoder.calls == 1
+    adapted = MedSAM3.from_pretrained(
+        facebook_checkpoint, adapter_file, sam3_reference.config(), device="cpu"
+    )
+    cache.get(adapted, "a", Encoder(adapted)(1))
+    in_half = MedSAM3.from_pretrained(
+        facebook_checkpoint, config=sam3_reference.config(), device="cpu", dtype="bfloat16"
+    )
+    assert cache.get(in_half, "a", Encoder(in_half)(1)).last_hidden_state.dtype == torch.bfloat16
+    assert cache.counts["embedding_misses"] == 3
+
+
+def test_memory_stays_within_its_limit(model: MedSAM3) -> None:
+    encoder = Encoder(model)
+    size = encoder(0)().nbytes
+    cache = cache_of(None, memory=2.5 * size / MB)
+    for seed in (1, 2, 3, 2):
+        cache.get(model, str(seed), encoder(seed))
+    assert cache.counts["embedding_memory_hits"] == 1
+    cache.get(model, "1", encoder(1))  # the first to go
+    assert cache.counts["embedding_misses"] == 4
+
+
+def test_disk_stays_within_its_limit_and_drops_what_was_used_longest_ago(
+    model: MedSAM3, tmp_path: Path
+) -> None:
+    encoder = Encoder(model)
+    cache_of(tmp_path / "one").get(model, "0", encoder(0))
+    size = entries(tmp_path / "one")[0].stat().st_size
+    folder = tmp_path / "limited"
+    limit = 3.5 * size / MB
+    for seed in range(5):
+        cache_of(folder, disk=limit).get(model, str(seed), encoder(seed))
+        for entry in entries(folder):  # the clock of a file system is coarse
+            os.utime(entry, (entry.stat().st_atime, entry.stat().st_mtime - 10))
+        cache_of(folder, disk=limit).get(model, "0", encoder(0))
+    assert sum(entry.stat().st_size for entry in entries(folder)) <= limit * MB
+    calls = encoder.calls
+    cache_of(folder, disk=limit).get(model, "0", encoder(0))
+    assert encoder.calls == calls
+    cache_of(folder, disk=limit).get(model, "1", encoder(1))
+    assert encoder.calls == calls + 1
+
+
+def damage_nothing_but_a_bit(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[-1000] ^= 1
+    path.write_bytes(bytes(content))
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda path: path.write_bytes(b""),
+        lambda path: path.write_bytes(b"\xff" * 5000),
+        lambda path: path.write_bytes(path.read_bytes()[:-100]),
+        damage_nothing_but_a_bit,
+    ],
+    ids=["emptied", "overwritten", "truncated", "one bit"],
+)
+def test_damaged_entry_is_dropped_and_made_again(
+    model: MedSAM3, tmp_path: Path, damage: Callable[[Path], None]
+) -> None:
+    encoder = Encoder(model)
+    right = cache_of(tmp_path).get(model, "a", encoder(1))
+    damage(entries(tmp_path)[0])
+    cache = cache_of(tmp_path)
+    assert same(cache.get(model, "a", encoder(1)), right)
+    assert cache.counts["embedding_entries_dropped"] == 1
+    assert encoder.calls == 2
+    assert same(cache_of(tmp_path).get(model, "a", encoder(1)), right)
+    assert encoder.calls == 2
+
+
+def test_folder_that_cannot_be_written_costs_only_speed(model: MedSAM3, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    encoder, cache = Encoder(model), cache_of(tmp_path / "file")
+    right = encoder(1)()
+    assert same(cache.get(model, "a", encoder(1)), right)
+    assert cache.counts["embedding_disk_errors"] == 1
+    assert cache.get(model, "a", encoder(1)) is not None
+    assert encoder.calls == 2
+
+
+FULL_DISK = """
+import resource, sys
+from pathlib import Path
+from tests.unit.medsam3_model.test_embedding_cache import MB, Encoder, cache_of, entries, same
+from tests.support import sam3_reference
+from medsam3_model import MedSAM3
+import signal
+
+model = MedSAM3.from_pretrained(sys.argv[1], config=sam3_reference.config(), device="cpu")
+# The kernel refuses every byte beyond the limit, as a full disk does.
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))
+folder, encoder = Path(sys.argv[2]), Encoder(model)
+cache = cache_of(folder)
+assert same(cache.get(model, "a", encoder(1)), encoder(1)())
+assert cache.counts["embedding_disk_errors"] == 1, cache.counts
+assert not [path for path in folder.glob("*/*")], "an unfinished entry was left behind"
+"""
+
+
+def test_full_disk_costs_only_speed(facebook_checkpoint: Path, tmp_path: Path) -> None:
+    subprocess.run(
+        [sys.executable, "-c", FULL_DISK, str(facebook_checkpoint), str(tmp_path / "cache")],
+        check=True,
+        cwd=Path(__file__).parents[3],
+    )
+
+
+def work(checkpoint: str, folder: str, seeds: list[int], answers: object) -> None:
+    """One process of two: looks at pictures through a small shared cache, and checks each."""
+    torch.set_num_threads(1)
+    model = MedSAM3.from_pretrained(checkpoint, config=sam3_reference.config(), device="cpu")
+    encoder = Encoder(model)
+    right = {seed: encoder(seed)() for seed in set(seeds)}
+    wrong = 0
+    for seed in seeds:
+        # A new cache each time, so that everything goes over the disk; room for two entries.
+        cache = EmbeddingCache(Path(folder), memory_bytes=0, disk_bytes=500_000)
+        wrong += not same(cache.get(model, str(seed), encoder(seed)), right[seed])
+        wrong += cache.counts["embedding_entries_dropped"]
+    answers.put(wrong)  # type: ignore[attr-defined]
+
+
+def test_two_processes_share_a_folder(facebook_checkpoint: Path, tmp_path: Path) -> None:
+    context = multiprocessing.get_context("spawn")
+    answers = context.Queue()
+    random = np.random.default_rng(0)
+    workers = [
+        context.Process(
+            target=work,
+            args=(
+                str(facebook_checkpoint),
+                str(tmp_path),
+                random.integers(0, 4, 24).tolist(),
+                answers,
+            ),
+        )
+        for _ in range(2)
+    ]
+    for worker in workers:
+        worker.start()
+    assert [answers.get(timeout=120), answers.get(timeout=120)] == [0, 0]
+    for worker in workers:
+        worker.join(timeout=30)
+        assert worker.exitcode == 0
+    assert sum(entry.stat().st_size for entry in entries(tmp_path)) <= 2 * 500_000
+
+
+def test_unfinished_entry_of_a_dead_process_is_removed(model: MedSAM3, tmp_path: Path) -> None:
+    left = tmp_path / "ab" / ".abc.1.2"
+    left.parent.mkdir()
+    left.write_bytes(b"x")
+    os.utime(left, (0, 0))
+    cache_of(tmp_path).get(model, "a", Encoder(model)(1))
+    assert not left.exists()
+
+
+# -- texts ----------------------------------------------------------------------------------
+
+
+def test_only_new_phrases_are_encoded(model: MedSAM3) -> None:
+    cache = TextCache()
+    cache.get(model, ["optic cup", "polyp"])
+    found = cache.get(model, ["breast tumor", "polyp", "breast tumor"])
+    assert cache.take_counts() == {"text_embedding_hits": 2, "text_embedding_misses": 3}
+    assert found.phrases == ("breast tumor", "polyp", "breast tumor")
+    direct = model.encode_text(["breast tumor", "polyp", "breast tumor"])
+    torch.testing.assert_close(found.features, direct.features, atol=1e-5, rtol=0)
+    assert torch.equal(found.attention_mask, direct.attention_mask)
+
+
+def test_text_cache_forgets_the_least_recently_used(model: MedSAM3) -> None:
+    cache = TextCache(kept=2)
+    for phrase in ("a", "b", "a", "c", "a", "b"):
+        cache.get(model, [phrase])
+    assert cache.counts["text_embedding_misses"] == 4
+
+
+def test_no_phrase_is_refused(model: MedSAM3) -> None:
+    with pytest.raises(PromptError):
+        TextCache().get(model, [])
