@@ -1,4 +1,4 @@
-"""Everything that `backend` raises on purpose.
+"""Everything that `backend` raises on purpose, in one tree.
 
 BackendError
 ├── LabelConfigError          the labeling config cannot be served
@@ -9,8 +9,18 @@ BackendError
 │   └── LabelStudioUnavailableError   it cannot be reached, or timed out
 ├── ImageSourceError          an image of a task cannot be fetched
 ├── SettingsError             a setting is missing or contradicts another
-└── QueueError                Redis cannot be reached
+├── QueueError                Redis cannot be reached
+├── CorrectionsError          the corrections cannot be read or written
+│   ├── MaskError             a mask file is missing or damaged
+│   ├── QuarantineError       one annotation cannot be used; the others go on
+│   └── DatasetVersionError   a dataset version cannot be made or read
+├── ModelVersionError         a version is not there, or may not serve
+└── TrainingError             a training run cannot start or go on
+    ├── CancelledError        somebody cancelled the run
+    └── StoppedError          the trainer was told to stop; the run goes on later
 """
+
+from enum import StrEnum
 
 
 class BackendError(Exception):
@@ -55,3 +65,48 @@ class SettingsError(BackendError):
 
 class QueueError(BackendError):
     """The job queue cannot be reached."""
+
+
+class CorrectionsError(BackendError):
+    """Root of the corrections' errors."""
+
+
+class MaskError(CorrectionsError):
+    """A mask file is missing or damaged."""
+
+
+class Trouble(StrEnum):
+    """Why an annotation is quarantined, and so what can heal it."""
+
+    CONTENT = "content"  # a new version of the annotation
+    IMAGE = "image"  # the image coming back, or a new version
+    CONFIG = "config"  # the labeling config taking its labels back, or a new version
+    UNFORESEEN = "unforeseen"  # trying again, perhaps; the worker's log tells more
+
+
+class QuarantineError(CorrectionsError):
+    """One annotation cannot be used; `trouble` says what would heal it."""
+
+    def __init__(self, trouble: Trouble, reason: str) -> None:
+        super().__init__(reason)
+        self.trouble = trouble
+
+
+class DatasetVersionError(CorrectionsError):
+    """A dataset version cannot be made or read; the message says why."""
+
+
+class ModelVersionError(BackendError):
+    """A version or its weights are not there, or it may not serve; the message says what to do."""
+
+
+class TrainingError(BackendError):
+    """A run cannot be started or cannot go on; the message says why and what to do."""
+
+
+class CancelledError(TrainingError):
+    """The run was cancelled while it was at work."""
+
+
+class StoppedError(TrainingError):
+    """The trainer was told to stop; its state is kept, and the run goes on later."""

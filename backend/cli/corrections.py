@@ -214,7 +214,7 @@ def export(
     """
     from backend.corrections.datasets import open_version
     from backend.corrections.event_ingest import open_ingest
-    from backend.corrections.export.export import Format, Page
+    from backend.corrections.export.export import ExportFormat, ExportPage
     from backend.corrections.export.export import export as write
     from backend.corrections.mask_store import MaskStore
     from backend.corrections.statistics import compute
@@ -226,7 +226,7 @@ def export(
         with ExitStack() as opened:
             ingest = opened.enter_context(open_ingest(services)) if images else None
 
-            def read(page: Page) -> bytes:
+            def read(page: ExportPage) -> bytes:
                 assert ingest is not None
                 return ingest.source.image(
                     page.image.reference, project_id=project, task_id=page.item.task.task_id
@@ -236,7 +236,7 @@ def export(
                 found,
                 MaskStore(services.settings.storage),
                 folder,
-                Format(format_),
+                ExportFormat(format_),
                 statistics=figures,
                 read_image=read if images else None,
                 progress=opened.enter_context(_progress("Exporting", quiet=as_json)),

@@ -19,7 +19,7 @@ from backend.processes.queues import QueueName
 from backend.settings import Settings, get_settings
 
 if TYPE_CHECKING:
-    from backend.predictions.preannotate import Progress
+    from backend.predictions.preannotate import PreannotationProgress
 
 app = typer.Typer(
     name="medsam3",
@@ -228,7 +228,7 @@ def _say(line: str) -> None:
 
 
 @contextmanager
-def progress_bar(title: str) -> Iterator[Callable[["Progress"], None]]:
+def progress_bar(title: str) -> Iterator[Callable[["PreannotationProgress"], None]]:
     """A bar on standard error that shows how many tasks are done."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
@@ -238,7 +238,7 @@ def progress_bar(title: str) -> Iterator[Callable[["Progress"], None]]:
     bar = Bar(*columns, TimeRemainingColumn(), console=Console(stderr=True), transient=True)
     row = bar.add_task(title, total=None, visible=False)
 
-    def show(progress: "Progress") -> None:
+    def show(progress: "PreannotationProgress") -> None:
         bar.start()
         done = progress.predicted + progress.failed
         bar.update(row, total=progress.total, completed=done, visible=progress.total > 0)

@@ -165,16 +165,15 @@ def show(version: Annotated[str, typer.Argument(help="The version.")]) -> None:
     """
     from sqlalchemy import select
 
+    from backend.errors import ModelVersionError
     from backend.models import card
     from backend.services import open_services
-    from backend.tables import ModelVersion
-    from backend.training.runs import TrainingError
-    from backend.training.tables import GateVerdict, Promotion
+    from backend.tables import GateVerdict, ModelVersion, Promotion
 
     with open_services().database.reading() as session:
         row = session.scalar(select(ModelVersion).where(ModelVersion.version == version))
         if row is None:
-            raise TrainingError(f"There is no version {version}: `medsam3 models list`.")
+            raise ModelVersionError(f"There is no version {version}: `medsam3 models list`.")
         verdict = session.get(GateVerdict, row.run_id) if row.run_id else None
         served = session.scalars(
             select(Promotion).where(Promotion.version == version).order_by(Promotion.id)
@@ -234,8 +233,9 @@ def _follow(services: Any, run_id: str) -> dict[str, Any]:
     from rich.console import Console
     from rich.progress import Progress
 
+    from backend.tables import GateVerdict
     from backend.training import runs
-    from backend.training.tables import GateVerdict, TrainingRun
+    from backend.training.tables import TrainingRun
 
     with Progress(console=Console(stderr=True), transient=True) as bar:
         row = bar.add_task("Waiting for the trainer", total=None)

@@ -15,8 +15,8 @@ from sqlalchemy.orm import Session
 
 from backend.corrections.comparison import SuggestedRegion
 from backend.corrections.cropped_mask import CroppedMask
-from backend.corrections.errors import QuarantineError
-from backend.corrections.submissions import AnnotationRecord, Pages, Region, read_regions
+from backend.corrections.submissions import AnnotationRecord, Pages, SubmittedRegion, read_regions
+from backend.errors import QuarantineError
 from backend.tables import Suggestion, SuggestionState
 
 
@@ -75,7 +75,7 @@ def suggestions_of(session: Session, project_id: int, task_id: int) -> list[Stor
 def find_baseline(
     stored: Sequence[StoredSuggestion],
     record: AnnotationRecord,
-    regions: Sequence[Region],
+    regions: Sequence[SubmittedRegion],
     pages: Pages,
     *,
     max_pixels: float,
@@ -186,7 +186,7 @@ def _version_of(interactive: Sequence[StoredSuggestion]) -> str | None:
 
 
 def _entries_of(
-    record: AnnotationRecord, own: Mapping[str, Region]
+    record: AnnotationRecord, own: Mapping[str, SubmittedRegion]
 ) -> dict[str, Mapping[str, Any]]:
     """What each submitted region was decoded from."""
     entries: dict[str, Mapping[str, Any]] = {}
@@ -198,7 +198,9 @@ def _entries_of(
 
 
 def _untouched(
-    entry: Mapping[str, Any], drawn: Mapping[str, Mapping[str, Any]], own: Mapping[str, Region]
+    entry: Mapping[str, Any],
+    drawn: Mapping[str, Mapping[str, Any]],
+    own: Mapping[str, SubmittedRegion],
 ) -> dict[str, CroppedMask]:
     """The mask of a suggested entry that was submitted as it was: it is decoded already."""
     id_ = str(entry.get("id"))
@@ -210,7 +212,7 @@ def _untouched(
 
 def _decoded(
     entry: Mapping[str, Any], pages: Pages, max_pixels: float, known: Mapping[str, CroppedMask]
-) -> list[Region]:
+) -> list[SubmittedRegion]:
     """The region of one entry; none when it is no outline, or made for another config or image."""
     try:
         return read_regions([entry], pages, max_pixels=max_pixels, decoded=known)

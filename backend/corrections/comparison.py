@@ -66,7 +66,7 @@ class Scores:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class ComparedRegion:
     """One row of the comparison; see `backend.corrections.tables.RegionOutcome`."""
 
     outcome: OutcomeKind
@@ -85,14 +85,16 @@ class Outcome:
     added_path_length: float | None = None
 
 
-def compare(suggested: Sequence[SuggestedRegion], final: Sequence[FinalRegion]) -> list[Outcome]:
+def compare(
+    suggested: Sequence[SuggestedRegion], final: Sequence[FinalRegion]
+) -> list[ComparedRegion]:
     """The outcomes of all regions, in an order that does not depend on the order of the input.
 
     Args:
         suggested: with unique ids; of one task, all pages.
         final: with unique ids; the masks of one page have one size, also the suggested ones.
     """
-    outcomes: list[Outcome] = []
+    outcomes: list[ComparedRegion] = []
     pages = {one.item_index for one in suggested} | {one.item_index for one in final}
     for page in sorted(pages):
         outcomes += _compare_page(
@@ -132,7 +134,7 @@ class _Links:
 
 def _compare_page(
     suggested: Sequence[SuggestedRegion], final: Sequence[FinalRegion]
-) -> list[Outcome]:
+) -> list[ComparedRegion]:
     links = _Links(suggested, final)
     _link_ids(links)
     _link_same_objects(links)
@@ -249,7 +251,7 @@ def _components(links: _Links) -> list[tuple[list[int], list[int]]]:
 
 def _changed(
     suggested: Sequence[SuggestedRegion], final: Sequence[FinalRegion]
-) -> Iterable[Outcome]:
+) -> Iterable[ComparedRegion]:
     relation = Relation.ONE
     if len(suggested) > 1:
         relation = Relation.MERGED
@@ -264,7 +266,7 @@ def _changed(
     for position, region in enumerate(suggested):
         label_changed = region.label not in labels
         accepted = relation is Relation.ONE and same_pixels and not label_changed
-        yield Outcome(
+        yield ComparedRegion(
             outcome=OutcomeKind.ACCEPTED if accepted else OutcomeKind.EDITED,
             relation=relation,
             item_index=region.item_index,
@@ -283,8 +285,8 @@ def _changed(
         )
 
 
-def _rejected(region: SuggestedRegion) -> Outcome:
-    return Outcome(
+def _rejected(region: SuggestedRegion) -> ComparedRegion:
+    return ComparedRegion(
         outcome=OutcomeKind.REJECTED,
         relation=Relation.NONE,
         item_index=region.item_index,
@@ -298,11 +300,11 @@ def _rejected(region: SuggestedRegion) -> Outcome:
     )
 
 
-def _added(region: FinalRegion) -> Outcome:
+def _added(region: FinalRegion) -> ComparedRegion:
     from medsam3_model.evaluation.metrics import boundary
 
     (window,) = common_windows([region.mask])
-    return Outcome(
+    return ComparedRegion(
         outcome=OutcomeKind.ADDED,
         relation=Relation.NONE,
         item_index=region.item_index,

@@ -13,13 +13,13 @@ from dataclasses import dataclass
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from backend.corrections.errors import DatasetVersionError
 from backend.corrections.revisions import CorrectedTask, corrected_tasks, latest_revisions
 from backend.corrections.tables import DatasetItem, DatasetVersion, Revision
+from backend.errors import DatasetVersionError
 
 
 @dataclass(frozen=True)
-class Item:
+class VersionItem:
     """A revision in a dataset version; `split` is "train" or "val"."""
 
     task: CorrectedTask
@@ -27,17 +27,17 @@ class Item:
 
 
 @dataclass(frozen=True)
-class Version:
+class ExportedVersion:
     """A dataset version; `forgotten` of its revisions were removed on request."""
 
     project_id: int
     name: str
     digest: str
     forgotten: int
-    items: tuple[Item, ...]
+    items: tuple[VersionItem, ...]
 
 
-def open_version(session: Session, project_id: int, name: str | None = None) -> Version:
+def open_version(session: Session, project_id: int, name: str | None = None) -> ExportedVersion:
     """The version of that name; made of the latest valid revisions if there is none yet.
 
     Args:
@@ -58,16 +58,16 @@ def open_version(session: Session, project_id: int, name: str | None = None) -> 
     ).all()
     splits = {revision.id: split for revision, split in rows}
     tasks = corrected_tasks(session, (revision for revision, _ in rows))
-    return Version(
+    return ExportedVersion(
         project_id=project_id,
         name=known.name,
         digest=known.digest,
         forgotten=known.forgotten,
-        items=tuple(Item(task, splits[task.revision_id]) for task in tasks),
+        items=tuple(VersionItem(task, splits[task.revision_id]) for task in tasks),
     )
 
 
-def digest_of(items: Iterable[Item]) -> str:
+def digest_of(items: Iterable[VersionItem]) -> str:
     """SHA-256 over what was submitted and how it is split; the same in every store."""
     lines = sorted((one.task.annotation_id, one.task.content_hash, one.split) for one in items)
     return hashlib.sha256(json.dumps(lines).encode()).hexdigest()
@@ -85,7 +85,8 @@ def _make(session: Session, project_id: int, name: str | None) -> DatasetVersion
     from medsam3_model.data.datasets import split_of_group
 
     items = [
-        Item(task, split_of_group(task.group)) for task in latest_revisions(session, project_id)
+        VersionItem(task, split_of_group(task.group))
+        for task in latest_revisions(session, project_id)
     ]
     if not items:
         raise DatasetVersionError(

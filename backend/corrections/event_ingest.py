@@ -11,9 +11,9 @@ from sqlalchemy.orm import Session
 from backend.corrections import store
 from backend.corrections.ingest import Hint, Ingest
 from backend.corrections.mask_store import MaskStore
-from backend.corrections.source import Source
-from backend.corrections.tables import Annotation, AnnotationState, Trouble
-from backend.errors import LabelStudioAuthError, LabelStudioUnavailableError
+from backend.corrections.source import AnnotationSource
+from backend.corrections.tables import Annotation, AnnotationState
+from backend.errors import LabelStudioAuthError, LabelStudioUnavailableError, Trouble
 from backend.label_studio.client import LabelStudio
 from backend.services import Services
 from backend.tables import Event, now
@@ -31,7 +31,10 @@ def open_ingest(services: Services) -> Iterator[Ingest]:
     settings = services.settings
     with LabelStudio.from_settings(settings) as client:
         yield Ingest(
-            services.database, MaskStore(settings.storage), Source(client, settings), settings
+            services.database,
+            MaskStore(settings.storage),
+            AnnotationSource(client, settings),
+            settings,
         )
 
 

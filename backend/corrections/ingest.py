@@ -17,24 +17,24 @@ from typing import Any
 
 from backend.corrections import store
 from backend.corrections.baselines import Baseline, find_baseline, suggestions_of
-from backend.corrections.comparison import FinalRegion, Outcome, compare
+from backend.corrections.comparison import ComparedRegion, FinalRegion, compare
 from backend.corrections.cropped_mask import CroppedMask, union
-from backend.corrections.errors import QuarantineError
 from backend.corrections.groups import group_of
 from backend.corrections.label_rules import outlines, pages_of
 from backend.corrections.mask_store import MaskStore
 from backend.corrections.privacy import Removed, finish_removals, write_down_masks
-from backend.corrections.source import ImageFacts, Source, image_facts
+from backend.corrections.source import AnnotationSource, ImageFacts, image_facts
 from backend.corrections.submissions import (
     AnnotationRecord,
     Pages,
-    Region,
+    SubmittedRegion,
     read_annotation,
     read_regions,
     regions_of_concepts,
 )
-from backend.corrections.tables import AnnotationState, Trouble
+from backend.corrections.tables import AnnotationState
 from backend.database import Database
+from backend.errors import QuarantineError, Trouble
 from backend.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -64,10 +64,10 @@ class Draft:
     content_hash: str
     group: str
     images: tuple[tuple[str, ImageFacts], ...]  # address and facts, one per page
-    regions: tuple[Region, ...]
+    regions: tuple[SubmittedRegion, ...]
     concepts: Mapping[tuple[int, str], CroppedMask]
     baseline: Baseline
-    outcomes: tuple[Outcome, ...]
+    outcomes: tuple[ComparedRegion, ...]
 
 
 class Ingest:
@@ -81,7 +81,7 @@ class Ingest:
     """
 
     def __init__(
-        self, database: Database, masks: MaskStore, source: Source, settings: Settings
+        self, database: Database, masks: MaskStore, source: AnnotationSource, settings: Settings
     ) -> None:
         self.database = database
         self.masks = masks
@@ -240,14 +240,14 @@ class Ingest:
             )
 
 
-def _final(regions: list[Region]) -> list[FinalRegion]:
+def _final(regions: list[SubmittedRegion]) -> list[FinalRegion]:
     return [
         FinalRegion(region.id, region.labels, region.item_index, region.mask, region.shape)
         for region in regions
     ]
 
 
-def _check_sizes(regions: list[Region], images: list[tuple[str, ImageFacts]]) -> None:
+def _check_sizes(regions: list[SubmittedRegion], images: list[tuple[str, ImageFacts]]) -> None:
     for region in regions:
         facts = images[region.item_index][1]
         drawn = (region.mask.width, region.mask.height)

@@ -5,10 +5,8 @@ from collections.abc import Iterable, Mapping
 from functools import lru_cache
 from typing import Any
 
-from backend.corrections.errors import QuarantineError
-from backend.corrections.submissions import Pages, Region
-from backend.corrections.tables import Trouble
-from backend.errors import ImageSourceError, LabelConfigError
+from backend.corrections.submissions import Pages, SubmittedRegion
+from backend.errors import ImageSourceError, LabelConfigError, QuarantineError, Trouble
 from backend.labeling.config import LabelConfig, parse_label_config
 
 
@@ -29,7 +27,7 @@ def pages_of(xml: str, task_data: Mapping[str, Any]) -> Pages:
     return Pages(first, tuple(references))
 
 
-def outlines(regions: Iterable[Region], xml: str) -> list[Region]:
+def outlines(regions: Iterable[SubmittedRegion], xml: str) -> list[SubmittedRegion]:
     """The regions that say where their concept is.
 
     Left out is what a prompt tool drew: a box for a smart tool, or one that says what the concept
@@ -37,7 +35,7 @@ def outlines(regions: Iterable[Region], xml: str) -> list[Region]:
     """
     config = _parsed(xml)
 
-    def is_outline(region: Region) -> bool:
+    def is_outline(region: SubmittedRegion) -> bool:
         control = config.control(region.control)
         if control is None or not region.labels:
             return True

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from backend.corrections.cropped_mask import CroppedMask
-from backend.corrections.errors import MaskError
+from backend.errors import MaskError
 
 BoolMask = NDArray[np.bool_]
 

@@ -124,7 +124,7 @@ def finish_removals(
     database: Database, masks: MaskStore, embedding_folder: Path, removed: Removed
 ) -> None:
     """Remove the files that are written down to go and that nothing names any more."""
-    from backend.training.tables import ImageVector
+    from backend.tables import ImageVector
     from medsam3_model.embedding_files import remove_embeddings
 
     with database.session() as session:
@@ -203,7 +203,7 @@ def _remove_traces(
     session: Session, project_id: int, task_id: int | None, removed: Removed
 ) -> None:
     """Remove webhooks' events, and places in the order of labelling."""
-    from backend.training.tables import TaskRank
+    from backend.tables import TaskRank
 
     ranks = delete(TaskRank).where(TaskRank.project_id == project_id)
     if task_id is not None:

@@ -37,7 +37,7 @@ class PageImage:
 
 
 @dataclass(frozen=True)
-class Concept:
+class CorrectedConcept:
     """A label's mask on one page; `mask_hash` names it in the `MaskStore`."""
 
     item_index: int
@@ -49,7 +49,7 @@ class Concept:
 
 
 @dataclass(frozen=True)
-class Instance:
+class CorrectedInstance:
     """One region of a label."""
 
     item_index: int
@@ -83,8 +83,8 @@ class CorrectedTask:
     model_version: str | None
     group: str
     images: tuple[PageImage, ...]
-    concepts: tuple[Concept, ...]
-    instances: tuple[Instance, ...]
+    concepts: tuple[CorrectedConcept, ...]
+    instances: tuple[CorrectedInstance, ...]
 
 
 def latest_revisions(
@@ -144,7 +144,7 @@ def corrected_tasks(session: Session, revisions: Iterable[Revision]) -> list[Cor
             concepts=tuple(
                 sorted(
                     (
-                        Concept(
+                        CorrectedConcept(
                             one.item_index,
                             one.label,
                             one.height,
@@ -160,7 +160,7 @@ def corrected_tasks(session: Session, revisions: Iterable[Revision]) -> list[Cor
             instances=tuple(
                 sorted(
                     (
-                        Instance(
+                        CorrectedInstance(
                             one.item_index,
                             one.label,
                             one.region_id,

@@ -13,10 +13,8 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from backend.corrections.errors import QuarantineError
 from backend.corrections.submissions import as_utc
-from backend.corrections.tables import Trouble
-from backend.errors import ImageSourceError, LabelStudioError
+from backend.errors import ImageSourceError, LabelStudioError, QuarantineError, Trouble
 from backend.label_studio.client import LabelStudio
 from backend.settings import Settings
 
@@ -63,7 +61,7 @@ class AnnotatedTask:
     annotation_ids: tuple[int, ...]
 
 
-class Source:
+class AnnotationSource:
     """Reads one Label Studio with the limits of `settings`."""
 
     def __init__(self, client: LabelStudio, settings: Settings) -> None:

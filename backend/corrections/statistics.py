@@ -23,7 +23,7 @@ from backend.corrections.tables import (
 
 
 @dataclass(frozen=True)
-class Figures:
+class CorrectionFigures:
     """One row of the statistics.
 
     Attributes:
@@ -62,9 +62,9 @@ def compute(
     """The statistics of one project or all, or of the given revisions, current or not.
 
     Returns:
-        `{"annotations": {"valid", "skipped", "quarantined"}, "overall": Figures,
-        "by_concept", "by_annotator", "by_model_version", "by_week": {key: Figures}}`, weeks as
-        ISO `2026-W09` of the submission; "none" is the model version of what had no suggestion.
+        `{"annotations": {"valid", "skipped", "quarantined"}, "overall": CorrectionFigures,
+        "by_concept", "by_annotator", "by_model_version", "by_week": {key: CorrectionFigures}}`,
+        weeks as ISO `2026-W09` of the submission; "none" is the model version of what had no suggestion.
     """
     of_project = [] if project_id is None else [Annotation.project_id == project_id]
     counts = {
@@ -158,7 +158,7 @@ def _by_concept(times: dict[int, float | None], outcomes: Sequence[_OutcomeRow])
     }
 
 
-def _figures(times: dict[int, float | None], outcomes: Iterable[_OutcomeRow]) -> Figures:
+def _figures(times: dict[int, float | None], outcomes: Iterable[_OutcomeRow]) -> CorrectionFigures:
     counted: dict[str, int] = dict.fromkeys(OutcomeKind, 0)
     dice: list[float] = []
     surface: list[float] = []
@@ -173,7 +173,7 @@ def _figures(times: dict[int, float | None], outcomes: Iterable[_OutcomeRow]) ->
             hd95.append(one_hd95)
     suggested = sum(counted.values()) - counted[OutcomeKind.ADDED]
     known_times = [seconds for seconds in times.values() if seconds is not None]
-    return Figures(
+    return CorrectionFigures(
         annotations=len(times),
         accepted=counted[OutcomeKind.ACCEPTED],
         edited=counted[OutcomeKind.EDITED],

@@ -24,10 +24,10 @@ from backend.corrections.tables import (
     ProjectRecord,
     RegionMask,
     Revision,
-    Trouble,
     table_of,
 )
 from backend.database import insert_or_ignore
+from backend.errors import Trouble
 from backend.tables import LabelConfigText
 
 if TYPE_CHECKING:

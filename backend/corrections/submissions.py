@@ -14,9 +14,7 @@ from typing import Any
 from pydantic import AwareDatetime, BaseModel, ConfigDict, ValidationError
 
 from backend.corrections.cropped_mask import CroppedMask
-from backend.corrections.errors import QuarantineError
-from backend.corrections.tables import Trouble
-from backend.errors import BackendError
+from backend.errors import BackendError, QuarantineError, Trouble
 
 # Regions that outline something. Key points are prompts of the smart tools; choices, text and
 # relations have no place in a mask; a video's rectangles have one place per frame.
@@ -87,7 +85,7 @@ class AnnotationRecord(BaseModel):
 
 
 @dataclass(frozen=True, eq=False)
-class Region:
+class SubmittedRegion:
     """One outlined region.
 
     Attributes:
@@ -147,7 +145,7 @@ def read_regions(
     *,
     max_pixels: float,
     decoded: Mapping[str, CroppedMask] | None = None,
-) -> list[Region]:
+) -> list[SubmittedRegion]:
     """Decode the outlined regions of a result.
 
     Args:
@@ -162,7 +160,7 @@ def read_regions(
     from backend.labeling.region_masks import region_mask
 
     labels = _labels_by_id(result)
-    regions: dict[str, Region] = {}
+    regions: dict[str, SubmittedRegion] = {}
     sizes: dict[int, tuple[int, int]] = {}
     for entry in result:
         shape, id_ = entry.get("type"), entry.get("id")
@@ -184,7 +182,7 @@ def read_regions(
                 mask = CroppedMask.of(region_mask(entry, *size))
             except BackendError as error:
                 raise QuarantineError(Trouble.CONTENT, f"{name} cannot be read: {error}") from None
-        regions[id_] = Region(
+        regions[id_] = SubmittedRegion(
             id=id_,
             labels=labels.get(id_, ()),
             control=str(entry.get("from_name") or ""),
@@ -195,13 +193,15 @@ def read_regions(
     return list(regions.values())
 
 
-def regions_of_concepts(regions: Sequence[Region]) -> dict[tuple[int, str], list[Region]]:
+def regions_of_concepts(
+    regions: Sequence[SubmittedRegion],
+) -> dict[tuple[int, str], list[SubmittedRegion]]:
     """The regions whose union is a concept's mask, by page and label.
 
     A region with several labels belongs to each. Boxes count where a label has nothing but boxes
     on the page; beside an outline they only say where the thing is.
     """
-    found: dict[tuple[int, str], list[Region]] = {}
+    found: dict[tuple[int, str], list[SubmittedRegion]] = {}
     for region in regions:
         for label in region.labels:
             found.setdefault((region.item_index, label), []).append(region)

@@ -21,13 +21,8 @@ from sqlalchemy import func, select
 from backend.corrections import store
 from backend.corrections.ingest import Hint, Ingest
 from backend.corrections.source import AnnotatedTask, between, changed_since
-from backend.corrections.tables import (
-    Annotation,
-    AnnotationState,
-    Forgotten,
-    ProjectRecord,
-    Trouble,
-)
+from backend.corrections.tables import Annotation, AnnotationState, Forgotten, ProjectRecord
+from backend.errors import Trouble
 from backend.tables import Project, now
 
 log = logging.getLogger(__name__)

@@ -24,15 +24,6 @@ class AnnotationState(StrEnum):
     DELETED = "deleted"
 
 
-class Trouble(StrEnum):
-    """Why an annotation is quarantined, and so what can heal it."""
-
-    CONTENT = "content"  # a new version of the annotation
-    IMAGE = "image"  # the image coming back, or a new version
-    CONFIG = "config"  # the labeling config taking its labels back, or a new version
-    UNFORESEEN = "unforeseen"  # trying again, perhaps; the worker's log tells more
-
-
 class OutcomeKind(StrEnum):
     """What happened to a suggested region, or that there was none."""
 

@@ -15,7 +15,7 @@ from backend.label_studio.client import LabelStudio
 from backend.labeling.region_masks import region_mask
 from backend.labeling.regions import validate
 from backend.models import versions
-from backend.predictions.preannotate import Progress
+from backend.predictions.preannotate import PreannotationProgress
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,9 @@ class DemoReport:
 
 
 def check_demo(
-    options: DemoOptions, say: Callable[[str], None], on_progress: Callable[[Progress], None]
+    options: DemoOptions,
+    say: Callable[[str], None],
+    on_progress: Callable[[PreannotationProgress], None],
 ) -> DemoReport:
     """Start the demo, look at every task through Label Studio's API, stop the demo."""
     with running_demo(options, say, on_progress) as demo:

@@ -18,7 +18,7 @@ from backend.errors import SettingsError
 from backend.label_studio.client import LabelStudio
 from backend.label_studio.connect import connect
 from backend.label_studio.server import LabelStudioServer, free_port
-from backend.predictions.preannotate import Progress, preannotate
+from backend.predictions.preannotate import PreannotationProgress, preannotate
 from backend.processes.supervisor import Supervisor
 from backend.services import Services, open_services
 from backend.settings import Settings
@@ -77,7 +77,9 @@ class Demo:
     errors: dict[int, str] = field(default_factory=dict)
 
 
-def run_demo(options: DemoOptions, say: Say, on_progress: Callable[[Progress], None]) -> None:
+def run_demo(
+    options: DemoOptions, say: Say, on_progress: Callable[[PreannotationProgress], None]
+) -> None:
     """Start everything, print where to look, and stay until Ctrl-C."""
     stop = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: stop.set())
@@ -98,7 +100,7 @@ def run_demo(options: DemoOptions, say: Say, on_progress: Callable[[Progress], N
 
 @contextmanager
 def running_demo(
-    options: DemoOptions, say: Say, on_progress: Callable[[Progress], None]
+    options: DemoOptions, say: Say, on_progress: Callable[[PreannotationProgress], None]
 ) -> Iterator[Demo]:
     """A demo that runs as long as the block."""
     started = time.monotonic()
@@ -119,7 +121,7 @@ def running_demo(
         connect(settings, project.id, f"http://127.0.0.1:{settings.port}")
         first: list[float] = []
 
-        def progressed(progress: Progress) -> None:
+        def progressed(progress: PreannotationProgress) -> None:
             if progress.predicted and not first:
                 first.append(round(time.monotonic() - started, 2))
             on_progress(progress)

@@ -15,11 +15,11 @@ from urllib.parse import urlsplit
 
 import httpx
 
-from backend.credentials import WEBHOOK_SECRET_HEADER, Credentials, load_credentials
 from backend.errors import LabelStudioError, SettingsError
 from backend.label_studio.addresses import shown
 from backend.label_studio.client import LabelStudio
 from backend.label_studio.records import Json, MLBackend, Webhook
+from backend.services import WEBHOOK_SECRET_HEADER, Credentials, load_credentials
 from backend.settings import Settings
 
 # Every event that can change what we know. Label links belong to another product of Label Studio.
@@ -43,7 +43,7 @@ _LET_IT_CALL = (
 )
 
 
-class Outcome(StrEnum):
+class StepOutcome(StrEnum):
     """What became of one thing that `connect` looks after."""
 
     CREATED = "created"
@@ -57,7 +57,7 @@ class Step:
     """One thing that `connect` looked after, and a sentence about it."""
 
     what: str
-    outcome: Outcome
+    outcome: StepOutcome
     message: str
 
 
@@ -75,7 +75,9 @@ class ConnectReport:
     @property
     def changed(self) -> bool:
         """Whether anything was created or changed."""
-        return any(step.outcome in (Outcome.CREATED, Outcome.CHANGED) for step in self.steps)
+        return any(
+            step.outcome in (StepOutcome.CREATED, StepOutcome.CHANGED) for step in self.steps
+        )
 
     def as_dict(self) -> dict[str, Any]:
         """The report as JSON has it."""
@@ -210,17 +212,19 @@ def _backend(
     try:
         if found is None:
             backend = studio.create_ml_backend(project_id, url, title=_FIRST_TITLE, **wanted)
-            steps.append(Step("backend", Outcome.CREATED, f"connected {url}"))
+            steps.append(Step("backend", StepOutcome.CREATED, f"connected {url}"))
         elif _is_as_wanted(found, url, credentials):
             backend = found
-            steps.append(Step("backend", Outcome.UNCHANGED, f"{url} is connected"))
+            steps.append(Step("backend", StepOutcome.UNCHANGED, f"{url} is connected"))
         else:
             backend = studio.update_ml_backend(
                 found.id, project=project_id, url=url, title=found.title, **wanted
             )
             old = f" (was {shown(found.url)})" if found.url.rstrip("/") != url else ""
             steps.append(
-                Step("backend", Outcome.CHANGED, f"connected {url} again{old}, with its password")
+                Step(
+                    "backend", StepOutcome.CHANGED, f"connected {url} again{old}, with its password"
+                )
             )
             if old:
                 _drop_webhooks(studio, hooks, found.url)
@@ -235,7 +239,7 @@ def _backend(
         steps.append(
             Step(
                 "other backends",
-                Outcome.WARNING,
+                StepOutcome.WARNING,
                 f"Label Studio asks only a project's first backend for predictions, which is "
                 f"{first.title!r} at {shown(first.url)}: remove that one in the project's "
                 "settings under Model",
@@ -278,7 +282,7 @@ def _webhook(studio: LabelStudio, project_id: int, url: str, credentials: Creden
             studio.create_webhook(project_id, address, headers=secret, **fields)
         except LabelStudioError as error:
             raise _explained(error, url) from error
-        return Step("webhook", Outcome.CREATED, f"events go to {address} with our secret")
+        return Step("webhook", StepOutcome.CREATED, f"events go to {address} with our secret")
     for extra in found[1:]:
         studio.delete_webhook(extra.id)
     hook = found[0]
@@ -290,9 +294,9 @@ def _webhook(studio: LabelStudio, project_id: int, url: str, credentials: Creden
         and hook.is_active
         and not hook.send_for_all_actions
     ):
-        return Step("webhook", Outcome.UNCHANGED, f"events go to {address} with our secret")
+        return Step("webhook", StepOutcome.UNCHANGED, f"events go to {address} with our secret")
     studio.update_webhook(hook.id, url=address, headers={**hook.headers, **secret}, **fields)
-    return Step("webhook", Outcome.CHANGED, f"events go to {address} with our secret")
+    return Step("webhook", StepOutcome.CHANGED, f"events go to {address} with our secret")
 
 
 def _drop_webhooks(studio: LabelStudio, hooks: list[Webhook], old_url: str) -> None:
@@ -307,7 +311,7 @@ def _title(
 ) -> Step:
     version = backend.model_version
     if backend.title == version:
-        return Step("title", Outcome.UNCHANGED, f"the backend is titled {version}")
+        return Step("title", StepOutcome.UNCHANGED, f"the backend is titled {version}")
     try:
         studio.update_ml_backend(
             backend.id,
@@ -319,7 +323,7 @@ def _title(
         )
     except LabelStudioError as error:
         raise _explained(error, backend.url) from error
-    return Step("title", Outcome.CHANGED, f"the backend is titled {version}, its model version")
+    return Step("title", StepOutcome.CHANGED, f"the backend is titled {version}, its model version")
 
 
 def _project(studio: LabelStudio, before: Json, version: str, sampling: str | None) -> Step:
@@ -335,9 +339,9 @@ def _project(studio: LabelStudio, before: Json, version: str, sampling: str | No
         studio.update_project(before["id"], **changes)
     different = [name for name, value in wanted.items() if before[name] != value]
     if not different:
-        return Step("project", Outcome.UNCHANGED, told)
+        return Step("project", StepOutcome.UNCHANGED, told)
     was = ", ".join(f"{name} was {before[name] or 'empty'}" for name in different)
-    return Step("project", Outcome.CHANGED, f"{told} ({was})")
+    return Step("project", StepOutcome.CHANGED, f"{told} ({was})")
 
 
 def _login(credentials: Credentials) -> dict[str, str]:

@@ -4,10 +4,9 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
-from backend.tables import ModelVersion
+from backend.tables import GateVerdict, ModelVersion, Promotion
 from backend.training.examples import Snapshot
 from backend.training.options import RunOptions
-from backend.training.tables import GateVerdict, Promotion
 
 
 def make(snapshot: Snapshot, options: RunOptions, training: Mapping[str, Any]) -> dict[str, Any]:

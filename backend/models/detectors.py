@@ -8,8 +8,8 @@ import secrets
 import shutil
 from pathlib import Path
 
+from backend.errors import ModelVersionError
 from backend.settings import Settings
-from backend.training.runs import TrainingError
 
 _SUFFIX = ".safetensors"
 
@@ -50,7 +50,7 @@ class DetectorStore:
         """The version's file on this machine, fetched from the object store if need be.
 
         Raises:
-            TrainingError: it is not there.
+            ModelVersionError: it is not there.
         """
         target = self._path(version)
         if not target.exists() and self._remote:
@@ -65,7 +65,7 @@ class DetectorStore:
             except FileNotFoundError:
                 near.unlink(missing_ok=True)
         if not target.exists():
-            raise TrainingError(
+            raise ModelVersionError(
                 f"The detector of version {version} is missing below {self._folder}: restore it "
                 "from a backup, or roll back with `medsam3 models rollback`."
             )

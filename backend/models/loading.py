@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from sqlalchemy import select
 
-from backend.errors import BackendError
+from backend.errors import ModelVersionError
 from backend.models import versions
 from backend.models.detectors import DetectorStore
 from backend.services import Services
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Source:
+class VersionWeights:
     """Where a version's weights are: a checkpoint, and a trained detector on top of it or None."""
 
     checkpoint: str
@@ -42,7 +42,7 @@ class Models:
         """The model of a version.
 
         Raises:
-            BackendError: the version is not registered, or its detector is missing.
+            ModelVersionError: the version is not registered, or its detector is missing.
             CheckpointError: its weights cannot be loaded.
         """
         if version in self._versions:
@@ -60,18 +60,20 @@ class Models:
             self._versions.popitem(last=False)
         return model
 
-    def source(self, version: str) -> Source:
+    def source(self, version: str) -> VersionWeights:
         """Where a version's weights are."""
         settings = self._services.settings
         if version == versions.default_version(self._services):
-            return Source(settings.model, settings.adapter, None)
+            return VersionWeights(settings.model, settings.adapter, None)
         with self._services.database.reading() as session:
             row = session.scalar(select(ModelVersion).where(ModelVersion.version == version))
         if row is None:
-            raise BackendError(f"model version {version} is not registered: `medsam3 models list`")
-        return Source(row.checkpoint, row.adapter, row.detector)
+            raise ModelVersionError(
+                f"model version {version} is not registered: `medsam3 models list`"
+            )
+        return VersionWeights(row.checkpoint, row.adapter, row.detector)
 
-    def _base(self, source: Source) -> "MedSAM3":
+    def _base(self, source: VersionWeights) -> "MedSAM3":
         key = (source.checkpoint, source.adapter)
         if key not in self._bases:
             from medsam3_model import MedSAM3

@@ -10,14 +10,12 @@ import logging
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from backend.errors import QueueError
+from backend.errors import ModelVersionError, QueueError
 from backend.models import versions
 from backend.models.detectors import DetectorStore
 from backend.processes.queues import QueueName, enqueue
 from backend.services import Services
-from backend.tables import ModelVersion, Project
-from backend.training.runs import TrainingError
-from backend.training.tables import GateVerdict, Promotion, PromotionKind
+from backend.tables import GateVerdict, ModelVersion, Project, Promotion, PromotionKind
 
 log = logging.getLogger(__name__)
 
@@ -42,22 +40,22 @@ def promote(
         force: also a version that did not pass the gate; the promotion then says so.
 
     Raises:
-        TrainingError: the version is not there, another project's, or did not pass.
+        ModelVersionError: the version is not there, another project's, or did not pass.
     """
     with services.database.session() as session:
         row = session.scalar(select(ModelVersion).where(ModelVersion.version == version))
         default = versions.default_version(services)
         if row is None and version != default:
-            raise TrainingError(f"There is no version {version}: `medsam3 models list`.")
+            raise ModelVersionError(f"There is no version {version}: `medsam3 models list`.")
         if row is not None and row.project_id not in (None, project_id):
-            raise TrainingError(
+            raise ModelVersionError(
                 f"Version {version} was trained for project {row.project_id}, not for {project_id}."
             )
         if row is not None and row.detector:
             DetectorStore(services.settings).path(row.detector)
             if kind == PromotionKind.MANUAL and not _passed(session, row):
                 if not force:
-                    raise TrainingError(
+                    raise ModelVersionError(
                         f"Version {version} did not pass the gate (`medsam3 models show "
                         f"{version}`): promote it with --force if you know better; that is noted."
                     )
@@ -75,7 +73,7 @@ def rollback(services: Services, project_id: int) -> Promotion:
     Rolling back twice goes back two promotions, not to and fro.
 
     Raises:
-        TrainingError: nothing was ever promoted, or all of it is rolled back.
+        ModelVersionError: nothing was ever promoted, or all of it is rolled back.
     """
     with services.database.session() as session:
         history = session.scalars(
@@ -88,7 +86,9 @@ def rollback(services: Services, project_id: int) -> Promotion:
             elif standing:
                 standing.pop()
         if not standing:
-            raise TrainingError(f"Project {project_id} has no promotion that could be taken back.")
+            raise ModelVersionError(
+                f"Project {project_id} has no promotion that could be taken back."
+            )
         made = _put_into_service(
             session,
             services,

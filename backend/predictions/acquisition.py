@@ -16,9 +16,8 @@ from sqlalchemy import delete, select
 
 from backend.database import insert_or_ignore
 from backend.services import Services
-from backend.tables import Suggestion, SuggestionState
+from backend.tables import ImageVector, Suggestion, SuggestionState, TaskRank
 from backend.training.options import Strategy, policy_of
-from backend.training.tables import ImageVector, TaskRank
 
 if TYPE_CHECKING:
     import numpy as np

@@ -42,7 +42,7 @@ IMAGE_TTL_S = 300.0
 
 
 @dataclass(frozen=True)
-class Outcome:
+class TaskPrediction:
     """What a task's prediction holds.
 
     Attributes:
@@ -59,7 +59,7 @@ class Outcome:
 
 
 @dataclass(frozen=True)
-class Page:
+class TaskPage:
     """One image of a task: where it is, and which page of a multi-page task it is (or None)."""
 
     image: ImageObject
@@ -110,7 +110,7 @@ class Inference:
         )
         self.model(versions.default_version(services))
 
-    def predict(self, row: Suggestion, label_config: str) -> Outcome:
+    def predict(self, row: Suggestion, label_config: str) -> TaskPrediction:
         """Predict one task.
 
         Raises:
@@ -165,7 +165,7 @@ class Inference:
             )
         else:
             score = fmean(confidences) if confidences else 0.0
-        return Outcome(regions, score, hashes[0] if hashes else "", model_s)
+        return TaskPrediction(regions, score, hashes[0] if hashes else "", model_s)
 
     def model(self, version: str) -> "MedSAM3":
         """The model of a version; encoders are loaded once for all, detectors swapped in."""
@@ -181,7 +181,7 @@ class Inference:
         except RedisError as error:
             log.warning("counters are not published (%s)", type(error).__name__)
 
-    def _file(self, page: Page, row: Suggestion) -> tuple[bytes, str]:
+    def _file(self, page: TaskPage, row: Suggestion) -> tuple[bytes, str]:
         return self._files.get(
             (row.project_id, page.reference),
             lambda: fetch_image(
@@ -283,7 +283,7 @@ def _concepts(
 
 def _pages(
     config: LabelConfig, task_data: Mapping[str, Any], prompt: InteractivePrompt | None
-) -> list[Page]:
+) -> list[TaskPage]:
     """The images to look at: all of the task's, or the one that was drawn on."""
     pages = []
     for image in config.images:
@@ -293,7 +293,7 @@ def _pages(
                 prompt.item_index or 0,
             ):
                 continue
-            pages.append(Page(image, reference, index if image.multi_page else None))
+            pages.append(TaskPage(image, reference, index if image.multi_page else None))
     if not pages:
         raise ImageSourceError("the page that was drawn on is not in the task")
     return pages

@@ -20,7 +20,7 @@ POLL_S = 0.5
 
 
 @dataclass(frozen=True)
-class Progress:
+class PreannotationProgress:
     """How far a project is, in tasks: `predicted` and `failed` add up to `total` at the end."""
 
     total: int
@@ -38,7 +38,7 @@ class PreannotateReport:
     """What came of it; `errors` maps a task's id to the sentence that says why it failed."""
 
     model_version: str
-    progress: Progress
+    progress: PreannotationProgress
     errors: dict[int, str]
 
 
@@ -46,7 +46,7 @@ def preannotate(
     services: Services,
     project_id: int,
     *,
-    on_progress: Callable[[Progress], None] = lambda progress: None,
+    on_progress: Callable[[PreannotationProgress], None] = lambda progress: None,
     timeout_s: float | None = None,
 ) -> PreannotateReport:
     """Have every task without a prediction of the version in service predicted and pushed.
@@ -86,7 +86,7 @@ def preannotate(
     return PreannotateReport(version, progress, _errors(services, ids))
 
 
-def _progress(services: Services, ids: list[str]) -> Progress:
+def _progress(services: Services, ids: list[str]) -> PreannotationProgress:
     counted = {"predicted": 0, "failed": 0}
     with services.database.reading() as session:
         for start in range(0, len(ids), 500):
@@ -100,7 +100,7 @@ def _progress(services: Services, ids: list[str]) -> Progress:
                     counted["failed"] += count
                 elif state == SuggestionState.DONE and delivery == Delivery.DELIVERED:
                     counted["predicted"] += count
-    return Progress(len(ids), **counted)
+    return PreannotationProgress(len(ids), **counted)
 
 
 def _errors(services: Services, ids: list[str]) -> dict[int, str]:

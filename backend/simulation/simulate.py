@@ -35,9 +35,16 @@ from backend.processes.redis_server import RedisServer
 from backend.services import Services, open_services, use_services
 from backend.settings import Settings
 from backend.simulation import report
-from backend.tables import Delivery, LabelConfigText, Project, Suggestion, SuggestionState
+from backend.tables import (
+    Delivery,
+    LabelConfigText,
+    Project,
+    Suggestion,
+    SuggestionState,
+    TrainingPolicy,
+)
 from backend.training import runs
-from backend.training.tables import TrainingPolicy, TrainingRun, Trigger
+from backend.training.tables import TrainingRun, Trigger
 from backend.training.trainer import train_run
 
 if TYPE_CHECKING:

@@ -9,14 +9,14 @@ from flask import Blueprint, abort, current_app, request
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 from sqlalchemy import select
 
+from backend.errors import ModelVersionError, TrainingError
 from backend.models import promotion
 from backend.models.versions import default_version
 from backend.services import Services
-from backend.tables import ModelVersion, Project
+from backend.tables import GateVerdict, ModelVersion, Project, Promotion, TrainingPolicy
 from backend.training import runs
 from backend.training.options import Consensus, Strategy
-from backend.training.runs import TrainingError
-from backend.training.tables import GateVerdict, Promotion, TrainingPolicy, TrainingRun, Trigger
+from backend.training.tables import TrainingRun, Trigger
 
 blueprint = Blueprint("training", __name__, url_prefix="/api/v1")
 
@@ -56,8 +56,9 @@ class _Policy(_Body):
         return value
 
 
+@blueprint.errorhandler(ModelVersionError)
 @blueprint.errorhandler(TrainingError)
-def _refused(error: TrainingError) -> tuple[dict[str, str], int]:
+def _refused(error: ModelVersionError | TrainingError) -> tuple[dict[str, str], int]:
     return {"error": str(error)}, 409
 
 

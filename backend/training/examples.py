@@ -16,11 +16,11 @@ from sqlalchemy.orm import Session
 
 from backend.corrections.revisions import CorrectedTask, corrected_tasks, latest_revisions
 from backend.corrections.tables import Annotation, DatasetItem, DatasetVersion, Revision
+from backend.errors import TrainingError
 from backend.labeling.concepts import concepts_for
 from backend.labeling.config import LabelConfig
 from backend.tables import Suggestion
 from backend.training.options import Consensus
-from backend.training.runs import TrainingError
 from backend.training.tables import TrainingRun
 
 if TYPE_CHECKING:

@@ -27,7 +27,7 @@ Mode = Literal["T", "T+I"]
 
 
 @dataclass(frozen=True)
-class Answer:
+class GateAnswer:
     """One question to one model: `dice` from 0 to 1; `image` and `group` say about what."""
 
     image: str
@@ -75,7 +75,11 @@ class Verdict:
 
 
 def decide(
-    candidate: Sequence[Answer], incumbent: Sequence[Answer], *, tolerance: float, min_images: int
+    candidate: Sequence[GateAnswer],
+    incumbent: Sequence[GateAnswer],
+    *,
+    tolerance: float,
+    min_images: int,
 ) -> Verdict:
     """Compare two models' answers to the same questions, in the same order.
 
@@ -125,7 +129,7 @@ def answers(
     rule: Consensus,
     *,
     on_image: Callable[[], None] = lambda: None,
-) -> list[Answer]:
+) -> list[GateAnswer]:
     """What a model answers about each example, by phrase and mode.
 
     Args:
@@ -136,7 +140,7 @@ def answers(
         rule: what several annotators' masks become.
         on_image: called after each.
     """
-    found: list[Answer] = []
+    found: list[GateAnswer] = []
     texts: dict[tuple[str, ...], Any] = {}
     for example in examples:
         phrases = tuple(example.masks)
@@ -159,7 +163,7 @@ def _of_image(
     text: Any,
     truth: Mapping[str, "NDArray[np.int32]"],
     closer_look: "EncodeWindow",
-) -> list[Answer]:
+) -> list[GateAnswer]:
     import numpy as np
 
     from medsam3_model.boxes import disturbed_boxes, instance_boxes
@@ -168,9 +172,9 @@ def _of_image(
     from medsam3_model.prompting import SpatialPrompt, segment_prompted
     from medsam3_model.small_objects import look_closer
 
-    def answer(phrase: str, mode: Mode, mask: "NDArray[np.bool_]") -> Answer:
+    def answer(phrase: str, mode: Mode, mask: "NDArray[np.bool_]") -> GateAnswer:
         score = dice(mask, truth[phrase] > 0)
-        return Answer(f"{example.task_id}/{example.key}", example.group, phrase, mode, score)
+        return GateAnswer(f"{example.task_id}/{example.key}", example.group, phrase, mode, score)
 
     by_text = look_closer(model, embedding, text, model.detect_all(embedding, text), closer_look)
     found = [
@@ -189,10 +193,10 @@ def _of_image(
     return found
 
 
-def _compare(pairs: Sequence[tuple[Answer, Answer]]) -> Comparison:
+def _compare(pairs: Sequence[tuple[GateAnswer, GateAnswer]]) -> Comparison:
     from medsam3_model.evaluation.metrics import paired_bootstrap
 
-    by_image: dict[str, list[tuple[Answer, Answer]]] = {}
+    by_image: dict[str, list[tuple[GateAnswer, GateAnswer]]] = {}
     for pair in pairs:
         by_image.setdefault(pair[0].image, []).append(pair)
     new = [_mean([one.dice for one, _ in own]) for own in by_image.values()]

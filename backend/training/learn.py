@@ -14,21 +14,22 @@ from sqlalchemy import select
 
 from backend.corrections import store
 from backend.corrections.mask_store import MaskStore
+from backend.errors import StoppedError
 from backend.labeling.config import parse_label_config
 from backend.models import versions
-from backend.models.loading import Source
+from backend.models.loading import VersionWeights
 from backend.predictions.jobs import stopping
 from backend.processes.queues import INTERACTIVE_KEY
 from backend.services import Services
+from backend.tables import Promotion
 from backend.training import examples, runs
 from backend.training.images import Images
 from backend.training.options import RunOptions
-from backend.training.runs import TrainingError
-from backend.training.tables import Promotion, TrainingRun
+from backend.training.tables import TrainingRun
 
 if TYPE_CHECKING:
     from medsam3_model import MedSAM3
-    from medsam3_model.training.fine_tuning import Progress, TrainingImage
+    from medsam3_model.training.fine_tuning import TrainingImage, TrainingProgress
 
 log = logging.getLogger(__name__)
 
@@ -37,10 +38,6 @@ REPORT_EVERY_S = 1.0
 # While annotators prompt, training waits; but not for ever, or a busy day would see no step at all.
 LONGEST_WAIT_S = 20.0
 _POLL_S = 0.05
-
-
-class StoppedError(TrainingError):
-    """The trainer was told to stop; its state is kept, and the run goes on later."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +53,7 @@ def fine_tune(
     services: Services,
     run: TrainingRun,
     model: "MedSAM3",
-    source: Source,
+    source: VersionWeights,
     snapshot: examples.Snapshot,
     images: Images,
     masks: MaskStore,
@@ -127,12 +124,12 @@ class _Reporter:
     """Called after every step: writes progress, makes room for annotators, ends the run."""
 
     def __init__(
-        self, services: Services, run_id: str, track: Callable[["Progress"], None]
+        self, services: Services, run_id: str, track: Callable[["TrainingProgress"], None]
     ) -> None:
         self._services, self._run_id, self._track = services, run_id, track
         self._written = 0.0
 
-    def __call__(self, progress: "Progress") -> None:
+    def __call__(self, progress: "TrainingProgress") -> None:
         self._track(progress)
         moment = time.monotonic()
         if moment - self._written > REPORT_EVERY_S or progress.step == progress.steps:
@@ -229,7 +226,7 @@ def _earlier(services: Services, run: TrainingRun) -> Iterator[examples.Example]
                     yield example
 
 
-def _base_name(services: Services, source: Source) -> str:
+def _base_name(services: Services, source: VersionWeights) -> str:
     """What the base is called, without the hash: the first part of all its versions."""
     return versions.version_name(source.checkpoint, source.adapter).rpartition("-")[0]
 
@@ -242,7 +239,7 @@ class _Tracking:
         self._run = run
         self._mlflow: Any = None
 
-    def __enter__(self) -> Callable[["Progress"], None]:
+    def __enter__(self) -> Callable[["TrainingProgress"], None]:
         from medsam3_model.training.event_files import EventFile
 
         self._events = EventFile(self._folder)
@@ -252,7 +249,7 @@ class _Tracking:
             self._mlflow.log_params(json.loads(json.dumps(self._run.options)))
         return self._add
 
-    def _add(self, progress: "Progress") -> None:
+    def _add(self, progress: "TrainingProgress") -> None:
         values = {"loss": progress.loss}
         if progress.validation_dice is not None:
             values["validation_dice"] = progress.validation_dice

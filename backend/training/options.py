@@ -6,7 +6,7 @@ from typing import Any, Literal, cast
 from sqlalchemy.orm import Session
 
 from backend.settings import Settings
-from backend.training.tables import TrainingPolicy
+from backend.tables import TrainingPolicy
 
 Consensus = Literal["latest", "majority", "staple"]
 Strategy = Literal["uncertainty", "tta", "diversity", "random", "random-foreground"]

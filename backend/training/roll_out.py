@@ -14,9 +14,8 @@ from backend.models.promotion import enqueue_roll_out
 from backend.predictions import acquisition
 from backend.predictions.requests import request_push
 from backend.services import Services, current_services
-from backend.tables import now
+from backend.tables import Promotion, now
 from backend.training.options import policy_of
-from backend.training.tables import Promotion
 
 log = logging.getLogger(__name__)
 

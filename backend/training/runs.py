@@ -13,12 +13,12 @@ from sqlalchemy import or_, select, update
 from sqlalchemy.orm import Session
 
 from backend.database import insert_or_ignore
-from backend.errors import BackendError, QueueError
+from backend.errors import CancelledError, QueueError, TrainingError
 from backend.processes.queues import QueueName, enqueue
 from backend.services import Services
-from backend.tables import new_id, now
+from backend.tables import GateVerdict, new_id, now
 from backend.training.options import options_of
-from backend.training.tables import GateVerdict, RunState, Stage, TrainingRun, Trigger
+from backend.training.tables import RunState, Stage, TrainingRun, Trigger
 
 log = logging.getLogger(__name__)
 
@@ -27,14 +27,6 @@ UNDER_WAY = (RunState.QUEUED, RunState.RUNNING)
 ENDED = (RunState.DONE, RunState.FAILED, RunState.CANCELLED)
 # Longer than a trainer may be busy between two signs of life: they come from a thread of its own.
 LEASE_S = 20.0
-
-
-class TrainingError(BackendError):
-    """A run cannot be started or cannot go on; the message says why and what to do."""
-
-
-class CancelledError(TrainingError):
-    """The run was cancelled while it was at work."""
 
 
 @dataclass(frozen=True)

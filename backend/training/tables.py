@@ -1,4 +1,4 @@
-"""The tables of the learning loop.
+"""The table of training runs.
 
 Revisions are named by their ids without foreign keys: corrections may be removed on request, and
 then a snapshot has fewer of them, but nothing stands in the way of the removal.
@@ -8,7 +8,7 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Any
 
-from sqlalchemy import Index, LargeBinary, String, Text
+from sqlalchemy import Index, String, Text
 from sqlalchemy.orm import Mapped, mapped_column
 
 from backend.tables import Base, new_id, now
@@ -42,15 +42,6 @@ class Trigger(StrEnum):
     COMMAND = "command"
     API = "api"
     SIMULATION = "simulation"
-
-
-class PromotionKind(StrEnum):
-    """How a version came into service."""
-
-    GATE = "gate"
-    MANUAL = "manual"
-    FORCED = "forced"  # although the gate had said no, or had not been asked
-    ROLLBACK = "rollback"
 
 
 class TrainingRun(Base):
@@ -97,91 +88,3 @@ class TrainingRun(Base):
     created_at: Mapped[datetime] = mapped_column(default=now)
     started_at: Mapped[datetime | None]
     finished_at: Mapped[datetime | None]
-
-
-class GateVerdict(Base):
-    """What the gate found for a run's candidate; written once, never changed.
-
-    Attributes:
-        passed: the candidate may go into service.
-        reasons: one sentence for each thing that decided.
-        figures: see `backend.training.gate.Verdict.figures`.
-    """
-
-    __tablename__ = "gate_verdicts"
-
-    run_id: Mapped[str] = mapped_column(String(32), primary_key=True)
-    candidate: Mapped[str] = mapped_column(String(200))
-    incumbent: Mapped[str] = mapped_column(String(200))
-    passed: Mapped[bool]
-    reasons: Mapped[list[Any]]
-    figures: Mapped[dict[str, Any]]
-    created_at: Mapped[datetime] = mapped_column(default=now)
-
-
-class Promotion(Base):
-    """A version came into service for a project; the newest row of a project is the one in force.
-
-    Attributes:
-        previous: what was in service before, to which a rollback returns.
-        rolled_out_at: when Label Studio had been told and the unlabelled tasks had been queued.
-        attempts, error: of the roll-out.
-    """
-
-    __tablename__ = "promotions"
-    __table_args__ = (Index("ix_promotions_project", "project_id", "id"),)
-
-    id: Mapped[int] = mapped_column(primary_key=True)
-    project_id: Mapped[int]
-    version: Mapped[str] = mapped_column(String(200))
-    previous: Mapped[str] = mapped_column(String(200))
-    kind: Mapped[str] = mapped_column(String(16))
-    run_id: Mapped[str | None] = mapped_column(String(32))
-    attempts: Mapped[int] = mapped_column(default=0)
-    error: Mapped[str | None] = mapped_column(Text)
-    created_at: Mapped[datetime] = mapped_column(default=now)
-    tried_at: Mapped[datetime | None]
-    rolled_out_at: Mapped[datetime | None]
-
-
-class TrainingPolicy(Base):
-    """A project's own choices; None stands for the setting of the same meaning.
-
-    Attributes:
-        after_corrections: new corrections that start a run; 0: never by itself.
-        schedule: a cron line, or an empty text for no schedule.
-        strategy: which tasks to label next, see `backend.predictions.acquisition`.
-        consensus: what several annotators' masks of one image become.
-        auto_promote: whether a candidate that passes the gate goes into service by itself.
-        scheduled_at: the last moment of the schedule that was acted upon.
-    """
-
-    __tablename__ = "training_policies"
-
-    project_id: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
-    after_corrections: Mapped[int | None]
-    schedule: Mapped[str | None] = mapped_column(String(100))
-    strategy: Mapped[str | None] = mapped_column(String(32))
-    consensus: Mapped[str | None] = mapped_column(String(16))
-    auto_promote: Mapped[bool | None]
-    scheduled_at: Mapped[datetime | None]
-
-
-class ImageVector(Base):
-    """An image's embedding, averaged over its patches: float16, as many as the encoder has."""
-
-    __tablename__ = "image_vectors"
-
-    image_hash: Mapped[str] = mapped_column(String(64), primary_key=True)
-    encoder_hash: Mapped[str] = mapped_column(String(64), primary_key=True)
-    vector: Mapped[bytes] = mapped_column(LargeBinary)
-
-
-class TaskRank(Base):
-    """A task's place in the order of labelling, 0 (next) to 1, where a strategy looks at all."""
-
-    __tablename__ = "task_ranks"
-
-    project_id: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
-    task_id: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
-    rank: Mapped[float]

@@ -20,7 +20,14 @@ from sqlalchemy.exc import SQLAlchemyError
 from backend.corrections import store
 from backend.corrections.mask_store import MaskStore
 from backend.database import insert_or_ignore
-from backend.errors import BackendError, LabelStudioUnavailableError, QueueError
+from backend.errors import (
+    BackendError,
+    CancelledError,
+    LabelStudioUnavailableError,
+    QueueError,
+    StoppedError,
+    TrainingError,
+)
 from backend.label_studio.client import LabelStudio
 from backend.labeling.config import parse_label_config
 from backend.models import card, promotion, versions
@@ -29,12 +36,12 @@ from backend.models.loading import Models
 from backend.predictions.jobs import stopping
 from backend.processes.queues import QueueName, waiting_row_ids
 from backend.services import Services, current_services
-from backend.tables import ModelVersion, now
+from backend.tables import GateVerdict, ModelVersion, PromotionKind, now
 from backend.training import examples, gate, roll_out, runs, triggers
 from backend.training.images import Images
-from backend.training.learn import StoppedError, fine_tune
+from backend.training.learn import fine_tune
 from backend.training.options import RunOptions
-from backend.training.tables import GateVerdict, PromotionKind, RunState, Stage, TrainingRun
+from backend.training.tables import RunState, Stage, TrainingRun
 
 log = logging.getLogger(__name__)
 
@@ -77,7 +84,7 @@ def train_run(services: Services, run_id: str, client: LabelStudio | None = None
     try:
         with _leased(services, run_id):
             _Stages(services, run, client or LabelStudio.from_settings(services.settings)).do()
-    except runs.CancelledError:
+    except CancelledError:
         runs.finish(services, run_id, RunState.CANCELLED)
     except StoppedError:
         runs.put_back(services, run_id)
@@ -128,13 +135,13 @@ class _Stages:
         with self._services.database.reading() as session:
             config = store.current_config(session, self._run.project_id)
             if config is None:
-                raise runs.TrainingError(
+                raise TrainingError(
                     f"The labeling config of project {self._run.project_id} is not known: connect "
                     "it again (`medsam3 connect`)."
                 )
             snapshot = examples.load(session, self._run.dataset_id or 0, parse_label_config(config))
         if not snapshot.of("train"):
-            raise runs.TrainingError(
+            raise TrainingError(
                 f"All {len(snapshot.examples)} annotated images belong to groups that are kept for "
                 "validation: annotate images of other patients, too."
             )
@@ -223,7 +230,7 @@ class _Stages:
         if serving == candidate:
             return
         if serving != self._run.incumbent:
-            raise runs.TrainingError(
+            raise TrainingError(
                 f"{candidate} passed the gate against {self._run.incumbent}, but {serving} came "
                 "into service in the meantime: train again, or promote it by hand."
             )

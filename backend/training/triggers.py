@@ -8,11 +8,11 @@ from sqlalchemy import select
 
 from backend.corrections.tables import Annotation
 from backend.services import Services
-from backend.tables import Event, now
+from backend.tables import Event, TrainingPolicy, now
 from backend.training import examples
 from backend.training.options import policy_of
 from backend.training.runs import Requested, request_run
-from backend.training.tables import TrainingPolicy, Trigger
+from backend.training.tables import Trigger
 
 log = logging.getLogger(__name__)
 

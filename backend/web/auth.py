@@ -4,7 +4,7 @@ import hmac
 
 from flask import Request, Response, current_app, jsonify, request
 
-from backend.credentials import WEBHOOK_SECRET_HEADER, Credentials
+from backend.services import WEBHOOK_SECRET_HEADER, Credentials
 
 OPEN_PATHS = frozenset({"/health"})
 WEBHOOK_PATH = "/webhook"

@@ -38,14 +38,14 @@ if TYPE_CHECKING:
     from medsam3_model.embedding_cache import EmbeddingCache
     from medsam3_model.predictor import MedSAM3
 
-__all__ = ["FineTuned", "Progress", "TrainingImage", "TrainingSettings", "fine_tune"]
+__all__ = ["FineTuned", "TrainingImage", "TrainingProgress", "TrainingSettings", "fine_tune"]
 
 _WAY = 0.7  # from the weights at the start to the tuned ones, see `fine_tune`
 _MEAN_OVER = 50  # steps that the reported loss is averaged over
 
 
 @dataclass(frozen=True)
-class Progress:
+class TrainingProgress:
     """How far a run is; `validation_dice` is the last one, None before the first."""
 
     step: int
@@ -82,7 +82,7 @@ def fine_tune(
     replay: Sequence[TrainingImage] = (),
     settings: TrainingSettings | None = None,
     state: Path | None = None,
-    on_progress: Callable[[Progress], None] = lambda progress: None,
+    on_progress: Callable[[TrainingProgress], None] = lambda progress: None,
 ) -> FineTuned:
     """Train a copy of a model's detector.
 
@@ -152,7 +152,7 @@ class _Run:
         self.state = TrainingState()
         self.known_before: float | None = None
 
-    def go(self, file: Path | None, on_progress: Callable[[Progress], None]) -> FineTuned:
+    def go(self, file: Path | None, on_progress: Callable[[TrainingProgress], None]) -> FineTuned:
         self._resume(file)
         settings, state = self.settings, self.state
         stopped = self._stopped()
@@ -186,9 +186,9 @@ class _Run:
         late = self.state.seconds > 60 * self.settings.minutes
         return "minutes" if self.processes.any(late, self.model.device) else None
 
-    def _report(self, file: Path | None, on_progress: Callable[[Progress], None]) -> None:
+    def _report(self, file: Path | None, on_progress: Callable[[TrainingProgress], None]) -> None:
         state, steps = self.state, self.settings.steps
-        progress = Progress(
+        progress = TrainingProgress(
             step=state.step,
             steps=steps,
             loss=_mean(state.losses),

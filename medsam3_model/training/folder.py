@@ -26,7 +26,7 @@ from medsam3_model.evaluation.evaluation import parse_prompts
 from medsam3_model.predictor import MedSAM3
 from medsam3_model.training import processes
 from medsam3_model.training.data import TrainingImage
-from medsam3_model.training.fine_tuning import Progress, TrainingSettings, fine_tune
+from medsam3_model.training.fine_tuning import TrainingProgress, TrainingSettings, fine_tune
 from medsam3_model.training.replay import bundled_replay
 
 _MEMORY_BYTES = 2 * 2**30
@@ -85,7 +85,7 @@ def train(options: argparse.Namespace, device: str) -> None:
         sys.stdout.write(f"{out}: version {tuned.model.version}, {tuned.steps} steps\n")
 
 
-def say(progress: Progress) -> None:
+def say(progress: TrainingProgress) -> None:
     """One line for a step."""
     judged = progress.validation_dice
     sys.stderr.write(

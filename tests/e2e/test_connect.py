@@ -6,17 +6,17 @@ from pathlib import Path
 
 import pytest
 
-from backend.credentials import WEBHOOK_SECRET_HEADER, Credentials, load_credentials
 from backend.errors import LabelConfigError, LabelStudioError, SettingsError
 from backend.label_studio.client import LabelStudio
 from backend.label_studio.connect import (
     WEBHOOK_ACTIONS,
-    Outcome,
+    StepOutcome,
     announce_version,
     checked_url,
     connect,
 )
 from backend.label_studio.server import REPOSITORY, LabelStudioServer, free_port
+from backend.services import WEBHOOK_SECRET_HEADER, Credentials, load_credentials
 from backend.settings import Settings
 from tests.support.recording_backend import RecordingBackend
 
@@ -54,10 +54,10 @@ def test_a_fresh_project_is_connected_and_a_second_time_changes_nothing(
     project = make_project(images=1)
     report = connect(settings, project.id, backend.url)
     assert {step.what: step.outcome for step in report.steps} == {
-        "backend": Outcome.CREATED,
-        "webhook": Outcome.CHANGED,
-        "title": Outcome.CHANGED,
-        "project": Outcome.CHANGED,
+        "backend": StepOutcome.CREATED,
+        "webhook": StepOutcome.CHANGED,
+        "title": StepOutcome.CHANGED,
+        "project": StepOutcome.CHANGED,
     }
     assert "model_version was empty, sampling was Sequential" in report.steps[-1].message
 
@@ -76,7 +76,7 @@ def test_a_fresh_project_is_connected_and_a_second_time_changes_nothing(
 
     again = connect(settings, project.id, backend.url + "/")
     assert not again.changed
-    assert {step.outcome for step in again.steps} == {Outcome.UNCHANGED}
+    assert {step.outcome for step in again.steps} == {StepOutcome.UNCHANGED}
     told = str(again.as_dict()) + str(report.as_dict())
     assert credentials.password not in told
     assert credentials.webhook_secret not in told
@@ -198,7 +198,7 @@ def test_changed_secrets_are_put_right(
     secrets = load_credentials(other)
     backend.expect(secrets.user, secrets.password)
     report = connect(other, project.id, backend.url)
-    assert {step.what for step in report.steps if step.outcome is Outcome.CHANGED} == {
+    assert {step.what for step in report.steps if step.outcome is StepOutcome.CHANGED} == {
         "backend",
         "webhook",
     }
@@ -223,7 +223,7 @@ def test_another_backend_in_first_place_is_pointed_out(
             basic_auth_pass="else",
         )
         report = connect(settings, project.id, backend.url)
-    (warning,) = [step for step in report.steps if step.outcome is Outcome.WARNING]
+    (warning,) = [step for step in report.steps if step.outcome is StepOutcome.WARNING]
     assert "'older'" in warning.message
     assert label_studio.project(project.id)["model_version"] == backend.version
 

@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 
-from backend.credentials import WEBHOOK_SECRET_HEADER, load_credentials
 from backend.database import Database
 from backend.doctor import Check, Status
 from backend.doctor.label_studio import check_label_studio, check_token
@@ -13,6 +12,7 @@ from backend.doctor.projects import check_projects
 from backend.label_studio.client import LabelStudio
 from backend.label_studio.connect import connect
 from backend.label_studio.server import LabelStudioServer, free_port
+from backend.services import WEBHOOK_SECRET_HEADER, load_credentials
 from backend.settings import Settings
 from backend.tables import Project
 from tests.support.recording_backend import RecordingBackend

@@ -18,9 +18,9 @@ from backend.labeling import brush_rle
 from backend.models import promotion
 from backend.predictions.preannotate import preannotate
 from backend.services import Services, open_services
-from backend.tables import Suggestion
+from backend.tables import GateVerdict, Suggestion
 from backend.training import roll_out, runs
-from backend.training.tables import GateVerdict, RunState, TrainingRun, Trigger
+from backend.training.tables import RunState, TrainingRun, Trigger
 from medsam3_model.data.datasets import split_of_group
 from medsam3_model.data.template import demo_slices
 from medsam3_model.evaluation.metrics import dice

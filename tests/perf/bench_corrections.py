@@ -27,7 +27,7 @@ from sqlalchemy import bindparam, text
 from backend.corrections import store
 from backend.corrections.ingest import Ingest
 from backend.corrections.mask_store import MaskStore
-from backend.corrections.source import Source
+from backend.corrections.source import AnnotationSource
 from backend.corrections.statistics import compute
 from backend.corrections.submissions import read_annotation
 from backend.database import Database
@@ -53,7 +53,7 @@ WARM = 1000
 _WAVES = range(1, 24)
 
 
-class AnswersFromMemory(Source):
+class AnswersFromMemory(AnnotationSource):
     """A source whose images are there already; nothing else is asked of it."""
 
     def __init__(self, settings: Settings) -> None:

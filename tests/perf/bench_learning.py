@@ -17,8 +17,9 @@ from backend.models import promotion, versions
 from backend.processes.redis_server import RedisServer
 from backend.services import Services, open_services, use_services
 from backend.settings import Settings
+from backend.tables import GateVerdict
 from backend.training import runs
-from backend.training.tables import GateVerdict, TrainingRun, Trigger
+from backend.training.tables import TrainingRun, Trigger
 from backend.training.trainer import train_run
 from tests.integration.conftest import image_file
 from tests.perf import bench_web

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 if TYPE_CHECKING:
     from medsam3_model import MedSAM3
-    from medsam3_model.training.fine_tuning import Progress, TrainingImage
+    from medsam3_model.training.fine_tuning import TrainingImage, TrainingProgress
 
 # A new thing under a name that the bundled model was only ever asked for in vain.
 NEW = "implant"
@@ -41,7 +41,7 @@ def _speed(model: "MedSAM3", folder: Path) -> dict[str, float]:
         losses: list[float] = []
         ends: list[float] = []
 
-        def note(progress: "Progress") -> None:
+        def note(progress: "TrainingProgress") -> None:
             losses.append(progress.loss)
             ends.append(time.perf_counter())
 

@@ -15,9 +15,8 @@ from pathlib import Path
 
 import httpx
 
-from backend.credentials import load_credentials
 from backend.processes.redis_server import RedisServer
-from backend.services import Services, open_services
+from backend.services import Services, load_credentials, open_services
 from backend.settings import Settings
 from tests.integration.conftest import image_file
 

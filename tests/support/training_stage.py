@@ -21,13 +21,13 @@ from backend.services import Services, open_services, use_services
 from backend.settings import Settings
 from backend.tables import (
     Delivery,
+    GateVerdict,
     LabelConfigText,
     ModelVersion,
     Project,
     Suggestion,
     SuggestionState,
 )
-from backend.training.tables import GateVerdict
 from medsam3_model import MedSAM3
 from medsam3_model.checkpoints.bundle import write_bundle
 from medsam3_model.checkpoints.detectors import detector_state, load_detector, save_detector

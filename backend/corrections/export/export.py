@@ -15,13 +15,13 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from backend.corrections.datasets import Item, Version
-from backend.corrections.errors import DatasetVersionError
+from backend.corrections.datasets import ExportedVersion, VersionItem
 from backend.corrections.mask_store import MaskStore
-from backend.corrections.revisions import Concept, Instance, PageImage
+from backend.corrections.revisions import CorrectedConcept, CorrectedInstance, PageImage
+from backend.errors import DatasetVersionError
 
 
-class Format(StrEnum):
+class ExportFormat(StrEnum):
     """What can be written."""
 
     COCO = "coco"
@@ -31,15 +31,15 @@ class Format(StrEnum):
 
 
 @dataclass(frozen=True)
-class Page:
+class ExportPage:
     """One image of the export: `stem` names its files."""
 
     stem: str
-    item: Item
+    item: VersionItem
     item_index: int
     image: PageImage
-    concepts: tuple[Concept, ...]
-    instances: tuple[Instance, ...]
+    concepts: tuple[CorrectedConcept, ...]
+    instances: tuple[CorrectedInstance, ...]
 
     @property
     def file_name(self) -> str:
@@ -59,14 +59,14 @@ class Page:
         return self.image.height, self.image.width
 
 
-ReadImage = Callable[[Page], bytes]
+ReadImage = Callable[[ExportPage], bytes]
 
 
 def export(
-    version: Version,
+    version: ExportedVersion,
     masks: MaskStore,
     folder: Path,
-    format_: Format,
+    format_: ExportFormat,
     *,
     statistics: Mapping[str, Any],
     read_image: ReadImage | None = None,
@@ -107,7 +107,7 @@ def export(
     return len(pages)
 
 
-def pages_of(items: Sequence[Item]) -> list[Page]:
+def pages_of(items: Sequence[VersionItem]) -> list[ExportPage]:
     """All images of a version, in the order of tasks, annotations and pages."""
     found = []
     annotations = Counter(item.task.task_id for item in items)
@@ -118,7 +118,7 @@ def pages_of(items: Sequence[Item]) -> list[Page]:
             stem += f"-annotation-{task.annotation_id:08d}"
         for index, image in enumerate(task.images):
             found.append(
-                Page(
+                ExportPage(
                     stem=stem if len(task.images) == 1 else f"{stem}-page-{index:04d}",
                     item=item,
                     item_index=index,
@@ -130,7 +130,7 @@ def pages_of(items: Sequence[Item]) -> list[Page]:
     return found
 
 
-def provenance(version: Version, pages: Sequence[Page]) -> dict[str, Any]:
+def provenance(version: ExportedVersion, pages: Sequence[ExportPage]) -> dict[str, Any]:
     """Where each image's masks come from, as JSON."""
     return {
         "name": version.name,
@@ -160,7 +160,10 @@ def provenance(version: Version, pages: Sequence[Page]) -> dict[str, Any]:
 
 
 def data_card(
-    version: Version, pages: Sequence[Page], statistics: Mapping[str, Any], format_: Format
+    version: ExportedVersion,
+    pages: Sequence[ExportPage],
+    statistics: Mapping[str, Any],
+    format_: ExportFormat,
 ) -> str:
     """What is in the dataset, for people."""
     by_concept: dict[str, dict[str, int]] = {}
@@ -176,7 +179,7 @@ def data_card(
     lines = [
         *(
             ["---", f"pretty_name: {version.name}", "---", ""]
-            if format_ is Format.HF_DATASET
+            if format_ is ExportFormat.HF_DATASET
             else []
         ),
         f"# Dataset {version.name} of project {version.project_id}",
@@ -203,7 +206,7 @@ def data_card(
     return "\n".join(lines) + "\n"
 
 
-def checked(page: Page, content: bytes) -> bytes:
+def checked(page: ExportPage, content: bytes) -> bytes:
     """The image file, if it is the one that was annotated."""
     if hashlib.sha256(content).hexdigest() != page.image.hash:
         raise DatasetVersionError(
@@ -225,12 +228,14 @@ def folder_name(label: str) -> str:
     return re.sub(r"^\.|[. ]$", lambda one: f"%{ord(one.group()):02X}", safe) or "%00"
 
 
-def labels_of(pages: Sequence[Page]) -> list[str]:
+def labels_of(pages: Sequence[ExportPage]) -> list[str]:
     """All labels, sorted."""
     return sorted({concept.label for page in pages for concept in page.concepts})
 
 
-def by_label(instances: Sequence[Instance]) -> Iterator[tuple[str, list[Instance]]]:
+def by_label(
+    instances: Sequence[CorrectedInstance],
+) -> Iterator[tuple[str, list[CorrectedInstance]]]:
     """The instances of each label, both in a fixed order."""
     for label in sorted({one.label for one in instances}):
         yield label, [one for one in instances if one.label == label]

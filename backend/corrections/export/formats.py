@@ -10,9 +10,15 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from backend.corrections.datasets import Version
+from backend.corrections.datasets import ExportedVersion
 from backend.corrections.export.coco_runs import pack
-from backend.corrections.export.export import Format, Page, by_label, folder_name, write_json
+from backend.corrections.export.export import (
+    ExportFormat,
+    ExportPage,
+    by_label,
+    folder_name,
+    write_json,
+)
 from backend.corrections.mask_store import MaskStore
 
 BoolMask = NDArray[np.bool_]
@@ -23,10 +29,10 @@ class Writer(Protocol):
 
     def __init__(self, folder: Path, masks: MaskStore) -> None: ...
 
-    def add(self, page: Page, image: bytes | None) -> None:
+    def add(self, page: ExportPage, image: bytes | None) -> None:
         """Write a page; `image` is its file, where images are wanted."""
 
-    def finish(self, version: Version) -> None:
+    def finish(self, version: ExportedVersion) -> None:
         """Write the rest."""
 
 
@@ -40,7 +46,7 @@ class Coco:
         self._polygons: dict[int, list[list[float]]] = {}
         self._labels: set[str] = set()
 
-    def add(self, page: Page, image: bytes | None) -> None:
+    def add(self, page: ExportPage, image: bytes | None) -> None:
         from backend.labeling.polygons import outline
 
         height, width = page.size
@@ -81,7 +87,7 @@ class Coco:
                 }
             )
 
-    def finish(self, version: Version) -> None:
+    def finish(self, version: ExportedVersion) -> None:
         numbers = {label: number for number, label in enumerate(sorted(self._labels), start=1)}
         for one in self._annotations:
             one["category_id"] = numbers[one["category_id"]]
@@ -96,7 +102,7 @@ class Coco:
         self._write("polygons.json", version, categories, self._images, outlined)
 
     def _write(
-        self, name: str, version: Version, categories: Any, images: Any, annotations: Any
+        self, name: str, version: ExportedVersion, categories: Any, images: Any, annotations: Any
     ) -> None:
         info = {"description": version.name, "version": version.digest}
         write_json(
@@ -120,7 +126,7 @@ class Masks:
         self._tasks: list[dict[str, Any]] = []
         self._labels: set[str] = set()
 
-    def add(self, page: Page, image: bytes | None) -> None:
+    def add(self, page: ExportPage, image: bytes | None) -> None:
         if image is not None:
             _write(self._folder / "images" / page.file_name, image)
         task = page.item.task
@@ -136,7 +142,7 @@ class Masks:
             _write(path, _png(numbered))
         self._tasks.append(self._task(page, image is not None))
 
-    def finish(self, version: Version) -> None:
+    def finish(self, version: ExportedVersion) -> None:
         table = io.StringIO()
         writer = csv.writer(table, lineterminator="\n")
         writer.writerow(("name", "group", "split", "task"))
@@ -150,7 +156,7 @@ class Masks:
         )
         _write(self._folder / "label_config.xml", config.encode())
 
-    def _task(self, page: Page, with_image: bool) -> dict[str, Any]:
+    def _task(self, page: ExportPage, with_image: bool) -> dict[str, Any]:
         from backend.labeling import brush_rle
 
         height, width = page.size
@@ -192,16 +198,16 @@ class Nifti:
 
     def __init__(self, folder: Path, masks: MaskStore) -> None:
         self._folder, self._masks = folder, masks
-        self._pages: list[Page] = []
+        self._pages: list[ExportPage] = []
 
-    def add(self, page: Page, image: bytes | None) -> None:
+    def add(self, page: ExportPage, image: bytes | None) -> None:
         if image is not None:
             _write(self._folder / "images" / page.file_name, image)
         if self._pages and self._pages[-1].item is not page.item:
             self._write_volumes()
         self._pages.append(page)
 
-    def finish(self, version: Version) -> None:
+    def finish(self, version: ExportedVersion) -> None:
         self._write_volumes()
 
     def _write_volumes(self) -> None:
@@ -229,7 +235,7 @@ class HuggingFace:
         self._folder, self._masks = folder, masks
         self._rows: dict[str, list[dict[str, Any]]] = {"train": [], "val": []}
 
-    def add(self, page: Page, image: bytes | None) -> None:
+    def add(self, page: ExportPage, image: bytes | None) -> None:
         task = page.item.task
         home = self._folder / page.item.split
         if image is not None:
@@ -252,18 +258,18 @@ class HuggingFace:
                 }
             )
 
-    def finish(self, version: Version) -> None:
+    def finish(self, version: ExportedVersion) -> None:
         for split, rows in self._rows.items():
             if rows:
                 lines = "".join(f"{json.dumps(row, sort_keys=True)}\n" for row in rows)
                 _write(self._folder / split / "metadata.jsonl", lines.encode())
 
 
-WRITERS: dict[Format, type[Writer]] = {
-    Format.COCO: Coco,
-    Format.MASKS: Masks,
-    Format.NIFTI: Nifti,
-    Format.HF_DATASET: HuggingFace,
+WRITERS: dict[ExportFormat, type[Writer]] = {
+    ExportFormat.COCO: Coco,
+    ExportFormat.MASKS: Masks,
+    ExportFormat.NIFTI: Nifti,
+    ExportFormat.HF_DATASET: HuggingFace,
 }
 
 

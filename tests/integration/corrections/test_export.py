@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from backend.corrections.datasets import Version, open_version
-from backend.corrections.errors import DatasetVersionError
+from backend.corrections.datasets import ExportedVersion, open_version
 from backend.corrections.export.coco_runs import pack
-from backend.corrections.export.export import Format, Page, export, folder_name
+from backend.corrections.export.export import ExportFormat, ExportPage, export, folder_name
 from backend.corrections.statistics import compute
+from backend.errors import DatasetVersionError
 from backend.services import open_services
 from backend.settings import Settings
 from tests.support.corrections_stage import (
@@ -66,17 +66,19 @@ def stage(tmp_path: Path) -> Iterator[Stage]:
         services.close()
 
 
-def version_of(stage: Stage, name: str | None = None) -> Version:
+def version_of(stage: Stage, name: str | None = None) -> ExportedVersion:
     with stage.services.database.session() as session:
         return open_version(session, PROJECT, name)
 
 
-def write(stage: Stage, folder: Path, format_: Format, name: str | None = None) -> Version:
+def write(
+    stage: Stage, folder: Path, format_: ExportFormat, name: str | None = None
+) -> ExportedVersion:
     version = version_of(stage, name)
     with stage.services.database.reading() as session:
         figures = compute(session, PROJECT, [one.task.revision_id for one in version.items])
 
-    def read(page: Page) -> bytes:
+    def read(page: ExportPage) -> bytes:
         return stage.ingest.source.image(
             page.image.reference, project_id=PROJECT, task_id=page.item.task.task_id
         )
@@ -105,9 +107,9 @@ def truth(stage: Stage) -> dict[tuple[int, str], np.ndarray]:
     return found
 
 
-@pytest.mark.parametrize("format_", list(Format))
+@pytest.mark.parametrize("format_", list(ExportFormat))
 def test_two_exports_are_the_same_byte_for_byte(
-    stage: Stage, tmp_path: Path, format_: Format
+    stage: Stage, tmp_path: Path, format_: ExportFormat
 ) -> None:
     write(stage, tmp_path / "one", format_, "spring")
     # What is annotated afterwards belongs to a later version.
@@ -141,7 +143,7 @@ def test_a_patient_is_on_one_side(stage: Stage) -> None:
 def test_coco_is_read_by_pycocotools(stage: Stage, tmp_path: Path) -> None:
     from pycocotools.coco import COCO
 
-    write(stage, tmp_path / "out", Format.COCO)
+    write(stage, tmp_path / "out", ExportFormat.COCO)
     coco = COCO(str(tmp_path / "out" / "annotations.json"))
     labels = {one["id"]: one["name"] for one in coco.loadCats(coco.getCatIds())}
     found: dict[tuple[int, str], np.ndarray] = {}
@@ -179,7 +181,7 @@ def test_label_studios_converter_reads_the_polygons(stage: Stage, tmp_path: Path
 
     from backend.labeling.region_masks import region_mask
 
-    write(stage, tmp_path / "out", Format.COCO)
+    write(stage, tmp_path / "out", ExportFormat.COCO)
     convert_coco_to_ls(
         str(tmp_path / "out" / "polygons.json"), str(tmp_path / "tasks.json"), from_name="label"
     )
@@ -200,9 +202,9 @@ def test_label_studios_converter_reads_the_polygons(stage: Stage, tmp_path: Path
 
 def test_label_studios_exporter_reads_the_tasks(stage: Stage, tmp_path: Path) -> None:
     from label_studio_sdk.converter import Converter
-    from label_studio_sdk.converter.converter import Format as TheirFormat
+    from label_studio_sdk.converter.converter import ExportFormat as TheirFormat
 
-    write(stage, tmp_path / "out", Format.MASKS)
+    write(stage, tmp_path / "out", ExportFormat.MASKS)
     converter = Converter(
         config=(tmp_path / "out" / "label_config.xml").read_text(),
         project_dir=str(tmp_path),
@@ -229,7 +231,7 @@ def test_label_studios_exporter_reads_the_tasks(stage: Stage, tmp_path: Path) ->
 def test_masks_are_a_dataset_of_the_model_package(stage: Stage, tmp_path: Path) -> None:
     from medsam3_model.data.datasets import load_dataset
 
-    write(stage, tmp_path / "out", Format.MASKS)
+    write(stage, tmp_path / "out", ExportFormat.MASKS)
     dataset = load_dataset(tmp_path / "out")
     assert len(dataset) == 8
     expected = truth(stage)
@@ -254,7 +256,7 @@ def test_masks_are_a_dataset_of_the_model_package(stage: Stage, tmp_path: Path) 
 
 
 def test_nifti_volumes_hold_the_masks(stage: Stage, tmp_path: Path) -> None:
-    write(stage, tmp_path / "out", Format.NIFTI)
+    write(stage, tmp_path / "out", ExportFormat.NIFTI)
     for (task, label), mask in truth(stage).items():
         path = tmp_path / "out" / "masks" / label / f"task-{task:08d}.nii.gz"
         volume = nibabel.load(path)
@@ -280,7 +282,7 @@ def test_pages_become_one_volume(stage: Stage, tmp_path: Path) -> None:
         version,
         stage.masks,
         tmp_path / "out",
-        Format.NIFTI,
+        ExportFormat.NIFTI,
         statistics={"overall": _no_figures()},
     )
     (path,) = (tmp_path / "out" / "masks" / "Tumor").iterdir()
@@ -295,7 +297,7 @@ def _no_figures() -> dict[str, object]:
 
 
 def test_hugging_face_folder_names_existing_files(stage: Stage, tmp_path: Path) -> None:
-    write(stage, tmp_path / "out", Format.HF_DATASET)
+    write(stage, tmp_path / "out", ExportFormat.HF_DATASET)
     found = {}
     for metadata in (tmp_path / "out").glob("*/metadata.jsonl"):
         for row in map(json.loads, metadata.read_text().splitlines()):
@@ -309,7 +311,7 @@ def test_hugging_face_folder_names_existing_files(stage: Stage, tmp_path: Path) 
 
 
 def test_data_card_counts(stage: Stage, tmp_path: Path) -> None:
-    write(stage, tmp_path / "out", Format.COCO, "spring")
+    write(stage, tmp_path / "out", ExportFormat.COCO, "spring")
     card = (tmp_path / "out" / "README.md").read_text()
     assert "# Dataset spring of project 7" in card
     assert "8 images of 4 groups" in card
@@ -326,14 +328,14 @@ def test_an_image_that_was_replaced_is_not_exported(stage: Stage, tmp_path: Path
     for reference in stage.label_studio.images:
         stage.label_studio.images[reference] = image_file(77)
     with pytest.raises(DatasetVersionError, match="not the one that was annotated"):
-        write(stage, tmp_path / "out", Format.COCO)
+        write(stage, tmp_path / "out", ExportFormat.COCO)
 
 
 def test_a_folder_with_files_is_left_alone(stage: Stage, tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "mine.txt").write_text("x")
     with pytest.raises(DatasetVersionError, match="not empty"):
-        write(stage, tmp_path / "out", Format.COCO)
+        write(stage, tmp_path / "out", ExportFormat.COCO)
 
 
 def test_project_without_corrections_says_what_to_do(stage: Stage) -> None:

@@ -13,16 +13,15 @@ from sqlalchemy import select
 
 from backend.corrections import store
 from backend.corrections.datasets import open_version
-from backend.corrections.errors import MaskError
 from backend.corrections.mask_store import MaskStore
 from backend.corrections.privacy import forget, retain
 from backend.corrections.statistics import compute
 from backend.corrections.submissions import read_annotation
 from backend.corrections.tables import DatasetVersion, Removal, Revision
+from backend.errors import MaskError
 from backend.services import open_services
 from backend.settings import Settings
-from backend.tables import Event, Suggestion
-from backend.training.tables import ImageVector, TaskRank
+from backend.tables import Event, ImageVector, Suggestion, TaskRank
 from tests.integration.corrections.test_faults import act
 from tests.support.corrections_stage import CONFIG, Stage, brush, drawn, image_file, stage_at
 from tests.support.stand_in_label_studio import StandInLabelStudio

@@ -10,7 +10,6 @@ import pytest
 from rq.utils import utcformat
 from werkzeug.serving import make_server
 
-from backend.credentials import load_credentials
 from backend.doctor import Check, Status, run_checks
 from backend.doctor.database import check_events, check_failed_tasks, open_existing_database
 from backend.doctor.machine import check_data_folder, check_image_sources, check_model, check_web
@@ -18,7 +17,7 @@ from backend.doctor.redis import check_redis, check_workers
 from backend.label_studio.server import free_port
 from backend.processes.queues import QueueName, enqueue
 from backend.processes.worker import Worker
-from backend.services import Services
+from backend.services import Services, load_credentials
 from backend.settings import Settings
 from backend.tables import Delivery, Event, LabelConfigText, Suggestion, SuggestionState, now
 from backend.web.app import create_app

@@ -12,9 +12,9 @@ from backend.models import versions
 from backend.models.detectors import DetectorStore
 from backend.processes.redis_server import RedisServer
 from backend.services import Services
-from backend.tables import ModelVersion
+from backend.tables import GateVerdict, ModelVersion, Promotion
 from backend.training import runs
-from backend.training.tables import GateVerdict, Promotion, RunState, TrainingRun, Trigger
+from backend.training.tables import RunState, TrainingRun, Trigger
 from backend.training.trainer import train_run
 from tests.support.training_stage import LearningStage, learning_stage, small_model
 

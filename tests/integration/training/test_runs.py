@@ -14,22 +14,15 @@ import torch
 from sqlalchemy import select, update
 
 from backend.corrections.events import receive
+from backend.errors import CancelledError, ModelVersionError
 from backend.models import promotion, versions
 from backend.predictions.inference import Inference
 from backend.processes.queues import QueueName, queue
 from backend.processes.redis_server import RedisServer
 from backend.services import Services
-from backend.tables import now
+from backend.tables import Promotion, PromotionKind, TrainingPolicy, now
 from backend.training import examples, runs, trainer, triggers
-from backend.training.runs import TrainingError
-from backend.training.tables import (
-    Promotion,
-    PromotionKind,
-    RunState,
-    TrainingPolicy,
-    TrainingRun,
-    Trigger,
-)
+from backend.training.tables import RunState, TrainingRun, Trigger
 from medsam3_model import MedSAM3
 from medsam3_model.checkpoints.detectors import detector_state
 from tests.support.training_stage import (
@@ -95,7 +88,7 @@ def test_cancelling_a_waiting_run_ends_it_and_one_at_work_hears_of_it(stage: Lea
     runs.claim(services, id_)
     runs.report(services, id_, step=3)
     runs.cancel(services, id_)
-    with pytest.raises(runs.CancelledError):
+    with pytest.raises(CancelledError):
         runs.report(services, id_, step=4)
 
 
@@ -170,15 +163,15 @@ def test_promote_and_roll_back_change_the_version_in_service(
     first = publish(services, str(model), 7, passed=True, scale=1.01)
     second = publish(services, str(model), 7, passed=False, scale=1.02)
     promotion.promote(services, 7, first)
-    with pytest.raises(TrainingError, match="did not pass the gate"):
+    with pytest.raises(ModelVersionError, match="did not pass the gate"):
         promotion.promote(services, 7, second)
     assert versions.in_service(services, 7) == first
     assert promotion.promote(services, 7, second, force=True).kind == PromotionKind.FORCED
-    with pytest.raises(TrainingError, match="trained for project 7"):
+    with pytest.raises(ModelVersionError, match="trained for project 7"):
         promotion.promote(services, 8, first)
     assert promotion.rollback(services, 7).version == first
     assert promotion.rollback(services, 7).version == base
-    with pytest.raises(TrainingError, match="no promotion"):
+    with pytest.raises(ModelVersionError, match="no promotion"):
         promotion.rollback(services, 7)
     with services.database.reading() as session:
         kinds = session.scalars(select(Promotion.kind).order_by(Promotion.id)).all()

@@ -9,10 +9,9 @@ from flask.testing import FlaskClient
 from sqlalchemy import select
 
 from backend.corrections.events import unfinished
-from backend.credentials import WEBHOOK_SECRET_HEADER
 from backend.processes.queues import QueueName, queue
 from backend.processes.redis_server import RedisServer
-from backend.services import Services
+from backend.services import WEBHOOK_SECRET_HEADER, Services
 from backend.tables import Event, Project
 from backend.web.app import create_app
 from tests.integration.conftest import BRUSH_CONFIG

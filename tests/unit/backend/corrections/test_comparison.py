@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
-from backend.corrections.comparison import FinalRegion, Outcome, SuggestedRegion, compare
+from backend.corrections.comparison import ComparedRegion, FinalRegion, SuggestedRegion, compare
 from backend.corrections.cropped_mask import CroppedMask, iou, overlap, union
 from medsam3_model.evaluation.metrics import score_mask
 
@@ -32,7 +32,7 @@ def final(id_: str, *boxes: Box, label: str = "tumor", **fields: object) -> Fina
     return FinalRegion(id=id_, labels=(label,), mask=CroppedMask.of(mask(*boxes)), **values)
 
 
-def told(outcomes: Sequence[Outcome]) -> list[tuple[str, str, str | None, tuple[str, ...]]]:
+def told(outcomes: Sequence[ComparedRegion]) -> list[tuple[str, str, str | None, tuple[str, ...]]]:
     return [(one.outcome, one.relation, one.region_id, one.final_ids) for one in outcomes]
 
 

@@ -3,19 +3,19 @@
 import numpy as np
 import pytest
 
-from backend.training.gate import Answer, Mode, decide
+from backend.training.gate import GateAnswer, Mode, decide
 
 
 def answers(
     dice: list[float], phrase: str = "polyp", mode: Mode = "T", per_group: int = 1
-) -> list[Answer]:
+) -> list[GateAnswer]:
     return [
-        Answer(f"image{index}", f"group{index // per_group}", phrase, mode, value)
+        GateAnswer(f"image{index}", f"group{index // per_group}", phrase, mode, value)
         for index, value in enumerate(dice)
     ]
 
 
-def verdict(new: list[Answer], old: list[Answer], tolerance: float = 0.02, least: int = 5):
+def verdict(new: list[GateAnswer], old: list[GateAnswer], tolerance: float = 0.02, least: int = 5):
     return decide(new, old, tolerance=tolerance, min_images=least)
 
 

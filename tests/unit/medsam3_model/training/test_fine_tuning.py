@@ -15,7 +15,12 @@ from medsam3_model.predictor import MedSAM3
 from medsam3_model.pretraining.phrases import GENERIC_PHRASES
 from medsam3_model.training.correction_prompts import draw_prompt
 from medsam3_model.training.data import TrainingData, TrainingImage
-from medsam3_model.training.fine_tuning import FineTuned, Progress, TrainingSettings, fine_tune
+from medsam3_model.training.fine_tuning import (
+    FineTuned,
+    TrainingProgress,
+    TrainingSettings,
+    fine_tune,
+)
 from tests.support.discs import SIDE, cache_in, disc, disc_image, small_model
 
 FEW = TrainingSettings(steps=4, views=1, images_per_step=2, learning_rate=1e-3, warm_up=1)
@@ -43,7 +48,7 @@ def tensors(model: MedSAM3) -> dict[str, torch.Tensor]:
 def losses(model: MedSAM3, folder: Path | None, settings: TrainingSettings = FEW) -> list[float]:
     seen: list[float] = []
 
-    def note(progress: Progress) -> None:
+    def note(progress: TrainingProgress) -> None:
         seen.append(progress.loss)
 
     fine_tune(
@@ -170,7 +175,7 @@ def test_what_on_progress_raises_ends_the_run_and_a_later_one_goes_on(
     state = tmp_path / "state.pt"
     whole = run(model, tmp_path / "cache").model.detector_hash
 
-    def cancel(progress: Progress) -> None:
+    def cancel(progress: TrainingProgress) -> None:
         if progress.step == 2:
             raise KeyboardInterrupt
 
