@@ -11,13 +11,11 @@ from typing import Any
 from sqlalchemy import select
 
 from backend.errors import QueueError
-from backend.processes.queues import QueueName, enqueue
+from backend.processes.queues import Handler, QueueName, enqueue
 from backend.services import Services
 from backend.tables import Event
 
 log = logging.getLogger(__name__)
-
-INGEST_JOB = "backend.predictions.jobs.ingest_events"
 
 
 def receive(services: Services, payload: Mapping[str, Any]) -> str:
@@ -40,7 +38,7 @@ def receive(services: Services, payload: Mapping[str, Any]) -> str:
         session.add(event)
     try:
         enqueue(
-            services.redis, QueueName.INGEST, INGEST_JOB, [event.id], job_id=f"event-{event.id}"
+            services.redis, QueueName.INGEST, Handler.INGEST, [event.id], job_id=f"event-{event.id}"
         )
     except QueueError as error:
         log.warning("event %s: %s", event.id, error)

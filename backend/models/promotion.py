@@ -13,13 +13,11 @@ from sqlalchemy.orm import Session
 from backend.errors import ModelVersionError, QueueError
 from backend.models import versions
 from backend.models.detectors import DetectorStore
-from backend.processes.queues import QueueName, enqueue
+from backend.processes.queues import Handler, QueueName, enqueue
 from backend.services import Services
 from backend.tables import GateVerdict, ModelVersion, Project, Promotion, PromotionKind
 
 log = logging.getLogger(__name__)
-
-ROLL_OUT_JOB = "backend.training.roll_out.roll_out"
 
 
 def promote(
@@ -107,7 +105,7 @@ def enqueue_roll_out(services: Services, promotion_id: int, attempt: int = 0) ->
         enqueue(
             services.redis,
             QueueName.INGEST,
-            ROLL_OUT_JOB,
+            Handler.ROLL_OUT,
             [str(promotion_id)],
             job_id=f"roll-out-{promotion_id}-{attempt}",
         )

@@ -55,19 +55,6 @@ def push_chunk(ids: Sequence[str]) -> None:
     push(current_services(), ids)
 
 
-def ingest_events(ids: Sequence[str]) -> None:
-    """Take in what webhook events hint at, then start the training that they ask for."""
-    from backend.corrections.event_ingest import ingest_events as ingest
-    from backend.training.triggers import after_events
-
-    services = current_services()
-    try:
-        ingest(services, ids)
-    finally:
-        # A broken annotation must not keep the button from working.
-        after_events(services, ids)
-
-
 def keep_up(_ids: Sequence[str]) -> None:
     """Bring in the corrections that no webhook told of; remove what is past its retention time."""
     from backend.corrections.upkeep import keep_up as run

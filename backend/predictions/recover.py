@@ -9,10 +9,9 @@ from redis.exceptions import RedisError
 from sqlalchemy import or_, select, update
 from sqlalchemy.exc import SQLAlchemyError
 
-from backend.corrections.events import INGEST_JOB
 from backend.errors import QueueError
-from backend.predictions.requests import PREDICT_JOB, UNFINISHED, enqueue_pushes
-from backend.processes.queues import QueueName, enqueue, waiting_row_ids
+from backend.predictions.requests import UNFINISHED, enqueue_pushes
+from backend.processes.queues import Handler, QueueName, enqueue, waiting_row_ids
 from backend.services import Services
 from backend.tables import Delivery, Event, Suggestion, SuggestionState, now
 
@@ -21,7 +20,6 @@ log = logging.getLogger(__name__)
 LOCK_KEY = "medsam3:reconcile"
 INTERVAL_S = 3.0
 UPKEEP_KEY = "medsam3:upkeep"
-UPKEEP_JOB = "backend.predictions.jobs.keep_up"
 # An event this old was not dealt with by the job that its webhook enqueued; events wait while
 # Label Studio is down, so they are not tried more often than this either.
 EVENT_SETTLING_S = 30.0
@@ -60,7 +58,7 @@ def reconcile(services: Services) -> Repairs:
         enqueue(
             services.redis,
             QueueName.GPU,
-            PREDICT_JOB,
+            Handler.PREDICT,
             [row.id],
             job_id=f"predict-{row.id}-{row.attempts}",
             at_front=row.interactive,
@@ -168,7 +166,7 @@ def _enqueue_forgotten_events(services: Services) -> int:
     for event_id in forgotten:
         # The same job id as the webhook's: enqueued twice, it is one job.
         enqueue(
-            services.redis, QueueName.INGEST, INGEST_JOB, [event_id], job_id=f"event-{event_id}"
+            services.redis, QueueName.INGEST, Handler.INGEST, [event_id], job_id=f"event-{event_id}"
         )
     return len(forgotten)
 
@@ -180,7 +178,7 @@ def _enqueue_upkeep(services: Services) -> None:
     """
     pause_s = int(60 * services.settings.sync_minutes)
     if pause_s and services.redis.set(UPKEEP_KEY, 1, nx=True, ex=pause_s):
-        enqueue(services.redis, QueueName.INGEST, UPKEEP_JOB, [], job_id="upkeep")
+        enqueue(services.redis, QueueName.INGEST, Handler.UPKEEP, [], job_id="upkeep")
 
 
 class Reconciler(threading.Thread):

@@ -22,7 +22,7 @@ from sqlalchemy.orm import Session
 from backend.database import insert_or_ignore
 from backend.errors import QueueError
 from backend.models import versions
-from backend.processes.queues import QueueName, enqueue, wait
+from backend.processes.queues import Handler, QueueName, enqueue, wait
 from backend.services import Services
 from backend.tables import (
     Delivery,
@@ -35,8 +35,6 @@ from backend.tables import (
 
 log = logging.getLogger(__name__)
 
-PREDICT_JOB = "backend.predictions.jobs.predict_chunk"
-PUSH_JOB = "backend.predictions.jobs.push_chunk"
 UNFINISHED = (SuggestionState.QUEUED, SuggestionState.RUNNING)
 # Longer than any answer takes to travel: only a dead web process leaves a row waiting past it.
 REPLY_GRACE_S = 30
@@ -138,7 +136,7 @@ def enqueue_chunks(
         enqueue(
             services.redis,
             QueueName.GPU,
-            PREDICT_JOB,
+            Handler.PREDICT,
             ids[start : start + size],
             job_id=f"predict-{name}-{start // size}",
             at_front=interactive,
@@ -162,7 +160,9 @@ def enqueue_pushes(services: Services, ids: Sequence[str]) -> None:
     for start in range(0, len(ids), size):
         chunk = ids[start : start + size]
         try:
-            enqueue(services.redis, QueueName.INGEST, PUSH_JOB, chunk, job_id=f"push-{chunk[0]}")
+            enqueue(
+                services.redis, QueueName.INGEST, Handler.PUSH, chunk, job_id=f"push-{chunk[0]}"
+            )
         except QueueError as error:
             log.warning("%s", error)
             return

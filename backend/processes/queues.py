@@ -38,6 +38,20 @@ class QueueName(StrEnum):
     TRAIN = "train"
 
 
+class Handler(StrEnum):
+    """The functions that jobs call, by dotted path: each takes a list of row ids.
+
+    A room can enqueue the work of another one without importing it.
+    """
+
+    PREDICT = "backend.predictions.jobs.predict_chunk"
+    PUSH = "backend.predictions.jobs.push_chunk"
+    INGEST = "backend.training.triggers.ingest_events"
+    UPKEEP = "backend.predictions.jobs.keep_up"
+    TRAIN = "backend.training.trainer.train"
+    ROLL_OUT = "backend.training.roll_out.roll_out"
+
+
 def queue(redis: Redis, name: QueueName) -> Queue:
     """The RQ queue `name`; its jobs are JSON, never pickles."""
     return Queue(name, connection=redis, serializer=JSONSerializer, default_timeout=JOB_TIMEOUT_S)
@@ -46,7 +60,7 @@ def queue(redis: Redis, name: QueueName) -> Queue:
 def enqueue(
     redis: Redis,
     name: QueueName,
-    handler: str,
+    handler: Handler,
     ids: Sequence[str],
     *,
     job_id: str,
@@ -58,7 +72,7 @@ def enqueue(
     Args:
         redis: the connection.
         name: which queue.
-        handler: dotted path of a function that takes a list of row ids.
+        handler: what the job calls.
         ids: the rows; handlers look them up, so a job that comes twice does its work once.
         job_id: deterministic, so that the same work enqueued twice is one job.
         at_front: before everything that waits (interactive work).
@@ -71,7 +85,7 @@ def enqueue(
         if at_front:
             redis.set(INTERACTIVE_KEY, 1, px=INTERACTIVE_MS)
         queue(redis, name).enqueue_call(
-            handler,
+            str(handler),
             args=(list(ids),),
             job_id=job_id,
             at_front=at_front,

@@ -14,7 +14,7 @@ from sqlalchemy.orm import Session
 
 from backend.database import insert_or_ignore
 from backend.errors import CancelledError, QueueError, TrainingError
-from backend.processes.queues import QueueName, enqueue
+from backend.processes.queues import Handler, QueueName, enqueue
 from backend.services import Services
 from backend.tables import GateVerdict, new_id, now
 from backend.training.options import options_of
@@ -22,7 +22,6 @@ from backend.training.tables import RunState, Stage, TrainingRun, Trigger
 
 log = logging.getLogger(__name__)
 
-TRAIN_JOB = "backend.training.trainer.train"
 UNDER_WAY = (RunState.QUEUED, RunState.RUNNING)
 ENDED = (RunState.DONE, RunState.FAILED, RunState.CANCELLED)
 # Longer than a trainer may be busy between two signs of life: they come from a thread of its own.
@@ -85,7 +84,7 @@ def enqueue_run(services: Services, run_id: str, attempt: int = 0) -> None:
         enqueue(
             services.redis,
             QueueName.TRAIN,
-            TRAIN_JOB,
+            Handler.TRAIN,
             [run_id],
             job_id=f"train-{run_id}-{attempt}",
             timeout_s=-1,

@@ -6,8 +6,9 @@ from datetime import datetime
 
 from sqlalchemy import select
 
+from backend.corrections import event_ingest
 from backend.corrections.tables import Annotation
-from backend.services import Services
+from backend.services import Services, current_services
 from backend.tables import Event, TrainingPolicy, now
 from backend.training import examples
 from backend.training.options import policy_of
@@ -17,6 +18,19 @@ from backend.training.tables import Trigger
 log = logging.getLogger(__name__)
 
 START_TRAINING = "START_TRAINING"
+
+
+def ingest_events(ids: Sequence[str]) -> None:
+    """Handler on queue `ingest`: take in what webhook events hint at, start the training they ask.
+
+    It is here and not with the corrections because these know nothing of training.
+    """
+    services = current_services()
+    try:
+        event_ingest.ingest_events(services, ids)
+    finally:
+        # A broken annotation must not keep the button *Start training* from working.
+        after_events(services, ids)
 
 
 def after_events(services: Services, event_ids: Sequence[str]) -> list[Requested]:
