@@ -1,9 +1,14 @@
-"""The database: one engine per process, SQLite in WAL mode or PostgreSQL, migrated by Alembic."""
+"""The database: one engine per process, SQLite in WAL mode or PostgreSQL, migrated by Alembic.
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+Files that rows name, or that processes share, are written by `new_file`.
+"""
+
+import os
+import secrets
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from sqlalchemy import Engine, create_engine, event
 from sqlalchemy.dialects import postgresql, sqlite
@@ -12,6 +17,9 @@ from sqlalchemy.orm import Session, sessionmaker
 from backend.settings import Settings
 
 MIGRATIONS = Path(__file__).parent / "migrations"
+# Values of one `IN (...)`: SQLite and PostgreSQL's driver take far more, but plan them slowly.
+MOST_VALUES = 500
+T = TypeVar("T")
 
 
 class Database:
@@ -82,6 +90,44 @@ def insert_or_ignore(
     # The values beside the statement, so that its SQL is made once and kept.
     values = dict(rows) if isinstance(rows, Mapping) else [dict(row) for row in rows]
     session.execute(dialect.insert(table).on_conflict_do_nothing(), values)
+
+
+def chunked(values: Iterable[T]) -> Iterator[list[T]]:
+    """Split values into lists that fit into one `IN (...)`, in their order."""
+    listed = list(values)
+    for start in range(0, len(listed), MOST_VALUES):
+        yield listed[start : start + MOST_VALUES]
+
+
+@contextmanager
+def new_file(path: Path, *, overwrite: bool = True, durable: bool = False) -> Iterator[Path]:
+    """Write a file under a draft's name, and rename it when the block ends: whole or not at all.
+
+    A block that raises leaves nothing behind.
+
+    Args:
+        path: the file's name; its folder is created.
+        overwrite: replace a file that is there; else the first of several writers wins.
+        durable: have the disk keep the contents before the file gets its name.
+
+    Yields:
+        The path to write to, in the same folder.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_name(f".{secrets.token_hex(8)}")
+    try:
+        yield draft
+        if durable:
+            with draft.open("rb") as file:
+                os.fdatasync(file.fileno())
+        if overwrite:
+            os.replace(draft, path)
+        else:
+            # A hard link fails when the name exists, so two writers cannot both succeed.
+            with suppress(FileExistsError):
+                os.link(draft, path)
+    finally:
+        draft.unlink(missing_ok=True)
 
 
 def alembic_config(url: str) -> Any:

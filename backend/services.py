@@ -1,7 +1,6 @@
 """What every process of the backend shares: settings, secrets, database, Redis."""
 
 import json
-import os
 import secrets
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -9,7 +8,7 @@ from pathlib import Path
 
 from redis import Redis
 
-from backend.database import Database, open_database
+from backend.database import Database, new_file, open_database
 from backend.settings import Settings, get_settings
 
 WEBHOOK_SECRET_HEADER = "X-MedSAM3-Secret"  # noqa: S105 a header name, no secret
@@ -52,20 +51,13 @@ def load_credentials(settings: Settings) -> Credentials:
 def _generated(data_dir: Path) -> dict[str, str]:
     path = data_dir / "credentials.json"
     if not path.exists():
-        data_dir.mkdir(parents=True, exist_ok=True)
         fresh = {
             name: secrets.token_urlsafe(24) for name in ("password", "api_token", "webhook_secret")
         }
-        draft = data_dir / f".credentials-{os.getpid()}-{secrets.token_hex(4)}.json"
-        draft.touch(mode=0o600)
-        draft.write_text(json.dumps(fresh))
-        try:
-            # A hard link fails when the name exists: the first process wins, others read its file.
-            os.link(draft, path)
-        except FileExistsError:
-            pass
-        finally:
-            draft.unlink()
+        # The first process wins, the others read its file.
+        with new_file(path, overwrite=False) as draft:
+            draft.touch(mode=0o600)
+            draft.write_text(json.dumps(fresh))
     loaded: dict[str, str] = json.loads(path.read_text())
     return loaded
 

@@ -7,22 +7,22 @@ most a file that nobody names.
 """
 
 import hashlib
+import io
 import os
-import secrets
 import struct
 import zlib
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from backend.corrections.cropped_mask import CroppedMask
+from backend.database import new_file
 from backend.errors import MaskError
-
-BoolMask = NDArray[np.bool_]
+from backend.labeling.masks import Mask
 
 _SIGNATURE = b"\x89PNG\r\n\x1a\n"
 # PNG's row filters work on bytes and make 1-bit rows longer, not shorter.
@@ -49,7 +49,7 @@ class MaskStore:
         self._local = "file" in ((protocols,) if isinstance(protocols, str) else protocols)
         self._writers = ThreadPoolExecutor(_WRITERS, thread_name_prefix="masks")
 
-    def put(self, mask: BoolMask) -> str:
+    def put(self, mask: Mask) -> str:
         """Store a mask bool (H, W), unless it is there already; returns its hash."""
         return self._put([(np.packbits(mask, axis=1), mask.shape[1])])[0]
 
@@ -62,7 +62,7 @@ class MaskStore:
         path = self._path(name)
         return os.path.exists(path) if self._local else bool(self._fs.exists(path))
 
-    def get(self, name: str) -> BoolMask:
+    def get(self, name: str) -> Mask:
         """The mask bool (H, W) of a hash.
 
         Raises:
@@ -117,45 +117,18 @@ class MaskStore:
             for name, mask in dict(zip(names, masks, strict=True)).items()
             if not self.has(name)
         }
-        self._write(new)
+        # A single file needs no other thread; several wait for the disk at the same time.
+        write_all = map if len(new) < 2 else self._writers.map
+        list(write_all(self._write, new.keys(), new.values()))
         return names
 
-    def _write(self, files: Mapping[str, bytes]) -> None:
-        """Write files by path, as one: a disk that is told to keep both waits once."""
-        if not self._local:
-            self._at_once(self._fs.pipe_file, files.items())
-            return
-        drafts: dict[str, str] = {}
-        try:
-            for path, content in files.items():
-                folder = os.path.dirname(path)
-                os.makedirs(folder, exist_ok=True)
-                drafts[path] = f"{folder}/.{secrets.token_hex(8)}"
-                with open(drafts[path], "wb") as file:
-                    file.write(content)
-            self._at_once(_settle, drafts.items())
-        except BaseException:
-            for draft in drafts.values():
-                with suppress(FileNotFoundError):
-                    os.unlink(draft)
-            raise
-
-    def _at_once(
-        self, write: Callable[[str, Any], object], files: Collection[tuple[str, Any]]
-    ) -> None:
-        if len(files) < 2:
-            for path, what in files:
-                write(path, what)
+    def _write(self, path: str, content: bytes) -> None:
+        if self._local:
+            # The row that will name this file survives a power failure; so must the file.
+            with new_file(Path(path), durable=True) as draft:
+                draft.write_bytes(content)
         else:
-            list(self._writers.map(lambda file: write(*file), files))
-
-
-def _settle(path: str, draft: str) -> None:
-    """Give a file that was written its name, once it is on the disk."""
-    with open(draft, "rb") as file:
-        # The row that will name this file survives a power failure; so must the file.
-        os.fdatasync(file.fileno())
-    os.replace(draft, path)
+            self._fs.pipe_file(path, content)
 
 
 def encode_png(packed: NDArray[np.uint8], width: int) -> bytes:
@@ -181,14 +154,12 @@ def encode_png(packed: NDArray[np.uint8], width: int) -> bytes:
     )
 
 
-def decode_png(content: bytes) -> BoolMask:
+def decode_png(content: bytes) -> Mask:
     """Read a mask file: bool (H, W).
 
     Raises:
         MaskError: it is no 1-bit PNG.
     """
-    import io
-
     from PIL import Image, UnidentifiedImageError
 
     try:

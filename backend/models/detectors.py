@@ -4,10 +4,11 @@ They lie beside the mask files when those are in an object store (`STORAGE_URL`)
 on other machines find them, else below the data folder.
 """
 
-import secrets
 import shutil
+from contextlib import suppress
 from pathlib import Path
 
+from backend.database import new_file
 from backend.errors import ModelVersionError
 from backend.settings import Settings
 
@@ -31,7 +32,6 @@ class DetectorStore:
             version: the name, which holds a hash of the weights.
         """
         target = self._path(version)
-        self._folder.mkdir(parents=True, exist_ok=True)
         if self._remote:
             import fsspec
 
@@ -42,9 +42,9 @@ class DetectorStore:
         if target.exists():
             draft.unlink()
         else:
-            near = self._folder / f".{secrets.token_hex(8)}"
-            shutil.move(draft, near)
-            near.replace(target)
+            # From another disk a move is a copy, which another process must not see unfinished.
+            with new_file(target) as near:
+                shutil.move(draft, near)
 
     def path(self, version: str) -> Path:
         """The version's file on this machine, fetched from the object store if need be.
@@ -57,13 +57,8 @@ class DetectorStore:
             import fsspec
 
             fs, root = fsspec.core.url_to_fs(self._remote)
-            self._folder.mkdir(parents=True, exist_ok=True)
-            near = self._folder / f".{secrets.token_hex(8)}"
-            try:
+            with suppress(FileNotFoundError), new_file(target) as near:
                 fs.get_file(f"{root}/{version}{_SUFFIX}", str(near))
-                near.replace(target)
-            except FileNotFoundError:
-                near.unlink(missing_ok=True)
         if not target.exists():
             raise ModelVersionError(
                 f"The detector of version {version} is missing below {self._folder}: restore it "

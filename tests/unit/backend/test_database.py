@@ -1,0 +1,48 @@
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from backend.database import MOST_VALUES, chunked, new_file
+
+
+def test_chunks_keep_the_order_and_lose_nothing() -> None:
+    values = list(range(2 * MOST_VALUES + 1))
+    chunks = list(chunked(values))
+    assert [len(chunk) for chunk in chunks] == [MOST_VALUES, MOST_VALUES, 1]
+    assert [value for chunk in chunks for value in chunk] == values
+    assert list(chunked([])) == []
+
+
+@pytest.mark.parametrize("durable", [False, True])
+def test_a_new_file_appears_whole(tmp_path: Path, durable: bool) -> None:
+    path = tmp_path / "folder" / "file"
+    for content in ("first", "second"):
+        with new_file(path, durable=durable) as draft:
+            draft.write_text(content)
+            assert not path.exists() or path.read_text() == "first"
+        assert path.read_text() == content
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_a_block_that_raises_leaves_no_file(tmp_path: Path) -> None:
+    with pytest.raises(ZeroDivisionError), new_file(tmp_path / "file") as draft:
+        draft.write_text(str(1 / 0))
+    with pytest.raises(ZeroDivisionError), new_file(tmp_path / "file") as draft:
+        draft.write_text("half")
+        raise ZeroDivisionError
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_without_overwriting_the_first_writer_wins(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+
+    def write(number: int) -> str:
+        with new_file(path, overwrite=False) as draft:
+            draft.write_text(str(number))
+        return path.read_text()
+
+    with ThreadPoolExecutor(8) as threads:
+        read = set(threads.map(write, range(64)))
+    assert len(read) == 1
+    assert list(tmp_path.iterdir()) == [path]
