@@ -16,12 +16,11 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from medsam3_model.box_answers import Window
-from medsam3_model.types import Detections, TextEmbedding
+from medsam3_model.types import PRESENCE_THRESHOLD, Detections, TextEmbedding
 
 if TYPE_CHECKING:
     from medsam3_model.evaluation.evaluation import Segmenter
 
-_LEAST_PRESENCE = 0.5
 _MANY = 5
 # Spots are small below so many patches' sides. Half of the spots' area is in smaller ones.
 _SMALL = 1.5
@@ -71,7 +70,7 @@ def look_closer(
 
 
 def _many_and_small(detections: Detections, image: Any) -> bool:
-    if len(detections) or detections.presence < _LEAST_PRESENCE:
+    if len(detections) or detections.presence < PRESENCE_THRESHOLD:
         return False
     spots, count = ndimage.label(detections.semantic > 0.5)
     if count < _MANY:

@@ -4,13 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import numpy.typing as npt
 
 if TYPE_CHECKING:
     import torch
+
+MaskRule = Literal["instances", "semantic"]
+MaskSource = Literal["instances", "semantic", "none"]
+
+# Above it the model itself says that the concept is in the image.
+PRESENCE_THRESHOLD = 0.5
 
 
 @dataclass(frozen=True, eq=False)
@@ -131,11 +137,25 @@ class Detections:
             self, masks=self.masks[kept], boxes=self.boxes[kept], scores=self.scores[kept]
         )
 
-    def union(self, *, semantic_fallback: bool = False) -> npt.NDArray[np.bool_]:
-        """All instances in one mask, bool (H, W).
-
-        With `semantic_fallback` the semantic map above 0.5 stands in where no instance passed.
-        """
-        if len(self) == 0 and semantic_fallback:
-            return self.semantic > 0.5
+    def union(self) -> npt.NDArray[np.bool_]:
+        """All instances in one mask, bool (H, W)."""
         return np.asarray(self.masks.any(axis=0))
+
+    def concept_mask(
+        self, *, rule: MaskRule = "instances"
+    ) -> tuple[npt.NDArray[np.bool_], MaskSource]:
+        """One mask of the concept, bool (H, W), and where it came from.
+
+        `instances`: the union of the instances, which are those that passed the model's threshold;
+        where none did, the semantic map above 0.5. `semantic`: that map always, which is the
+        better answer where more instances are in the image than the detector has queries. Either
+        way the semantic map counts only where the model says that the concept is there at all.
+        """
+        if rule == "instances" and len(self):
+            mask = self.union()
+            return mask, "instances" if mask.any() else "none"
+        if self.presence >= PRESENCE_THRESHOLD:
+            mask = np.asarray(self.semantic > 0.5)
+            if mask.any():
+                return mask, "semantic"
+        return np.zeros(self.semantic.shape, np.bool_), "none"

@@ -86,11 +86,10 @@ def uncertainty(detections: "Detections") -> float:
 
 def agreement(detections: "Sequence[Detections]", mirrored: "Sequence[Detections]") -> float:
     """Mean Dice between the answers for images and for their mirror images, 0 to 1."""
-    from medsam3_model.evaluation.evaluation import concept_mask
     from medsam3_model.evaluation.metrics import dice
 
     pairs = zip(detections, mirrored, strict=True)
-    return sum(dice(concept_mask(a)[0], concept_mask(b)[0]) for a, b in pairs) / len(detections)
+    return sum(dice(a.concept_mask()[0], b.concept_mask()[0]) for a, b in pairs) / len(detections)
 
 
 def remember_vector(services: Services, image_hash: str, embedding: "ImageEmbedding") -> None:

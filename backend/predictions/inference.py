@@ -329,15 +329,13 @@ def smallest_first(
 
 def instances_of(detections: "Detections") -> list[InstanceMask]:
     """Every instance that passed; where none did, the semantic map if the concept is there."""
-    from medsam3_model.evaluation.evaluation import concept_mask
-
     if len(detections):
         found = zip(detections.masks, detections.scores, detections.boxes, strict=True)
         return [
             InstanceMask(mask, float(score), (float(x0), float(y0), float(x1), float(y1)))
             for mask, score, (x0, y0, x1, y1) in found
         ]
-    mask, source = concept_mask(detections)
+    mask, source = detections.concept_mask()
     if source == "none":
         return []
     return [InstanceMask(mask, float(detections.semantic[mask].mean()))]

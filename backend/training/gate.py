@@ -167,7 +167,6 @@ def _of_image(
     import numpy as np
 
     from medsam3_model.boxes import disturbed_boxes, instance_boxes
-    from medsam3_model.evaluation.evaluation import concept_mask
     from medsam3_model.evaluation.metrics import dice
     from medsam3_model.prompting import SpatialPrompt, segment_prompted
     from medsam3_model.small_objects import look_closer
@@ -178,7 +177,7 @@ def _of_image(
 
     by_text = look_closer(model, embedding, text, model.detect_all(embedding, text), closer_look)
     found = [
-        answer(phrase, "T", concept_mask(detections)[0])
+        answer(phrase, "T", detections.concept_mask()[0])
         for phrase, detections in zip(truth, by_text, strict=True)
     ]
     height, width = embedding.original_size

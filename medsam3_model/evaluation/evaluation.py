@@ -37,21 +37,16 @@ from medsam3_model.evaluation.report import (
     EvaluationReport,
     FalseAlarms,
     ImageResult,
-    MaskSource,
     Mode,
 )
 from medsam3_model.prompting import SpatialPrompt, segment_prompted
 from medsam3_model.small_objects import look_closer
-from medsam3_model.types import Detections
+from medsam3_model.types import Detections, MaskRule
 
 if TYPE_CHECKING:
     from medsam3_model.predictor import MedSAM3
 
-MaskRule = Literal["instances", "semantic"]
 Progress = Callable[[int, int], None]
-
-# Above it the model itself says that the concept is in the image.
-PRESENCE_THRESHOLD = 0.5
 
 
 class Segmenter(Protocol):
@@ -83,26 +78,6 @@ class Segmenter(Protocol):
         read: Callable[[Any, int, int], Any],
     ) -> list[Any]:
         """What `read` makes of the answers to the phrases, each with its boxes."""
-
-
-def concept_mask(
-    detections: Detections, *, rule: MaskRule = "instances"
-) -> tuple[NDArray[np.bool_], MaskSource]:
-    """One mask of a concept from what a phrase detected, bool (H, W), and where it came from.
-
-    `instances`: the union of the instances, which are those that passed the model's threshold;
-    where none did, the semantic map above 0.5. `semantic`: that map always, which is the better
-    answer where more instances are in the image than the detector has queries. Either way the
-    semantic map counts only where the model says that the concept is there at all.
-    """
-    if rule == "instances" and len(detections):
-        mask = detections.union()
-        return mask, "instances" if mask.any() else "none"
-    if detections.presence >= PRESENCE_THRESHOLD:
-        mask = np.asarray(detections.semantic > 0.5)
-        if mask.any():
-            return mask, "semantic"
-    return np.zeros(detections.semantic.shape, bool), "none"
 
 
 def parse_prompts(texts: Sequence[str], dataset: Dataset) -> dict[str, str]:
@@ -157,7 +132,7 @@ def evaluate(
         split: "val" takes the groups that `datasets.split_of_group` keeps for judging.
         others: images without any of the concepts, for false alarms (mode t); see
             `datasets.load_images`. `split` holds for them, too.
-        mask: see `concept_mask`; of mode t. The masks of boxes are those of
+        mask: see `Detections.concept_mask`; of mode t. The masks of boxes are those of
             `prompting.segment_prompted`.
         seed: of the boxes' errors and of the bootstrap.
         tolerance: of the surface Dice, in pixels.
@@ -322,7 +297,7 @@ class _Judge:
         boxes: NDArray[np.float32] | None,
     ) -> ImageResult:
         if boxes is None:
-            mask, source = concept_mask(detections, rule=self.mask)
+            mask, source = detections.concept_mask(rule=self.mask)
         else:
             mask = detections.union()
             source = "instances" if mask.any() else "none"

@@ -6,13 +6,13 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from medsam3_model.evaluation.metrics import Interval, MaskScores, PairedDifference
+from medsam3_model.types import MaskSource
 
 if TYPE_CHECKING:
     from rich.console import Group
     from rich.table import Table
 
 Mode = Literal["t", "ti", "ti-jitter"]
-MaskSource = Literal["instances", "semantic", "none"]
 
 MODE_NAMES: Mapping[Mode, str] = {
     "t": "text alone",

@@ -23,7 +23,6 @@ from medsam3_model.checkpoints import hashes
 from medsam3_model.checkpoints.detectors import DetectorCheckpoint, detector_state
 from medsam3_model.detector import detect
 from medsam3_model.errors import MedSAM3Error
-from medsam3_model.evaluation.evaluation import concept_mask
 from medsam3_model.evaluation.metrics import dice
 from medsam3_model.training.correction_prompts import draw_prompt
 from medsam3_model.training.data import TrainingData, TrainingImage, spare
@@ -303,7 +302,7 @@ class _Run:
             _, embedding = self.data.view(image, 0)
             found = model.detect_all(embedding, self.data.text(tuple(truth)))
             scores += [
-                (detections.phrase, dice(concept_mask(detections)[0], mask))
+                (detections.phrase, dice(detections.concept_mask()[0], mask))
                 for detections, mask in zip(found, truth.values(), strict=True)
             ]
         by_phrase: dict[str, list[float]] = {}

@@ -101,7 +101,9 @@ def test_nothing_found_still_has_shapes_and_a_fallback() -> None:
     assert found.masks.shape == (0, 40, 80)
     assert found.boxes.shape == (0, 4)
     assert not found.union().any()
-    assert found.union(semantic_fallback=True)[:, :39].all()
+    mask, source = found.concept_mask()
+    assert source == "semantic"
+    assert mask[:, :39].all()
 
 
 def test_thresholding_again_is_the_same_as_thresholding_once() -> None:

@@ -18,7 +18,7 @@ from medsam3_model import boxes
 from medsam3_model.data.datasets import Dataset, load_dataset, load_images, split_of_group
 from medsam3_model.errors import DatasetError
 from medsam3_model.evaluation import metrics
-from medsam3_model.evaluation.evaluation import concept_mask, evaluate, parse_prompts
+from medsam3_model.evaluation.evaluation import evaluate, parse_prompts
 from medsam3_model.evaluation.report import PUBLISHED, EvaluationReport
 from medsam3_model.prompting import SpatialPrompt, segment_prompted
 from medsam3_model.types import Detections
@@ -235,10 +235,10 @@ SEMANTIC = np.where(disk(20, 20, 8), 0.9, 0.1).astype(np.float32)
 
 def test_instances_come_before_the_semantic_map() -> None:
     two = [disk(10, 10, 5), disk(30, 40, 6)]
-    mask, source = concept_mask(detections(two, 0.9, SEMANTIC))
+    mask, source = detections(two, 0.9, SEMANTIC).concept_mask()
     assert source == "instances"
     assert np.array_equal(mask, two[0] | two[1])
-    mask, source = concept_mask(detections(two, 0.9, SEMANTIC), rule="semantic")
+    mask, source = detections(two, 0.9, SEMANTIC).concept_mask(rule="semantic")
     assert source == "semantic"
     assert np.array_equal(mask, disk(20, 20, 8))
 
@@ -246,13 +246,13 @@ def test_instances_come_before_the_semantic_map() -> None:
 @pytest.mark.parametrize("rule", ["instances", "semantic"])
 @pytest.mark.parametrize(("presence", "expected"), [(0.9, "semantic"), (0.1, "none")])
 def test_the_semantic_map_needs_presence(presence: float, expected: str, rule: Any) -> None:
-    mask, source = concept_mask(detections([], presence, SEMANTIC), rule=rule)
+    mask, source = detections([], presence, SEMANTIC).concept_mask(rule=rule)
     assert source == expected
     assert mask.any() == (expected == "semantic")
 
 
 def test_nothing_found_is_an_empty_mask() -> None:
-    mask, source = concept_mask(detections([], 0.9))
+    mask, source = detections([], 0.9).concept_mask()
     assert (mask.shape, mask.any(), source) == ((H, W), False, "none")
 
 

@@ -9,7 +9,6 @@ import torch
 
 from medsam3_model.checkpoints.detectors import load_detector
 from medsam3_model.checkpoints.hashes import is_detector
-from medsam3_model.evaluation.evaluation import concept_mask
 from medsam3_model.evaluation.metrics import dice
 from medsam3_model.predictor import MedSAM3
 from medsam3_model.pretraining.phrases import GENERIC_PHRASES
@@ -109,7 +108,7 @@ def test_a_new_concept_is_learned(model: MedSAM3, tmp_path: Path) -> None:
     def mean(one: MedSAM3) -> float:
         found = [one.detect_all(one.encode_image(image), text)[0] for image, _ in unseen]
         pairs = zip(found, unseen, strict=True)
-        return float(np.mean([dice(concept_mask(one)[0], mask) for one, (_, mask) in pairs]))
+        return float(np.mean([dice(one.concept_mask()[0], mask) for one, (_, mask) in pairs]))
 
     assert mean(tuned.model) > mean(model) + 0.3
     assert [row[0] for row in tuned.history] == [40, 80]
