@@ -85,7 +85,7 @@ def worker(
 
     Example: `REDIS_URL=redis://redis:6379 medsam3 worker --queue gpu`
     """
-    from backend.processes.worker import run_worker
+    from backend.predictions.worker import run_worker
     from backend.services import open_services
 
     run_worker(open_services(), queue, burst=burst)

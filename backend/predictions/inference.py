@@ -22,9 +22,9 @@ from backend.labeling.regions import InstanceMask, regions_for, validate
 from backend.models import versions
 from backend.models.loading import Models
 from backend.predictions import acquisition
+from backend.processes.counters import add_to_counters
 from backend.services import Services, current_services
 from backend.tables import Suggestion
-from backend.web.metrics import add_to_counters
 
 if TYPE_CHECKING:
     import numpy as np

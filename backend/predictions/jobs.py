@@ -1,10 +1,9 @@
 """The handlers that RQ calls. Each takes ids of rows, claims them, and may be called twice."""
 
 import logging
-import threading
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from datetime import timedelta
+from functools import partial
 from typing import TYPE_CHECKING
 
 from redis.exceptions import RedisError
@@ -12,7 +11,9 @@ from sqlalchemy import case, or_, select, update
 
 from backend.errors import BackendError, LabelStudioAuthError, LabelStudioUnavailableError
 from backend.predictions.requests import answer_message, enqueue_pushes
+from backend.processes.leases import renewing
 from backend.processes.queues import wake
+from backend.processes.stopping import stopping
 from backend.services import Services, current_services
 from backend.tables import Delivery, LabelConfigText, Suggestion, SuggestionState, now
 
@@ -20,9 +21,6 @@ if TYPE_CHECKING:
     from backend.predictions.inference import Inference
 
 log = logging.getLogger(__name__)
-
-# Set when this worker was told to stop: the task at hand is finished, the rest goes back.
-stopping = threading.Event()
 
 # How long a task waits when Label Studio cannot be reached, before it is tried again.
 RETRY_LATER_S = 30
@@ -36,7 +34,8 @@ def predict_chunk(ids: Sequence[str]) -> None:
     rows = _claim(services, ids)
     inference = current_inference()
     finished: list[Suggestion] = []
-    with _leased(services, [row.id for row in rows]):
+    renew = partial(_renew, services, [row.id for row in rows])
+    with renewing(renew, services.settings.lease_s / 3):
         for row in rows:
             if stopping.is_set():
                 _put_back(services, row, wait_s=0)
@@ -151,27 +150,14 @@ def _label_config(services: Services, config_hash: str) -> str:
     return _label_configs[config_hash]
 
 
-@contextmanager
-def _leased(services: Services, ids: list[str]) -> Iterator[None]:
-    """Keep the rows ours while the block runs: a dead worker stops renewing, and is noticed."""
-    done = threading.Event()
-
-    def renew() -> None:
-        while not done.wait(services.settings.lease_s / 3):
-            with services.database.session() as session:
-                session.execute(
-                    update(Suggestion)
-                    .where(Suggestion.id.in_(ids), Suggestion.state == SuggestionState.RUNNING)
-                    .values(lease_until=now() + timedelta(seconds=services.settings.lease_s))
-                )
-
-    thread = threading.Thread(target=renew, name="lease", daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        done.set()
-        thread.join()
+def _renew(services: Services, ids: list[str]) -> None:
+    """Keep the rows ours: a worker that died stops renewing, and `recover` sees it."""
+    with services.database.session() as session:
+        session.execute(
+            update(Suggestion)
+            .where(Suggestion.id.in_(ids), Suggestion.state == SuggestionState.RUNNING)
+            .values(lease_until=now() + timedelta(seconds=services.settings.lease_s))
+        )
 
 
 def _store(services: Services, row: Suggestion, **values: object) -> None:

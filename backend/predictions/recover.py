@@ -1,16 +1,15 @@
 """Picking up what a killed worker, an emptied Redis or a dead web process left behind."""
 
 import logging
-import threading
 from dataclasses import dataclass
 from datetime import timedelta
 
 from redis.exceptions import RedisError
 from sqlalchemy import or_, select, update
-from sqlalchemy.exc import SQLAlchemyError
 
 from backend.errors import QueueError
 from backend.predictions.requests import UNFINISHED, enqueue_pushes
+from backend.processes.leases import Periodic
 from backend.processes.queues import Handler, QueueName, enqueue, waiting_row_ids
 from backend.services import Services
 from backend.tables import Delivery, Event, Suggestion, SuggestionState, now
@@ -29,7 +28,7 @@ SETTLING_S = 5.0
 
 @dataclass(frozen=True)
 class Repairs:
-    """What one reconciliation did, in rows."""
+    """What one round of recovery did, in rows."""
 
     enqueued: int = 0
     given_up: int = 0
@@ -37,7 +36,7 @@ class Repairs:
     events: int = 0
 
 
-def reconcile(services: Services) -> Repairs:
+def recover(services: Services) -> Repairs:
     """Put unfinished rows that no job stands for back on the queue.
 
     Raises:
@@ -65,7 +64,7 @@ def reconcile(services: Services) -> Repairs:
         )
     repairs = Repairs(enqueued=len(rows), given_up=given_up, pushed=pushed, events=events)
     if repairs != Repairs():
-        log.info("reconciled: %s", repairs)
+        log.info("recovered: %s", repairs)
     return repairs
 
 
@@ -181,24 +180,11 @@ def _enqueue_upkeep(services: Services) -> None:
         enqueue(services.redis, QueueName.INGEST, Handler.UPKEEP, [], job_id="upkeep")
 
 
-class Reconciler(threading.Thread):
-    """Reconciles every few seconds; whichever process gets the lock does it."""
+def recovery(services: Services) -> Periodic:
+    """The thread that recovers, and queues the upkeep, every few seconds in one of all workers."""
 
-    def __init__(self, services: Services) -> None:
-        super().__init__(name="reconciler", daemon=True)
-        self._services = services
-        self._stopped = threading.Event()
+    def once(services: Services) -> None:
+        recover(services)
+        _enqueue_upkeep(services)
 
-    def run(self) -> None:
-        """Loop until `stop`; errors are logged, the next round tries again."""
-        while not self._stopped.wait(INTERVAL_S):
-            try:
-                if self._services.redis.set(LOCK_KEY, 1, nx=True, px=int(INTERVAL_S * 900)):
-                    reconcile(self._services)
-                    _enqueue_upkeep(self._services)
-            except (RedisError, QueueError, SQLAlchemyError) as error:
-                log.warning("reconciliation waits: %s", type(error).__name__)
-
-    def stop(self) -> None:
-        """End the loop after the round that is running."""
-        self._stopped.set()
+    return Periodic(services, once, lock=LOCK_KEY, every_s=INTERVAL_S)

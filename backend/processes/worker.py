@@ -1,4 +1,4 @@
-"""RQ workers that keep the model warm: they never fork, and listen on one queue each."""
+"""RQ workers: they never fork, so that a model stays loaded, and listen on one queue each."""
 
 import logging
 import time
@@ -8,9 +8,9 @@ from typing import Any
 from rq import SimpleWorker
 from rq.serializers import JSONSerializer
 
-from backend.predictions.jobs import stopping
-from backend.predictions.recover import Reconciler
+from backend.processes.leases import Periodic
 from backend.processes.queues import QueueName, queue
+from backend.processes.stopping import stopping
 from backend.services import Services, use_services
 
 log = logging.getLogger(__name__)
@@ -26,8 +26,8 @@ class Worker(SimpleWorker):
     """An RQ worker that runs jobs in its own process.
 
     `SimpleWorker` does not fork, so CUDA is initialised once and the model stays loaded. What a
-    fork would protect from is done by other means: rows carry leases, a killed worker's work is
-    picked up by `backend.predictions.recover`, and the process is replaced after a number of jobs.
+    fork would protect from is done by other means: rows carry leases, somebody else picks up a
+    killed worker's work, and the process is replaced after a number of jobs.
     """
 
     def __init__(self, services: Services, name: QueueName) -> None:
@@ -56,27 +56,29 @@ class Worker(SimpleWorker):
         super().request_stop(signum, frame)
 
 
-def run_worker(services: Services, name: QueueName, *, burst: bool = False) -> None:
-    """Work until told to stop (SIGTERM, SIGINT) or until the worker has done its share of jobs.
+def work(
+    services: Services,
+    name: QueueName,
+    recovery: Periodic,
+    *,
+    burst: bool = False,
+    max_jobs: int | None = None,
+) -> None:
+    """Do a queue's jobs until told to stop (SIGTERM, SIGINT).
 
     Args:
-        services: the process's database and Redis.
-        name: the queue; `gpu` loads the model before the first job.
+        services: the process's database and Redis, which its handlers use too.
+        name: the queue.
+        recovery: runs beside the jobs: it queues again what killed workers left.
         burst: stop when the queue is empty.
+        max_jobs: stop after so many, to be replaced by a fresh process.
     """
     use_services(services)
     stopping.clear()
-    if name == QueueName.GPU:
-        from backend.predictions.inference import current_inference
-
-        current_inference()
-    reconciler = Reconciler(services)
-    reconciler.start()
+    recovery.start()
     worker = Worker(services, name)
     log.info("worker %s listens on %s", worker.name, name)
     try:
-        worker.work(
-            burst=burst, max_jobs=services.settings.worker_max_jobs, logging_level="WARNING"
-        )
+        worker.work(burst=burst, max_jobs=max_jobs, logging_level="WARNING")
     finally:
-        reconciler.stop()
+        recovery.stop()

@@ -18,8 +18,8 @@ from backend.errors import StoppedError
 from backend.labeling.config import parse_label_config
 from backend.models import versions
 from backend.models.loading import VersionWeights
-from backend.predictions.jobs import stopping
 from backend.processes.queues import INTERACTIVE_KEY
+from backend.processes.stopping import stopping
 from backend.services import Services
 from backend.tables import Promotion
 from backend.training import examples, runs

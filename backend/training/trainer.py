@@ -9,13 +9,10 @@ own state. A version's file and row appear complete or not at all.
 import logging
 import os
 import shutil
-import threading
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Sequence
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
-
-from redis.exceptions import RedisError
-from sqlalchemy.exc import SQLAlchemyError
 
 from backend.corrections import store
 from backend.corrections.mask_store import MaskStore
@@ -24,7 +21,6 @@ from backend.errors import (
     BackendError,
     CancelledError,
     LabelStudioUnavailableError,
-    QueueError,
     StoppedError,
     TrainingError,
 )
@@ -33,8 +29,9 @@ from backend.labeling.config import parse_label_config
 from backend.models import card, promotion, versions
 from backend.models.detectors import DetectorStore
 from backend.models.loading import Models
-from backend.predictions.jobs import stopping
+from backend.processes.leases import Periodic, renewing
 from backend.processes.queues import QueueName, waiting_row_ids
+from backend.processes.worker import work
 from backend.services import Services, current_services
 from backend.tables import GateVerdict, ModelVersion, PromotionKind, now
 from backend.training import examples, gate, roll_out, runs, triggers
@@ -82,7 +79,7 @@ def train_run(services: Services, run_id: str, client: LabelStudio | None = None
         )
         return
     try:
-        with _leased(services, run_id):
+        with renewing(partial(runs.renew, services, run_id), runs.LEASE_S / 4):
             _Stages(services, run, client or LabelStudio.from_settings(services.settings)).do()
     except CancelledError:
         runs.finish(services, run_id, RunState.CANCELLED)
@@ -237,62 +234,19 @@ class _Stages:
         promotion.promote(self._services, self._run.project_id, candidate, kind=PromotionKind.GATE)
 
 
-@contextmanager
-def _leased(services: Services, run_id: str) -> Iterator[None]:
-    """Keep the run ours while the block runs."""
-    done = threading.Event()
-
-    def keep() -> None:
-        while not done.wait(runs.LEASE_S / 4):
-            try:
-                runs.renew(services, run_id)
-            except SQLAlchemyError as error:
-                log.warning("the lease could not be renewed: %s", type(error).__name__)
-
-    thread = threading.Thread(target=keep, name="training lease", daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        done.set()
-        thread.join()
-
-
-class TrainingReconciler(threading.Thread):
-    """Puts forgotten runs and promotions back on their queues, and keeps the schedules."""
-
-    def __init__(self, services: Services) -> None:
-        super().__init__(name="training reconciler", daemon=True)
-        self._services = services
-        self._stopped = threading.Event()
-
-    def run(self) -> None:
-        """Loop until `stop`."""
-        while not self._stopped.wait(INTERVAL_S):
-            try:
-                if self._services.redis.set(LOCK_KEY, 1, nx=True, px=int(INTERVAL_S * 900)):
-                    reconcile(self._services)
-            except (RedisError, QueueError, SQLAlchemyError) as error:
-                log.warning("training reconciliation waits: %s", type(error).__name__)
-
-    def stop(self) -> None:
-        """End the loop after the round that is running."""
-        self._stopped.set()
-
-
-def reconcile(services: Services) -> int:
+def recover(services: Services) -> int:
     """Queue runs that wait without a job or lost their trainer, pending roll-outs, due schedules.
 
     Returns:
         How many runs were queued again.
     """
     waiting = waiting_row_ids(services.redis, QueueName.TRAIN)
-    found = [(id_, attempts) for id_, attempts in runs.orphans(services) if id_ not in waiting]
-    for run_id, attempts in found:
+    orphans = [run for run in runs.orphans(services) if run[0] not in waiting]
+    for run_id, attempts in orphans:
         runs.enqueue_run(services, run_id, attempts)
     roll_out.enqueue_pending(services)
     triggers.run_schedules(services)
-    return len(found)
+    return len(orphans)
 
 
 def run_trainer(services: Services, *, burst: bool = False) -> None:
@@ -302,18 +256,9 @@ def run_trainer(services: Services, *, burst: bool = False) -> None:
         services: the process's database and Redis.
         burst: stop when the queue is empty.
     """
-    from backend.processes.worker import Worker
-    from backend.services import use_services
-
     _make_way()
-    use_services(services)
-    stopping.clear()
-    reconciler = TrainingReconciler(services)
-    reconciler.start()
-    try:
-        Worker(services, QueueName.TRAIN).work(burst=burst, logging_level="WARNING")
-    finally:
-        reconciler.stop()
+    recovery = Periodic(services, recover, lock=LOCK_KEY, every_s=INTERVAL_S)
+    work(services, QueueName.TRAIN, recovery, burst=burst)
 
 
 def _make_way() -> None:

@@ -9,16 +9,15 @@ from collections.abc import Iterator
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
-from redis import Redis
 from redis.exceptions import RedisError
 from rq.utils import as_text
 from sqlalchemy import func, select
 
+from backend.processes.counters import COUNTERS_KEY
 from backend.processes.queues import QueueName, queue
 from backend.services import Services
 from backend.tables import Event, Suggestion
 
-COUNTERS_KEY = "medsam3:counters"
 # What GPU workers count, summed over all of them since the counters were last emptied.
 COUNTERS = {
     "embedding_memory_hits": "Images whose embedding was in a worker's memory",
@@ -29,16 +28,6 @@ COUNTERS = {
     "text_embedding_hits": "Phrases whose embedding was in a worker's memory",
     "text_embedding_misses": "Phrases that had to be encoded",
 }
-
-
-def add_to_counters(redis: Redis, increments: dict[str, float]) -> None:
-    """Add to `COUNTERS`, which `/metrics` shows as `medsam3_<name>_total`."""
-    if not increments:
-        return
-    with redis.pipeline(transaction=False) as pipeline:
-        for name, amount in increments.items():
-            pipeline.hincrbyfloat(COUNTERS_KEY, name, amount)
-        pipeline.execute()
 
 
 def render(services: Services) -> tuple[bytes, str]:

@@ -47,7 +47,7 @@ def finished_rows(services: Services, task_ids: list[int]) -> list[str]:
 
 
 def push_again(services: Services, ids: list[str]) -> None:
-    """As the reconciler does it when the leases have ended."""
+    """As `recover` does it when the leases have ended."""
     with services.database.session() as session:
         session.execute(update(Suggestion).values(lease_until=now() - timedelta(seconds=1)))
     push(services, ids)

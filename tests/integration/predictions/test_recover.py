@@ -3,40 +3,40 @@
 from datetime import timedelta
 
 from backend.corrections import events
-from backend.predictions.recover import EVENT_SETTLING_S, Reconciler, reconcile
+from backend.predictions.recover import EVENT_SETTLING_S, recover, recovery
 from backend.processes.queues import QueueName, queue
 from backend.services import Services
 from backend.tables import Event
-from tests.integration.predictions.test_requests import wait_until
+from tests.support.waiting import wait_until
 
 
 def test_an_event_whose_job_was_lost_is_queued_again_once(services: Services) -> None:
     event_id = events.receive(services, {"action": "ANNOTATION_CREATED", "annotation": {"id": 5}})
     services.redis.flushall()
-    assert reconcile(services).events == 0, "a young event may still be on its way"
+    assert recover(services).events == 0, "a young event may still be on its way"
     with services.database.session() as session:
         event = session.get_one(Event, event_id)
         event.created_at -= timedelta(seconds=2 * EVENT_SETTLING_S)
-    assert [reconcile(services).events for _ in range(2)] == [1, 0]
+    assert [recover(services).events for _ in range(2)] == [1, 0]
     (job,) = queue(services.redis, QueueName.INGEST).jobs
     assert job.args == [[event_id]]
 
 
 def test_label_studio_is_looked_at_from_time_to_time(services: Services) -> None:
-    reconciler = Reconciler(services)
-    reconciler.start()
+    thread = recovery(services)
+    thread.start()
     ingest = queue(services.redis, QueueName.INGEST)
     wait_until(lambda: ingest.count == 1)
     assert ingest.job_ids == ["upkeep"]
-    reconciler.stop()
-    reconciler.join()
+    thread.stop()
+    thread.join()
 
 
 def test_it_is_not_looked_at_where_the_setting_says_never(services: Services) -> None:
     services.settings.sync_minutes = 0
-    reconciler = Reconciler(services)
-    reconciler.start()
+    thread = recovery(services)
+    thread.start()
     wait_until(lambda: services.redis.exists("medsam3:reconcile") == 1)
-    reconciler.stop()
-    reconciler.join()
+    thread.stop()
+    thread.join()
     assert queue(services.redis, QueueName.INGEST).count == 0

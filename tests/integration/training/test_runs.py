@@ -27,26 +27,26 @@ from medsam3_model import MedSAM3
 from medsam3_model.checkpoints.detectors import detector_state
 from tests.support.training_stage import (
     CONFIG,
-    LearningStage,
-    disc,
-    learning_stage,
+    TrainingStage,
+    disc_file,
     publish,
-    small_model,
+    small_bundle,
+    training_stage,
 )
 
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return small_model(tmp_path_factory.mktemp("model") / "tiny")
+    return small_bundle(tmp_path_factory.mktemp("model") / "tiny")
 
 
 @pytest.fixture
-def stage(redis_server: RedisServer, data_dir: Path, model: Path) -> Iterator[LearningStage]:
-    with learning_stage(data_dir, model) as opened:
+def stage(redis_server: RedisServer, data_dir: Path, model: Path) -> Iterator[TrainingStage]:
+    with training_stage(data_dir, model) as opened:
         yield opened
 
 
-def test_requests_are_one_run_until_its_snapshot_is_taken(stage: LearningStage) -> None:
+def test_requests_are_one_run_until_its_snapshot_is_taken(stage: TrainingStage) -> None:
     services = stage.services
     first = runs.request_run(services, 7, Trigger.BUTTON)
     again = runs.request_run(services, 7, Trigger.COMMAND)
@@ -65,7 +65,7 @@ def test_requests_are_one_run_until_its_snapshot_is_taken(stage: LearningStage) 
     assert states == [("queued", "api"), ("done", "button")]
 
 
-def test_a_run_is_taken_by_one_trainer_and_given_up_after_its_death(stage: LearningStage) -> None:
+def test_a_run_is_taken_by_one_trainer_and_given_up_after_its_death(stage: TrainingStage) -> None:
     services = stage.services
     id_ = runs.request_run(services, 7, Trigger.COMMAND).run_id
     assert runs.claim(services, id_) is not None
@@ -74,13 +74,13 @@ def test_a_run_is_taken_by_one_trainer_and_given_up_after_its_death(stage: Learn
         session.execute(update(TrainingRun).values(lease_until=now()))
     assert runs.orphans(services) == [(id_, 1)]
     queue(services.redis, QueueName.TRAIN).empty()
-    assert trainer.reconcile(services) == 1
+    assert trainer.recover(services) == 1
     taken = runs.claim(services, id_)
     assert taken is not None
     assert taken.attempts == 2
 
 
-def test_cancelling_a_waiting_run_ends_it_and_one_at_work_hears_of_it(stage: LearningStage) -> None:
+def test_cancelling_a_waiting_run_ends_it_and_one_at_work_hears_of_it(stage: TrainingStage) -> None:
     services = stage.services
     id_ = runs.request_run(services, 7, Trigger.COMMAND).run_id
     assert runs.cancel(services, id_).state == RunState.CANCELLED
@@ -92,7 +92,7 @@ def test_cancelling_a_waiting_run_ends_it_and_one_at_work_hears_of_it(stage: Lea
         runs.report(services, id_, step=4)
 
 
-def test_start_training_and_enough_corrections_start_runs(stage: LearningStage) -> None:
+def test_start_training_and_enough_corrections_start_runs(stage: TrainingStage) -> None:
     services = stage.services
     with services.database.session() as session:
         session.add(TrainingPolicy(project_id=7, after_corrections=3))
@@ -111,7 +111,7 @@ def test_start_training_and_enough_corrections_start_runs(stage: LearningStage) 
 
 
 def test_a_snapshot_keeps_what_it_was_taken_from_and_never_moves_a_group(
-    stage: LearningStage,
+    stage: TrainingStage,
 ) -> None:
     from backend.labeling.config import parse_label_config
 
@@ -131,12 +131,12 @@ def test_a_snapshot_keeps_what_it_was_taken_from_and_never_moves_a_group(
     assert all(one.masks["optic cup"] == ((),) for one in snapshot.examples)
 
 
-def test_several_annotators_make_one_example_by_the_rule(stage: LearningStage) -> None:
+def test_several_annotators_make_one_example_by_the_rule(stage: TrainingStage) -> None:
     from backend.corrections.mask_store import MaskStore
     from backend.labeling.config import parse_label_config
 
     services = stage.services
-    content, mask = disc(3)
+    content, mask = disc_file(3)
     task = stage.label_studio.add_task(content, group="g")
     shifted = [np.roll(mask, shift, axis=1) for shift in (0, 3, 6)]
     for annotator, drawn in enumerate(shifted, start=1):
@@ -156,7 +156,7 @@ def test_several_annotators_make_one_example_by_the_rule(stage: LearningStage) -
 
 
 def test_promote_and_roll_back_change_the_version_in_service(
-    stage: LearningStage, model: Path
+    stage: TrainingStage, model: Path
 ) -> None:
     services = stage.services
     base = versions.in_service(services, 7)
@@ -179,7 +179,7 @@ def test_promote_and_roll_back_change_the_version_in_service(
 
 
 def test_one_worker_serves_two_projects_with_the_right_detector_each(
-    stage: LearningStage, model: Path
+    stage: TrainingStage, model: Path
 ) -> None:
     services = stage.services
     versions = [
@@ -197,7 +197,7 @@ def test_one_worker_serves_two_projects_with_the_right_detector_each(
     detector = sum(_bytes_of(detector_state(base.model).values()).values())
     grown = {**_bytes_of(_tensors(base)), **_bytes_of(_tensors(loaded[0]), _tensors(loaded[1]))}
     assert sum(grown.values()) - sum(_bytes_of(_tensors(base)).values()) == 2 * detector
-    task = stage.label_studio.add_task(disc(5)[0])
+    task = stage.label_studio.add_task(disc_file(5)[0])
     outcomes = [
         inference.predict(stage.suggestion(version, task), CONFIG)
         for version in (*versions, versions[0])
@@ -216,7 +216,7 @@ def _bytes_of(*tensors: Iterable[torch.Tensor]) -> dict[int, int]:
 
 
 def test_a_trainer_killed_while_training_goes_on_and_leaves_no_half_version(
-    stage: LearningStage,
+    stage: TrainingStage,
 ) -> None:
     services = stage.services
     stage.annotate(train=6)

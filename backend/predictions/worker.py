@@ -1,0 +1,23 @@
+"""The workers of predictions and corrections: queue `gpu` with the model loaded, queue `ingest`."""
+
+from backend.predictions.recover import recovery
+from backend.processes.queues import QueueName
+from backend.processes.worker import work
+from backend.services import Services, use_services
+
+
+def run_worker(services: Services, name: QueueName, *, burst: bool = False) -> None:
+    """Work until told to stop, or until the worker has done its share of jobs.
+
+    Args:
+        services: the process's database and Redis.
+        name: the queue; for `gpu` the model is loaded before the first job.
+        burst: stop when the queue is empty.
+    """
+    use_services(services)
+    if name == QueueName.GPU:
+        from backend.predictions.inference import current_inference
+
+        current_inference()
+    max_jobs = services.settings.worker_max_jobs
+    work(services, name, recovery(services), burst=burst, max_jobs=max_jobs)
