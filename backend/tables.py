@@ -3,6 +3,7 @@
 What only corrections or only training read is in the tables of those rooms.
 """
 
+import hashlib
 import secrets
 from datetime import UTC, datetime
 from enum import StrEnum
@@ -106,6 +107,11 @@ class LabelConfigText(Base):
 
     hash: Mapped[str] = mapped_column(String(64), primary_key=True)
     xml: Mapped[str] = mapped_column(Text)
+
+
+def config_hash(xml: str) -> str:
+    """The name under which a labeling config is stored: SHA-256 of its text."""
+    return hashlib.sha256(xml.encode()).hexdigest()
 
 
 class Suggestion(Base):

@@ -28,7 +28,7 @@ from backend.corrections.tables import (
 )
 from backend.database import insert_or_ignore
 from backend.errors import Trouble
-from backend.tables import LabelConfigText
+from backend.tables import LabelConfigText, config_hash
 
 if TYPE_CHECKING:
     from backend.corrections.ingest import Draft
@@ -111,7 +111,7 @@ def see_config(session: Session, number: int, project_id: int, xml: str) -> int:
     assert record is not None
     if record.observed >= number:
         return 0
-    hashed = _config_hash(xml)
+    hashed = config_hash(xml)
     changed = record.label_config_hash not in (None, hashed)
     insert_or_ignore(session, LabelConfigText, {"hash": hashed, "xml": xml})
     record.observed, record.label_config_hash = number, hashed
@@ -312,9 +312,3 @@ def _judge_labels(session: Session, project_id: int, xml: str) -> int:
             row.trouble = Trouble.CONFIG if reason else None
             changed += 1
     return changed
-
-
-def _config_hash(xml: str) -> str:
-    import hashlib
-
-    return hashlib.sha256(xml.encode()).hexdigest()

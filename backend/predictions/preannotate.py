@@ -7,6 +7,7 @@ from itertools import islice
 
 from sqlalchemy import func, select
 
+from backend.database import chunked
 from backend.errors import BackendError
 from backend.label_studio.client import LabelStudio
 from backend.models import versions
@@ -89,10 +90,10 @@ def preannotate(
 def _progress(services: Services, ids: list[str]) -> PreannotationProgress:
     counted = {"predicted": 0, "failed": 0}
     with services.database.reading() as session:
-        for start in range(0, len(ids), 500):
+        for chunk in chunked(ids):
             rows = session.execute(
                 select(Suggestion.state, Suggestion.delivery, Suggestion.error, func.count())
-                .where(Suggestion.id.in_(ids[start : start + 500]))
+                .where(Suggestion.id.in_(chunk))
                 .group_by(Suggestion.state, Suggestion.delivery, Suggestion.error)
             )
             for state, delivery, error, count in rows:
@@ -107,10 +108,10 @@ def _errors(services: Services, ids: list[str]) -> dict[int, str]:
     with services.database.reading() as session:
         return {
             task_id: error
-            for start in range(0, len(ids), 500)
+            for chunk in chunked(ids)
             for task_id, error in session.execute(
                 select(Suggestion.task_id, Suggestion.error).where(
-                    Suggestion.id.in_(ids[start : start + 500]), Suggestion.error.is_not(None)
+                    Suggestion.id.in_(chunk), Suggestion.error.is_not(None)
                 )
             )
             if task_id is not None and error is not None

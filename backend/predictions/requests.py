@@ -19,7 +19,7 @@ from redis.exceptions import RedisError
 from sqlalchemy import func, select, update
 from sqlalchemy.orm import Session
 
-from backend.database import insert_or_ignore
+from backend.database import chunked, insert_or_ignore
 from backend.errors import QueueError
 from backend.models import versions
 from backend.processes.queues import Handler, QueueName, enqueue, wait
@@ -29,6 +29,7 @@ from backend.tables import (
     LabelConfigText,
     Suggestion,
     SuggestionState,
+    config_hash,
     new_id,
     now,
 )
@@ -168,11 +169,6 @@ def enqueue_pushes(services: Services, ids: Sequence[str]) -> None:
             return
 
 
-def config_hash(label_config: str) -> str:
-    """The name under which a labeling config is stored."""
-    return hashlib.sha256(label_config.encode()).hexdigest()
-
-
 def _create_rows(
     services: Services,
     request: PredictRequest,
@@ -215,11 +211,9 @@ def _create_rows(
         insert_or_ignore(session, Suggestion, rows)
         keys = [row["active_key"] for row in rows if row["active_key"]]
         by_key: dict[str | None, str] = {}
-        for start in range(0, len(keys), 500):
+        for chunk in chunked(keys):
             found = session.execute(
-                select(Suggestion.active_key, Suggestion.id).where(
-                    Suggestion.active_key.in_(keys[start : start + 500])
-                )
+                select(Suggestion.active_key, Suggestion.id).where(Suggestion.active_key.in_(chunk))
             )
             by_key.update((key, id_) for key, id_ in found)
     return [by_key[row["active_key"]] if row["active_key"] else row["id"] for row in rows]
@@ -260,12 +254,10 @@ def _unfinished(services: Services, ids: list[str]) -> int:
             session.scalar(
                 select(func.count())
                 .select_from(Suggestion)
-                .where(
-                    Suggestion.id.in_(ids[start : start + 500]), Suggestion.state.in_(UNFINISHED)
-                )
+                .where(Suggestion.id.in_(chunk), Suggestion.state.in_(UNFINISHED))
             )
             or 0
-            for start in range(0, len(ids), 500)
+            for chunk in chunked(ids)
         )
 
 
@@ -300,14 +292,11 @@ def _finish(
 
 
 def _load(session: Session, ids: set[str]) -> dict[str, Suggestion]:
-    wanted = sorted(ids)
     return {
         row.id: row
-        for start in range(0, len(wanted), 500)
+        for chunk in chunked(sorted(ids))
         for row in session.scalars(
-            select(Suggestion)
-            .where(Suggestion.id.in_(wanted[start : start + 500]))
-            .with_for_update()
+            select(Suggestion).where(Suggestion.id.in_(chunk)).with_for_update()
         )
     }
 

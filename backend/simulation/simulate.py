@@ -30,7 +30,6 @@ from backend.corrections.ingest import Hint, Ingest
 from backend.corrections.mask_store import MaskStore
 from backend.labeling import brush_rle
 from backend.models import versions
-from backend.predictions.requests import config_hash
 from backend.processes.redis_server import RedisServer
 from backend.services import Services, open_services, use_services
 from backend.settings import Settings
@@ -42,6 +41,7 @@ from backend.tables import (
     Suggestion,
     SuggestionState,
     TrainingPolicy,
+    config_hash,
 )
 from backend.training import runs
 from backend.training.tables import TrainingRun, Trigger
