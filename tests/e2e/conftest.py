@@ -1,36 +1,20 @@
-"""One real Label Studio for all end-to-end tests of a run, and projects in it."""
+"""One real Label Studio, backend and browser for all end-to-end tests of a run, and projects."""
 
-import io
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+import shutil
+from collections.abc import Iterator
 
-import numpy as np
 import pytest
-from PIL import Image
+from playwright.sync_api import Browser, Page, expect, sync_playwright
 
+from backend.demo.demo import label_config_for, template_images
 from backend.label_studio.client import LabelStudio
+from backend.label_studio.connect import connect
 from backend.label_studio.server import REPOSITORY, LabelStudioServer
 from tests.support.backend_server import BackendServer
-
-BRUSH_CONFIG = """
-<View>
-  <Image name="image" value="$image"/>
-  <BrushLabels name="mask" toName="image">
-    <Label value="Bright" prompt="bright disc"/>
-  </BrushLabels>
-</View>
-"""
-
-
-@dataclass(frozen=True)
-class LabelStudioProject:
-    """A project of one test with its tasks, in the order of the uploaded images."""
-
-    id: int
-    task_ids: list[int]
-
-
-ProjectFactory = Callable[..., LabelStudioProject]
+from tests.support.editor import BRAIN_LABELS, regions
+from tests.support.images import disc_file
+from tests.support.label_configs import BRIGHT_DISC_CONFIG
+from tests.support.projects import LabelStudioProject, ProjectFactory
 
 
 @pytest.fixture(scope="session")
@@ -79,11 +63,11 @@ def make_project(label_studio: LabelStudio, request: pytest.FixtureRequest) -> P
     """
 
     def make(
-        images: int | list[bytes] = 0, label_config: str = BRUSH_CONFIG, **fields: object
+        images: int | list[bytes] = 0, label_config: str = BRIGHT_DISC_CONFIG, **fields: object
     ) -> LabelStudioProject:
         project = label_studio.create_project(request.node.name[:50], label_config, **fields)
         if isinstance(images, int):
-            images = [disc_image(seed) for seed in range(images)]
+            images = [disc_file(seed) for seed in range(images)]
         files = [(f"image{index:04d}.png", content) for index, content in enumerate(images)]
         task_ids = label_studio.upload_files(project["id"], files) if files else []
         return LabelStudioProject(project["id"], task_ids)
@@ -91,14 +75,45 @@ def make_project(label_studio: LabelStudio, request: pytest.FixtureRequest) -> P
     return make
 
 
-def disc_image(seed: int, height: int = 96, width: int = 128) -> bytes:
-    """A PNG with one bright disc on noise; different for every seed."""
-    random = np.random.default_rng(seed)
-    rows, columns = np.mgrid[:height, :width]
-    radius = min(height, width) / 5
-    centre = random.uniform(radius, [height - radius, width - radius])
-    inside = (rows - centre[0]) ** 2 + (columns - centre[1]) ** 2 < radius**2
-    grey = random.integers(30, 80, (height, width)) + 140 * inside
-    buffer = io.BytesIO()
-    Image.fromarray(grey.astype(np.uint8)).convert("RGB").save(buffer, "PNG")
-    return buffer.getvalue()
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Browser]:
+    """The machine's own Chromium or Chrome, without a window."""
+    names = ("chromium", "chromium-browser", "google-chrome")
+    executable = next(path for name in names if (path := shutil.which(name)))
+    with sync_playwright() as playwright:
+        launched = playwright.chromium.launch(
+            executable_path=executable,
+            args=["--no-sandbox", "--disable-gpu", "--disable-background-networking"],
+        )
+        yield launched
+        launched.close()
+
+
+@pytest.fixture
+def brain_project(
+    label_studio: LabelStudio, make_project: ProjectFactory, backend: BackendServer
+) -> LabelStudioProject:
+    """Two slices of a brain, with brush labels and smart tools, connected to the backend."""
+    slices = [content for _, content in template_images()][12:14]
+    made = make_project(images=slices, label_config=label_config_for(BRAIN_LABELS))
+    connect(backend.settings, made.id, backend.url, client=label_studio)
+    return made
+
+
+@pytest.fixture
+def page(
+    browser: Browser, label_studio_server: LabelStudioServer, brain_project: LabelStudioProject
+) -> Iterator[Page]:
+    """The first task in the editor, after logging in; its prediction has been asked for."""
+    opened = browser.new_page(viewport={"width": 1400, "height": 900})
+    opened.goto(f"{label_studio_server.url}/user/login")
+    opened.fill("input[name=email]", label_studio_server.user)
+    opened.fill("input[name=password]", label_studio_server.password)
+    opened.click("button[type=submit]")
+    opened.wait_for_load_state()
+    task = brain_project.task_ids[0]
+    opened.goto(f"{label_studio_server.url}/projects/{brain_project.id}/data?task={task}")
+    opened.wait_for_selector(".konvajs-content canvas", timeout=60_000)
+    expect(regions(opened).first).to_be_visible(timeout=60_000)
+    yield opened
+    opened.close()

@@ -9,8 +9,9 @@ from backend.errors import LabelStudioAuthError, LabelStudioError, LabelStudioUn
 from backend.label_studio.auth import token_expiry
 from backend.label_studio.client import LabelStudio
 from backend.label_studio.server import LabelStudioServer, free_port
-
-from .conftest import BRUSH_CONFIG, ProjectFactory, disc_image
+from tests.support.images import disc_file
+from tests.support.label_configs import BRIGHT_DISC_CONFIG
+from tests.support.projects import ProjectFactory
 
 
 def prediction(task_id: int, version: str, score: float = 0.5) -> dict[str, object]:
@@ -86,7 +87,7 @@ def test_nothing_listening_is_told_apart() -> None:
 def test_uploaded_images_come_back_byte_for_byte(
     label_studio: LabelStudio, make_project: ProjectFactory
 ) -> None:
-    images = [disc_image(seed) for seed in range(3)]
+    images = [disc_file(seed) for seed in range(3)]
     project = make_project(images)
     for task_id, image in zip(project.task_ids, images, strict=True):
         path = label_studio.task(task_id)["data"]["image"]
@@ -129,7 +130,7 @@ def test_an_empty_project_has_no_tasks(
 def test_more_files_than_one_form_may_carry(
     label_studio: LabelStudio, make_project: ProjectFactory
 ) -> None:
-    project = make_project([disc_image(0, 16, 16)] * 120)
+    project = make_project([disc_file(0, 16, 16)] * 120)
     names = [label_studio.task(task)["data"]["image"] for task in project.task_ids[::40]]
     assert len(project.task_ids) == 120
     assert [name[-8:] for name in names] == ["0000.png", "0040.png", "0080.png"]
@@ -194,7 +195,7 @@ def test_what_is_refused_is_named_with_its_status(
     with pytest.raises(LabelStudioError, match="model_version: Model version doesn't exist"):
         label_studio.update_project(project.id, model_version="never-seen")
     with pytest.raises(LabelStudioError, match="at least 3 characters"):
-        label_studio.create_project("x", BRUSH_CONFIG)
+        label_studio.create_project("x", BRIGHT_DISC_CONFIG)
 
 
 def test_the_token_stays_with_label_studios_own_address(

@@ -18,9 +18,9 @@ from backend.label_studio.connect import (
 from backend.label_studio.server import REPOSITORY, LabelStudioServer, free_port
 from backend.services import WEBHOOK_SECRET_HEADER, Credentials, load_credentials
 from backend.settings import Settings
+from tests.support.label_configs import BRIGHT_DISC_CONFIG
+from tests.support.projects import ProjectFactory
 from tests.support.recording_backend import RecordingBackend
-
-from .conftest import BRUSH_CONFIG, ProjectFactory
 
 
 @pytest.fixture
@@ -285,6 +285,6 @@ def test_label_studios_guard_against_private_addresses_is_explained(
         allow_private_backends=False,
     )
     with guarded, LabelStudio(guarded.url, guarded.token) as client:
-        project = client.create_project("guarded", BRUSH_CONFIG)
+        project = client.create_project("guarded", BRIGHT_DISC_CONFIG)
         with pytest.raises(LabelStudioError, match="LABEL_STUDIO_ML_BLOCK_LOCAL_IP=false"):
             connect(settings, project["id"], backend.url, client=client)

@@ -10,29 +10,22 @@ import numpy as np
 import pytest
 from playwright.sync_api import Page, expect
 
-from backend.corrections.event_ingest import open_ingest
+from backend.corrections.ingest import open_ingest
 from backend.corrections.mask_store import MaskStore
 from backend.corrections.revisions import current_state, history
 from backend.corrections.submissions import read_annotation
-from backend.corrections.sync import reconcile_project
+from backend.corrections.sync import sync_project
 from backend.database import Database
 from backend.label_studio.client import LabelStudio
 from backend.label_studio.connect import connect
 from backend.label_studio.server import LabelStudioServer
-from backend.labeling import brush_rle
 from backend.labeling.region_masks import region_mask
 from backend.services import open_services
 from backend.settings import Settings
-from tests.e2e.conftest import LabelStudioProject, ProjectFactory
-from tests.e2e.test_browser import (  # noqa: F401 fixtures
-    browser,
-    canvas,
-    page,
-    project,
-    regions,
-    submit,
-)
 from tests.support.backend_server import BackendServer
+from tests.support.editor import brush_stroke, delete_annotation, regions, submit
+from tests.support.projects import LabelStudioProject, ProjectFactory
+from tests.support.regions import brush
 
 HEIGHT, WIDTH = 96, 128
 
@@ -100,17 +93,10 @@ def wait_until_equal(
     assert_equal(read(), sent, masks)
 
 
-def drawn(id_: str, seed: int, label: str = "Bright") -> dict[str, Any]:
+def drawn(id_: str, seed: int) -> dict[str, Any]:
+    """A region of noise, which no two seeds share."""
     mask = np.random.default_rng(seed).random((HEIGHT, WIDTH)) < 0.3
-    return {
-        "id": id_,
-        "from_name": "mask",
-        "to_name": "image",
-        "type": "brushlabels",
-        "original_width": WIDTH,
-        "original_height": HEIGHT,
-        "value": {"format": "rle", "rle": brush_rle.encode(mask), "brushlabels": [label]},
-    }
+    return brush(id_, mask, "Bright", control="mask")
 
 
 def test_made_edited_skipped_and_deleted_through_the_api(
@@ -203,42 +189,44 @@ def test_one_sync_brings_in_a_project_that_was_never_heard_of(
         assert_equal(found, submitted(label_studio, made.id), masks)
 
     with open_ingest(services) as ingest:
-        assert reconcile_project(ingest, made.id).revisions == 4
+        assert sync_project(ingest, made.id).revisions == 4
         check()
         label_studio.patch(f"/api/annotations/{kept['id']}/", {"result": [drawn("a", 9)]})
         label_studio.delete(f"/api/tasks/{second}/")
         label_studio.delete(f"/api/tasks/{third}/")
-        report = reconcile_project(ingest, made.id)
+        report = sync_project(ingest, made.id)
         assert (report.revisions, report.deleted) == (1, 2)
         check()
-        assert reconcile_project(ingest, made.id).repaired == 0
+        assert sync_project(ingest, made.id).repaired == 0
         label_studio.delete(f"/api/projects/{made.id}/")
-        assert reconcile_project(ingest, made.id).deleted == 2
+        assert sync_project(ingest, made.id).deleted == 2
     services.close()
 
 
 def test_drawn_edited_skipped_and_deleted_in_the_browser(
-    page: Page,  # noqa: F811
-    project: LabelStudioProject,  # noqa: F811
+    page: Page,
+    brain_project: LabelStudioProject,
     label_studio: LabelStudio,
     label_studio_server: LabelStudioServer,
     backend: BackendServer,
     stored: Callable[[int], list[dict[str, Any]]],
 ) -> None:
     masks = MaskStore(backend.settings.storage)
-    first, second = project.task_ids
+    first, second = brain_project.task_ids
 
     def check() -> None:
-        wait_until_equal(lambda: stored(project.id), submitted(label_studio, project.id), masks)
+        wait_until_equal(
+            lambda: stored(brain_project.id), submitted(label_studio, brain_project.id), masks
+        )
 
     (prediction,) = label_studio.task(first)["predictions"]
     rows = regions(page).count()
-    _brush_stroke(page)
+    brush_stroke(page)
     expect(regions(page)).not_to_have_count(rows)
     submit(page)
     check()
-    (one,) = stored(project.id)
-    (annotation,) = submitted(label_studio, project.id)
+    (one,) = stored(brain_project.id)
+    (annotation,) = submitted(label_studio, brain_project.id)
     origins = [region["origin"] for region in annotation["result"]]
     outcomes = [row["outcome"] for row in one["revision"]["outcomes"]]
     assert outcomes.count("accepted") == len(prediction["result"]) == origins.count("prediction")
@@ -254,7 +242,7 @@ def test_drawn_edited_skipped_and_deleted_in_the_browser(
         page.locator("button", has_text="Update").click()
     assert answered.value.ok
     check()
-    (one,) = stored(project.id)
+    (one,) = stored(brain_project.id)
     assert len(one["revision"]["regions"]) == len(prediction["result"])
     database = Database(backend.settings.database)
     with database.reading() as session:
@@ -262,40 +250,17 @@ def test_drawn_edited_skipped_and_deleted_in_the_browser(
     database.dispose()
 
     # The label stream offers the task that is left, and has the button for skipping it.
-    page.goto(f"{label_studio_server.url}/projects/{project.id}/data?labeling=1")
+    page.goto(f"{label_studio_server.url}/projects/{brain_project.id}/data?labeling=1")
     page.wait_for_selector(".konvajs-content canvas", timeout=60_000)
     with page.expect_response(lambda answer: "/annotations" in answer.url) as answered:
         page.locator("button", has_text="Skip").click()
     assert answered.value.ok
     check()
-    found = {row["task"]: row["revision"]["was_cancelled"] for row in stored(project.id)}
+    found = {row["task"]: row["revision"]["was_cancelled"] for row in stored(brain_project.id)}
     assert found == {first: False, second: True}
 
-    page.goto(f"{label_studio_server.url}/projects/{project.id}/data?task={first}")
+    page.goto(f"{label_studio_server.url}/projects/{brain_project.id}/data?task={first}")
     page.wait_for_selector(".konvajs-content canvas", timeout=60_000)
-    _delete_annotation(page)
+    delete_annotation(page)
     check()
-    assert [row["task"] for row in stored(project.id)] == [second]
-
-
-def _delete_annotation(page: Page) -> None:  # noqa: F811
-    """Delete the annotation on the screen by its menu, and confirm it."""
-    page.locator(".lsf-annotation-button__trigger").first.click()
-    page.get_by_text("Delete Annotation").click()
-    with page.expect_response(
-        lambda answer: "/api/annotations/" in answer.url and answer.request.method == "DELETE"
-    ) as answered:
-        # What asks back is the last thing on the page.
-        page.get_by_role("button", name="Delete", exact=True).last.click(timeout=10_000)
-    assert answered.value.ok
-
-
-def _brush_stroke(page: Page) -> None:  # noqa: F811
-    """Pick a label of the brush and paint across the corner of the image."""
-    page.locator(".lsf-label").first.click()
-    area = canvas(page).bounding_box()
-    assert area is not None
-    page.mouse.move(area["x"] + 0.1 * area["width"], area["y"] + 0.1 * area["height"])
-    page.mouse.down()
-    page.mouse.move(area["x"] + 0.3 * area["width"], area["y"] + 0.2 * area["height"], steps=6)
-    page.mouse.up()
+    assert [row["task"] for row in stored(brain_project.id)] == [second]

@@ -15,9 +15,8 @@ from backend.label_studio.server import LabelStudioServer, free_port
 from backend.services import WEBHOOK_SECRET_HEADER, load_credentials
 from backend.settings import Settings
 from backend.tables import Project
+from tests.support.projects import LabelStudioProject, ProjectFactory
 from tests.support.recording_backend import RecordingBackend
-
-from .conftest import LabelStudioProject, ProjectFactory
 
 
 @pytest.fixture

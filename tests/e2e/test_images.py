@@ -15,8 +15,8 @@ from backend.label_studio.client import LabelStudio
 from backend.label_studio.images import fetch_image
 from backend.label_studio.server import LabelStudioServer, free_port
 from backend.settings import Settings
-
-from .conftest import LabelStudioProject, ProjectFactory, disc_image
+from tests.support.images import disc_file
+from tests.support.projects import LabelStudioProject, ProjectFactory
 
 
 def settings(**fields: Any) -> Settings:
@@ -62,7 +62,7 @@ def s3_project(
     label_studio: LabelStudio, make_project: ProjectFactory, s3_url: str, presign: bool
 ) -> tuple[LabelStudioProject, str, bytes]:
     """A project with one task from a bucket: the project, the task's image and its bytes."""
-    project, image = make_project(), disc_image(11)
+    project, image = make_project(), disc_file(11)
     bucket = f"scans-{project.id}"
     httpx.put(f"{s3_url}/{bucket}").raise_for_status()
     httpx.put(f"{s3_url}/{bucket}/a%20b.png", content=image).raise_for_status()
@@ -84,7 +84,7 @@ def s3_project(
 
 
 def test_an_upload(label_studio: LabelStudio, make_project: ProjectFactory) -> None:
-    image = disc_image(3)
+    image = disc_file(3)
     project = make_project([image])
     reference = label_studio.task(project.task_ids[0])["data"]["image"]
     assert fetch_image(reference, client=label_studio, settings=settings()) == image
@@ -98,7 +98,7 @@ def test_an_upload_with_a_personal_token(
     make_project: ProjectFactory,
     personal_token: str,
 ) -> None:
-    image = disc_image(4)
+    image = disc_file(4)
     project = make_project([image])
     reference = label_studio.task(project.task_ids[0])["data"]["image"]
     with LabelStudio(label_studio_server.url, personal_token) as client:
@@ -108,7 +108,7 @@ def test_an_upload_with_a_personal_token(
 def test_local_files_through_label_studio_and_around_it(
     label_studio: LabelStudio, make_project: ProjectFactory, local_folder: Path
 ) -> None:
-    image = disc_image(5)
+    image = disc_file(5)
     (local_folder / "a b.png").write_bytes(image)
     project = make_project()
     (task_id,) = label_studio.import_tasks(

@@ -12,8 +12,8 @@ from backend.label_studio.connect import connect
 from backend.label_studio.server import LabelStudioServer
 from backend.predictions.preannotate import preannotate
 from backend.services import open_services
-from tests.e2e.conftest import ProjectFactory
 from tests.support.backend_server import BackendServer
+from tests.support.projects import ProjectFactory
 
 EVERYTHING = {
     "selectedItems": {"all": True, "excluded": []},

@@ -9,15 +9,14 @@ import pytest
 from backend.errors import LabelStudioUnavailableError, SettingsError
 from backend.label_studio.client import LabelStudio
 from backend.label_studio.server import REPOSITORY, LabelStudioServer
-
-from .conftest import BRUSH_CONFIG
+from tests.support.label_configs import BRIGHT_DISC_CONFIG
 
 
 def test_a_second_start_finds_the_same_data_and_nothing_stays_behind(tmp_path: Path) -> None:
     template = REPOSITORY / ".cache" / "label-studio"
     first = LabelStudioServer(tmp_path, template_dir=template)
     with first, LabelStudio(first.url, first.token) as client:
-        made = client.create_project("kept", BRUSH_CONFIG)
+        made = client.create_project("kept", BRIGHT_DISC_CONFIG)
         pid = first.pid
         assert pid is not None
         same_folder = LabelStudioServer(tmp_path, template_dir=template)

@@ -1,6 +1,5 @@
-"""The learning loop with a real Label Studio: from submitted corrections to the next task."""
+"""The training loop with a real Label Studio: from submitted corrections to the next task."""
 
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -23,9 +22,11 @@ from backend.training import roll_out, runs
 from backend.training.tables import RunState, TrainingRun, Trigger
 from medsam3_model.data.datasets import split_of_group
 from medsam3_model.data.template import demo_slices
-from medsam3_model.evaluation.metrics import dice
-from tests.e2e.conftest import ProjectFactory
 from tests.support.backend_server import BackendServer
+from tests.support.masks import dice
+from tests.support.projects import ProjectFactory
+from tests.support.regions import brush
+from tests.support.waiting import wait_until
 
 # A site with a word of its own: the bundled model has never heard it, and finds nothing.
 LABEL, CONCEPT = "Encephalon", "brain"
@@ -62,7 +63,7 @@ class Brain:
 
 
 @pytest.fixture(scope="module")
-def learning_backend(
+def training_backend(
     tmp_path_factory: pytest.TempPathFactory, label_studio_server: LabelStudioServer
 ) -> Iterator[BackendServer]:
     """A backend that trains for a few steps."""
@@ -73,8 +74,8 @@ def learning_backend(
 
 
 @pytest.fixture
-def services(learning_backend: BackendServer) -> Iterator[Services]:
-    opened = open_services(learning_backend.settings)
+def services(training_backend: BackendServer) -> Iterator[Services]:
+    opened = open_services(training_backend.settings)
     yield opened
     opened.close()
 
@@ -83,13 +84,13 @@ def services(learning_backend: BackendServer) -> Iterator[Services]:
 def brain(
     label_studio: LabelStudio,
     make_project: ProjectFactory,
-    learning_backend: BackendServer,
+    training_backend: BackendServer,
     services: Services,
 ) -> Brain:
     """Connected, and predicted by the bundled model."""
     files = [content for _, content in template_images()]
     project = make_project(files, CONFIG)
-    connect(learning_backend.settings, project.id, learning_backend.url, client=label_studio)
+    connect(training_backend.settings, project.id, training_backend.url, client=label_studio)
     truth = {
         task_id: one.masks[CONCEPT]
         for task_id, one in zip(project.task_ids, demo_slices(), strict=True)
@@ -113,17 +114,7 @@ def brain(
 
 
 def drawn(task_id: int, mask: NDArray[np.bool_]) -> list[dict[str, Any]]:
-    return [
-        {
-            "id": f"drawn-{task_id}",
-            "from_name": "mask",
-            "to_name": "image",
-            "type": "brushlabels",
-            "original_width": mask.shape[1],
-            "original_height": mask.shape[0],
-            "value": {"format": "rle", "rle": brush_rle.encode(mask), "brushlabels": [LABEL]},
-        }
-    ]
+    return [brush(f"drawn-{task_id}", mask, LABEL, control="mask")]
 
 
 def predicted(client: LabelStudio, brain: Brain, version: str) -> dict[int, dict[str, Any]]:
@@ -147,20 +138,21 @@ def mean_dice(brain: Brain, predictions: dict[int, dict[str, Any]]) -> float:
     return float(np.mean(scores))
 
 
-def wait_for(what: str, found: Callable[[], Any], server: BackendServer) -> Any:
-    """The first answer of `found` that says yes."""
-    deadline = time.monotonic() + PATIENCE_S
-    while not (answer := found()):
-        assert time.monotonic() < deadline, f"{what}:\n{server.log_path.read_text()[-3000:]}"
-        time.sleep(0.3)
-    return answer
+def wait_for(what: str, answer: Callable[[], Any], server: BackendServer) -> Any:
+    """The first answer that is true; else what the backend's log says in the end."""
+    return wait_until(
+        answer,
+        PATIENCE_S,
+        pause_s=0.3,
+        otherwise=lambda: f"{what}:\n{server.log_path.read_text()[-3000:]}",
+    )
 
 
 @pytest.mark.timeout(600)
 def test_start_training_brings_a_better_version_its_predictions_and_its_order(
     brain: Brain,
     label_studio: LabelStudio,
-    learning_backend: BackendServer,
+    training_backend: BackendServer,
     services: Services,
 ) -> None:
     base = label_studio.project(brain.project_id)["model_version"]
@@ -171,7 +163,7 @@ def test_start_training_brings_a_better_version_its_predictions_and_its_order(
     (connected,) = label_studio.ml_backends(brain.project_id)
     label_studio.post(f"/api/ml/{connected.id}/train", {})
 
-    run = wait_for("a run that ended", lambda: _ended(services, brain.project_id), learning_backend)
+    run = wait_for("a run that ended", lambda: _ended(services, brain.project_id), training_backend)
     assert (run.state, run.error) == (RunState.DONE, None)
     assert run.trigger == Trigger.BUTTON
     with services.database.reading() as session:
@@ -183,7 +175,7 @@ def test_start_training_brings_a_better_version_its_predictions_and_its_order(
         found = predicted(label_studio, brain, run.candidate)
         return found if len(found) == len(brain.untouched) else None
 
-    after = wait_for("predictions of the new version", all_predicted, learning_backend)
+    after = wait_for("predictions of the new version", all_predicted, training_backend)
     assert label_studio.project(brain.project_id)["model_version"] == run.candidate
     assert mean_dice(brain, after) > before + 0.2
 
@@ -196,7 +188,7 @@ def test_start_training_brings_a_better_version_its_predictions_and_its_order(
     wait_for(
         "the version before",
         lambda: label_studio.project(brain.project_id)["model_version"] == base,
-        learning_backend,
+        training_backend,
     )
     left = order[5:]
     assert set(predicted(label_studio, brain, base)) >= set(left)

@@ -1,35 +1,20 @@
 """Real parts for one test each: a Redis, a database, the web application, workers that can die."""
 
 import base64
-import io
-import os
-import signal
-import subprocess
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
 import pytest
 from flask.testing import FlaskClient
-from PIL import Image
 
 from backend.processes.redis_server import RedisServer
 from backend.services import Services, open_services, use_services
 from backend.settings import Settings
 from backend.web.app import create_app
 from tests.support.corrections_stage import CONFIG, HEIGHT, WIDTH, Stage, stage_at
+from tests.support.images import ellipse_file
 from tests.support.stand_in_label_studio import StandInLabelStudio
-
-BRUSH_CONFIG = """
-<View>
-  <Image name="image" value="$image"/>
-  <BrushLabels name="mask" toName="image">
-    <Label value="Brain" prompt="brain"/>
-    <Label value="White" prompt="white matter"/>
-  </BrushLabels>
-</View>
-"""
+from tests.support.workers import StartWorker, WorkerProcess
 
 
 @pytest.fixture
@@ -74,41 +59,8 @@ def web(services: Services) -> FlaskClient:
     return client
 
 
-class WorkerProcess:
-    """`medsam3 worker` as a process of its own."""
-
-    def __init__(self, settings: Settings, queue: str) -> None:
-        environment = os.environ | {
-            "MEDSAM3_DATA_DIR": str(settings.data_dir),
-            "MEDSAM3_LEASE_S": str(settings.lease_s),
-            "LABEL_STUDIO_URL": settings.label_studio_url,
-            "LABEL_STUDIO_API_KEY": "0" * 40,
-            "DATABASE_URL": settings.database,
-        }
-        self.log_path = settings.data_dir / f"worker-{queue}.log"
-        with self.log_path.open("ab") as log:
-            self.process = subprocess.Popen(
-                [sys.executable, "-m", "backend.cli.main", "-v", "worker", "--queue", queue],
-                env=environment,
-                stdout=log,
-                stderr=log,
-                start_new_session=True,
-            )
-
-    def kill(self) -> None:
-        """SIGKILL: no handler runs, nothing is cleaned up."""
-        self.process.send_signal(signal.SIGKILL)
-        self.process.wait()
-
-    def stop(self) -> None:
-        """SIGTERM, then wait."""
-        if self.process.poll() is None:
-            self.process.terminate()
-            self.process.wait(30)
-
-
 @pytest.fixture
-def start_worker(services: Services) -> Iterator[Callable[..., WorkerProcess]]:
+def start_worker(services: Services) -> Iterator[StartWorker]:
     """Start workers; those that still run are killed at the end."""
     started: list[WorkerProcess] = []
 
@@ -121,32 +73,6 @@ def start_worker(services: Services) -> Iterator[Callable[..., WorkerProcess]]:
     for worker in started:
         if worker.process.poll() is None:
             worker.kill()
-
-
-def inline_image(seed: int, height: int = 96, width: int = 128) -> str:
-    """A `data:` address of `image_file`."""
-    content = base64.b64encode(image_file(seed, height, width)).decode()
-    return f"data:image/png;base64,{content}"
-
-
-def image_file(seed: int, height: int, width: int) -> bytes:
-    """A PNG with one bright ellipse on noise; different for every seed."""
-    random = np.random.default_rng(seed)
-    rows, columns = np.mgrid[:height, :width]
-    centre = random.uniform(0.35, 0.65, 2) * (height, width)
-    distance = ((rows - centre[0]) / (height / 4)) ** 2 + ((columns - centre[1]) / (width / 4)) ** 2
-    grey = random.integers(0, 40, (height, width)) + 150 * (distance < 1)
-    buffer = io.BytesIO()
-    Image.fromarray(grey.astype(np.uint8)).save(buffer, "PNG")
-    return buffer.getvalue()
-
-
-def tasks(count: int, first_id: int = 1) -> list[dict[str, object]]:
-    """Label Studio's tasks with inline images."""
-    return [
-        {"id": first_id + index, "data": {"image": inline_image(first_id + index)}}
-        for index in range(count)
-    ]
 
 
 @pytest.fixture
@@ -165,4 +91,4 @@ def stage(redis_server: RedisServer, data_dir: Path) -> Iterator[Stage]:
 @pytest.fixture
 def task(stage: Stage) -> int:
     """A task with an image, nothing drawn on it yet."""
-    return stage.label_studio.add_task(image_file(0, HEIGHT, WIDTH))
+    return stage.label_studio.add_task(ellipse_file(0, HEIGHT, WIDTH))

@@ -7,10 +7,10 @@ from collections.abc import Callable
 
 from tests.perf import (
     bench_corrections,
-    bench_learning,
+    bench_fine_tuning,
     bench_model,
     bench_rle,
-    bench_training,
+    bench_training_loop,
     bench_web,
 )
 
@@ -19,8 +19,8 @@ PARTS: dict[str, Callable[[], dict[str, float]]] = {
     "model": bench_model.measure,
     "web": bench_web.measure,
     "corrections": bench_corrections.measure,
-    "training": bench_training.measure,
-    "learning": bench_learning.measure,
+    "fine_tuning": bench_fine_tuning.measure,
+    "training_loop": bench_training_loop.measure,
 }
 
 

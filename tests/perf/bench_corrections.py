@@ -5,7 +5,6 @@ are made here, and the time that takes is not counted. Everything else is: readi
 decoding, comparing, writing mask files and rows.
 """
 
-import io
 import json
 import multiprocessing
 import resource
@@ -13,15 +12,12 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 from sqlalchemy import bindparam, text
 
 from backend.corrections import store
@@ -32,9 +28,10 @@ from backend.corrections.statistics import compute
 from backend.corrections.submissions import read_annotation
 from backend.database import Database
 from backend.label_studio.client import LabelStudio
-from backend.labeling import brush_rle
 from backend.settings import Settings
 from backend.tables import LabelConfigText, Suggestion
+from tests.support.images import png
+from tests.support.regions import brush
 
 COUNT = 10_000
 SIZE = 1024
@@ -58,9 +55,7 @@ class AnswersFromMemory(AnnotationSource):
 
     def __init__(self, settings: Settings) -> None:
         super().__init__(LabelStudio("http://127.0.0.1:1", "0" * 40), settings)
-        buffer = io.BytesIO()
-        Image.fromarray(np.zeros((SIZE, SIZE), np.uint8)).save(buffer, "PNG")
-        self._image = buffer.getvalue()
+        self._image = png(np.zeros((SIZE, SIZE), np.uint8))
 
     def image(self, reference: str, *, project_id: int, task_id: int) -> bytes:
         return self._image + task_id.to_bytes(4, "big")
@@ -174,14 +169,14 @@ def _answers(
         model_version=f"tiny-{number % 3}",
         state="done",
         delivery="delivered",
-        result=[_region(ids[0], kept, "Tumor"), _region(ids[1], before, "Cyst")],
+        result=[brush(ids[0], kept, "Tumor"), brush(ids[1], before, "Cyst")],
         finished_at=moment,
     )
     annotation = {
         "id": number + 1,
         "task": number + 1,
         "project": PROJECT,
-        "result": [_region(ids[0], kept, "Tumor"), _region(ids[1], edited, "Cyst")],
+        "result": [brush(ids[0], kept, "Tumor"), brush(ids[1], edited, "Cyst")],
         "completed_by": 1 + number % 4,
         "updated_by": 1 + number % 4,
         "created_at": moment.isoformat(),
@@ -189,19 +184,6 @@ def _answers(
         "lead_time": float(random.uniform(5, 90)),
     }
     return json.dumps(annotation).encode(), suggestion
-
-
-def _region(id_: str, mask: NDArray[np.bool_], label: str) -> Mapping[str, Any]:
-    value = {"format": "rle", "rle": brush_rle.encode(mask), "brushlabels": [label]}
-    return {
-        "id": id_,
-        "from_name": "brush",
-        "to_name": "image",
-        "type": "brushlabels",
-        "original_width": SIZE,
-        "original_height": SIZE,
-        "value": value,
-    }
 
 
 def _blob(seed: int) -> NDArray[np.bool_]:
@@ -222,9 +204,7 @@ def _moved(blobs: list[NDArray[np.bool_]], random: np.random.Generator) -> NDArr
 
 
 def _png_size(mask: NDArray[np.bool_]) -> int:
-    buffer = io.BytesIO()
-    Image.fromarray(mask).save(buffer, "PNG")
-    return len(buffer.getvalue())
+    return len(png(mask))
 
 
 def _row_bytes(database: Database) -> int:

@@ -22,6 +22,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from tests.support.masks import dice
+
 KEYS = Path(__file__).parents[1] / "data" / "sam3_reference" / "full_keys.json.gz"
 PHRASES = ("breast tumor", "polyp", "optic cup", "left ventricle")
 
@@ -131,11 +133,9 @@ def measure(checkpoint: Path, dtype: str, results: Path) -> None:
     )
 
 
-def dice(one: np.ndarray, other: np.ndarray) -> float:
-    """Mean Dice of masks (N, H, W); two empty masks agree."""
-    shared = (one & other).sum((1, 2))
-    total = one.sum((1, 2)) + other.sum((1, 2))
-    return float(np.where(total > 0, 2 * shared / np.maximum(total, 1), 1.0).mean())
+def mean_dice(masks: np.ndarray, others: np.ndarray) -> float:
+    """Mean Dice of masks (N, H, W)."""
+    return float(np.mean([dice(*pair) for pair in zip(masks, others, strict=True)]))
 
 
 def gpu_figures(checkpoint: Path) -> dict[str, float]:
@@ -222,8 +222,8 @@ def main() -> None:
         if torch.cuda.is_available():
             figures.update(gpu_figures(checkpoint))
     full, half = found["fp32"], found["bf16"]
-    figures["bf16_mask_dice"] = dice(full["masks"][0], half["masks"][0])
-    figures["bf16_semantic_dice"] = dice(full["semantic"][0], half["semantic"][0])
+    figures["bf16_mask_dice"] = mean_dice(full["masks"][0], half["masks"][0])
+    figures["bf16_semantic_dice"] = mean_dice(full["semantic"][0], half["semantic"][0])
     figures["bf16_logits_max_difference"] = float(np.abs(full["logits"] - half["logits"]).max())
     figures["fp32_logits_range"] = float(np.ptp(full["logits"]))
     figures["bf16_boxes_max_difference"] = float(np.abs(full["boxes"] - half["boxes"]).max())

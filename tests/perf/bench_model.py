@@ -19,7 +19,7 @@ def measure() -> dict[str, float]:
     from medsam3_model.embedding_cache import EmbeddingCache, TextCache
     from medsam3_model.images.reading import read_image
     from medsam3_model.prompting import SpatialPrompt, segment_prompted
-    from tests.integration.conftest import image_file
+    from tests.support.images import ellipse_file
 
     model = MedSAM3.from_pretrained("tiny")
     embeddings = EmbeddingCache(None, memory_bytes=2**30, disk_bytes=0)
@@ -50,7 +50,7 @@ def measure() -> dict[str, float]:
             model.detect(embedding, text)
         return time.perf_counter() - started
 
-    files = [image_file(index, 512, 512) for index in range(PROMPTS)]
+    files = [ellipse_file(index, 512, 512) for index in range(PROMPTS)]
     first, following, small = [], [], []
     for index in range(PROMPTS):
         first.append(prompt(index, 0))

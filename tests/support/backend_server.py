@@ -3,13 +3,12 @@
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
-
-import httpx
 
 from backend.label_studio.server import LabelStudioServer, free_port
 from backend.settings import Settings
+from tests.support.running import answers
+from tests.support.waiting import wait_until
 
 
 class BackendServer:
@@ -49,14 +48,11 @@ class BackendServer:
                 stderr=log,
                 start_new_session=True,
             )
-        deadline = time.monotonic() + 60
-        while True:
-            try:
-                httpx.get(f"{self.url}/health")
-                return
-            except httpx.TransportError:
-                assert time.monotonic() < deadline, self.log_path.read_text()[-2000:]
-                time.sleep(0.1)
+        wait_until(
+            lambda: answers(self.url),
+            pause_s=0.1,
+            otherwise=lambda: self.log_path.read_text()[-2000:],
+        )
 
     def stop(self) -> None:
         """SIGTERM, as a service manager does."""

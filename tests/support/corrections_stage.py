@@ -1,24 +1,24 @@
 """A stand-in Label Studio, a store that listens to it, and regions to draw."""
 
-import io
 import json
+import random
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
-from backend.corrections.event_ingest import ingest_event, open_ingest
 from backend.corrections.events import receive
-from backend.corrections.ingest import Ingest
+from backend.corrections.ingest import Ingest, ingest_event, open_ingest
 from backend.corrections.mask_store import MaskStore
 from backend.corrections.revisions import current_state
-from backend.corrections.sync import Report, reconcile_project
-from backend.labeling import brush_rle
+from backend.corrections.sync import SyncReport, sync_project
 from backend.services import Services
-from backend.tables import LabelConfigText, Suggestion, SuggestionState
+from backend.tables import LabelConfigText, Suggestion, SuggestionState, new_id
+from tests.support import regions
+from tests.support.images import noise_file
 from tests.support.stand_in_label_studio import StandInLabelStudio
 
 CONFIG = """
@@ -34,32 +34,24 @@ CONFIG = """
 HEIGHT, WIDTH = 48, 64
 
 
-def image_file(seed: int = 0, height: int = HEIGHT, width: int = WIDTH) -> bytes:
-    buffer = io.BytesIO()
-    grey = np.random.default_rng(seed).integers(0, 255, (height, width), np.uint8)
-    Image.fromarray(grey).save(buffer, "PNG")
-    return buffer.getvalue()
+def image_file(seed: int = 0) -> bytes:
+    """A PNG of noise, of the size that regions have by default."""
+    return noise_file(seed, HEIGHT, WIDTH)
 
 
 def drawn(seed: int, height: int = HEIGHT, width: int = WIDTH) -> np.ndarray:
     """A ragged blob, bool (H, W)."""
-    random = np.random.default_rng(seed)
+    noise = np.random.default_rng(seed)
     rows, columns = np.mgrid[:height, :width]
-    centre = random.uniform(0.3, 0.7, 2) * (height, width)
-    radius = random.uniform(0.15, 0.28) * height
-    ragged = random.normal(0, radius / 6, (height, width))
+    centre = noise.uniform(0.3, 0.7, 2) * (height, width)
+    radius = noise.uniform(0.15, 0.28) * height
+    ragged = noise.normal(0, radius / 6, (height, width))
     return (rows - centre[0]) ** 2 + (columns - centre[1]) ** 2 < (radius + ragged) ** 2
 
 
 def brush(id_: str, mask: np.ndarray, label: str = "Tumor", **fields: object) -> dict[str, Any]:
-    return region(
-        id_,
-        "brush",
-        "brushlabels",
-        {"format": "rle", "rle": brush_rle.encode(mask), "brushlabels": [label]},
-        *mask.shape,
-        **fields,
-    )
+    """A region of the config's brush."""
+    return regions.brush(id_, mask, label, **fields)
 
 
 def region(
@@ -71,17 +63,8 @@ def region(
     width: int = WIDTH,
     **fields: object,
 ) -> dict[str, Any]:
-    return {
-        "id": id_,
-        "from_name": control,
-        "to_name": "image",
-        "type": kind,
-        "original_width": width,
-        "original_height": height,
-        "image_rotation": 0,
-        "value": dict(value),
-        **fields,
-    }
+    """A region on an image of the default size."""
+    return regions.region(id_, control, kind, value, height, width, **fields)
 
 
 @dataclass(frozen=True)
@@ -106,8 +89,8 @@ class Stage:
         events, self.label_studio.events[:] = list(self.label_studio.events), []
         self.work(*(self.hear(event) for event in events))
 
-    def sync(self, **options: Any) -> Report:
-        return reconcile_project(self.ingest, self.label_studio.project_id, **options)
+    def sync(self, **options: Any) -> SyncReport:
+        return sync_project(self.ingest, self.label_studio.project_id, **options)
 
     def state(self) -> list[dict[str, Any]]:
         with self.services.database.reading() as session:
@@ -151,10 +134,6 @@ class Stage:
         **fields: Any,
     ) -> str:
         """A finished suggestion, as the GPU worker leaves it."""
-        from datetime import UTC, datetime
-
-        from backend.tables import new_id
-
         id_ = new_id()
         config_hash = "c" * 64
         moment = datetime.fromisoformat(now or self.label_studio.now()).astimezone(UTC)
@@ -187,3 +166,41 @@ def stage_at(services: Services, label_studio: StandInLabelStudio) -> Iterator[S
     """A stage whose services point at the stand-in."""
     with open_ingest(services) as ingest:
         yield Stage(label_studio, services, ingest)
+
+
+def act(label_studio: StandInLabelStudio, chance: random.Random, stages: list[Stage]) -> None:
+    """One thing that people do in Label Studio."""
+    tasks, annotations = list(label_studio.tasks), list(label_studio.annotations)
+    choice = chance.random()
+    if not tasks or choice < 0.2:
+        task = label_studio.add_task(
+            image_file(chance.randrange(3)), group=f"p{chance.randrange(4)}"
+        )
+        suggestion = [brush(f"s{task}", drawn(chance.randrange(50)))]
+        id_, now = new_id(), label_studio.now()
+        for stage in stages:
+            stage.suggest(task, suggestion, id=id_, now=now)
+    elif choice < 0.5 or not annotations:
+        task = chance.choice(tasks)
+        kept = [brush(f"s{task}", drawn(chance.randrange(50)))] if chance.random() < 0.5 else []
+        fresh = brush(f"n{chance.randrange(10**6)}", drawn(chance.randrange(50)), label="Cyst")
+        skipped = chance.random() < 0.2
+        label_studio.annotate(
+            task,
+            [] if skipped else [*kept, fresh],
+            was_cancelled=skipped,
+            completed_by=chance.randrange(3),
+        )
+    elif choice < 0.75:
+        label_studio.update(
+            chance.choice(annotations),
+            result=[brush(f"u{chance.randrange(10**6)}", drawn(chance.randrange(50)))],
+            ground_truth=chance.random() < 0.3,
+        )
+    elif choice < 0.87:
+        label_studio.delete(chance.choice(annotations))
+    elif choice < 0.94:
+        label_studio.delete_task(chance.choice(tasks))
+    else:
+        labels = chance.choice([CONFIG, CONFIG.replace("Cyst", "Zyste")])
+        label_studio.set_config(labels)

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from transformers import Sam3Model
 
 from medsam3_model.checkpoints.presets import tiny_config
 from medsam3_model.checkpoints.tokenizer import build_tokenizer
@@ -18,16 +19,19 @@ from medsam3_model.training.fine_tuning import TrainingImage
 SIDE = 72
 
 
-def small_model() -> MedSAM3:
+def small_network() -> Sam3Model:
     """The tiny architecture at 72 pixels, with the same random weights each time."""
-    from transformers import Sam3Model
-
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        model = Sam3Model(tiny_config(input_size=SIDE))
-        initialise(model)
+        network = Sam3Model(tiny_config(input_size=SIDE))
+        initialise(network)
+    return network
+
+
+def small_model() -> MedSAM3:
+    """`small_network` with its tokenizer, ready to be asked."""
     tokenizer = build_tokenizer(all_phrases())
-    return MedSAM3(model, tokenizer, name="small", device="cpu", dtype="float32")
+    return MedSAM3(small_network(), tokenizer, name="small", device="cpu", dtype="float32")
 
 
 def disc(seed: int) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:

@@ -1,7 +1,6 @@
 """A web process and a GPU worker on this machine, for measuring them from outside."""
 
 import os
-import socket
 import subprocess
 import sys
 import tempfile
@@ -15,10 +14,12 @@ from pathlib import Path
 
 import httpx
 
+from backend.label_studio.server import free_port
 from backend.processes.redis_server import RedisServer
 from backend.services import Services, load_credentials, open_services
 from backend.settings import Settings
-from tests.integration.conftest import image_file
+from tests.support.images import ellipse_file
+from tests.support.waiting import wait_until
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,7 @@ class Running:
 def running(*, with_worker: bool = True, with_trainer: bool = False) -> Iterator[Running]:
     """Start Redis, web and (unless told otherwise) a GPU worker; stop them at the end."""
     with tempfile.TemporaryDirectory(prefix="m3-") as folder:
-        port = _free_port()
+        port = free_port()
         settings = Settings(data_dir=Path(folder), port=port)
         images = ThreadingHTTPServer(("127.0.0.1", 0), _Images)
         threading.Thread(target=images.serve_forever, daemon=True).start()
@@ -69,7 +70,7 @@ def running(*, with_worker: bool = True, with_trainer: bool = False) -> Iterator
             started = time.perf_counter()
             web = start("web")
             try:
-                _wait_for(f"{url}/health")
+                wait_until(lambda: answers(url), 30, pause_s=0.005)
                 ready_s = time.perf_counter() - started
                 if with_worker:
                     start("worker", "--queue", "gpu")
@@ -92,7 +93,7 @@ class _Images(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         """Answer with the image of the seed in the path."""
-        content = image_file(int(Path(self.path).stem), 512, 512)
+        content = ellipse_file(int(Path(self.path).stem), 512, 512)
         self.send_response(200)
         self.send_header("Content-Type", "image/png")
         self.send_header("Content-Length", str(len(content)))
@@ -114,19 +115,10 @@ def memory_mb(process: subprocess.Popen[bytes]) -> float:
     return total / 1024
 
 
-def _wait_for(url: str, timeout_s: float = 30) -> None:
-    deadline = time.monotonic() + timeout_s
-    while True:
-        try:
-            httpx.get(url)
-            return
-        except httpx.TransportError:
-            if time.monotonic() > deadline:
-                raise
-            time.sleep(0.005)
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+def answers(url: str) -> bool:
+    """Whether the web process at an address says that it is up, or anything at all."""
+    try:
+        httpx.get(f"{url}/health")
+    except httpx.TransportError:
+        return False
+    return True

@@ -1,6 +1,5 @@
 """A project whose annotator marks bright discs, and a small untrained model that can learn them."""
 
-import io
 import itertools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -8,15 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from PIL import Image
 
-from backend.corrections.event_ingest import open_ingest
-from backend.corrections.ingest import Hint
-from backend.labeling import brush_rle
+from backend.corrections.ingest import Hint, open_ingest
 from backend.models.detectors import DetectorStore
-from backend.predictions.requests import config_hash
 from backend.services import Services, open_services, use_services
 from backend.settings import Settings
 from backend.tables import (
@@ -27,15 +21,16 @@ from backend.tables import (
     Project,
     Suggestion,
     SuggestionState,
+    config_hash,
 )
 from medsam3_model import MedSAM3
 from medsam3_model.checkpoints.bundle import write_bundle
 from medsam3_model.checkpoints.detectors import detector_state, load_detector, save_detector
-from medsam3_model.checkpoints.presets import PRESETS
 from medsam3_model.checkpoints.tokenizer import build_tokenizer
 from medsam3_model.data.datasets import split_of_group
-from medsam3_model.pretraining.initialisation import initialise
 from medsam3_model.pretraining.phrases import all_phrases
+from tests.support import discs, regions
+from tests.support.images import png
 from tests.support.stand_in_label_studio import StandInLabelStudio
 
 CONFIG = """
@@ -47,47 +42,24 @@ CONFIG = """
   </BrushLabels>
 </View>
 """
-SIDE = 72
 
 
-def small_model(folder: Path) -> Path:
-    """A bundle of the tiny architecture at 72 pixels, with random weights."""
-    from transformers import Sam3Model
-
-    config = PRESETS["tiny"](input_size=SIDE)  # type: ignore[call-arg]
-    torch.manual_seed(0)
-    model = Sam3Model(config)
-    initialise(model)
-    write_bundle(folder, "tiny", config, model.state_dict(), build_tokenizer(all_phrases()))
+def small_bundle(folder: Path) -> Path:
+    """A bundle of tests.support.discs.small_network, for a backend to serve."""
+    network, tokenizer = discs.small_network(), build_tokenizer(all_phrases())
+    write_bundle(folder, "tiny", network.config, network.state_dict(), tokenizer)
     return folder
 
 
-def disc(seed: int) -> tuple[bytes, NDArray[np.bool_]]:
+def disc_file(seed: int) -> tuple[bytes, NDArray[np.bool_]]:
     """A PNG with one bright disc on noise, and the disc."""
-    random = np.random.default_rng(seed)
-    rows, columns = np.mgrid[:SIDE, :SIDE]
-    radius = random.uniform(SIDE / 6, SIDE / 4)
-    centre = random.uniform(radius, SIDE - radius, 2)
-    inside = (rows - centre[0]) ** 2 + (columns - centre[1]) ** 2 < radius**2
-    grey = random.integers(20, 60, (SIDE, SIDE)) + 150 * inside
-    buffer = io.BytesIO()
-    Image.fromarray(grey.astype(np.uint8)).convert("RGB").save(buffer, "PNG")
-    return buffer.getvalue(), inside
+    image, inside = discs.disc(seed)
+    return png(image), inside
 
 
-def brush(region_id: str, mask: NDArray[np.bool_], label: str = "Disc") -> dict[str, Any]:
-    """A brush region."""
-    return {
-        "id": region_id,
-        "from_name": "mask",
-        "to_name": "image",
-        "type": "brushlabels",
-        "original_width": mask.shape[1],
-        "original_height": mask.shape[0],
-        "image_rotation": 0,
-        "origin": "manual",
-        "value": {"format": "rle", "rle": brush_rle.encode(mask), "brushlabels": [label]},
-    }
+def brush(id_: str, mask: NDArray[np.bool_], label: str = "Disc") -> dict[str, Any]:
+    """A region that an annotator drew with the config's brush."""
+    return regions.brush(id_, mask, label, control="mask", origin="manual")
 
 
 def groups(split: str) -> Iterator[str]:
@@ -132,7 +104,7 @@ def publish(
 
 
 @contextmanager
-def learning_stage(data_dir: Path, model: Path, **settings: Any) -> "Iterator[LearningStage]":
+def training_stage(data_dir: Path, model: Path, **settings: Any) -> "Iterator[TrainingStage]":
     """A stage that serves `model`, without replay; the process's services are its own meanwhile."""
     with StandInLabelStudio(CONFIG) as label_studio:
         services = open_services(
@@ -146,12 +118,12 @@ def learning_stage(data_dir: Path, model: Path, **settings: Any) -> "Iterator[Le
             )
         )
         use_services(services)
-        yield LearningStage(services, label_studio)
+        yield TrainingStage(services, label_studio)
         use_services(None)
         services.close()
 
 
-class LearningStage:
+class TrainingStage:
     """Annotates tasks of the stand-in server and takes the annotations in.
 
     `draw` makes an image file and the mask of its disc from a seed.
@@ -161,7 +133,7 @@ class LearningStage:
         self,
         services: Services,
         label_studio: StandInLabelStudio,
-        draw: Callable[[int], tuple[bytes, NDArray[np.bool_]]] = disc,
+        draw: Callable[[int], tuple[bytes, NDArray[np.bool_]]] = disc_file,
     ) -> None:
         self.services, self.label_studio, self.draw = services, label_studio, draw
         self.project_id = label_studio.project_id

@@ -28,6 +28,7 @@ from tests.support.corrections_stage import (
     image_file,
     stage_at,
 )
+from tests.support.masks import dice
 from tests.support.stand_in_label_studio import StandInLabelStudio
 
 PROJECT = StandInLabelStudio.project_id
@@ -197,12 +198,12 @@ def test_label_studios_converter_reads_the_polygons(stage: Stage, tmp_path: Path
                 union |= region_mask(one, HEIGHT, WIDTH)
         if (number, "Tumor") in expected:
             whole = expected[number, "Tumor"]
-            assert 2 * (union & whole).sum() / (union.sum() + whole.sum()) > 0.9
+            assert dice(union, whole) > 0.9
 
 
 def test_label_studios_exporter_reads_the_tasks(stage: Stage, tmp_path: Path) -> None:
     from label_studio_sdk.converter import Converter
-    from label_studio_sdk.converter.converter import ExportFormat as TheirFormat
+    from label_studio_sdk.converter.converter import Format as TheirFormat
 
     write(stage, tmp_path / "out", ExportFormat.MASKS)
     converter = Converter(

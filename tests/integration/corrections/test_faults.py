@@ -13,15 +13,15 @@ import httpx
 import pytest
 from sqlalchemy import event, func, select
 
-from backend.corrections.event_ingest import ingest_events
+from backend.corrections.ingest import ingest_events
 from backend.corrections.mask_store import MaskStore
 from backend.corrections.tables import ConceptMask, RegionMask, RegionOutcome, Revision
 from backend.services import Services, open_services
 from backend.settings import Settings
-from backend.tables import new_id
 from tests.support.corrections_stage import (
     CONFIG,
     Stage,
+    act,
     brush,
     drawn,
     image_file,
@@ -55,42 +55,6 @@ def settings_at(folder: Path, label_studio: StandInLabelStudio) -> Settings:
     return Settings(
         data_dir=folder, label_studio_url=label_studio.url, label_studio_api_key="0" * 40
     )
-
-
-def act(label_studio: StandInLabelStudio, dice: random.Random, stages: list[Stage]) -> None:
-    """One thing that people do in Label Studio."""
-    tasks, annotations = list(label_studio.tasks), list(label_studio.annotations)
-    choice = dice.random()
-    if not tasks or choice < 0.2:
-        task = label_studio.add_task(image_file(dice.randrange(3)), group=f"p{dice.randrange(4)}")
-        suggestion = [brush(f"s{task}", drawn(dice.randrange(50)))]
-        id_, now = new_id(), label_studio.now()
-        for stage in stages:
-            stage.suggest(task, suggestion, id=id_, now=now)
-    elif choice < 0.5 or not annotations:
-        task = dice.choice(tasks)
-        kept = [brush(f"s{task}", drawn(dice.randrange(50)))] if dice.random() < 0.5 else []
-        fresh = brush(f"n{dice.randrange(10**6)}", drawn(dice.randrange(50)), label="Cyst")
-        skipped = dice.random() < 0.2
-        label_studio.annotate(
-            task,
-            [] if skipped else [*kept, fresh],
-            was_cancelled=skipped,
-            completed_by=dice.randrange(3),
-        )
-    elif choice < 0.75:
-        label_studio.update(
-            dice.choice(annotations),
-            result=[brush(f"u{dice.randrange(10**6)}", drawn(dice.randrange(50)))],
-            ground_truth=dice.random() < 0.3,
-        )
-    elif choice < 0.87:
-        label_studio.delete(dice.choice(annotations))
-    elif choice < 0.94:
-        label_studio.delete_task(dice.choice(tasks))
-    else:
-        labels = dice.choice([CONFIG, CONFIG.replace("Cyst", "Zyste")])
-        label_studio.set_config(labels)
 
 
 @pytest.mark.parametrize("seed", range(6))
@@ -301,6 +265,6 @@ def test_an_event_that_kills_its_worker_is_given_up_and_seen(
     stage.work(event_id)
     assert stage.one()["state"] == "quarantined"
     assert "died 3 times" in stage.one()["reason"]
-    # Whatever it was may be over by the next reconciliation.
+    # Whatever it was may be over by the next sync.
     stage.sync()
     assert stage.one()["state"] == "valid"

@@ -22,8 +22,7 @@ from backend.errors import MaskError
 from backend.services import open_services
 from backend.settings import Settings
 from backend.tables import Event, ImageVector, Suggestion, TaskRank
-from tests.integration.corrections.test_faults import act
-from tests.support.corrections_stage import CONFIG, Stage, brush, drawn, image_file, stage_at
+from tests.support.corrections_stage import CONFIG, Stage, act, brush, drawn, image_file, stage_at
 from tests.support.stand_in_label_studio import StandInLabelStudio
 
 

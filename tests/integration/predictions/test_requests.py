@@ -1,7 +1,6 @@
 """/predict through a real queue and a real worker: in time, late, dead workers, dead Redis."""
 
 import threading
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -12,9 +11,10 @@ from sqlalchemy import func, select
 from backend.processes.redis_server import RedisServer
 from backend.services import Services
 from backend.tables import Delivery, Suggestion, SuggestionState
-from tests.integration.conftest import BRUSH_CONFIG, WorkerProcess, tasks
-
-StartWorker = Callable[..., WorkerProcess]
+from tests.support.images import inline_tasks
+from tests.support.label_configs import BRAIN_CONFIG
+from tests.support.waiting import wait_until
+from tests.support.workers import StartWorker
 
 
 def predict(web: FlaskClient, batch: list[dict[str, object]], **body: Any) -> dict[str, Any]:
@@ -24,7 +24,7 @@ def predict(web: FlaskClient, batch: list[dict[str, object]], **body: Any) -> di
         json={
             "tasks": batch,
             "project": "7.1795421465",
-            "label_config": BRUSH_CONFIG,
+            "label_config": BRAIN_CONFIG,
             "params": {"login": None, "password": None, "context": None},
             **body,
         },
@@ -49,24 +49,16 @@ def count(services: Services, *conditions: Any) -> int:
         return session.scalar(query) or 0
 
 
-def wait_until(condition: Callable[[], bool], timeout_s: float = 60) -> None:
-    """Return when the condition holds."""
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline, "it did not happen in time"
-        time.sleep(0.02)
-
-
 def test_a_batch_is_answered_in_the_order_of_its_tasks(
     web: FlaskClient, services: Services, start_worker: StartWorker
 ) -> None:
     start_worker()
-    batch = tasks(6)[::-1]
+    batch = inline_tasks(6)[::-1]
     answer = predict(web, batch)
     assert "errors" not in answer
     assert len(answer["results"]) == 6
     (version,) = {one["model_version"] for one in answer["results"]}
-    setup = web.post("/setup", json={"project": "7.1795421465", "schema": BRUSH_CONFIG})
+    setup = web.post("/setup", json={"project": "7.1795421465", "schema": BRAIN_CONFIG})
     assert setup.get_json() == {"model_version": version}
     ids = [region["id"] for one in answer["results"] for region in one["result"]]
     assert len(ids) == len(set(ids))
@@ -80,7 +72,7 @@ def test_a_batch_is_answered_in_the_order_of_its_tasks(
 def test_a_task_asked_for_by_two_requests_is_predicted_once(
     web: FlaskClient, services: Services, start_worker: StartWorker
 ) -> None:
-    batch = tasks(3)
+    batch = inline_tasks(3)
     first, first_results = in_background(lambda: predict(web, batch))
     wait_until(lambda: count(services) == 3)
     second, second_results = in_background(lambda: predict(web, batch[:1]))
@@ -97,7 +89,7 @@ def test_over_the_budget_nothing_is_answered_and_all_is_handed_over(
     web: FlaskClient, services: Services, start_worker: StartWorker
 ) -> None:
     services.settings.predict_budget_s = 0.2
-    answer = predict(web, tasks(5))
+    answer = predict(web, inline_tasks(5))
     assert answer["results"] == []
     assert "5 of 5 tasks are still under way" in answer["errors"][0]
     assert count(services, Suggestion.delivery == Delivery.PUSH) == 5
@@ -109,7 +101,7 @@ def test_a_killed_worker_loses_nothing(
     web: FlaskClient, services: Services, start_worker: StartWorker
 ) -> None:
     worker = start_worker()
-    thread, results = in_background(lambda: predict(web, tasks(24)))
+    thread, results = in_background(lambda: predict(web, inline_tasks(24)))
     running = Suggestion.state == SuggestionState.RUNNING
     wait_until(lambda: count(services, running) > 0)
     worker.kill()
@@ -124,7 +116,7 @@ def test_a_killed_worker_loses_nothing(
 def test_an_emptied_and_restarted_redis_loses_nothing(
     web: FlaskClient, services: Services, start_worker: StartWorker, redis_server: RedisServer
 ) -> None:
-    thread, results = in_background(lambda: predict(web, tasks(24)))
+    thread, results = in_background(lambda: predict(web, inline_tasks(24)))
     wait_until(lambda: count(services) == 24)
     start_worker()
     wait_until(lambda: count(services, Suggestion.state == SuggestionState.DONE) > 0)
@@ -145,7 +137,7 @@ def test_a_task_that_kills_its_worker_is_given_up_and_its_neighbours_are_not(
     web: FlaskClient, services: Services, start_worker: StartWorker
 ) -> None:
     start_worker()
-    predict(web, tasks(2))
+    predict(web, inline_tasks(2))
     with services.database.session() as session:
         row = session.scalars(select(Suggestion)).first()
         assert row is not None
@@ -157,7 +149,7 @@ def test_a_task_that_kills_its_worker_is_given_up_and_its_neighbours_are_not(
         failed = session.get(Suggestion, poisoned)
         assert failed is not None
         assert "the worker died 3 times" in (failed.error or "")
-    assert len(predict(web, tasks(1, first_id=50))["results"]) == 1
+    assert len(predict(web, inline_tasks(1, first_id=50))["results"]) == 1
 
 
 @pytest.mark.parametrize(
@@ -173,7 +165,7 @@ def test_one_bad_task_never_harms_its_neighbours(
     web: FlaskClient, services: Services, start_worker: StartWorker, image: str, said: str
 ) -> None:
     start_worker()
-    batch = tasks(3)
+    batch = inline_tasks(3)
     batch[1]["data"] = {"image": image}
     services.settings.predict_budget_s = 30
     answer = predict(web, batch)

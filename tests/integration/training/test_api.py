@@ -14,24 +14,24 @@ from backend.training import runs
 from backend.training.tables import RunState
 from backend.training.trainer import train_run
 from backend.web.app import create_app
-from tests.support.training_stage import LearningStage, learning_stage, small_model
+from tests.support.training_stage import TrainingStage, small_bundle, training_stage
 
 API = "/api/v1"
 
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return small_model(tmp_path_factory.mktemp("model") / "tiny")
+    return small_bundle(tmp_path_factory.mktemp("model") / "tiny")
 
 
 @pytest.fixture
-def stage(redis_server: RedisServer, data_dir: Path, model: Path) -> Iterator[LearningStage]:
-    with learning_stage(data_dir, model, gate_min_images=4) as opened:
+def stage(redis_server: RedisServer, data_dir: Path, model: Path) -> Iterator[TrainingStage]:
+    with training_stage(data_dir, model, gate_min_images=4) as opened:
         yield opened
 
 
 @pytest.fixture
-def script(stage: LearningStage) -> FlaskClient:
+def script(stage: TrainingStage) -> FlaskClient:
     """A caller with the token for scripts."""
     client = create_app(stage.services).test_client()
     token = stage.services.credentials.api_token
@@ -49,7 +49,7 @@ def run_of(client: FlaskClient, id_: str) -> dict[str, Any]:
 
 
 def test_a_run_is_asked_for_once_watched_and_ends_in_service(
-    stage: LearningStage, script: FlaskClient
+    stage: TrainingStage, script: FlaskClient
 ) -> None:
     stage.annotate(train=14, val=6)
     first = start(script, project=7, steps=24, learning_rate=2e-3)
@@ -109,7 +109,7 @@ def test_a_run_is_asked_for_once_watched_and_ends_in_service(
     assert versions.in_service(stage.services, 7) == version["version"]
 
 
-def test_cancelling(stage: LearningStage, script: FlaskClient) -> None:
+def test_cancelling(stage: TrainingStage, script: FlaskClient) -> None:
     id_ = start(script, project=7).get_json()["id"]
     assert script.post(f"{API}/training-runs/{id_}/cancel").get_json()["state"] == "cancelled"
     stage.annotate(train=2)
@@ -146,7 +146,7 @@ def test_cancelling(stage: LearningStage, script: FlaskClient) -> None:
     ],
 )
 def test_what_makes_no_sense_is_refused(
-    script: FlaskClient, stage: LearningStage, body: dict[str, Any]
+    script: FlaskClient, stage: TrainingStage, body: dict[str, Any]
 ) -> None:
     answer = start(script, **body)
     assert answer.status_code == 400
@@ -162,7 +162,7 @@ def test_a_version_that_is_not_there_or_never_served(script: FlaskClient) -> Non
     assert script.post(f"{API}/models/rollback", json={"project": 7}).status_code == 409
 
 
-def test_a_project_has_choices_of_its_own(stage: LearningStage, script: FlaskClient) -> None:
+def test_a_project_has_choices_of_its_own(stage: TrainingStage, script: FlaskClient) -> None:
     address = f"{API}/projects/7/training"
     chosen = {"strategy": "diversity", "after_corrections": 5, "schedule": "0 3 * * 1"}
     answer = script.put(address, json=chosen)
@@ -179,7 +179,7 @@ def test_a_project_has_choices_of_its_own(stage: LearningStage, script: FlaskCli
         assert script.put(address, json=wrong).status_code == 400, wrong
 
 
-def test_nothing_without_credentials(stage: LearningStage) -> None:
+def test_nothing_without_credentials(stage: TrainingStage) -> None:
     stranger = create_app(stage.services).test_client()
     calls = [
         stranger.post(f"{API}/training-runs", json={"project": 7}),

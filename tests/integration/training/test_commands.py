@@ -18,12 +18,12 @@ from backend.training import runs
 from backend.training.tables import RunState, Trigger
 from tests.support.commands import json_of, run
 from tests.support.stand_in_label_studio import StandInLabelStudio
-from tests.support.training_stage import CONFIG, LearningStage, disc, groups, small_model
+from tests.support.training_stage import CONFIG, TrainingStage, disc_file, groups, small_bundle
 
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return small_model(tmp_path_factory.mktemp("model") / "tiny")
+    return small_bundle(tmp_path_factory.mktemp("model") / "tiny")
 
 
 @pytest.fixture
@@ -43,16 +43,16 @@ def installation(data_dir: Path, model: Path, monkeypatch: pytest.MonkeyPatch) -
 @pytest.fixture
 def stage(
     redis_server: RedisServer, installation: None, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[LearningStage]:
+) -> Iterator[TrainingStage]:
     with StandInLabelStudio(CONFIG) as label_studio:
         monkeypatch.setenv("LABEL_STUDIO_URL", label_studio.url)
         services = open_services(Settings())
-        yield LearningStage(services, label_studio)
+        yield TrainingStage(services, label_studio)
         services.close()
 
 
 @pytest.fixture
-def trainer(stage: LearningStage) -> Iterator[None]:
+def trainer(stage: TrainingStage) -> Iterator[None]:
     """`medsam3 trainer` as a process of its own."""
     process = subprocess.Popen([sys.executable, "-m", "backend.cli.main", "trainer"])
     yield
@@ -60,7 +60,7 @@ def trainer(stage: LearningStage) -> Iterator[None]:
     assert process.wait(60) == 0
 
 
-def test_train_and_what_came_of_it(stage: LearningStage, trainer: None) -> None:
+def test_train_and_what_came_of_it(stage: TrainingStage, trainer: None) -> None:
     stage.annotate(train=14, val=6)
     base = json_of("models", "list")["default"]
     ended = json_of("train", 7, "--steps", 60, "--learning-rate", "2e-3", "--seed", 3)
@@ -86,13 +86,13 @@ def test_train_and_what_came_of_it(stage: LearningStage, trainer: None) -> None:
     assert run("models", "show", "nothing").exit_code == 1
 
 
-def test_a_run_that_fails_says_why_and_is_an_error(stage: LearningStage, trainer: None) -> None:
+def test_a_run_that_fails_says_why_and_is_an_error(stage: TrainingStage, trainer: None) -> None:
     result = run("train", 7)
     assert result.exit_code == 1
     assert "no submitted annotations" in result.stdout
 
 
-def test_a_run_that_waits_can_be_cancelled(stage: LearningStage) -> None:
+def test_a_run_that_waits_can_be_cancelled(stage: TrainingStage) -> None:
     asked = json_of("train", 7, "--no-wait")
     assert asked["new"]
     assert json_of("train", 7, "--no-wait") == {"id": asked["id"], "new": False}
@@ -111,7 +111,7 @@ def folder_of_discs(folder: Path) -> Path:
     rows = [("name", "group")]
     for split, count in (("train", 8), ("val", 3)):
         for number, group in zip(range(count), groups(split), strict=False):
-            content, mask = disc(number + (100 if split == "val" else 0))
+            content, mask = disc_file(number + (100 if split == "val" else 0))
             name = f"{split}{number}"
             (folder / "images" / f"{name}.png").write_bytes(content)
             Image.fromarray(mask.astype(np.uint8) * 255).save(folder / "masks" / f"{name}.png")

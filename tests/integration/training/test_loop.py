@@ -16,17 +16,17 @@ from backend.tables import GateVerdict, ModelVersion, Promotion
 from backend.training import runs
 from backend.training.tables import RunState, TrainingRun, Trigger
 from backend.training.trainer import train_run
-from tests.support.training_stage import LearningStage, learning_stage, small_model
+from tests.support.training_stage import TrainingStage, small_bundle, training_stage
 
 
 @pytest.fixture(scope="session")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return small_model(tmp_path_factory.mktemp("model") / "tiny")
+    return small_bundle(tmp_path_factory.mktemp("model") / "tiny")
 
 
 @pytest.fixture
-def stage(redis_server: RedisServer, data_dir: Path, model: Path) -> Iterator[LearningStage]:
-    with learning_stage(data_dir, model, gate_min_images=4) as opened:
+def stage(redis_server: RedisServer, data_dir: Path, model: Path) -> Iterator[TrainingStage]:
+    with training_stage(data_dir, model, gate_min_images=4) as opened:
         yield opened
 
 
@@ -35,7 +35,7 @@ def finished(services: Services, run_id: str) -> TrainingRun:
         return session.get_one(TrainingRun, run_id)
 
 
-def test_corrections_become_a_version_in_service(stage: LearningStage) -> None:
+def test_corrections_become_a_version_in_service(stage: TrainingStage) -> None:
     services = stage.services
     stage.annotate(train=14, val=6)
     before = versions.in_service(services, stage.project_id)
@@ -62,7 +62,7 @@ def test_corrections_become_a_version_in_service(stage: LearningStage) -> None:
 
 
 def test_the_gate_looks_closer_at_small_objects_as_annotators_are_answered(
-    stage: LearningStage,
+    stage: TrainingStage,
 ) -> None:
     services = stage.services
     stage.annotate(train=2, val=4)

@@ -182,14 +182,14 @@ def test_one_worker_serves_two_projects_with_the_right_detector_each(
     stage: TrainingStage, model: Path
 ) -> None:
     services = stage.services
-    versions = [
+    published = [
         publish(services, str(model), project, passed=True, scale=s)
         for project, s in ((7, 0.9), (8, 1.1))
     ]
     inference = Inference(services)
     base = inference.model(versions.default_version(services))
-    loaded = [inference.model(version) for version in (*versions, *versions)]
-    assert [one.version for one in loaded] == [*versions, *versions]
+    loaded = [inference.model(version) for version in (*published, *published)]
+    assert [one.version for one in loaded] == [*published, *published]
     for one in loaded:
         assert one.model.vision_encoder is base.model.vision_encoder
         assert one.model.text_encoder is base.model.text_encoder
@@ -200,7 +200,7 @@ def test_one_worker_serves_two_projects_with_the_right_detector_each(
     task = stage.label_studio.add_task(disc_file(5)[0])
     outcomes = [
         inference.predict(stage.suggestion(version, task), CONFIG)
-        for version in (*versions, versions[0])
+        for version in (*published, published[0])
     ]
     assert outcomes[0].score == outcomes[2].score != outcomes[1].score
 

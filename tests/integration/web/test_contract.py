@@ -14,7 +14,7 @@ from backend.processes.redis_server import RedisServer
 from backend.services import WEBHOOK_SECRET_HEADER, Services
 from backend.tables import Event, Project
 from backend.web.app import create_app
-from tests.integration.conftest import BRUSH_CONFIG
+from tests.support.label_configs import BRAIN_CONFIG
 
 WEBHOOK_EVENTS = json.loads(
     (Path(__file__).parents[2] / "data" / "webhook_events.json").read_text()
@@ -50,7 +50,7 @@ def test_setup_answers_a_version_and_remembers_the_project(
 ) -> None:
     body = {
         "project": "28.1795421465",
-        "schema": BRUSH_CONFIG,
+        "schema": BRAIN_CONFIG,
         "hostname": "http://localhost:18080",
         "access_token": "must-not-be-kept",
         "extra_params": extra_params,
@@ -62,7 +62,7 @@ def test_setup_answers_a_version_and_remembers_the_project(
     with services.database.reading() as session:
         project = session.get(Project, 28)
         assert project is not None
-        assert project.label_config == BRUSH_CONFIG
+        assert project.label_config == BRAIN_CONFIG
         assert "must-not-be-kept" not in repr(vars(project))
     assert web.get("/versions").get_json() == {"versions": [first["model_version"]]}
 
@@ -75,12 +75,12 @@ def test_a_malformed_predict_is_refused_with_a_sentence(web: FlaskClient, body: 
 
 
 def test_no_tasks_and_a_deleted_prompt_are_answered_at_once(web: FlaskClient) -> None:
-    empty = {"tasks": [], "project": "7.1", "label_config": BRUSH_CONFIG, "params": {}}
+    empty = {"tasks": [], "project": "7.1", "label_config": BRAIN_CONFIG, "params": {}}
     assert web.post("/predict", json=empty).get_json() == {"results": []}
     deleted = {
         "tasks": [{"id": 1, "data": {"image": "/data/upload/1/x.png"}}],
         "project": "7.1",
-        "label_config": BRUSH_CONFIG,
+        "label_config": BRAIN_CONFIG,
         "params": {"context": {"result": []}},
     }
     (result,) = web.post("/predict", json=deleted).get_json()["results"]

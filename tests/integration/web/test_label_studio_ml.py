@@ -9,8 +9,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,10 @@ from backend.label_studio.server import REPOSITORY, free_port
 from backend.models import versions
 from backend.services import Services
 from backend.tables import Event
-from tests.integration.conftest import BRUSH_CONFIG, WorkerProcess, tasks
+from tests.support.images import inline_tasks
+from tests.support.label_configs import BRAIN_CONFIG
+from tests.support.waiting import wait_until
+from tests.support.workers import StartWorker
 
 # The release, and what it needs beside this backend's own packages.
 PACKAGES = ["label-studio-ml==1.0.9", "label-studio-tools==0.0.4", "colorama==0.4.6"]
@@ -85,11 +87,10 @@ def server(
             stderr=output,
         )
     with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=100, trust_env=False) as client:
-        deadline = time.monotonic() + 120
-        while not _answers(client):
-            ended = process.poll() is not None or time.monotonic() > deadline
-            assert not ended, log.read_text()
-            time.sleep(0.1)
+        wait_until(
+            lambda: process.poll() is not None or _answers(client), 120, otherwise=log.read_text
+        )
+        assert process.poll() is None, log.read_text()
         yield client
     process.terminate()
     process.wait(10)
@@ -104,7 +105,7 @@ def _answers(client: httpx.Client) -> bool:
 
 def set_up(server: httpx.Client) -> None:
     """POST /setup as Label Studio does; this server predicts nothing before."""
-    body = {"project": "7.1795421465", "schema": BRUSH_CONFIG, "hostname": "http://localhost:8080"}
+    body = {"project": "7.1795421465", "schema": BRAIN_CONFIG, "hostname": "http://localhost:8080"}
     answer = server.post("/setup", json={**body, "access_token": "", "model_version": None})
     assert answer.status_code == 200, answer.text
     assert answer.json()["model_version"]
@@ -113,7 +114,7 @@ def set_up(server: httpx.Client) -> None:
 def predict(server: httpx.Client, batch: list[dict[str, Any]], context: Any = None) -> Any:
     """POST /predict as Label Studio does; the results."""
     params = {"login": None, "password": None, "context": context}
-    body = {"tasks": batch, "project": "7.1795421465", "label_config": BRUSH_CONFIG}
+    body = {"tasks": batch, "project": "7.1795421465", "label_config": BRAIN_CONFIG}
     answer = server.post("/predict", json={**body, "params": params})
     assert answer.status_code == 200, answer.text
     return answer.json()["results"]
@@ -121,7 +122,7 @@ def predict(server: httpx.Client, batch: list[dict[str, Any]], context: Any = No
 
 def in_project(count: int) -> list[dict[str, Any]]:
     """Tasks with the project's id, as Label Studio sends them."""
-    return [{**task, "project": 7} for task in tasks(count)]
+    return [{**task, "project": 7} for task in inline_tasks(count)]
 
 
 def test_its_server_finds_our_class_healthy(server: httpx.Client) -> None:
@@ -130,7 +131,7 @@ def test_its_server_finds_our_class_healthy(server: httpx.Client) -> None:
 
 
 def test_its_server_predicts_through_our_queue_and_worker(
-    server: httpx.Client, services: Services, start_worker: Callable[..., WorkerProcess]
+    server: httpx.Client, services: Services, start_worker: StartWorker
 ) -> None:
     start_worker("gpu")
     set_up(server)
@@ -145,7 +146,7 @@ def test_its_server_predicts_through_our_queue_and_worker(
 
 
 def test_its_server_passes_the_smart_tools_context_on(
-    server: httpx.Client, start_worker: Callable[..., WorkerProcess]
+    server: httpx.Client, start_worker: StartWorker
 ) -> None:
     start_worker("gpu")
     set_up(server)
@@ -170,16 +171,12 @@ def test_its_server_passes_the_smart_tools_context_on(
 def test_its_server_hands_events_to_fit(server: httpx.Client, services: Services) -> None:
     event = {
         "action": "ANNOTATION_CREATED",
-        "project": {"id": 7, "label_config": BRUSH_CONFIG},
+        "project": {"id": 7, "label_config": BRAIN_CONFIG},
         "task": {"id": 5},
         "annotation": {"id": 11, "result": []},
     }
     assert server.post("/webhook", json=event).status_code == 201
-    deadline = time.monotonic() + 60
-    while not (stored := _events(services)):
-        assert time.monotonic() < deadline, "the event did not arrive"
-        time.sleep(0.1)
-    assert stored == [("ANNOTATION_CREATED", 7, [5], [11])]
+    assert wait_until(lambda: _events(services)) == [("ANNOTATION_CREATED", 7, [5], [11])]
 
 
 def _events(services: Services) -> list[tuple[str, int | None, list[int], list[int]]]:

@@ -8,10 +8,10 @@ import pytest
 from medsam3_model.box_answers import answer_in_box, box_log_odds, enlarged
 from medsam3_model.boxes import disturbed_box, inscribed_ellipses_mask, tight_box
 from medsam3_model.errors import PromptError
-from medsam3_model.evaluation.metrics import dice
 from medsam3_model.prompting import SpatialPrompt, segment_prompted
 from medsam3_model.types import Detections
 from tests.support.colour_model import ColourModel
+from tests.support.masks import dice
 
 H, W = 120, 160
 Y, X = np.mgrid[:H, :W] + 0.5

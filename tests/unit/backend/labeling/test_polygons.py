@@ -8,6 +8,7 @@ from scipy import ndimage
 
 from backend.errors import RegionError
 from backend.labeling.polygons import _components, _joined, fill, outline
+from tests.support.masks import dice
 
 SIZE = (120, 160)
 ROWS, COLUMNS = np.mgrid[: SIZE[0], : SIZE[1]]
@@ -21,10 +22,6 @@ def blob(seed: int, sigma: float = 9.0) -> np.ndarray:
     noise = np.random.default_rng(seed).normal(size=SIZE)
     smooth = ndimage.gaussian_filter(noise, sigma)
     return smooth > 0.6 * smooth.std()
-
-
-def dice(one: np.ndarray, other: np.ndarray) -> float:
-    return 2 * np.count_nonzero(one & other) / (np.count_nonzero(one) + np.count_nonzero(other))
 
 
 def filled(polygons: list[np.ndarray], shape: tuple[int, int]) -> np.ndarray:

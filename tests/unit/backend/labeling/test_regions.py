@@ -15,6 +15,7 @@ from backend.labeling.concepts import concepts_for
 from backend.labeling.config import parse_label_config
 from backend.labeling.region_masks import region_mask
 from backend.labeling.regions import InstanceMask, new_region_id, regions_for, validate
+from tests.support.masks import dice
 
 HEIGHT, WIDTH = 90, 140
 ROWS, COLUMNS = np.mgrid[:HEIGHT, :WIDTH]
@@ -44,10 +45,6 @@ def ellipse(row=40.0, column=70.0, radius_y=20.0, radius_x=35.0, degrees=0.0) ->
     cosine, sine = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
     along, across = dx * cosine + dy * sine, dy * cosine - dx * sine
     return (along / radius_x) ** 2 + (across / radius_y) ** 2 <= 1
-
-
-def dice(one: np.ndarray, other: np.ndarray) -> float:
-    return 2 * np.count_nonzero(one & other) / (np.count_nonzero(one) + np.count_nonzero(other))
 
 
 def made(tag: str, mask: np.ndarray, **options):

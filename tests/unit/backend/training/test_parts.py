@@ -10,9 +10,9 @@ import pytest
 from backend.predictions.acquisition import k_center_order, uncertainty
 from backend.training.consensus import majority, staple
 from backend.training.triggers import next_time
-from medsam3_model.evaluation.metrics import dice
 from medsam3_model.training.event_files import EventFile, crc32c
 from medsam3_model.types import Detections
+from tests.support.masks import dice
 
 
 def disc(side: int = 64, radius: float = 18) -> np.ndarray:

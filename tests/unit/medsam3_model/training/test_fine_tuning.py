@@ -9,7 +9,6 @@ import torch
 
 from medsam3_model.checkpoints.detectors import load_detector
 from medsam3_model.checkpoints.hashes import is_detector
-from medsam3_model.evaluation.metrics import dice
 from medsam3_model.predictor import MedSAM3
 from medsam3_model.pretraining.phrases import GENERIC_PHRASES
 from medsam3_model.training.correction_prompts import draw_prompt
@@ -21,6 +20,7 @@ from medsam3_model.training.fine_tuning import (
     fine_tune,
 )
 from tests.support.discs import SIDE, cache_in, disc, disc_image, small_model
+from tests.support.masks import dice
 
 FEW = TrainingSettings(steps=4, views=1, images_per_step=2, learning_rate=1e-3, warm_up=1)
 IMAGES = [disc_image(seed) for seed in range(6)]

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 NEW = "implant"
 NEW_IMAGES = 20
 STEPS_TIMED = 8
-STEPS_LEARNING = 80
+NEW_STEPS = 80
 PHANTOMS_PER_KIND = 4
 _UNSEEN = 1_000_000  # seeds of phantoms that are used nowhere else
 
@@ -65,16 +65,16 @@ def _speed(model: "MedSAM3", folder: Path) -> dict[str, float]:
 
 
 def _forgetting(model: "MedSAM3", folder: Path) -> dict[str, float]:
-    """Learn one new concept with and without replay; how the mean Dice of the known ones falls."""
+    """Train one new concept with and without replay; how the mean Dice of the known ones falls."""
     from medsam3_model.embedding_cache import EmbeddingCache
     from medsam3_model.training.fine_tuning import TrainingSettings, fine_tune
     from medsam3_model.training.replay import bundled_replay
 
-    cache = EmbeddingCache(folder / "learning", memory_bytes=2**30, disk_bytes=2**33)
+    cache = EmbeddingCache(folder / "embeddings", memory_bytes=2**30, disk_bytes=2**33)
     known = _known_images()
     new = [_new_image(seed) for seed in range(_UNSEEN, _UNSEEN + 8)]
     before = _mean_dice(model, known)
-    settings = TrainingSettings(steps=STEPS_LEARNING, validate_every=STEPS_LEARNING // 2)
+    settings = TrainingSettings(steps=NEW_STEPS, validate_every=NEW_STEPS // 2)
     images = [_new_image(seed) for seed in range(NEW_IMAGES)]
     figures = {"forgetting_known_dice": before, "forgetting_new_before": _mean_dice(model, new)}
     for name, replay in (("with", bundled_replay()), ("without", ())):
@@ -166,7 +166,6 @@ def _known_images() -> list["TrainingImage"]:
 
 def _mean_dice(model: "MedSAM3", images: list["TrainingImage"]) -> float:
     """Mean over concepts of the mean Dice by text, where the concept is in the image."""
-    from medsam3_model.evaluation.evaluation import concept_mask
     from medsam3_model.evaluation.metrics import dice
 
     scores: dict[str, list[float]] = {}
@@ -176,5 +175,5 @@ def _mean_dice(model: "MedSAM3", images: list["TrainingImage"]) -> float:
             continue
         found = model.detect_all(model.encode_image(image.read()), model.encode_text(list(layers)))
         for detections, (name, mask) in zip(found, layers.items(), strict=True):
-            scores.setdefault(name, []).append(dice(concept_mask(detections)[0], mask))
+            scores.setdefault(name, []).append(dice(detections.concept_mask()[0], mask))
     return float(np.mean([np.mean(values) for values in scores.values()]))

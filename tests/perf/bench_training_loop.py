@@ -1,6 +1,5 @@
-"""What the learning loop may cost annotators, and whether its gate can be fooled."""
+"""The training loop: what it costs annotators, and whether its gate can be fooled."""
 
-import io
 import tempfile
 import time
 from collections.abc import Iterator
@@ -10,7 +9,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 from pydantic import SecretStr
 
 from backend.models import promotion, versions
@@ -21,11 +19,12 @@ from backend.tables import GateVerdict
 from backend.training import runs
 from backend.training.tables import TrainingRun, Trigger
 from backend.training.trainer import train_run
-from tests.integration.conftest import image_file
 from tests.perf import bench_web
+from tests.support.images import ellipse_file, png
 from tests.support.running import Running, running
 from tests.support.stand_in_label_studio import StandInLabelStudio
-from tests.support.training_stage import CONFIG, LearningStage, groups, publish
+from tests.support.training_stage import CONFIG, TrainingStage, groups, publish
+from tests.support.waiting import wait_until
 
 _UNSEEN = 2_000_000  # seeds of phantoms that nothing else uses
 # Five ways to spoil a run, four seeds each.
@@ -103,7 +102,6 @@ def _changes_in_service(services: Services, run_id: str) -> tuple[float, float] 
 
 def _dice_unseen(services: Services, version: str) -> float:
     from backend.models.loading import Models
-    from medsam3_model.evaluation.evaluation import concept_mask
     from medsam3_model.evaluation.metrics import dice
 
     model = Models(services).get(version)
@@ -112,12 +110,12 @@ def _dice_unseen(services: Services, version: str) -> float:
     for seed in range(_UNSEEN + 1000, _UNSEEN + 1012):
         image, mask = _fundus(seed)
         (found,) = model.detect_all(model.encode_image(image), text)
-        scores.append(dice(concept_mask(found)[0], mask))
+        scores.append(dice(found.concept_mask()[0], mask))
     return float(np.mean(scores))
 
 
 @contextmanager
-def _stage() -> Iterator[LearningStage]:
+def _stage() -> Iterator[TrainingStage]:
     """An installation of its own with the bundled model, which knows what is annotated."""
     with (
         tempfile.TemporaryDirectory(prefix="m3-") as folder,
@@ -133,7 +131,7 @@ def _stage() -> Iterator[LearningStage]:
             services = open_services(settings)
             use_services(services)
             try:
-                yield LearningStage(services, label_studio, _fundus_file)
+                yield TrainingStage(services, label_studio, _fundus_file)
             finally:
                 use_services(None)
                 services.close()
@@ -148,9 +146,7 @@ def _fundus(seed: int) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
 
 def _fundus_file(seed: int) -> tuple[bytes, NDArray[np.bool_]]:
     image, mask = _fundus(_UNSEEN + seed)
-    buffer = io.BytesIO()
-    Image.fromarray(image).save(buffer, "PNG")
-    return buffer.getvalue(), mask
+    return png(image), mask
 
 
 # -- annotators beside a training run -------------------------------------------------------------
@@ -196,10 +192,12 @@ def _clicks(target: Running, count: int, *, pause_s: float) -> list[float]:
 
 def _wait_for_worker(target: Running) -> None:
     """Prompt until the worker has loaded its model and knows the image."""
-    deadline = time.monotonic() + 120
     body = bench_web.body(0, "/data/upload/1.png", bench_web.box(0))
-    while not target.client.post("/predict", json=body).json()["results"]:
-        assert time.monotonic() < deadline, "the worker does not answer"
+    wait_until(
+        lambda: target.client.post("/predict", json=body).json()["results"],
+        120,
+        otherwise="the worker does not answer",
+    )
 
 
 def _annotated_project(services: Services) -> int:
@@ -211,13 +209,13 @@ def _annotated_project(services: Services) -> int:
                 "label_studio_api_key": SecretStr("0" * 40),
             }
         )
-        stage = LearningStage(Services(stand_in, services.database, services.redis), label_studio)
+        stage = TrainingStage(Services(stand_in, services.database, services.redis), label_studio)
         mask = np.zeros((512, 512), bool)
         mask[150:350, 180:330] = True
         for seed, group in zip(range(ANNOTATED), groups("train"), strict=False):
             task = label_studio.add_task(b"", group=group)
             path = f"/data/upload/{seed}.png"
-            label_studio.images[path] = image_file(seed, 512, 512)
+            label_studio.images[path] = ellipse_file(seed, 512, 512)
             label_studio.tasks[task]["data"]["image"] = path
             stage.mark(task, mask, "Brain")
         return stage.project_id
@@ -231,10 +229,12 @@ def _step(services: Services, run_id: str) -> int:
 
 
 def _wait_for_step(services: Services, run_id: str, step: int) -> None:
-    deadline = time.monotonic() + 300
-    while _step(services, run_id) < step:
-        assert time.monotonic() < deadline, "the trainer does not get on"
-        time.sleep(0.2)
+    wait_until(
+        lambda: _step(services, run_id) >= step,
+        300,
+        pause_s=0.2,
+        otherwise="the trainer does not get on",
+    )
 
 
 # -- predicting again after a promotion -----------------------------------------------------------
@@ -246,7 +246,7 @@ def _repredict() -> dict[str, float]:
 
     with _stage() as stage:
         label_studio = stage.label_studio
-        tasks = [label_studio.add_task(image_file(n, 512, 640)) for n in range(REPREDICTED)]
+        tasks = [label_studio.add_task(ellipse_file(n, 512, 640)) for n in range(REPREDICTED)]
         version = publish(stage.services, "tiny", stage.project_id, passed=True, scale=1.001)
         inference = Inference(stage.services)
         inference.model(version)
