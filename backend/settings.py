@@ -12,6 +12,9 @@ from typing import Literal
 from pydantic import AliasChoices, Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+Consensus = Literal["latest", "majority", "staple"]
+Strategy = Literal["uncertainty", "tta", "diversity", "random", "random-foreground"]
+
 
 def _bare(name: str) -> AliasChoices:
     """The variable `name` without the prefix; the field's own name serves keyword arguments."""
@@ -171,10 +174,10 @@ class Settings(BaseSettings):
     train_replay: bool = Field(
         True, description="Train on earlier concepts too, so that they are not forgotten."
     )
-    consensus: Literal["latest", "majority", "staple"] = Field(
+    consensus: Consensus = Field(
         "latest", description="What several annotators' masks of one image become for training."
     )
-    strategy: Literal["uncertainty", "tta", "diversity", "random", "random-foreground"] = Field(
+    strategy: Strategy = Field(
         "uncertainty", description="Which tasks are served first, after a prediction."
     )
     gate_min_images: int = Field(
@@ -248,7 +251,7 @@ class Settings(BaseSettings):
 
     @property
     def training_dir(self) -> Path:
-        """Folder in which training runs keep what they need to resume, and their event files."""
+        """Folder in which training runs keep what they need to resume."""
         return self.data_dir / "training"
 
     @property

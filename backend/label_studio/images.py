@@ -1,16 +1,19 @@
-"""The bytes of a task's image, from wherever the task says that it is.
+"""A task's images: fetched from wherever the task says that they are, kept for a while, decoded.
 
 The same reference that Label Studio's editor shows is fetched here: an upload, a local file, a
-web address or an object in cloud storage. Nothing is decoded.
+web address or an object in cloud storage.
 """
 
 import base64
 import binascii
+import hashlib
 import re
 import time
+from collections import OrderedDict
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 from urllib.parse import parse_qs, urlsplit
 
 import httpx
@@ -24,6 +27,10 @@ from backend.label_studio.auth import TRY_AGAIN, failure
 from backend.label_studio.client import LabelStudio
 from backend.label_studio.hosts import ImageHosts, open_foreign
 from backend.settings import Settings
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 _CLOUD_SCHEMES = ("s3", "gs", "azure-blob")
 _LOCAL_FILES = "/data/local-files/"
@@ -51,6 +58,61 @@ class _Limits:
                 f"it is larger than the {self.max_bytes // 2**20} MB that MEDSAM3_MAX_IMAGE_MB "
                 "allows"
             )
+
+
+class FetchedImages:
+    """Images' files, fetched once and then kept within `image_cache_mb`.
+
+    Args:
+        client, settings: see `fetch_image`.
+        keep_s: seconds after which a file is fetched again. An upload never changes under its
+            address, but a local file may.
+    """
+
+    def __init__(self, client: LabelStudio, settings: Settings, *, keep_s: float = 300.0) -> None:
+        self._client, self._settings, self._keep_s = client, settings, keep_s
+        self._size = 0
+        self._kept: OrderedDict[tuple[int, str], tuple[float, bytes, str]] = OrderedDict()
+
+    def get(
+        self, reference: str, *, project_id: int, task_id: int | None = None
+    ) -> tuple[bytes, str]:
+        """The file behind a reference and its SHA-256; raises as `fetch_image`."""
+        key = (project_id, reference)
+        # Taken out and put back: the order is that of use, and the oldest is dropped first.
+        fetched = self._kept.pop(key, None)
+        if fetched is not None:
+            self._size -= len(fetched[1])
+        if fetched is None or time.monotonic() - fetched[0] > self._keep_s:
+            content = fetch_image(
+                reference,
+                client=self._client,
+                settings=self._settings,
+                task_id=task_id,
+                project_id=project_id,
+            )
+            fetched = (time.monotonic(), content, hashlib.sha256(content).hexdigest())
+        self._kept[key] = fetched
+        self._size += len(fetched[1])
+        while self._size > self._settings.image_cache_mb * 2**20 and len(self._kept) > 1:
+            _, (_, dropped, _) = self._kept.popitem(last=False)
+            self._size -= len(dropped)
+        return fetched[1], fetched[2]
+
+
+def decode(content: bytes, settings: Settings) -> "NDArray[np.uint8]":
+    """A fetched file as RGB uint8 (H, W, 3), within `max_image_mb` and `max_image_megapixels`.
+
+    Raises:
+        ImageError: it is damaged, too large, or of an unknown format.
+    """
+    from medsam3_model.images.reading import ImageLimits, read_image
+
+    limits = ImageLimits(
+        max_bytes=settings.max_image_mb * 2**20,
+        max_pixels=int(settings.max_image_megapixels * 1e6),
+    )
+    return read_image(content, limits=limits)
 
 
 def fetch_image(

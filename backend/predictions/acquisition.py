@@ -1,23 +1,26 @@
-"""Which task to label next, as the score that Label Studio orders by: the lowest is served first.
+"""Acquisition: which task to label next, as the score by which Label Studio orders them.
+
+It serves the lowest score first. The strategies:
 
 * `uncertainty`: where the model is least sure, from presence, instance scores and mask entropy;
 * `tta`: where it answers differently when the image is mirrored (test-time augmentation);
 * `diversity`: images unlike those that are labelled or come before (greedy k-center, the core-set
   of Sener and Savarese 2018, arXiv 1708.00489, on pooled embeddings);
 * `random`: any order, the same at every look;
-* `random-foreground`: likewise, but tasks in which nothing was found come last.
+* `random-foreground`: likewise, but tasks in which the model detects nothing come last.
 """
 
 import hashlib
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, cast
 
 from sqlalchemy import delete, select
+from sqlalchemy.orm import Session
 
 from backend.database import insert_or_ignore
 from backend.services import Services
-from backend.tables import ImageVector, Suggestion, SuggestionState, TaskRank
-from backend.training.options import Strategy, policy_of
+from backend.settings import Settings, Strategy
+from backend.tables import ImageVector, Suggestion, SuggestionState, TaskRank, TrainingPolicy
 
 if TYPE_CHECKING:
     import numpy as np
@@ -29,55 +32,56 @@ if TYPE_CHECKING:
 _LEAST_PROBABILITY = 0.05
 
 
-def strategy_of(services: Services, project_id: int) -> Strategy:
-    """The strategy that a project uses."""
-    with services.database.reading() as session:
-        return policy_of(session, services.settings, project_id).strategy
+def strategy_of(session: Session, settings: Settings, project_id: int) -> Strategy:
+    """The strategy that a project uses: its own choice, else the setting."""
+    policy = session.get(TrainingPolicy, project_id)
+    return cast(Strategy, (policy and policy.strategy) or settings.strategy)
 
 
 def score(
     services: Services,
+    strategy: Strategy,
     project_id: int,
     task_id: int | None,
     detections: "Sequence[Detections]",
-    mirrored: Callable[[], "Sequence[Detections]"],
+    mirrored: "Sequence[Detections]" = (),
 ) -> float:
-    """A task's score under its project's strategy, 0 (next) to 1 (last).
+    """A task's score under a strategy, 0 (next) to 1 (last).
 
     Args:
-        services: database, for the strategy and for ranks.
+        services: database, for ranks.
+        strategy: the project's.
         project_id: the project.
         task_id: the task; None where Label Studio did not say.
-        detections: what was found, one per concept and page.
-        mirrored: the same for the mirrored images, turned back; called for `tta` alone.
+        detections: what the model detected, one per concept and page.
+        mirrored: the same for the mirrored images, turned back; for `tta` alone.
     """
-    strategy = strategy_of(services, project_id)
     if not detections:
         return 0.0
     if strategy == "random":
         return _lot(project_id, task_id)
     if strategy == "random-foreground":
-        found = any(len(one) for one in detections)
-        return _lot(project_id, task_id) / 2 + (0.0 if found else 0.5)
+        empty = not any(len(concept) for concept in detections)
+        return _lot(project_id, task_id) / 2 + (0.5 if empty else 0.0)
     if strategy == "tta":
-        return agreement(detections, mirrored())
+        return agreement(detections, mirrored)
     if strategy == "diversity":
         with services.database.reading() as session:
             row = session.get(TaskRank, (project_id, task_id or 0))
         return row.rank if row else _lot(project_id, task_id)
-    return 1 - sum(uncertainty(one) for one in detections) / len(detections)
+    return 1 - sum(uncertainty(concept) for concept in detections) / len(detections)
 
 
 def uncertainty(detections: "Detections") -> float:
     """How unsure the model is about one concept, 0 to 1.
 
     The mean of three: of presence (1 at probability 0.5), of the instances' scores likewise, and
-    the mean binary entropy (bits) of the semantic map where it says anything. Where nothing was
-    found, the best score that was not good enough counts as the score.
+    the mean binary entropy (bits) of the semantic map where it says anything. Where no instance
+    passed, the best score that was not good enough counts as the score.
     """
     import numpy as np
 
-    scores = detections.scores if len(detections) else np.array([_best(detections)])
+    scores = detections.scores if len(detections) else np.array([detections.max_score])
     parts = [1 - abs(2 * detections.presence - 1), float(np.mean(1 - np.abs(2 * scores - 1)))]
     inside = detections.semantic[detections.semantic > _LEAST_PROBABILITY]
     parts.append(float(_entropy(inside).mean()) if inside.size else 0.0)
@@ -129,21 +133,21 @@ def rank_by_diversity(services: Services, project_id: int, unlabelled: set[int])
             .order_by(Suggestion.task_id, Suggestion.created_at)
         ).all()
         vectors = {row.task_id: np.frombuffer(row.vector, np.float16) for row in rows}
-        wanted = [task_id for task_id in vectors if task_id in unlabelled]
+        pool = [task_id for task_id in vectors if task_id in unlabelled]
         labelled = [task_id for task_id in vectors if task_id not in unlabelled]
         session.execute(delete(TaskRank).where(TaskRank.project_id == project_id))
-        if not wanted:
+        if not pool:
             return 0
         order = k_center_order(
-            np.stack([vectors[one] for one in wanted]).astype(np.float32),
-            np.stack([vectors[one] for one in labelled]).astype(np.float32) if labelled else None,
+            np.stack([vectors[id_] for id_ in pool]).astype(np.float32),
+            np.stack([vectors[id_] for id_ in labelled]).astype(np.float32) if labelled else None,
         )
         last = max(len(order) - 1, 1)
         session.add_all(
-            TaskRank(project_id=project_id, task_id=wanted[index], rank=place / last)
+            TaskRank(project_id=project_id, task_id=pool[index], rank=place / last)
             for place, index in enumerate(order)
         )
-    return len(wanted)
+    return len(pool)
 
 
 def k_center_order(
@@ -155,8 +159,10 @@ def k_center_order(
     """
     import numpy as np
 
+    # Each dimension by its own spread: a few of an embedding's are a hundred times the others.
     scale = np.maximum(points.std(axis=0), 1e-6)
     scaled = points / scale
+    # `distance` holds each point's squared distance to the nearest one chosen or covered so far.
     if covered is None or not len(covered):
         first = int(np.argmin(((scaled - scaled.mean(axis=0)) ** 2).sum(axis=1)))
         order = [first]
@@ -164,19 +170,17 @@ def k_center_order(
     else:
         order = []
         distance = np.full(len(scaled), np.inf, np.float32)
-        for one in covered / scale:
-            distance = np.minimum(distance, ((scaled - one) ** 2).sum(axis=1))
+        for centre in covered / scale:
+            distance = np.minimum(distance, ((scaled - centre) ** 2).sum(axis=1))
+    # Chosen points go below every distance: a copy of one is at 0, and its turn still comes.
     distance[order] = -1
     while len(order) < len(points):
         farthest = int(np.argmax(distance))
         order.append(farthest)
+        # Only the new centre can be nearer than those before it, so N points cost N passes.
         distance = np.minimum(distance, ((scaled - scaled[farthest]) ** 2).sum(axis=1))
         distance[order] = -1
     return order
-
-
-def _best(detections: "Detections") -> float:
-    return float(getattr(detections, "max_score", 0.0))
 
 
 def _entropy(probability: "NDArray[np.floating]") -> "NDArray[np.floating]":

@@ -1,44 +1,36 @@
-"""From a stored suggestion to its regions: the GPU worker's side of a prediction."""
+"""Inference: from a stored suggestion to its regions, the GPU worker's side of a prediction."""
 
-import hashlib
 import logging
-from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from statistics import fmean
-from time import monotonic, perf_counter
+from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 from redis.exceptions import RedisError
 
 from backend.errors import ImageSourceError, LabelConfigError
 from backend.label_studio.client import LabelStudio
-from backend.label_studio.images import fetch_image
+from backend.label_studio.images import FetchedImages, decode
 from backend.labeling.concepts import Concept, concept_of_label, concepts_for
 from backend.labeling.config import ImageObject, LabelConfig, parse_label_config
 from backend.labeling.prompts import InteractivePrompt, read_context
 from backend.labeling.regions import InstanceMask, regions_for, validate
 from backend.models import versions
+from backend.models.encoding import EncodedImage, embedding_cache
 from backend.models.loading import Models
 from backend.predictions import acquisition
 from backend.processes.counters import add_to_counters
 from backend.services import Services, current_services
+from backend.settings import Strategy
 from backend.tables import Suggestion
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
     from medsam3_model import Detections, ImageEmbedding, MedSAM3
-    from medsam3_model.box_answers import Window
-    from medsam3_model.prompting import SpatialPrompt
+    from medsam3_model.prompting import EncodeWindow, SpatialPrompt
 
 log = logging.getLogger(__name__)
-
-# An uploaded image never changes under its address; a local file may, so it is read again now
-# and then.
-IMAGE_TTL_S = 300.0
 
 
 @dataclass(frozen=True)
@@ -67,47 +59,29 @@ class TaskPage:
     item_index: int | None
 
 
-class ImageBytes:
-    """Fetched files, by address, within a limit of bytes and for a limited time."""
+@dataclass(frozen=True)
+class _PageAnswer:
+    """What the model detected on one page: per concept, and as regions; see `TaskPrediction`."""
 
-    def __init__(self, max_bytes: int) -> None:
-        self._max_bytes = max_bytes
-        self._size = 0
-        self._kept: OrderedDict[tuple[int, str], tuple[float, bytes, str]] = OrderedDict()
-
-    def get(self, key: tuple[int, str], fetch: Callable[[], bytes]) -> tuple[bytes, str]:
-        """The file and its SHA-256; fetched when it is not here or too old."""
-        found = self._kept.pop(key, None)
-        if found is not None:
-            self._size -= len(found[1])
-        if found is None or monotonic() - found[0] > IMAGE_TTL_S:
-            content = fetch()
-            found = (monotonic(), content, hashlib.sha256(content).hexdigest())
-        self._kept[key] = found
-        self._size += len(found[1])
-        while self._size > self._max_bytes and len(self._kept) > 1:
-            _, (_, dropped, _) = self._kept.popitem(last=False)
-            self._size -= len(dropped)
-        return found[1], found[2]
+    image_hash: str
+    detections: "list[Detections]"
+    mirrored: "list[Detections]"
+    regions: list[dict[str, Any]]
+    model_s: float
 
 
 class Inference:
     """The loaded model with its caches; one per GPU worker."""
 
     def __init__(self, services: Services) -> None:
-        from medsam3_model.embedding_cache import EmbeddingCache, TextCache
+        from medsam3_model.embedding_cache import TextCache
 
         settings = services.settings
         self._services = services
-        self._client = LabelStudio.from_settings(settings)
-        self._files = ImageBytes(settings.image_cache_mb * 2**20)
+        self._files = FetchedImages(LabelStudio.from_settings(settings), settings)
         self._models = Models(services)
         self._texts = TextCache()
-        self._embeddings = EmbeddingCache(
-            settings.embedding_dir,
-            memory_bytes=settings.embedding_memory_mb * 2**20,
-            disk_bytes=settings.embedding_disk_mb * 2**20,
-        )
+        self._embeddings = embedding_cache(settings)
         self.model(versions.default_version(services))
 
     def predict(self, row: Suggestion, label_config: str) -> TaskPrediction:
@@ -120,52 +94,35 @@ class Inference:
         prompt = read_context(row.context, config)
         model = self.model(row.model_version)
         concepts = _concepts(config, row.task_data, prompt)
-        regions: list[dict[str, Any]] = []
-        confidences: list[float] = []
-        hashes: list[str] = []
-        found: list[Detections] = []
-        mirrored: list[Callable[[], list[Detections]]] = []
-        model_s = 0.0
-        for page in _pages(config, row.task_data, prompt):
-            wanted = [concept for concept in concepts if concept.controls_of(page.image.name)]
-            if not wanted:
-                continue
-            content, image_hash = self._file(page, row)
-            hashes.append(image_hash)
-            started = perf_counter()
-            embedding = self._embedding(model, content, image_hash)
-            closer_look = partial(
-                self._closer_look, model, content, image_hash, keep=prompt is None
-            )
-            answers = self._answer(model, embedding, wanted, prompt, closer_look)
-            model_s += perf_counter() - started
-            found += [detections for _, detections in answers]
-            if prompt is None:
-                acquisition.remember_vector(self._services, image_hash, embedding)
-                mirrored.append(partial(self._mirrored, model, content, image_hash, wanted))
-            confidences += [confidence(detections) for _, detections in answers]
-            height, width = embedding.original_size
-            for concept, instances in smallest_first(answers):
-                regions += regions_for(
-                    concept,
-                    instances,
-                    width=width,
-                    height=height,
-                    item_index=page.item_index,
-                    controls=concept.controls_of(page.image.name)[: 1 if prompt else None],
-                )
-        validate(regions, label_config)
+        strategy: Strategy | None = None
         if prompt is None:
+            with self._services.database.reading() as session:
+                strategy = acquisition.strategy_of(session, self._services.settings, row.project_id)
+        answers = [
+            self._predict_page(model, row, page, asked, prompt, strategy)
+            for page in _pages(config, row.task_data, prompt)
+            if (asked := [one for one in concepts if one.controls_of(page.image.name)])
+        ]
+        regions = [region for answer in answers for region in answer.regions]
+        validate(regions, label_config)
+        detections = [concept for answer in answers for concept in answer.detections]
+        if strategy is not None:
             score = acquisition.score(
                 self._services,
+                strategy,
                 row.project_id,
                 row.task_id,
-                found,
-                lambda: [one for look in mirrored for one in look()],
+                detections,
+                [concept for answer in answers for concept in answer.mirrored],
             )
         else:
-            score = fmean(confidences) if confidences else 0.0
-        return TaskPrediction(regions, score, hashes[0] if hashes else "", model_s)
+            score = fmean(map(confidence, detections)) if detections else 0.0
+        return TaskPrediction(
+            regions,
+            score,
+            answers[0].image_hash if answers else "",
+            sum(answer.model_s for answer in answers),
+        )
 
     def model(self, version: str) -> "MedSAM3":
         """The model of a version; encoders are loaded once for all, detectors swapped in."""
@@ -181,89 +138,78 @@ class Inference:
         except RedisError as error:
             log.warning("counters are not published (%s)", type(error).__name__)
 
-    def _file(self, page: TaskPage, row: Suggestion) -> tuple[bytes, str]:
-        return self._files.get(
-            (row.project_id, page.reference),
-            lambda: fetch_image(
-                page.reference,
-                client=self._client,
-                settings=self._services.settings,
-                task_id=row.task_id,
-                project_id=row.project_id,
-            ),
+    def _predict_page(
+        self,
+        model: "MedSAM3",
+        row: Suggestion,
+        page: TaskPage,
+        concepts: Sequence[Concept],
+        prompt: InteractivePrompt | None,
+        strategy: Strategy | None,
+    ) -> _PageAnswer:
+        content, image_hash = self._files.get(
+            page.reference, project_id=row.project_id, task_id=row.task_id
         )
-
-    def _mirrored(
-        self, model: "MedSAM3", content: bytes, image_hash: str, concepts: Sequence[Concept]
-    ) -> "list[Detections]":
-        """What the model finds in the mirrored image, turned back."""
-
-        def encode(window: "Window | None" = None) -> "ImageEmbedding":
-            x0, y0, x1, y1 = window or (0, 0, None, None)
-            return model.encode_image(self._pixels(content)[:, ::-1][y0:y1, x0:x1].copy())
-
-        embedding = self._embeddings.get(model, f"{image_hash}-mirrored", encode)
-        return [
-            replace(one, masks=one.masks[:, :, ::-1], semantic=one.semantic[:, ::-1])
-            for _, one in self._answer(model, embedding, concepts, None, encode)
-        ]
-
-    def _embedding(self, model: "MedSAM3", content: bytes, image_hash: str) -> "ImageEmbedding":
-        return self._embeddings.get(
-            model, image_hash, lambda: model.encode_image(self._pixels(content))
+        started = perf_counter()
+        image = EncodedImage(
+            self._embeddings, image_hash, lambda: decode(content, self._services.settings)
         )
+        whole = image.whole(model)
+        # Parts are kept unless boxes ask for them: nobody draws the same box twice.
+        closer_look = partial(image.part, model, keep=prompt is None)
+        detections = self._detect(model, whole, concepts, prompt, closer_look)
+        model_s = perf_counter() - started
+        if strategy is not None:
+            acquisition.remember_vector(self._services, image_hash, whole)
+        height, width = whole.original_size
+        regions: list[dict[str, Any]] = []
+        for concept, instances in smallest_first(zip(concepts, detections, strict=True)):
+            regions += regions_for(
+                concept,
+                instances,
+                width=width,
+                height=height,
+                item_index=page.item_index,
+                controls=concept.controls_of(page.image.name)[: 1 if prompt else None],
+            )
+        mirrored: list[Detections] = []
+        if strategy == "tta":
+            # Here and not with the score: later the pixels of all pages would be in memory.
+            mirror = image.mirrored()
+            closer_look = partial(mirror.part, model, keep=False)
+            mirrored = [
+                replace(one, masks=one.masks[:, :, ::-1], semantic=one.semantic[:, ::-1])
+                for one in self._detect(model, mirror.whole(model), concepts, None, closer_look)
+            ]
+        return _PageAnswer(image_hash, detections, mirrored, regions, model_s)
 
-    def _pixels(self, content: bytes) -> "NDArray[np.uint8]":
-        from medsam3_model.images.reading import ImageLimits, read_image
-
-        settings = self._services.settings
-        limits = ImageLimits(
-            max_bytes=settings.max_image_mb * 2**20,
-            max_pixels=int(settings.max_image_megapixels * 1e6),
-        )
-        return read_image(content, limits=limits)
-
-    def _closer_look(
-        self, model: "MedSAM3", content: bytes, image_hash: str, window: "Window", *, keep: bool
-    ) -> "ImageEmbedding":
-        """A part of the image; not kept for boxes, because nobody draws the same one twice."""
-        x0, y0, x1, y1 = window
-
-        def encode() -> "ImageEmbedding":
-            return model.encode_image(self._pixels(content)[y0:y1, x0:x1])
-
-        if not keep:
-            return encode()
-        return self._embeddings.get(model, f"{image_hash}-window-{x0}-{y0}-{x1}-{y1}", encode)
-
-    def _answer(
+    def _detect(
         self,
         model: "MedSAM3",
         embedding: "ImageEmbedding",
         concepts: Sequence[Concept],
         prompt: InteractivePrompt | None,
-        closer_look: "Callable[[Window], ImageEmbedding]",
-    ) -> list[tuple[Concept, "Detections"]]:
-        """What the model finds of each concept, thresholds of the labeling config applied."""
+        closer_look: "EncodeWindow",
+    ) -> "list[Detections]":
+        """What the model detects of each concept, thresholds of the labeling config applied."""
         from medsam3_model.prompting import segment_prompted
         from medsam3_model.small_objects import look_closer
 
         texts = self._texts.get(model, [concept.phrase for concept in concepts])
         if prompt is not None and (prompt.boxes or prompt.points):
             spatial = in_pixels(prompt, embedding.original_size)
-            answer = segment_prompted(model, embedding, texts[0], spatial, closer_look)
-            return [(concepts[0], answer)]
-        wanted = [
+            return [segment_prompted(model, embedding, texts[0], spatial, closer_look)]
+        thresholds = [
             model.settings.score_threshold
             if concept.score_threshold is None
             else concept.score_threshold
             for concept in concepts
         ]
-        settings = replace(model.settings, score_threshold=min(wanted))
-        found = model.detect_all(embedding, texts, settings=settings)
-        kept = [one.above(threshold) for one, threshold in zip(found, wanted, strict=True)]
-        kept = look_closer(model, embedding, texts, kept, closer_look)
-        return list(zip(concepts, kept, strict=True))
+        # One pass for all concepts, with the lowest threshold; each concept's own comes after it.
+        settings = replace(model.settings, score_threshold=min(thresholds))
+        detected = model.detect_all(embedding, texts, settings=settings)
+        kept = [one.above(limit) for one, limit in zip(detected, thresholds, strict=True)]
+        return look_closer(model, embedding, texts, kept, closer_look)
 
 
 def _concepts(
@@ -317,23 +263,26 @@ def in_pixels(prompt: InteractivePrompt, size: tuple[int, int]) -> "SpatialPromp
 
 
 def smallest_first(
-    answers: Sequence[tuple[Concept, "Detections"]],
+    answers: "Iterable[tuple[Concept, Detections]]",
 ) -> list[tuple[Concept, list[InstanceMask]]]:
     """The concepts' instances, small concepts before large ones.
 
     The editor paints the first region on top: an organ that came first would hide what is in it.
     """
-    found = [(concept, instances_of(detections)) for concept, detections in answers]
-    return sorted(found, key=lambda one: max((int(i.mask.sum()) for i in one[1]), default=0))
+
+    def largest(answer: tuple[Concept, list[InstanceMask]]) -> int:
+        return max((int(instance.mask.sum()) for instance in answer[1]), default=0)
+
+    return sorted(((concept, instances_of(found)) for concept, found in answers), key=largest)
 
 
 def instances_of(detections: "Detections") -> list[InstanceMask]:
     """Every instance that passed; where none did, the semantic map if the concept is there."""
     if len(detections):
-        found = zip(detections.masks, detections.scores, detections.boxes, strict=True)
+        instances = zip(detections.masks, detections.scores, detections.boxes, strict=True)
         return [
             InstanceMask(mask, float(score), (float(x0), float(y0), float(x1), float(y1)))
-            for mask, score, (x0, y0, x1, y1) in found
+            for mask, score, (x0, y0, x1, y1) in instances
         ]
     mask, source = detections.concept_mask()
     if source == "none":

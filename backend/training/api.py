@@ -13,9 +13,9 @@ from backend.errors import ModelVersionError, TrainingError
 from backend.models import promotion
 from backend.models.versions import default_version
 from backend.services import Services
+from backend.settings import Consensus, Strategy
 from backend.tables import GateVerdict, ModelVersion, Project, Promotion, TrainingPolicy
 from backend.training import runs
-from backend.training.options import Consensus, Strategy
 from backend.training.tables import TrainingRun, Trigger
 
 blueprint = Blueprint("training", __name__, url_prefix="/api/v1")

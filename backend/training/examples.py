@@ -19,8 +19,8 @@ from backend.corrections.tables import Annotation, DatasetItem, DatasetVersion, 
 from backend.errors import TrainingError
 from backend.labeling.concepts import concepts_for
 from backend.labeling.config import LabelConfig
+from backend.settings import Consensus
 from backend.tables import Suggestion
-from backend.training.options import Consensus
 from backend.training.tables import TrainingRun
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
-from backend.training.options import Consensus
+from backend.settings import Consensus
 
 if TYPE_CHECKING:
     import numpy as np

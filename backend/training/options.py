@@ -1,15 +1,12 @@
 """What a run is started with: the settings, overruled by the project's policy."""
 
 from dataclasses import asdict, dataclass, fields, replace
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 from sqlalchemy.orm import Session
 
-from backend.settings import Settings
+from backend.settings import Consensus, Settings
 from backend.tables import TrainingPolicy
-
-Consensus = Literal["latest", "majority", "staple"]
-Strategy = Literal["uncertainty", "tta", "diversity", "random", "random-foreground"]
 
 
 @dataclass(frozen=True)
@@ -43,7 +40,6 @@ class Policy:
 
     after_corrections: int
     schedule: str | None
-    strategy: Strategy
     consensus: Consensus
     auto_promote: bool
 
@@ -55,7 +51,6 @@ def policy_of(session: Session, settings: Settings, project_id: int) -> Policy:
     return Policy(
         after_corrections=_first(own.after_corrections, settings.train_after_corrections),
         schedule=schedule or None,
-        strategy=cast(Strategy, own.strategy or settings.strategy),
         consensus=cast(Consensus, own.consensus or settings.consensus),
         auto_promote=_first(own.auto_promote, settings.auto_promote),
     )

@@ -15,7 +15,6 @@ from backend.predictions import acquisition
 from backend.predictions.requests import request_push
 from backend.services import Services, current_services
 from backend.tables import Promotion, now
-from backend.training.options import policy_of
 
 log = logging.getLogger(__name__)
 
@@ -111,7 +110,7 @@ def _roll_out(services: Services, promotion_id: int) -> None:
         row.attempts += 1
         row.tried_at = now()
         project_id, version = row.project_id, row.version
-        strategy = policy_of(session, services.settings, project_id).strategy
+        strategy = acquisition.strategy_of(session, services.settings, project_id)
     error: str | None = None
     try:
         with LabelStudio.from_settings(services.settings) as client:

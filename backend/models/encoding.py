@@ -1,0 +1,78 @@
+"""Images as the model sees them: decoded at most once, their embeddings from the cache."""
+
+from collections.abc import Callable
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+from backend.settings import Settings
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from medsam3_model import ImageEmbedding, MedSAM3
+    from medsam3_model.box_answers import Window
+    from medsam3_model.embedding_cache import EmbeddingCache
+
+
+def embedding_cache(settings: Settings) -> "EmbeddingCache":
+    """The cache that the settings describe; all processes of a machine share its folder."""
+    from medsam3_model.embedding_cache import EmbeddingCache
+
+    return EmbeddingCache(
+        settings.embedding_dir,
+        memory_bytes=settings.embedding_memory_mb * 2**20,
+        disk_bytes=settings.embedding_disk_mb * 2**20,
+    )
+
+
+class EncodedImage:
+    """An image and its embeddings, for the time of one prediction.
+
+    It is decoded when the cache misses an embedding, and then kept: where there are small objects,
+    up to four parts of it are encoded beside the whole.
+
+    Args:
+        cache: of embeddings.
+        key: what identifies the pixels, the SHA-256 of the file.
+        read: decodes it, RGB uint8 (H, W, 3).
+    """
+
+    def __init__(
+        self, cache: "EmbeddingCache", key: str, read: Callable[[], "NDArray[np.uint8]"]
+    ) -> None:
+        self._cache, self._key, self._read = cache, key, read
+
+    @cached_property
+    def rgb(self) -> "NDArray[np.uint8]":
+        """The pixels, RGB uint8 (H, W, 3)."""
+        return self._read()
+
+    def whole(self, model: "MedSAM3") -> "ImageEmbedding":
+        """The embedding of the whole image."""
+        return self._cache.get(model, self._key, lambda: model.encode_image(self.rgb))
+
+    def part(self, model: "MedSAM3", window: "Window", *, keep: bool = True) -> "ImageEmbedding":
+        """A part of the image, encoded as an image of its own.
+
+        Args:
+            model: whose encoder is used.
+            window: x0, y0, x1, y1 in pixels, the last ones exclusive.
+            keep: whether the cache keeps it.
+        """
+        x0, y0, x1, y1 = window
+
+        def encode() -> "ImageEmbedding":
+            return model.encode_image(self.rgb[y0:y1, x0:x1])
+
+        if not keep:
+            return encode()
+        return self._cache.get(model, f"{self._key}-window-{x0}-{y0}-{x1}-{y1}", encode)
+
+    def mirrored(self) -> "EncodedImage":
+        """The image with left and right exchanged."""
+
+        def read() -> "NDArray[np.uint8]":
+            return self.rgb[:, ::-1].copy()
+
+        return EncodedImage(self._cache, f"{self._key}-mirrored", read)
