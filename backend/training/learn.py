@@ -1,10 +1,9 @@
 """From a run's row to `medsam3_model`'s fine-tuning: what to learn, report and wait for."""
 
 import dataclasses
-import json
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -90,18 +89,19 @@ def fine_tune(
     learn = _training_images(snapshot.of("train"), images, masks, options)
     replay = list(_replay(services, run, model, snapshot, images, masks, options))
     started = time.monotonic()
-    with _Tracking(services, run) as track:
-        tuned = fine_tuning.fine_tune(
-            model,
-            learn,
-            name=f"{_base_name(services, source)}-p{run.project_id}",
-            base=source.checkpoint,
-            cache=images.cache,
-            replay=replay,
-            settings=settings,
-            state=folder / "state.pt",
-            on_progress=_Reporter(services, run.id, track),
-        )
+    # The base's name without its hash is the first part of all its versions' names.
+    base_name = versions.version_name(source.checkpoint, source.adapter).rpartition("-")[0]
+    tuned = fine_tuning.fine_tune(
+        model,
+        learn,
+        name=f"{base_name}-p{run.project_id}",
+        base=source.checkpoint,
+        cache=images.cache,
+        replay=replay,
+        settings=settings,
+        state=folder / "state.pt",
+        on_progress=_Reporter(services, run.id),
+    )
     draft = folder / "detector.safetensors"
     tuned.model.save_detector(
         draft,
@@ -123,14 +123,11 @@ def fine_tune(
 class _Reporter:
     """Called after every step: writes progress, makes room for annotators, ends the run."""
 
-    def __init__(
-        self, services: Services, run_id: str, track: Callable[["TrainingProgress"], None]
-    ) -> None:
-        self._services, self._run_id, self._track = services, run_id, track
+    def __init__(self, services: Services, run_id: str) -> None:
+        self._services, self._run_id = services, run_id
         self._written = 0.0
 
     def __call__(self, progress: "TrainingProgress") -> None:
-        self._track(progress)
         moment = time.monotonic()
         if moment - self._written > REPORT_EVERY_S or progress.step == progress.steps:
             self._written = moment
@@ -224,54 +221,3 @@ def _earlier(services: Services, run: TrainingRun) -> Iterator[examples.Example]
                 if example.key not in seen:
                     seen.add(example.key)
                     yield example
-
-
-def _base_name(services: Services, source: VersionWeights) -> str:
-    """What the base is called, without the hash: the first part of all its versions."""
-    return versions.version_name(source.checkpoint, source.adapter).rpartition("-")[0]
-
-
-class _Tracking:
-    """TensorBoard event files below the data folder, and MLflow where the user has it set up."""
-
-    def __init__(self, services: Services, run: TrainingRun) -> None:
-        self._folder = services.settings.training_dir / "events" / run.id
-        self._run = run
-        self._mlflow: Any = None
-
-    def __enter__(self) -> Callable[["TrainingProgress"], None]:
-        from medsam3_model.training.event_files import EventFile
-
-        self._events = EventFile(self._folder)
-        self._mlflow = _mlflow()
-        if self._mlflow is not None:
-            self._mlflow.start_run(run_name=f"project-{self._run.project_id}-{self._run.id[:8]}")
-            self._mlflow.log_params(json.loads(json.dumps(self._run.options)))
-        return self._add
-
-    def _add(self, progress: "TrainingProgress") -> None:
-        values = {"loss": progress.loss}
-        if progress.validation_dice is not None:
-            values["validation_dice"] = progress.validation_dice
-        self._events.add(progress.step, values)
-        if self._mlflow is not None:
-            self._mlflow.log_metrics(values, step=progress.step)
-
-    def __exit__(self, *_: object) -> None:
-        self._events.close()
-        if self._mlflow is not None:
-            self._mlflow.end_run()
-
-
-def _mlflow() -> Any:
-    """The user's MLflow, where `MLFLOW_TRACKING_URI` names one and the package is installed."""
-    import importlib
-    import os
-
-    if not os.environ.get("MLFLOW_TRACKING_URI"):
-        return None
-    try:
-        return importlib.import_module("mlflow")
-    except ImportError:
-        log.warning("MLFLOW_TRACKING_URI is set, but the package mlflow is not installed")
-        return None
