@@ -3,32 +3,32 @@
 What is refused on purpose answers 409 with the reason.
 """
 
-from typing import Any, TypeVar
+from typing import Any
 
-from flask import Blueprint, abort, current_app, request
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from flask import Blueprint, abort
+from pydantic import Field, field_validator
 from sqlalchemy import select
 
 from backend.errors import ModelVersionError, TrainingError
 from backend.models import promotion
 from backend.models.versions import default_version
-from backend.services import Services
 from backend.settings import Consensus, Strategy
 from backend.tables import GateVerdict, ModelVersion, Project, Promotion, TrainingPolicy
 from backend.training import runs
 from backend.training.tables import TrainingRun, Trigger
+from backend.web.requests import (
+    Body,
+    body_project,
+    json_object,
+    query_project,
+    read_body,
+    services,
+)
 
 blueprint = Blueprint("training", __name__, url_prefix="/api/v1")
 
 
-class _Body(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True)
-
-
-_Sent = TypeVar("_Sent", bound=_Body)
-
-
-class _RunRequest(_Body):
+class _RunRequest(Body):
     project: int
     steps: int | None = Field(None, ge=1)
     minutes: float | None = Field(None, gt=0)
@@ -39,7 +39,7 @@ class _RunRequest(_Body):
     auto_promote: bool | None = None
 
 
-class _Policy(_Body):
+class _Policy(Body):
     after_corrections: int | None = Field(None, ge=0)
     schedule: str | None = None
     strategy: Strategy | None = None
@@ -69,24 +69,23 @@ def start() -> tuple[dict[str, Any], int]:
     Body: `project`, and optionally `steps`, `minutes`, `learning_rate`, `seed`, `replay`,
     `consensus`, `auto_promote`.
     """
-    wanted = _read(_RunRequest).model_dump()
-    requested = runs.request_run(_services(), wanted.pop("project"), Trigger.API, **wanted)
+    wanted = read_body(_RunRequest).model_dump()
+    requested = runs.request_run(services(), wanted.pop("project"), Trigger.API, **wanted)
     return {"id": requested.run_id, "new": requested.new}, 201 if requested.new else 200
 
 
 @blueprint.get("/training-runs")
 def listed() -> dict[str, Any]:
     """Runs with their progress, newest first. Query: `project`."""
-    project_id = request.args.get("project", type=int)
-    with _services().database.reading() as session:
-        found = runs.list_runs(session, project_id)
+    with services().database.reading() as session:
+        found = runs.list_runs(session, query_project())
         return {"training_runs": [_with_verdict(session, run) for run in found]}
 
 
 @blueprint.get("/training-runs/<run_id>")
 def shown(run_id: str) -> dict[str, Any]:
     """One run with its progress and the gate's verdict."""
-    with _services().database.reading() as session:
+    with services().database.reading() as session:
         run = session.get(TrainingRun, run_id) or abort(404, f"no training run {run_id}")
         return _with_verdict(session, run)
 
@@ -94,17 +93,16 @@ def shown(run_id: str) -> dict[str, Any]:
 @blueprint.post("/training-runs/<run_id>/cancel")
 def cancelled(run_id: str) -> dict[str, Any]:
     """End a run: at once while it waits, at its next step while it is at work."""
-    return runs.summary(runs.cancel(_services(), run_id))
+    return runs.summary(runs.cancel(services(), run_id))
 
 
 @blueprint.get("/models")
 def versions() -> dict[str, Any]:
     """Every version with its card, and which one serves which project."""
-    services = _services()
-    with services.database.reading() as session:
+    with services().database.reading() as session:
         rows = session.scalars(select(ModelVersion).order_by(ModelVersion.id)).all()
         serving = {row.id: row.model_version for row in session.scalars(select(Project))}
-    default = default_version(services)
+    default = default_version(services())
     return {
         "default": default,
         "in_service": {str(id_): version or default for id_, version in serving.items()},
@@ -125,10 +123,10 @@ def versions() -> dict[str, Any]:
 @blueprint.post("/models/promote")
 def promoted() -> dict[str, Any]:
     """Put a version into service. Body: `project`, `version`, `force` (that is noted)."""
-    body = _body()
+    body = json_object()
     made = promotion.promote(
-        _services(),
-        _project(body),
+        services(),
+        body_project(body),
         str(body.get("version") or ""),
         force=body.get("force") is True,
     )
@@ -138,7 +136,7 @@ def promoted() -> dict[str, Any]:
 @blueprint.post("/models/rollback")
 def rolled_back() -> dict[str, Any]:
     """Return to the version before. Body: `project`."""
-    return _promotion(promotion.rollback(_services(), _project(_body())))
+    return _promotion(promotion.rollback(services(), body_project(json_object())))
 
 
 @blueprint.put("/projects/<int:project_id>/training")
@@ -148,8 +146,8 @@ def set_policy(project_id: int) -> dict[str, Any]:
     Body: `after_corrections`, `schedule` (cron, UTC; empty: none), `strategy`, `consensus`,
     `auto_promote`.
     """
-    changes = _read(_Policy).model_dump(exclude_unset=True)
-    with _services().database.session() as session:
+    changes = read_body(_Policy).model_dump(exclude_unset=True)
+    with services().database.session() as session:
         row = session.get(TrainingPolicy, project_id) or TrainingPolicy(project_id=project_id)
         for name, value in changes.items():
             setattr(row, name, value)
@@ -172,30 +170,3 @@ def _promotion(made: Promotion) -> dict[str, Any]:
         "previous": made.previous,
         "kind": made.kind,
     }
-
-
-def _project(body: dict[str, Any]) -> int:
-    found = body.get("project")
-    if not isinstance(found, int) or isinstance(found, bool):
-        abort(400, "project must be Label Studio's project id, a number")
-    return found
-
-
-def _read(kind: type[_Sent]) -> _Sent:
-    try:
-        return kind.model_validate(_body())
-    except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        abort(400, f"{'.'.join(map(str, first['loc']))}: {first['msg']}")
-
-
-def _body() -> dict[str, Any]:
-    found = request.get_json(force=True, silent=True)
-    if not isinstance(found, dict):
-        abort(400, "the body must be a JSON object")
-    return found
-
-
-def _services() -> Services:
-    found: Services = current_app.extensions["medsam3"]
-    return found

@@ -2,9 +2,10 @@
 
 import hmac
 
-from flask import Request, Response, current_app, jsonify, request
+from flask import Request, Response, jsonify, request
 
 from backend.services import WEBHOOK_SECRET_HEADER, Credentials
+from backend.web.requests import services
 
 OPEN_PATHS = frozenset({"/health"})
 WEBHOOK_PATH = "/webhook"
@@ -12,8 +13,7 @@ WEBHOOK_PATH = "/webhook"
 
 def require_credentials() -> Response | None:
     """Flask's `before_request`: refuse callers who show no valid secret."""
-    credentials: Credentials = current_app.extensions["medsam3"].credentials
-    if request.path in OPEN_PATHS or is_allowed(request, credentials):
+    if request.path in OPEN_PATHS or is_allowed(request, services().credentials):
         return None
     answer = jsonify(error="credentials are missing or wrong; `medsam3 connect` sets them")
     answer.status_code = 401

@@ -3,22 +3,16 @@
 import logging
 from typing import Any
 
-from flask import Blueprint, Response, abort, current_app, request
+from flask import Blueprint, Response, abort
 
 from backend.corrections import events
 from backend.model import MedSAM3Backend
 from backend.models import versions as model_versions
-from backend.services import Services
 from backend.web.metrics import render
+from backend.web.requests import json_object, services
 
 log = logging.getLogger(__name__)
 blueprint = Blueprint("contract", __name__)
-
-
-def services() -> Services:
-    """The services that `create_app` put into the running application."""
-    found: Services = current_app.extensions["medsam3"]
-    return found
 
 
 @blueprint.get("/")
@@ -31,7 +25,7 @@ def health() -> dict[str, str]:
 @blueprint.post("/setup")
 def setup() -> dict[str, str]:
     """The project's model version, never null; remembers the project's labeling config."""
-    body = _json_object()
+    body = json_object()
     project_id = project_number(body.get("project"))
     schema = body.get("schema")
     return {
@@ -44,7 +38,7 @@ def setup() -> dict[str, str]:
 @blueprint.post("/predict")
 def predict() -> dict[str, Any]:
     """One prediction per task, or an empty list: see `backend.predictions.requests`."""
-    body = _json_object()
+    body = json_object()
     tasks = body.get("tasks")
     if not isinstance(tasks, list) or not all(isinstance(task, dict) for task in tasks):
         abort(400, "`tasks` must be a list of Label Studio tasks")
@@ -64,7 +58,7 @@ def predict() -> dict[str, Any]:
 @blueprint.post("/webhook")
 def webhook() -> tuple[dict[str, str], int]:
     """Store the event and enqueue it; Label Studio waits one second and does not retry."""
-    event_id = events.receive(services(), _json_object())
+    event_id = events.receive(services(), json_object())
     return {"status": "stored", "event": event_id}, 201
 
 
@@ -85,10 +79,3 @@ def project_number(project: object) -> int:
     """Label Studio's `"<id>.<created>"` (or a bare id) as the id; 0 where none is sent."""
     head = str(project or "").partition(".")[0]
     return int(head) if head.isdecimal() else 0
-
-
-def _json_object() -> dict[str, Any]:
-    body = request.get_json(force=True, silent=True)
-    if not isinstance(body, dict):
-        abort(400, "the body must be a JSON object")
-    return body

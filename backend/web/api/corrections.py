@@ -2,22 +2,17 @@
 
 from typing import Any
 
-from flask import Blueprint, abort, current_app, request
+from flask import Blueprint, abort, request
 from sqlalchemy import select
 
 from backend.corrections.revisions import current_state, history
 from backend.corrections.statistics import compute
 from backend.corrections.tables import Annotation, ProjectRecord
-from backend.services import Services
+from backend.web.requests import query_choice, query_project, services
 
 blueprint = Blueprint("corrections", __name__, url_prefix="/api/v1/corrections")
 PAGE_SIZE = 100
 _STATES = ("valid", "quarantined")
-
-
-def _services() -> Services:
-    found: Services = current_app.extensions["medsam3"]
-    return found
 
 
 @blueprint.get("")
@@ -26,26 +21,21 @@ def corrections() -> dict[str, Any]:
 
     Query: `project`, `state` (valid, quarantined), `after` (an annotation's id to page on).
     """
-    state = request.args.get("state")
-    if state is not None and state not in _STATES:
-        abort(400, f"state is one of {', '.join(_STATES)}")
-    with _services().database.reading() as session:
-        found = list(
-            current_state(
-                session,
-                request.args.get("project", type=int),
-                state=state,
-                after=request.args.get("after", 0, type=int),
-                limit=PAGE_SIZE,
-            )
+    with services().database.reading() as session:
+        rows = current_state(
+            session,
+            query_project(),
+            state=query_choice("state", _STATES),
+            after=request.args.get("after", 0, type=int),
+            limit=PAGE_SIZE,
         )
-    return {"corrections": found}
+        return {"corrections": list(rows)}
 
 
 @blueprint.get("/<int:annotation_id>")
 def correction(annotation_id: int) -> dict[str, Any]:
     """One annotation with all its versions."""
-    with _services().database.reading() as session:
+    with services().database.reading() as session:
         row = session.get(Annotation, annotation_id)
         if row is None:
             abort(404, f"no correction of annotation {annotation_id}")
@@ -63,14 +53,14 @@ def correction(annotation_id: int) -> dict[str, Any]:
 @blueprint.get("/stats")
 def stats() -> dict[str, Any]:
     """Accepted, edited, rejected and added regions, effort and time. Query: `project`."""
-    with _services().database.reading() as session:
-        return compute(session, request.args.get("project", type=int))
+    with services().database.reading() as session:
+        return compute(session, query_project())
 
 
 @blueprint.get("/sync")
 def sync() -> dict[str, Any]:
-    """What the last reconciliation of each project did."""
-    with _services().database.reading() as session:
+    """What the last sync of each project with Label Studio did."""
+    with services().database.reading() as session:
         rows = session.scalars(select(ProjectRecord).order_by(ProjectRecord.project_id))
         return {
             "projects": [
