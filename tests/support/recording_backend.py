@@ -2,10 +2,10 @@
 
 import base64
 import json
-import threading
 from dataclasses import dataclass
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
+
+from tests.support.http_server import Handler, HttpServer
 
 
 @dataclass(frozen=True)
@@ -19,7 +19,7 @@ class Received:
 
 
 class RecordingBackend:
-    """Listens on a free port of the loopback address while the `with` block runs."""
+    """Listens on a free port of the loopback address until it is closed; also a context manager."""
 
     def __init__(self, user: str, password: str, version: str = "tiny-00000001") -> None:
         self.version = version
@@ -27,13 +27,10 @@ class RecordingBackend:
         self.expect(user, password)
         backend = self
 
-        class Handler(BaseHTTPRequestHandler):
+        class BackendHandler(Handler):
             protocol_version = "HTTP/1.1"
 
-            def do_GET(self) -> None:
-                self.do_POST()
-
-            def do_POST(self) -> None:
+            def answer(self) -> None:
                 raw = self.rfile.read(int(self.headers.get("Content-Length") or 0))
                 headers = {name.lower(): value for name, value in self.headers.items()}
                 request = Received(self.command, self.path, headers, json.loads(raw or b"null"))
@@ -41,20 +38,10 @@ class RecordingBackend:
                 open_to_all = self.path in ("/health", "/webhook")
                 allowed = open_to_all or headers.get("authorization") == backend._expected
                 body = json.dumps(backend.answer(request) if allowed else {}).encode()
-                self.send_response(200 if allowed else 401)
-                self.send_header("Content-Type", "application/json")
-                self.send_header("Content-Length", str(len(body)))
-                self.end_headers()
-                self.wfile.write(body)
+                self.send(200 if allowed else 401, {"Content-Type": "application/json"}, body)
 
-            def log_message(self, *_: Any) -> None:
-                pass
-
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        # Label Studio keeps connections open; waiting for their threads would wait for ever.
-        self._server.daemon_threads = True
-        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.02,))
-        self.url = f"http://127.0.0.1:{self._server.server_port}"
+        self._server = HttpServer(BackendHandler)
+        self.url, self.close = self._server.url, self._server.close
 
     def expect(self, user: str, password: str) -> None:
         """From now on, take this password only; /health and /webhook are open to all."""
@@ -77,15 +64,7 @@ class RecordingBackend:
         return [request for request in self.received if request.path == path]
 
     def __enter__(self) -> "RecordingBackend":
-        self._thread.start()
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-    def close(self) -> None:
-        """Stop listening; does nothing the second time."""
-        if self._thread.is_alive():
-            self._server.shutdown()
-            self._server.server_close()
-            self._thread.join()

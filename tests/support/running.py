@@ -4,12 +4,10 @@ import os
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import httpx
@@ -18,6 +16,7 @@ from backend.label_studio.server import free_port
 from backend.processes.redis_server import RedisServer
 from backend.services import Services, load_credentials, open_services
 from backend.settings import Settings
+from tests.support.http_server import Handler, HttpServer
 from tests.support.images import ellipse_file
 from tests.support.waiting import wait_until
 
@@ -47,13 +46,12 @@ def running(*, with_worker: bool = True, with_trainer: bool = False) -> Iterator
     with tempfile.TemporaryDirectory(prefix="m3-") as folder:
         port = free_port()
         settings = Settings(data_dir=Path(folder), port=port)
-        images = ThreadingHTTPServer(("127.0.0.1", 0), _Images)
-        threading.Thread(target=images.serve_forever, daemon=True).start()
+        images = HttpServer(_Images)
         environment = os.environ | {
             "MEDSAM3_DATA_DIR": folder,
             "MEDSAM3_PORT": str(port),
             # Where relative addresses of images lead; Label Studio itself is not measured here.
-            "LABEL_STUDIO_URL": f"http://127.0.0.1:{images.server_port}",
+            "LABEL_STUDIO_URL": images.url,
             "LABEL_STUDIO_API_KEY": "0" * 40,
         }
         processes: list[subprocess.Popen[bytes]] = []
@@ -84,24 +82,17 @@ def running(*, with_worker: bool = True, with_trainer: bool = False) -> Iterator
                     process.terminate()
                 for process in processes:
                     process.wait(30)
-                images.shutdown()
+                images.close()
                 services.close()
 
 
-class _Images(BaseHTTPRequestHandler):
+class _Images(Handler):
     """Serves `/data/upload/<seed>.png`: a 512-pixel ellipse on noise."""
 
-    def do_GET(self) -> None:
+    def answer(self) -> None:
         """Answer with the image of the seed in the path."""
         content = ellipse_file(int(Path(self.path).stem), 512, 512)
-        self.send_response(200)
-        self.send_header("Content-Type", "image/png")
-        self.send_header("Content-Length", str(len(content)))
-        self.end_headers()
-        self.wfile.write(content)
-
-    def log_message(self, *_: object) -> None:
-        """Say nothing."""
+        self.send(200, {"Content-Type": "image/png"}, content)
 
 
 def memory_mb(process: subprocess.Popen[bytes]) -> float:

@@ -44,6 +44,13 @@ def facebook_tensors() -> dict[str, torch.Tensor]:
     return _tensors(description()["tensors"])
 
 
+def write_facebook_checkpoint(folder: Path) -> Path:
+    """A file with the layout of facebook's `sam3.pt`."""
+    path = folder / "sam3.pt"
+    torch.save({"model": facebook_tensors()}, path)
+    return path
+
+
 def adapter_tensors() -> dict[str, torch.Tensor]:
     return _tensors(description()["lora_tensors"])
 

@@ -8,13 +8,9 @@ import pytest
 @pytest.fixture(scope="session")
 def facebook_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A file with the layout of facebook's `sam3.pt`."""
-    import torch
-
     from tests.support import sam3_reference
 
-    path = tmp_path_factory.mktemp("facebook") / "sam3.pt"
-    torch.save({"model": sam3_reference.facebook_tensors()}, path)
-    return path
+    return sam3_reference.write_facebook_checkpoint(tmp_path_factory.mktemp("facebook"))
 
 
 @pytest.fixture(scope="session")

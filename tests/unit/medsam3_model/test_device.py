@@ -1,7 +1,5 @@
 """Devices, precisions, threads, and what happens when memory runs out."""
 
-import subprocess
-import sys
 from collections.abc import Sequence
 
 import numpy as np
@@ -85,25 +83,3 @@ def test_a_compiled_encoder_says_the_same_under_the_same_names() -> None:
     for expected, found in zip(plain.fpn_hidden_states, compiled.fpn_hidden_states, strict=True):
         torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
     assert list(model.model.state_dict()) == names
-
-
-def test_freed_memory_is_used_again_instead_of_being_cleared_anew() -> None:
-    program = """
-import resource, sys, numpy
-from medsam3_model import device
-if sys.argv[1] == "keep":
-    device.keep_freed_memory()
-for _ in range(40):
-    both = [numpy.ones(1_250_000) for _ in range(2)]
-    del both
-print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt)
-"""
-    faults = [
-        int(
-            subprocess.run(
-                [sys.executable, "-c", program, how], capture_output=True, check=True
-            ).stdout
-        )
-        for how in ("keep", "return")
-    ]
-    assert faults[0] + 10_000 < faults[1]

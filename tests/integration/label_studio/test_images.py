@@ -1,10 +1,8 @@
 """Where images may come from, and what must never leave: against real HTTP servers."""
 
 import base64
-import threading
 import time
 from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +15,9 @@ from backend.label_studio.hosts import ImageHosts
 from backend.label_studio.images import fetch_image
 from backend.label_studio.server import free_port
 from backend.settings import Settings
+from tests.support.http_server import Handler, HttpServer
+from tests.support.tokens import LEGACY_TOKEN
 
-TOKEN = "0123456789abcdef0123456789abcdef01234567"
 IMAGE = b"\x89PNG\r\n\x1a\n" + bytes(range(256))
 Answer = tuple[int, dict[str, str], bytes]
 
@@ -32,18 +31,12 @@ class Site:
         self.pause_s: float | None = None  # the body is repeated until the reader hangs up
         site = self
 
-        class Handler(BaseHTTPRequestHandler):
-            def do_GET(self) -> None:
+        class SiteHandler(Handler):
+            def answer(self) -> None:
                 site.requests.append((self.path, {k.lower(): v for k, v in self.headers.items()}))
                 path = self.path.partition("?")[0]
                 status, headers, body = site.answers.get(path, (404, {}, b""))
-                self.send_response(status)
-                for name, value in headers.items():
-                    self.send_header(name, value)
-                if "Content-Length" not in headers:
-                    self.send_header("Content-Length", str(len(body)))
-                self.end_headers()
-                self.wfile.write(body)
+                self.send(status, headers, body)
                 while site.pause_s is not None:
                     time.sleep(site.pause_s)
                     try:
@@ -51,19 +44,9 @@ class Site:
                     except OSError:
                         break
 
-            def log_message(self, *_: Any) -> None:
-                pass
-
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.02,))
-        self._thread.start()
-        self.port = self._server.server_port
-        self.url = f"http://127.0.0.1:{self.port}"
-
-    def close(self) -> None:
-        self._server.shutdown()
-        self._server.server_close()
-        self._thread.join()
+        self._server = HttpServer(SiteHandler)
+        self.port, self.url = self._server.port, self._server.url
+        self.close = self._server.close
 
 
 @pytest.fixture
@@ -92,7 +75,7 @@ def web(make_site: Callable[[], Site]) -> Site:
 
 @pytest.fixture
 def client(studio: Site) -> Iterator[LabelStudio]:
-    with LabelStudio(studio.url, TOKEN, attempts=1) as client:
+    with LabelStudio(studio.url, LEGACY_TOKEN, attempts=1) as client:
         yield client
 
 
@@ -108,12 +91,14 @@ def test_an_upload_is_fetched_with_the_token(studio: Site, client: LabelStudio) 
     studio.answers["/data/upload/1/a.png"] = (200, {"Content-Type": "image/png"}, IMAGE)
     assert fetch_image("/data/upload/1/a.png", client=client, settings=settings()) == IMAGE
     assert fetch_image(f"{studio.url}/data/upload/1/a.png", client=client, settings=settings())
-    assert [headers["authorization"] for _, headers in studio.requests] == [f"Token {TOKEN}"] * 2
+    assert [headers["authorization"] for _, headers in studio.requests] == [
+        f"Token {LEGACY_TOKEN}"
+    ] * 2
 
 
 def test_a_label_studio_below_a_path_is_not_asked_twice_for_it(studio: Site) -> None:
     studio.answers["/labels/data/upload/1/a.png"] = (200, {}, IMAGE)
-    with LabelStudio(f"{studio.url}/labels", TOKEN) as client:
+    with LabelStudio(f"{studio.url}/labels", LEGACY_TOKEN) as client:
         for reference in ("/labels/data/upload/1/a.png", "/data/upload/1/a.png"):
             assert fetch_image(reference, client=client, settings=settings()) == IMAGE
 
@@ -141,7 +126,7 @@ def test_a_refused_token_and_an_absent_label_studio_are_told_apart(
     studio.answers["/data/upload/1/a.png"] = (401, {}, b'{"detail": "Invalid token."}')
     with pytest.raises(LabelStudioAuthError, match="Invalid token") as caught:
         fetch_image("/data/upload/1/a.png", client=client, settings=settings())
-    assert TOKEN not in str(caught.value)
+    assert LEGACY_TOKEN not in str(caught.value)
     studio.answers["/data/upload/1/a.png"] = redirect("/user/login/?next=/data/upload/1/a.png")
     with pytest.raises(LabelStudioAuthError, match="log in"):
         fetch_image("/data/upload/1/a.png", client=client, settings=settings())
@@ -149,7 +134,7 @@ def test_a_refused_token_and_an_absent_label_studio_are_told_apart(
     with pytest.raises(LabelStudioUnavailableError):
         fetch_image("/data/upload/1/a.png", client=client, settings=settings())
     with (
-        LabelStudio(f"http://127.0.0.1:{free_port()}", TOKEN, attempts=1) as nobody,
+        LabelStudio(f"http://127.0.0.1:{free_port()}", LEGACY_TOKEN, attempts=1) as nobody,
         pytest.raises(LabelStudioUnavailableError, match="cannot be reached"),
     ):
         fetch_image("/data/upload/1/a.png", client=nobody, settings=settings())

@@ -1,0 +1,50 @@
+"""Embeddings of numbered pictures, how often they were made, and caches for them."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from medsam3_model import ImageEmbedding, MedSAM3
+from medsam3_model.embedding_cache import EmbeddingCache
+
+MB = 2**20
+
+
+def picture(seed: int) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 255, (60, 90, 3), dtype=np.uint8)
+
+
+class Encoder:
+    """Encodes numbered pictures and counts how often."""
+
+    def __init__(self, model: MedSAM3) -> None:
+        self.model = model
+        self.calls = 0
+
+    def __call__(self, seed: int) -> Callable[[], ImageEmbedding]:
+        def encode() -> ImageEmbedding:
+            self.calls += 1
+            return self.model.encode_image(picture(seed))
+
+        return encode
+
+
+def same(one: ImageEmbedding, other: ImageEmbedding) -> bool:
+    return (
+        one.original_size == other.original_size
+        and one.encoder_hash == other.encoder_hash
+        and all(
+            torch.equal(a, b)
+            for a, b in zip(one.fpn_hidden_states, other.fpn_hidden_states, strict=True)
+        )
+    )
+
+
+def entries(folder: Path) -> list[Path]:
+    return sorted(folder.glob("*/*.safetensors"))
+
+
+def cache_of(folder: Path | None, memory: float = 100, disk: float = 100) -> EmbeddingCache:
+    return EmbeddingCache(folder, memory_bytes=int(memory * MB), disk_bytes=int(disk * MB))
