@@ -1,4 +1,4 @@
-"""Endpoints of the learning loop: `/api/v1/training-runs`, `/api/v1/models` and a project's policy.
+"""Endpoints of training: `/api/v1/training-runs`, and what a project chooses for itself.
 
 What is refused on purpose answers 409 with the reason.
 """
@@ -7,23 +7,13 @@ from typing import Any
 
 from flask import Blueprint, abort
 from pydantic import Field, field_validator
-from sqlalchemy import select
 
-from backend.errors import ModelVersionError, TrainingError
-from backend.models import promotion
-from backend.models.versions import default_version
+from backend.errors import TrainingError
 from backend.settings import Consensus, Strategy
-from backend.tables import GateVerdict, ModelVersion, Project, Promotion, TrainingPolicy
+from backend.tables import GateVerdict, TrainingPolicy
 from backend.training import runs
 from backend.training.tables import TrainingRun, Trigger
-from backend.web.requests import (
-    Body,
-    body_project,
-    json_object,
-    query_project,
-    read_body,
-    services,
-)
+from backend.web.requests import Body, query_project, read_body, services
 
 blueprint = Blueprint("training", __name__, url_prefix="/api/v1")
 
@@ -56,9 +46,8 @@ class _Policy(Body):
         return value
 
 
-@blueprint.errorhandler(ModelVersionError)
 @blueprint.errorhandler(TrainingError)
-def _refused(error: ModelVersionError | TrainingError) -> tuple[dict[str, str], int]:
+def _refused(error: TrainingError) -> tuple[dict[str, str], int]:
     return {"error": str(error)}, 409
 
 
@@ -69,8 +58,8 @@ def start() -> tuple[dict[str, Any], int]:
     Body: `project`, and optionally `steps`, `minutes`, `learning_rate`, `seed`, `replay`,
     `consensus`, `auto_promote`.
     """
-    wanted = read_body(_RunRequest).model_dump()
-    requested = runs.request_run(services(), wanted.pop("project"), Trigger.API, **wanted)
+    overrides = read_body(_RunRequest).model_dump()
+    requested = runs.request_run(services(), overrides.pop("project"), Trigger.API, **overrides)
     return {"id": requested.run_id, "new": requested.new}, 201 if requested.new else 200
 
 
@@ -78,8 +67,8 @@ def start() -> tuple[dict[str, Any], int]:
 def listed() -> dict[str, Any]:
     """Runs with their progress, newest first. Query: `project`."""
     with services().database.reading() as session:
-        found = runs.list_runs(session, query_project())
-        return {"training_runs": [_with_verdict(session, run) for run in found]}
+        listing = runs.list_runs(session, query_project())
+        return {"training_runs": [_with_verdict(session, run) for run in listing]}
 
 
 @blueprint.get("/training-runs/<run_id>")
@@ -94,49 +83,6 @@ def shown(run_id: str) -> dict[str, Any]:
 def cancelled(run_id: str) -> dict[str, Any]:
     """End a run: at once while it waits, at its next step while it is at work."""
     return runs.summary(runs.cancel(services(), run_id))
-
-
-@blueprint.get("/models")
-def versions() -> dict[str, Any]:
-    """Every version with its card, and which one serves which project."""
-    with services().database.reading() as session:
-        rows = session.scalars(select(ModelVersion).order_by(ModelVersion.id)).all()
-        serving = {row.id: row.model_version for row in session.scalars(select(Project))}
-    default = default_version(services())
-    return {
-        "default": default,
-        "in_service": {str(id_): version or default for id_, version in serving.items()},
-        "models": [
-            {
-                "version": row.version,
-                "project": row.project_id,
-                "parent": row.parent,
-                "run": row.run_id,
-                "card": row.card,
-                "created_at": row.created_at.isoformat(),
-            }
-            for row in rows
-        ],
-    }
-
-
-@blueprint.post("/models/promote")
-def promoted() -> dict[str, Any]:
-    """Put a version into service. Body: `project`, `version`, `force` (that is noted)."""
-    body = json_object()
-    made = promotion.promote(
-        services(),
-        body_project(body),
-        str(body.get("version") or ""),
-        force=body.get("force") is True,
-    )
-    return _promotion(made)
-
-
-@blueprint.post("/models/rollback")
-def rolled_back() -> dict[str, Any]:
-    """Return to the version before. Body: `project`."""
-    return _promotion(promotion.rollback(services(), body_project(json_object())))
 
 
 @blueprint.put("/projects/<int:project_id>/training")
@@ -161,12 +107,3 @@ def set_policy(project_id: int) -> dict[str, Any]:
 
 def _with_verdict(session: Any, run: TrainingRun) -> dict[str, Any]:
     return runs.summary(run, session.get(GateVerdict, run.id))
-
-
-def _promotion(made: Promotion) -> dict[str, Any]:
-    return {
-        "project": made.project_id,
-        "version": made.version,
-        "previous": made.previous,
-        "kind": made.kind,
-    }

@@ -8,7 +8,7 @@ from werkzeug.utils import import_string
 
 from backend.services import Services, open_services
 from backend.web import contract
-from backend.web.api import corrections, predictions
+from backend.web.api import corrections, models, predictions
 from backend.web.auth import require_credentials
 
 log = logging.getLogger(__name__)
@@ -33,6 +33,7 @@ def create_app(services: Services | None = None) -> Flask:
     app.register_blueprint(contract.blueprint)
     app.register_blueprint(predictions.blueprint)
     app.register_blueprint(corrections.blueprint)
+    app.register_blueprint(models.blueprint)
     for name in PLUGINS:
         app.register_blueprint(import_string(f"{name}:blueprint"))
     app.register_error_handler(HTTPException, _http_error)

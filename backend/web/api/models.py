@@ -1,0 +1,74 @@
+"""`/api/v1/models`: every version, which one serves which project, promotion and rollback.
+
+What is refused on purpose answers 409 with the reason.
+"""
+
+from typing import Any
+
+from flask import Blueprint
+from sqlalchemy import select
+
+from backend.errors import ModelVersionError
+from backend.models import promotion
+from backend.models.versions import default_version
+from backend.tables import ModelVersion, Project, Promotion
+from backend.web.requests import body_project, json_object, services
+
+blueprint = Blueprint("models", __name__, url_prefix="/api/v1/models")
+
+
+@blueprint.errorhandler(ModelVersionError)
+def _refused(error: ModelVersionError) -> tuple[dict[str, str], int]:
+    return {"error": str(error)}, 409
+
+
+@blueprint.get("")
+def versions() -> dict[str, Any]:
+    """Every version with its card, and which one serves which project."""
+    with services().database.reading() as session:
+        rows = session.scalars(select(ModelVersion).order_by(ModelVersion.id)).all()
+        serving = {row.id: row.model_version for row in session.scalars(select(Project))}
+    default = default_version(services())
+    return {
+        "default": default,
+        "in_service": {str(id_): version or default for id_, version in serving.items()},
+        "models": [
+            {
+                "version": row.version,
+                "project": row.project_id,
+                "parent": row.parent,
+                "run": row.run_id,
+                "card": row.card,
+                "created_at": row.created_at.isoformat(),
+            }
+            for row in rows
+        ],
+    }
+
+
+@blueprint.post("/promote")
+def promoted() -> dict[str, Any]:
+    """Put a version into service. Body: `project`, `version`, `force` (that is noted)."""
+    body = json_object()
+    made = promotion.promote(
+        services(),
+        body_project(body),
+        str(body.get("version") or ""),
+        force=body.get("force") is True,
+    )
+    return _promotion(made)
+
+
+@blueprint.post("/rollback")
+def rolled_back() -> dict[str, Any]:
+    """Return to the version before. Body: `project`."""
+    return _promotion(promotion.rollback(services(), body_project(json_object())))
+
+
+def _promotion(made: Promotion) -> dict[str, Any]:
+    return {
+        "project": made.project_id,
+        "version": made.version,
+        "previous": made.previous,
+        "kind": made.kind,
+    }
