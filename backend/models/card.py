@@ -1,28 +1,6 @@
-"""What a version was made from and what it can do: kept with it, shown as Markdown."""
-
-from collections import Counter
-from collections.abc import Mapping
-from typing import Any
+"""Model cards: what a version was made from and what it can do, as Markdown."""
 
 from backend.tables import GateVerdict, ModelVersion, Promotion
-from backend.training.examples import Snapshot
-from backend.training.options import RunOptions
-
-
-def make(snapshot: Snapshot, options: RunOptions, training: Mapping[str, Any]) -> dict[str, Any]:
-    """The part of a card that is known when training ends; JSON values."""
-    return {
-        "data": {
-            "dataset": snapshot.dataset_id,
-            "digest": snapshot.digest,
-            "consensus": options.consensus,
-            "training_images": len(snapshot.of("train")),
-            "validation_images": len(snapshot.of("val")),
-            "groups": len({example.group for example in snapshot.examples}),
-            "concepts": _counts(snapshot),
-        },
-        "training": {"options": options.as_json(), **training},
-    }
 
 
 def markdown(
@@ -43,8 +21,8 @@ def markdown(
             "## Data",
             "",
             f"{data['training_images']} training and {data['validation_images']} validation images "
-            f"of {data['groups']} groups; snapshot {data['dataset']} (`{data['digest'][:12]}`), "
-            f"consensus of annotators: {data['consensus']}.",
+            f"of {data['groups']} groups; dataset version {data['dataset']} "
+            f"(`{data['digest'][:12]}`), consensus of annotators: {data['consensus']}.",
             "",
             "| concept | images with it | images without it |",
             "| --- | --- | --- |",
@@ -73,28 +51,16 @@ def markdown(
             "| --- | --- | --- | --- | --- | --- |",
         ]
         lines += [
-            f"| {one['concept']} | {one['mode']} | {one['images']} | {one['incumbent']:.3f} | "
-            f"{one['candidate']:.3f} | {one['difference']:+.3f} ({one['low']:+.3f} to "
-            f"{one['high']:+.3f}) |"
-            for one in verdict.figures["concepts"]
+            f"| {part['concept']} | {part['mode']} | {part['images']} | {part['incumbent']:.3f} | "
+            f"{part['candidate']:.3f} | {part['difference']:+.3f} ({part['low']:+.3f} to "
+            f"{part['high']:+.3f}) |"
+            for part in verdict.figures["concepts"]
         ]
         lines += [""]
     if promotions:
         lines += ["## In service", ""]
         lines += [
-            f"- {one.created_at:%Y-%m-%d %H:%M} UTC, project {one.project_id}: {one.kind}"
-            for one in promotions
+            f"- {row.created_at:%Y-%m-%d %H:%M} UTC, project {row.project_id}: {row.kind}"
+            for row in promotions
         ]
     return "\n".join(lines).rstrip() + "\n"
-
-
-def _counts(snapshot: Snapshot) -> dict[str, dict[str, int]]:
-    present: Counter[str] = Counter()
-    absent: Counter[str] = Counter()
-    for example in snapshot.examples:
-        for phrase, drawn in example.masks.items():
-            (present if any(drawn) else absent)[phrase] += 1
-    return {
-        phrase: {"present": present[phrase], "absent": absent[phrase]}
-        for phrase in snapshot.concepts
-    }

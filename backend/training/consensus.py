@@ -1,4 +1,4 @@
-"""One mask from several annotators' masks of one image."""
+"""Consensus: one mask from several annotators' masks of one image."""
 
 from collections.abc import Sequence
 
@@ -22,10 +22,10 @@ def majority(masks: Sequence[BoolMask]) -> BoolMask:
 def staple(masks: Sequence[BoolMask]) -> BoolMask:
     """The most probable truth behind several raters' masks bool (H, W).
 
-    STAPLE (Warfield et al. 2004, doi:10.1109/TMI.2004.828354) for two classes: sensitivity and
-    specificity of each rater and the truth are estimated in turns. Only pixels about which the
-    raters disagree take part in the estimate, with a fixed prior, so the image's size does not
-    matter. One mask is its own consensus.
+    STAPLE (Warfield et al. 2004, doi:10.1109/TMI.2004.828354) for two classes estimates each
+    rater's sensitivity and specificity and the truth in turns. Only pixels about which the raters
+    disagree take part in the estimate, with a fixed prior, so the image's size does not matter. One
+    mask is its own consensus.
     """
     stacked = np.stack(masks)
     undecided = stacked.any(axis=0) & ~stacked.all(axis=0)
@@ -35,14 +35,18 @@ def staple(masks: Sequence[BoolMask]) -> BoolMask:
     prior = float(said.mean())
     truth = said.mean(axis=0)
     for _ in range(_MOST_ITERATIONS):
+        # Maximisation: how often a rater agrees with the truth as it is believed now,
+        # on foreground (sensitivity) and on background (specificity).
         sensitivity = _rate((said * truth).sum(axis=1), truth.sum())
         specificity = _rate((~said * (1 - truth)).sum(axis=1), (1 - truth).sum())
+        # Expectation: Bayes' rule for each pixel, from what every rater said of it.
         foreground = prior * np.prod(
             np.where(said, sensitivity[:, None], 1 - sensitivity[:, None]), axis=0
         )
         background = (1 - prior) * np.prod(
             np.where(said, 1 - specificity[:, None], specificity[:, None]), axis=0
         )
+        # Products of many raters may both round to 0: such a pixel is background.
         updated = foreground / np.maximum(foreground + background, np.finfo(np.float64).tiny)
         done = float(np.abs(updated - truth).max()) < _CONVERGED
         truth = updated

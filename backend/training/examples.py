@@ -1,14 +1,14 @@
-"""What a run learns from: an immutable list of revisions with a split that never moves.
+"""Examples: what a run is trained on and judged by, from a dataset version of the corrections.
 
-A snapshot is a dataset version of the corrections, so what a model was trained on can be exported
-by its name. Its split follows from each group's name alone (`medsam3_model.data.datasets`): a
-patient who is for validation stays there in every later snapshot, of every project.
+The version is an immutable list of revisions, so what a model was trained on can be exported by its
+name. Its split follows from each group's name alone (`medsam3_model.data.datasets`): a patient who
+is for validation stays there in every later version, of every project.
 """
 
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from sqlalchemy import func, select
@@ -16,6 +16,7 @@ from sqlalchemy.orm import Session
 
 from backend.corrections.revisions import CorrectedTask, corrected_tasks, latest_revisions
 from backend.corrections.tables import Annotation, DatasetItem, DatasetVersion, Revision
+from backend.database import chunked
 from backend.errors import TrainingError
 from backend.labeling.concepts import concepts_for
 from backend.labeling.config import LabelConfig
@@ -39,12 +40,15 @@ class Example:
     Attributes:
         key: SHA-256 of the image's file, under which embeddings are cached.
         reference: the image's address in the task.
+        size: (height, width) in pixels; None for DICOM and NIfTI, whose headers are not read when
+            a correction is taken in.
         masks: by phrase, what each annotator drew: names of mask files, one per object; an empty
             list from one who looked and found nothing. A phrase of nobody's is not there.
     """
 
     key: str
     reference: str
+    size: tuple[int, int] | None
     project_id: int
     task_id: int
     group: str
@@ -61,20 +65,18 @@ class Example:
             TrainingError: a mask has another size than the image.
         """
         return {
-            phrase: _layer([[store.get(name) for name in one] for one in drawn], rule, size)
+            phrase: _layer([[store.get(name) for name in names] for names in drawn], rule, size)
             for phrase, drawn in self.masks.items()
         }
 
 
 @dataclass(frozen=True)
-class Snapshot:
-    """The examples of a run; `forgotten` revisions were removed since it was taken."""
+class TrainingSet:
+    """A dataset version as a run sees it; `digest` is a hash of its content."""
 
     dataset_id: int
     digest: str
     examples: tuple[Example, ...]
-    forgotten: int = 0
-    concepts: tuple[str, ...] = field(default=())
 
     def of(self, split: Split) -> tuple[Example, ...]:
         """The examples of one side."""
@@ -82,12 +84,12 @@ class Snapshot:
 
 
 def take(session: Session, run: TrainingRun) -> int:
-    """Write down what the project's annotations say now; returns the dataset version's id.
+    """Make a dataset version of what the project's annotations say now; returns its id.
 
     Raises:
         TrainingError: there is nothing to learn from.
     """
-    from medsam3_model.data.datasets import split_of_group
+    from medsam3_model.data.samples import split_of_group
 
     tasks = latest_revisions(session, run.project_id, per_annotator=True)
     if not tasks:
@@ -114,8 +116,8 @@ def take(session: Session, run: TrainingRun) -> int:
     return version.id
 
 
-def load(session: Session, dataset_id: int, config: LabelConfig) -> Snapshot:
-    """The examples of a snapshot, in the order of tasks and pages.
+def load(session: Session, dataset_id: int, config: LabelConfig) -> TrainingSet:
+    """The examples of a dataset version, in the order of tasks and pages.
 
     Args:
         session: reads.
@@ -123,36 +125,25 @@ def load(session: Session, dataset_id: int, config: LabelConfig) -> Snapshot:
         config: the project's labeling config, which says what its labels are asked as.
     """
     version = session.get_one(DatasetVersion, dataset_id)
-    found = session.execute(
-        select(DatasetItem.revision_id, DatasetItem.split).where(
-            DatasetItem.dataset_id == dataset_id
-        )
-    )
-    items = {row.revision_id: row.split for row in found}
-    rows = session.scalars(select(Revision).where(Revision.id.in_(list(items)))).all()
-    tasks = corrected_tasks(session, rows)
-    data = _task_data(session, version.project_id, {task.task_id for task in tasks})
+    rows = session.execute(
+        select(Revision, DatasetItem.split)
+        .join(DatasetItem, DatasetItem.revision_id == Revision.id)
+        .where(DatasetItem.dataset_id == dataset_id)
+    ).all()
+    splits = {revision.id: split for revision, split in rows}
     by_task: dict[int, list[CorrectedTask]] = {}
-    for task in tasks:
-        by_task.setdefault(task.task_id, []).append(task)
-    examples = [
-        example
-        for task_id, own in by_task.items()
-        for example in _pages(
-            own, phrases_of(config, data.get(task_id, {})), _split(items[own[0].revision_id])
-        )
-    ]
-    return Snapshot(
-        dataset_id=dataset_id,
-        digest=version.digest,
-        examples=tuple(examples),
-        forgotten=version.forgotten,
-        concepts=tuple(sorted({phrase for one in examples for phrase in one.masks})),
-    )
+    for corrected in corrected_tasks(session, (revision for revision, _ in rows)):
+        by_task.setdefault(corrected.task_id, []).append(corrected)
+    data = _task_data(session, version.project_id, by_task)
+    examples: list[Example] = []
+    for task_id, annotators in by_task.items():
+        split: Split = "val" if splits[annotators[0].revision_id] == "val" else "train"
+        examples += _pages(annotators, phrases_of(config, data.get(task_id, {})), split)
+    return TrainingSet(dataset_id, version.digest, tuple(examples))
 
 
 def new_corrections(session: Session, project_id: int) -> int:
-    """How many annotations changed since the project's last snapshot was taken."""
+    """How many annotations changed since the project's last dataset version for a run."""
     last = session.scalar(
         select(TrainingRun.dataset_id)
         .where(TrainingRun.project_id == project_id, TrainingRun.dataset_id.is_not(None))
@@ -179,27 +170,30 @@ def new_corrections(session: Session, project_id: int) -> int:
 
 def phrases_of(config: LabelConfig, task_data: Mapping[str, Any]) -> dict[str, str]:
     """What each label of a task is asked as; labels that are not asked for are not there."""
-    found: dict[str, str] = {}
+    phrases: dict[str, str] = {}
     for concept in concepts_for(config, task_data):
-        found.setdefault(concept.label, concept.phrase)
-    return found
+        phrases.setdefault(concept.label, concept.phrase)
+    return phrases
 
 
 def _pages(
     tasks: Sequence[CorrectedTask], phrases: Mapping[str, str], split: Split
 ) -> Iterable[Example]:
     """One example per page, from all annotators' revisions of one task; newest annotator last."""
-    ordered = sorted(tasks, key=lambda one: (one.ground_truth, one.updated_at, one.annotation_id))
+    ordered = sorted(
+        tasks, key=lambda task: (task.ground_truth, task.updated_at, task.annotation_id)
+    )
     newest = ordered[-1]
     for index, image in enumerate(newest.images):
         masks = {
             phrase: tuple(
                 tuple(
-                    one.mask_hash
-                    for one in task.instances
-                    if one.item_index == index and one.label == label
+                    instance.mask_hash
+                    for instance in task.instances
+                    if instance.item_index == index and instance.label == label
                 )
                 for task in ordered
+                # An annotator who saw another image under the same address says nothing of this.
                 if index < len(task.images) and task.images[index].hash == image.hash
             )
             for label, phrase in phrases.items()
@@ -207,6 +201,7 @@ def _pages(
         yield Example(
             key=image.hash,
             reference=image.reference,
+            size=(image.height, image.width) if image.height and image.width else None,
             project_id=newest.project_id,
             task_id=newest.task_id,
             group=newest.group,
@@ -224,7 +219,7 @@ def _layer(
     from backend.training import consensus
     from medsam3_model.boxes import connected_instances
 
-    for mask in (mask for one in drawn for mask in one):
+    for mask in (mask for masks in drawn for mask in masks):
         if mask.shape != size:
             raise TrainingError(
                 f"A mask of {mask.shape[1]}×{mask.shape[0]} pixels belongs to an image of "
@@ -237,29 +232,21 @@ def _layer(
             layer[mask] = number
         return layer
     nothing = np.zeros(size, np.bool_)
-    unions = [np.any(one, axis=0) if one else nothing for one in drawn]
+    unions = [np.any(masks, axis=0) if masks else nothing for masks in drawn]
     combine = consensus.majority if rule == "majority" else consensus.staple
     return connected_instances(combine(unions))
 
 
 def _task_data(
-    session: Session, project_id: int, task_ids: set[int]
+    session: Session, project_id: int, task_ids: Iterable[int]
 ) -> dict[int, Mapping[str, Any]]:
     """Each task's data as it was last predicted; for tasks that carry their own prompts."""
-    found: dict[int, Mapping[str, Any]] = {}
-    wanted = sorted(task_ids)
-    for start in range(0, len(wanted), 500):
+    newest: dict[int, Mapping[str, Any]] = {}
+    for chunk in chunked(sorted(task_ids)):
         rows = session.execute(
             select(Suggestion.task_id, Suggestion.task_data)
-            .where(
-                Suggestion.project_id == project_id,
-                Suggestion.task_id.in_(wanted[start : start + 500]),
-            )
+            .where(Suggestion.project_id == project_id, Suggestion.task_id.in_(chunk))
             .order_by(Suggestion.created_at)
         )
-        found.update({task_id: data for task_id, data in rows if task_id is not None})
-    return found
-
-
-def _split(text: str) -> Split:
-    return "val" if text == "val" else "train"
+        newest.update({task_id: data for task_id, data in rows if task_id is not None})
+    return newest

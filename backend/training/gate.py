@@ -1,14 +1,15 @@
-"""Is a candidate better than the version in service, and worse at nothing?
+"""The gate: a candidate goes into service if it is better in the mean and worse at nothing.
 
-Both are asked the same about the same validation images: by text (T), and by text with the boxes a
-person would draw around each object (T+I), small ones looked at closer. A figure is the Dice of
-what the annotator would be shown; where the concept is absent it is 1 for an empty answer and 0 for
-any other.
+The candidate and the version in service answer the same questions about the same validation images:
+by text (T), and by text with the boxes that a person would draw around each object (T+I); the model
+looks closer at small objects. A figure is the Dice of what the annotator would see; where the
+concept is absent it is 1 for an empty answer and 0 for any other.
 """
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
+from statistics import fmean
 from typing import TYPE_CHECKING, Any, Literal
 
 from backend.settings import Consensus
@@ -84,21 +85,25 @@ def decide(
     """Compare two models' answers to the same questions, in the same order.
 
     The candidate passes if there are enough images, if it is better in the mean, if the 95 %
-    interval of that (paired bootstrap over groups) stays above −tolerance, and if no concept in
-    neither mode loses more than the tolerance in the mean.
+    interval of that (paired bootstrap over groups) stays above −tolerance, and if no concept loses
+    more than the tolerance in the mean, in either mode.
     """
     pairs = list(zip(candidate, incumbent, strict=True))
-    images = {one.image for one in candidate}
+    images = {answer.image for answer in candidate}
+    against = []
     if len(images) < min_images:
-        reason = f"{len(images)} validation images are too few to judge by, {min_images} are needed"
-        if not images:
-            return Verdict(False, (reason,), None, {})
+        against.append(
+            f"{len(images)} validation images are too few to judge by, {min_images} are needed"
+        )
+    if not images:
+        return Verdict(False, tuple(against), None, {})
     parts = {
         key: _compare([pair for pair in pairs if (pair[0].phrase, pair[0].mode) == key])
-        for key in dict.fromkeys((one.phrase, one.mode) for one in candidate)
+        for key in dict.fromkeys((answer.phrase, answer.mode) for answer in candidate)
     }
     overall = _compare(pairs)
-    against = [] if len(images) >= min_images else [reason]
+    # The interval may reach below 0: with tens of images it nearly always does. It may not reach
+    # as far as a loss that would be refused if it were certain.
     if overall.difference <= 0:
         against.append(f"mean Dice changes by {overall.difference:+.3f}: it is not better")
     elif overall.low < -tolerance:
@@ -106,6 +111,8 @@ def decide(
             f"mean Dice changes by {overall.difference:+.3f}, but the 95 % interval reaches down "
             f"to {overall.low:+.3f}: more validation images would tell"
         )
+    # The mean alone counts here: one concept has few images, and an interval over them would reach
+    # below the tolerance for nearly every candidate.
     for (phrase, mode), part in parts.items():
         if part.difference < -tolerance:
             against.append(
@@ -130,17 +137,17 @@ def answers(
     *,
     on_image: Callable[[], None] = lambda: None,
 ) -> list[GateAnswer]:
-    """What a model answers about each example, by phrase and mode.
+    """How well a model answers about each example, by phrase and mode.
 
     Args:
-        model: who is asked.
+        model: the version that answers.
         examples: validation images with their true masks.
         images: embeddings, shared by all versions.
-        masks: the true masks' files.
+        masks: files of the true masks.
         rule: what several annotators' masks become.
         on_image: called after each.
     """
-    found: list[GateAnswer] = []
+    given: list[GateAnswer] = []
     texts: dict[tuple[str, ...], Any] = {}
     for example in examples:
         phrases = tuple(example.masks)
@@ -148,12 +155,13 @@ def answers(
             continue
         if phrases not in texts:
             texts[phrases] = model.encode_text(phrases)
-        embedding = images.embedding(model, example)
+        image = images.encoded(example)
+        embedding = image.whole(model)
         truth = example.layers(masks, rule, embedding.original_size)
-        closer_look = partial(images.closer_look, model, example)
-        found += _of_image(model, example, embedding, texts[phrases], truth, closer_look)
+        closer_look = partial(image.part, model)
+        given += _of_image(model, example, embedding, texts[phrases], truth, closer_look)
         on_image()
-    return found
+    return given
 
 
 def _of_image(
@@ -176,36 +184,32 @@ def _of_image(
         return GateAnswer(f"{example.task_id}/{example.key}", example.group, phrase, mode, score)
 
     by_text = look_closer(model, embedding, text, model.detect_all(embedding, text), closer_look)
-    found = [
+    given = [
         answer(phrase, "T", detections.concept_mask()[0])
         for phrase, detections in zip(truth, by_text, strict=True)
     ]
     height, width = embedding.original_size
     for index, (phrase, layer) in enumerate(truth.items()):
         if not layer.any():
-            continue
+            continue  # nobody draws a box around what is absent
         tight = instance_boxes(layer)
+        # The key makes the disturbance the same for both versions and for every later run.
         drawn = disturbed_boxes(tight, height, width, key=f"{example.key}/{phrase}")
         prompt = SpatialPrompt(drawn, [1] * len(drawn), np.zeros((0, 2), np.float32), [])
         prompted = segment_prompted(model, embedding, text[index], prompt, closer_look)
-        found.append(answer(phrase, "T+I", prompted.union()))
-    return found
+        given.append(answer(phrase, "T+I", prompted.union()))
+    return given
 
 
 def _compare(pairs: Sequence[tuple[GateAnswer, GateAnswer]]) -> Comparison:
     from medsam3_model.evaluation.metrics import paired_bootstrap
 
+    # An image with many concepts counts as one: its questions are averaged first.
     by_image: dict[str, list[tuple[GateAnswer, GateAnswer]]] = {}
     for pair in pairs:
         by_image.setdefault(pair[0].image, []).append(pair)
-    new = [_mean([one.dice for one, _ in own]) for own in by_image.values()]
-    old = [_mean([one.dice for _, one in own]) for own in by_image.values()]
-    groups = [own[0][0].group for own in by_image.values()]
-    difference = paired_bootstrap(new, old, groups)
-    return Comparison(
-        len(by_image), _mean(new), _mean(old), difference.mean, difference.low, difference.high
-    )
-
-
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values)
+    new = [fmean(answer.dice for answer, _ in image) for image in by_image.values()]
+    old = [fmean(answer.dice for _, answer in image) for image in by_image.values()]
+    groups = [image[0][0].group for image in by_image.values()]
+    change = paired_bootstrap(new, old, groups)
+    return Comparison(len(new), fmean(new), fmean(old), change.mean, change.low, change.high)

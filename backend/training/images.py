@@ -1,10 +1,12 @@
-"""The images of a snapshot: fetched as predictions fetch them, encoded once for all versions."""
+"""The images of a run's examples: fetched once, encoded once for all versions."""
 
-from collections.abc import Callable
+import math
 from typing import TYPE_CHECKING
 
+from backend.errors import TrainingError
 from backend.label_studio.client import LabelStudio
-from backend.label_studio.images import fetch_image
+from backend.label_studio.images import FetchedImages, decode
+from backend.models.encoding import EncodedImage, embedding_cache
 from backend.services import Services
 from backend.training.examples import Example
 
@@ -12,24 +14,20 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from medsam3_model import ImageEmbedding, MedSAM3
-    from medsam3_model.box_answers import Window
-
 
 class Images:
-    """Pixels and embeddings of examples; the embeddings' folder is the GPU workers' own."""
+    """Pixels, sizes and embeddings of examples; the embeddings' folder is the GPU workers' own.
 
-    def __init__(self, services: Services, client: LabelStudio) -> None:
-        from medsam3_model.embedding_cache import EmbeddingCache
+    A file is fetched when an embedding of the image or of a view of it is missing, and kept for the
+    whole run within `image_cache_mb`.
+    """
 
-        settings = services.settings
-        self._settings = settings
-        self._client = client
-        self.cache = EmbeddingCache(
-            settings.embedding_dir,
-            memory_bytes=settings.embedding_memory_mb * 2**20,
-            disk_bytes=settings.embedding_disk_mb * 2**20,
-        )
+    def __init__(self, services: Services) -> None:
+        self._settings = services.settings
+        client = LabelStudio.from_settings(services.settings)
+        self._files = FetchedImages(client, services.settings, keep_s=math.inf)
+        self._sizes: dict[str, tuple[int, int]] = {}
+        self.cache = embedding_cache(services.settings)
 
     def rgb(self, example: Example) -> "NDArray[np.uint8]":
         """The image, RGB uint8 (H, W, 3).
@@ -37,34 +35,29 @@ class Images:
         Raises:
             ImageSourceError, LabelStudioError: it cannot be fetched.
             ImageError: it cannot be read.
+            TrainingError: it is not the size that was annotated.
         """
-        from medsam3_model.images.reading import ImageLimits, read_image
-
-        content = fetch_image(
-            example.reference,
-            client=self._client,
-            settings=self._settings,
-            task_id=example.task_id,
-            project_id=example.project_id,
+        content, _ = self._files.get(
+            example.reference, project_id=example.project_id, task_id=example.task_id
         )
-        limits = ImageLimits(
-            max_bytes=self._settings.max_image_mb * 2**20,
-            max_pixels=int(self._settings.max_image_megapixels * 1e6),
-        )
-        return read_image(content, limits=limits)
+        rgb = decode(content, self._settings)
+        height, width = rgb.shape[:2]
+        if example.size not in (None, (height, width)):
+            raise TrainingError(
+                f"The image of task {example.task_id} has {width}×{height} pixels, another size "
+                "than when it was annotated: it changed under its address. Annotate it again."
+            )
+        self._sizes[example.key] = (height, width)
+        return rgb
 
-    def embedding(self, model: "MedSAM3", example: Example) -> "ImageEmbedding":
-        """What the frozen encoder makes of the image, from the cache where it is there."""
-        return self.cache.get(model, example.key, self._encoder(model, example))
+    def size(self, example: Example) -> tuple[int, int]:
+        """(height, width) in pixels; raises as `rgb` where the image must be read for it."""
+        if example.size is not None:
+            return example.size
+        if example.key not in self._sizes:
+            self.rgb(example)
+        return self._sizes[example.key]
 
-    def closer_look(self, model: "MedSAM3", example: Example, window: "Window") -> "ImageEmbedding":
-        """A part of the image, encoded as an image of its own, from the cache where it is there."""
-        x0, y0, x1, y1 = window
-        return self.cache.get(
-            model,
-            f"{example.key}-window-{x0}-{y0}-{x1}-{y1}",
-            lambda: model.encode_image(self.rgb(example)[y0:y1, x0:x1]),
-        )
-
-    def _encoder(self, model: "MedSAM3", example: Example) -> Callable[[], "ImageEmbedding"]:
-        return lambda: model.encode_image(self.rgb(example))
+    def encoded(self, example: Example) -> EncodedImage:
+        """The image as the model sees it."""
+        return EncodedImage(self.cache, example.key, lambda: self.rgb(example))

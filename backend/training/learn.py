@@ -1,10 +1,11 @@
-"""From a run's row to `medsam3_model`'s fine-tuning: what to learn, report and wait for."""
+"""Fine-tuning of a run: its images, its progress, and the waiting while annotators prompt."""
 
 import dataclasses
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +28,9 @@ from backend.training.options import RunOptions
 from backend.training.tables import TrainingRun
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from medsam3_model import MedSAM3
     from medsam3_model.training.fine_tuning import TrainingImage, TrainingProgress
 
@@ -53,7 +57,7 @@ def fine_tune(
     run: TrainingRun,
     model: "MedSAM3",
     source: VersionWeights,
-    snapshot: examples.Snapshot,
+    training_set: examples.TrainingSet,
     images: Images,
     masks: MaskStore,
     folder: Path,
@@ -65,7 +69,7 @@ def fine_tune(
         run: its options and project.
         model: the incumbent, from which it starts.
         source: where the incumbent comes from.
-        snapshot: what to learn.
+        training_set: what to train on.
         images: pixels and embeddings.
         masks: the annotators' masks.
         folder: for the state and the draft of the detector.
@@ -86,14 +90,15 @@ def fine_tune(
     )
     if options.learning_rate is not None:
         settings = dataclasses.replace(settings, learning_rate=options.learning_rate)
-    learn = _training_images(snapshot.of("train"), images, masks, options)
-    replay = list(_replay(services, run, model, snapshot, images, masks, options))
+    as_image = partial(_training_image, images, masks, options)
+    current = [as_image(example) for example in training_set.of("train") if example.masks]
+    replay = list(_replay(services, run, model, training_set, as_image)) if options.replay else []
     started = time.monotonic()
     # The base's name without its hash is the first part of all its versions' names.
     base_name = versions.version_name(source.checkpoint, source.adapter).rpartition("-")[0]
     tuned = fine_tuning.fine_tune(
         model,
-        learn,
+        current,
         name=f"{base_name}-p{run.project_id}",
         base=source.checkpoint,
         cache=images.cache,
@@ -113,7 +118,7 @@ def fine_tune(
         "steps": tuned.steps,
         "stopped": tuned.stopped,
         "seconds": round(time.monotonic() - started, 1),
-        "images": len(learn),
+        "images": len(current),
         "replayed_images": len(replay),
         "history": [list(row) for row in tuned.history],
     }
@@ -158,20 +163,14 @@ def wait_for_annotators(services: Services) -> float:
     return time.monotonic() - started
 
 
-def _training_images(
-    examples: tuple[examples.Example, ...], images: Images, masks: MaskStore, options: RunOptions
-) -> list["TrainingImage"]:
-    return [_training_image(one, images, masks, options) for one in examples if one.masks]
-
-
 def _training_image(
-    example: examples.Example, images: Images, masks: MaskStore, options: RunOptions
+    images: Images, masks: MaskStore, options: RunOptions, example: examples.Example
 ) -> "TrainingImage":
     from medsam3_model.training.fine_tuning import TrainingImage
 
-    def layers() -> Any:
-        height, width = images.rgb(example).shape[:2]
-        return example.layers(masks, options.consensus, (height, width))
+    def layers() -> "Mapping[str, NDArray[np.int32]]":
+        # The recorded size: an image whose embeddings are all in the cache is not fetched.
+        return example.layers(masks, options.consensus, images.size(example))
 
     return TrainingImage(example.key, lambda: images.rgb(example), layers)
 
@@ -180,18 +179,14 @@ def _replay(
     services: Services,
     run: TrainingRun,
     model: "MedSAM3",
-    snapshot: examples.Snapshot,
-    images: Images,
-    masks: MaskStore,
-    options: RunOptions,
+    training_set: examples.TrainingSet,
+    as_image: "Callable[[examples.Example], TrainingImage]",
 ) -> Iterator["TrainingImage"]:
-    """Images of what the incumbent learned before: earlier snapshots, and drawn ones."""
-    if not options.replay:
-        return
-    now_learned = {example.key for example in snapshot.examples}
+    """Images of what the incumbent was trained on: earlier dataset versions, and drawn ones."""
+    current = {example.key for example in training_set.examples}
     for example in _earlier(services, run):
-        if example.split == "train" and example.masks and example.key not in now_learned:
-            yield _training_image(example, images, masks, options)
+        if example.split == "train" and example.masks and example.key not in current:
+            yield as_image(example)
     if versions.BUNDLED[0] == model.name.partition("-p")[0]:
         from medsam3_model.training.replay import bundled_replay
 
@@ -199,7 +194,7 @@ def _replay(
 
 
 def _earlier(services: Services, run: TrainingRun) -> Iterator[examples.Example]:
-    """Examples of the snapshots behind the promotions of this project, newest first."""
+    """Examples of the dataset versions behind this project's promotions, newest first."""
     with services.database.reading() as session:
         rows = session.execute(
             select(TrainingRun.dataset_id, TrainingRun.project_id)

@@ -42,7 +42,7 @@ def request_run(
     """Ask for a training run of a project.
 
     Args:
-        services: database and Redis; with Redis down the row waits for the reconciliation.
+        services: database and Redis; with Redis down the row waits until `recover` queues it.
         project_id: Label Studio's project.
         trigger: who asks.
         overrides: fields of `RunOptions` that shall differ from settings and policy.
@@ -71,7 +71,7 @@ def request_run(
             select(TrainingRun).where(TrainingRun.active_key == str(project_id))
         ).one()
         if run.id != run_id and run.dataset_id is not None:
-            # Its snapshot does not hold what the caller wants trained on.
+            # Its dataset version does not hold what the caller wants trained on.
             run.again = trigger
         requested = Requested(run.id, run.id == run_id)
     enqueue_run(services, requested.run_id)

@@ -1,7 +1,7 @@
 """The table of training runs.
 
-Revisions are named by their ids without foreign keys: corrections may be removed on request, and
-then a snapshot has fewer of them, but nothing stands in the way of the removal.
+A run names its dataset version without a foreign key: corrections may be removed on request, and
+nothing is to stand in the way of that.
 """
 
 from datetime import datetime
@@ -27,7 +27,7 @@ class RunState(StrEnum):
 class Stage(StrEnum):
     """What a run is doing; each stage leaves a trace in the database that the next one reads."""
 
-    SNAPSHOT = "snapshot"
+    DATASET = "snapshot"
     TRAINING = "training"
     GATE = "gate"
     PROMOTION = "promotion"
@@ -49,10 +49,10 @@ class TrainingRun(Base):
 
     Attributes:
         active_key: the project while the run is under way, unique: one run per project at a time.
-        again: somebody asked for a run while this one was already past its snapshot; another one
-            follows.
+        again: somebody asked for a run when this one had its dataset version already; another
+            one follows.
         options: the values of `backend.training.options.RunOptions` it was started with.
-        dataset_id: the snapshot, see `backend.corrections.tables.DatasetVersion`.
+        dataset_id: what it is trained on, see `backend.corrections.tables.DatasetVersion`.
         incumbent: the version in service that it starts from and is judged against.
         candidate: the version it made.
         lease_until: a worker that is alive keeps this in the future.

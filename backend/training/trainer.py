@@ -1,18 +1,20 @@
 """`medsam3 trainer`: takes training runs from the queue, one after the other.
 
-A run is four stages, each of which leaves its result in the database before the next begins:
-snapshot, training, gate, promotion. A trainer that is killed at any point leaves a row whose lease
-runs out; whoever takes it next goes on where the trace ends, and training itself resumes from its
-own state. A version's file and row appear complete or not at all.
+A run has four stages, each of which leaves its result in the database before the next begins:
+dataset version, training, gate, promotion. A trainer that is killed at any point leaves a row whose
+lease runs out; whoever takes it next goes on where the trace ends, and training itself resumes from
+its own state. A version's file and row appear complete or not at all.
 """
 
 import logging
 import os
 import shutil
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from backend.corrections import store
 from backend.corrections.mask_store import MaskStore
@@ -24,9 +26,8 @@ from backend.errors import (
     StoppedError,
     TrainingError,
 )
-from backend.label_studio.client import LabelStudio
 from backend.labeling.config import parse_label_config
-from backend.models import card, promotion, versions
+from backend.models import promotion, versions
 from backend.models.detectors import DetectorStore
 from backend.models.loading import Models
 from backend.processes.leases import Periodic, renewing
@@ -57,13 +58,12 @@ def train(ids: Sequence[str]) -> None:
         train_run(services, run_id)
 
 
-def train_run(services: Services, run_id: str, client: LabelStudio | None = None) -> None:
+def train_run(services: Services, run_id: str) -> None:
     """Take one run through all of its stages; errors end in the run's row, not here.
 
     Args:
         services: database and Redis.
         run_id: a row of `training_runs`; nothing happens if somebody else is at it.
-        client: reads images; by default one from the settings.
     """
     from medsam3_model.errors import MedSAM3Error
 
@@ -80,7 +80,7 @@ def train_run(services: Services, run_id: str, client: LabelStudio | None = None
         return
     try:
         with renewing(partial(runs.renew, services, run_id), runs.LEASE_S / 4):
-            _Stages(services, run, client or LabelStudio.from_settings(services.settings)).do()
+            _Stages(services, run).do()
     except CancelledError:
         runs.finish(services, run_id, RunState.CANCELLED)
     except StoppedError:
@@ -103,25 +103,25 @@ def train_run(services: Services, run_id: str, client: LabelStudio | None = None
 
 
 class _Stages:
-    def __init__(self, services: Services, run: TrainingRun, client: LabelStudio) -> None:
+    def __init__(self, services: Services, run: TrainingRun) -> None:
         self._services = services
         self._run = run
         self._options = RunOptions.from_json(run.options)
         self._models = Models(services)
         self._masks = MaskStore(services.settings.storage)
-        self._images = Images(services, client)
+        self._images = Images(services)
 
     def do(self) -> None:
-        snapshot = self._snapshot()
-        candidate = self._candidate(snapshot)
+        training_set = self._training_set()
+        candidate = self._candidate(training_set)
         if candidate is None:
             return
-        if self._passed(candidate, snapshot) and self._options.auto_promote:
+        if self._passed(candidate, training_set.of("val")) and self._options.auto_promote:
             self._promote(candidate)
 
-    def _snapshot(self) -> examples.Snapshot:
-        """Take the snapshot, or read the one that was taken before the trainer died."""
-        runs.at_stage(self._services, self._run.id, Stage.SNAPSHOT)
+    def _training_set(self) -> examples.TrainingSet:
+        """Make the dataset version, or read the one that was made before the trainer died."""
+        runs.at_stage(self._services, self._run.id, Stage.DATASET)
         incumbent = versions.in_service(self._services, self._run.project_id)
         with self._services.database.session() as session:
             run = session.get_one(TrainingRun, self._run.id, with_for_update=True)
@@ -136,15 +136,16 @@ class _Stages:
                     f"The labeling config of project {self._run.project_id} is not known: connect "
                     "it again (`medsam3 connect`)."
                 )
-            snapshot = examples.load(session, self._run.dataset_id or 0, parse_label_config(config))
-        if not snapshot.of("train"):
+            dataset_id = self._run.dataset_id or 0
+            training_set = examples.load(session, dataset_id, parse_label_config(config))
+        if not training_set.of("train"):
             raise TrainingError(
-                f"All {len(snapshot.examples)} annotated images belong to groups that are kept for "
-                "validation: annotate images of other patients, too."
+                f"All {len(training_set.examples)} annotated images belong to groups that are kept "
+                "for validation: annotate images of other patients, too."
             )
-        return snapshot
+        return training_set
 
-    def _candidate(self, snapshot: examples.Snapshot) -> str | None:
+    def _candidate(self, training_set: examples.TrainingSet) -> str | None:
         """Train, publish and register a version, or find the one that this run made already."""
         if self._run.candidate:
             return self._run.candidate
@@ -155,10 +156,16 @@ class _Stages:
         folder = _state_folder(self._services, self._run.id)
         folder.mkdir(parents=True, exist_ok=True)
         trained = fine_tune(
-            self._services, self._run, model, source, snapshot, self._images, self._masks, folder
+            self._services,
+            self._run,
+            model,
+            source,
+            training_set,
+            self._images,
+            self._masks,
+            folder,
         )
         DetectorStore(self._services.settings).publish(trained.file, trained.version)
-        made = card.make(snapshot, self._options, trained.figures)
         with self._services.database.session() as session:
             insert_or_ignore(
                 session,
@@ -171,7 +178,7 @@ class _Stages:
                     "project_id": self._run.project_id,
                     "parent": parent,
                     "run_id": self._run.id,
-                    "card": made,
+                    "card": _card(training_set, self._options, trained.figures),
                     "created_at": now(),
                 },
             )
@@ -180,18 +187,18 @@ class _Stages:
             self._run = run
         return trained.version if trained.version != parent else None
 
-    def _passed(self, candidate: str, snapshot: examples.Snapshot) -> bool:
-        """Compare candidate and incumbent, or read what was found before the trainer died."""
+    def _passed(self, candidate: str, judged_by: Sequence[examples.Example]) -> bool:
+        """Compare candidate and incumbent, or read the verdict from before the trainer died."""
         runs.at_stage(self._services, self._run.id, Stage.GATE)
         with self._services.database.reading() as session:
             known = session.get(GateVerdict, self._run.id)
         if known is not None:
             return known.passed
         incumbent = self._run.incumbent or ""
-        judged = [
+        answers = [
             gate.answers(
                 self._models.get(version),
-                snapshot.of("val"),
+                judged_by,
                 self._images,
                 self._masks,
                 self._options.consensus,
@@ -200,7 +207,7 @@ class _Stages:
             for version in (candidate, incumbent)
         ]
         verdict = gate.decide(
-            *judged,
+            *answers,
             tolerance=self._options.gate_tolerance,
             min_images=self._options.gate_min_images,
         )
@@ -271,6 +278,32 @@ def _make_way() -> None:
             Path("/proc/self/autogroup").write_text(str(NICENESS))
     threads = max(1, (os.cpu_count() or 1) // CORES_PER_THREAD)
     os.environ.setdefault("OMP_NUM_THREADS", str(threads))
+
+
+def _card(
+    training_set: examples.TrainingSet, options: RunOptions, training: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The part of a model card that is known when training ends; JSON values."""
+    present: Counter[str] = Counter()
+    absent: Counter[str] = Counter()
+    for example in training_set.examples:
+        for phrase, drawn in example.masks.items():
+            (present if any(drawn) else absent)[phrase] += 1
+    return {
+        "data": {
+            "dataset": training_set.dataset_id,
+            "digest": training_set.digest,
+            "consensus": options.consensus,
+            "training_images": len(training_set.of("train")),
+            "validation_images": len(training_set.of("val")),
+            "groups": len({example.group for example in training_set.examples}),
+            "concepts": {
+                phrase: {"present": present[phrase], "absent": absent[phrase]}
+                for phrase in sorted({*present, *absent})
+            },
+        },
+        "training": {"options": options.as_json(), **training},
+    }
 
 
 def _state_folder(services: Services, run_id: str) -> Path:

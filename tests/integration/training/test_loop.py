@@ -1,6 +1,7 @@
 """From corrections to a version in service, through the real parts."""
 
 import json
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import pytest
 from safetensors.numpy import load_file
 from sqlalchemy import select
 
+from backend.corrections.tables import Revision
 from backend.models import versions
 from backend.models.detectors import DetectorStore
 from backend.processes.redis_server import RedisServer
@@ -75,3 +77,37 @@ def test_the_gate_looks_closer_at_small_objects_as_annotators_are_answered(
         keys.append(notes["image_key"])
     # Both versions share the encoder, so each validation image's disc was encoded once.
     assert len([key for key in keys if "-window-" in key]) == 4
+
+
+def images_fetched(stage: TrainingStage) -> Counter[str]:
+    """How often each image was asked for since the last call."""
+    requests = Counter(path for path in stage.label_studio.requests if "/upload/" in path)
+    stage.label_studio.requests.clear()
+    return requests
+
+
+def test_a_run_fetches_an_image_once_and_none_whose_embeddings_are_there(
+    stage: TrainingStage,
+) -> None:
+    services = stage.services
+    stage.annotate(train=14, val=4)
+    images_fetched(stage)
+
+    def train() -> Counter[str]:
+        requested = runs.request_run(services, stage.project_id, Trigger.COMMAND, steps=12)
+        train_run(services, requested.run_id)
+        run = finished(services, requested.run_id)
+        assert run.state == RunState.DONE, run.error
+        return images_fetched(stage)
+
+    first = train()
+    assert len(first) > 4
+    assert set(first.values()) == {1}
+    assert train() == Counter()
+    with services.database.session() as session:
+        for revision in session.scalars(select(Revision)):
+            # As for DICOM and NIfTI, whose size is not read when a correction is taken in.
+            revision.images = [[*image[:2], None, None] for image in revision.images]
+    once = train()
+    assert len(once) == 14, "the size of every training image has to be read"
+    assert set(once.values()) == {1}
