@@ -1,37 +1,36 @@
 """The command `medsam3`. Every command imports what it needs when it runs."""
 
-import json
 import logging
+import os
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
-from backend.cli import checkpoints, corrections
+from backend.cli.corrections import corrections, export
 from backend.cli.evaluate import evaluate
-from backend.cli.training import models, simulate, train, trainer
-from backend.errors import BackendError
+from backend.cli.models import ProjectId, models
+from backend.cli.output import AsJson, Commands, print_json, progress_bar, say
+from backend.cli.training import simulate, train, trainer
 from backend.processes.queues import QueueName
 from backend.settings import Settings, get_settings
 
-if TYPE_CHECKING:
-    from backend.predictions.preannotate import PreannotationProgress
+Host = Annotated[str | None, typer.Option(help="Address to listen on.")]
+Port = Annotated[int | None, typer.Option(help="Port to listen on.")]
 
 app = typer.Typer(
     name="medsam3",
+    cls=Commands,
     help="Masks from text labels for Label Studio, and a detector that learns from corrections.",
     no_args_is_help=True,
     rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
 )
 
-
-app.add_typer(corrections.corrections)
-app.command()(corrections.export)
+app.add_typer(corrections)
+app.command()(export)
 
 
 @app.callback()
@@ -47,10 +46,7 @@ def configure(
 
 
 @app.command()
-def serve(
-    host: Annotated[str | None, typer.Option(help="Address to listen on.")] = None,
-    port: Annotated[int | None, typer.Option(help="Port to listen on.")] = None,
-) -> None:
+def serve(host: Host = None, port: Port = None) -> None:
     """Run everything on this machine: web, GPU worker, ingest worker, and Redis if none is set.
 
     Example: `LABEL_STUDIO_API_KEY=... medsam3 serve --port 9090`
@@ -61,10 +57,7 @@ def serve(
 
 
 @app.command()
-def web(
-    host: Annotated[str | None, typer.Option(help="Address to listen on.")] = None,
-    port: Annotated[int | None, typer.Option(help="Port to listen on.")] = None,
-) -> None:
+def web(host: Host = None, port: Port = None) -> None:
     """Run the web process alone: Label Studio's contract and our API, without torch.
 
     Example: `REDIS_URL=redis://redis:6379 medsam3 web --host 0.0.0.0`
@@ -117,21 +110,20 @@ def demo(
         label_studio_port=port,
         backend_port=backend_port,
     )
-    if not check:
-        with progress_bar("Predicting") as show:
-            run_demo(options, _say, show)
-        return
-    from backend.demo.check import check_demo
-
     with progress_bar("Predicting") as show:
-        report = check_demo(options, _say, show)
-    typer.echo(json.dumps(report.as_json()))
+        if not check:
+            run_demo(options, say, show)
+            return
+        from backend.demo.check import check_demo
+
+        report = check_demo(options, say, show)
+    print_json(report.as_json())
     raise typer.Exit(0 if report.ok else 1)
 
 
 @app.command()
 def connect(
-    project: Annotated[int, typer.Argument(help="Label Studio's project id.")],
+    project: ProjectId,
     url: Annotated[
         str | None,
         typer.Option(help="Where Label Studio reaches this backend; default: host and port."),
@@ -139,7 +131,7 @@ def connect(
     keep_sampling: Annotated[
         bool, typer.Option("--keep-sampling", help="Leave the order of tasks as it is.")
     ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Connect a project of Label Studio to this backend; says what it changed, safe to repeat.
 
@@ -156,7 +148,7 @@ def connect(
         sampling=None if keep_sampling else UNCERTAINTY_SAMPLING,
     )
     if as_json:
-        typer.echo(json.dumps(report.as_dict()))
+        print_json(report.as_dict())
         return
     typer.echo(f"Project {report.project_id} “{report.project_title}”: {report.model_version}")
     for step in report.steps:
@@ -165,11 +157,11 @@ def connect(
 
 @app.command()
 def preannotate(
-    project: Annotated[int, typer.Argument(help="Label Studio's project id.")],
+    project: ProjectId,
     wait: Annotated[
         float | None, typer.Option(help="Seconds to wait; default: until all is done.")
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Predict every task of a project that has no prediction of the version in service.
 
@@ -178,10 +170,15 @@ def preannotate(
     from backend.predictions.preannotate import preannotate as run
     from backend.services import open_services
 
-    with progress_bar("Predicting") as show:
-        report = run(open_services(), project, on_progress=show, timeout_s=wait)
+    with progress_bar("Predicting", quiet=as_json) as show:
+        report = run(
+            open_services(),
+            project,
+            on_progress=lambda progress: show(progress.predicted + progress.failed, progress.total),
+            timeout_s=wait,
+        )
     if as_json:
-        typer.echo(json.dumps({"project": project, **asdict(report)}))
+        print_json({"project": project, **asdict(report)})
     else:
         typer.echo(
             f"{report.progress.predicted} of {report.progress.total} tasks predicted by "
@@ -193,9 +190,7 @@ def preannotate(
 
 
 @app.command()
-def doctor(
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON list.")] = False,
-) -> None:
+def doctor(as_json: AsJson = False) -> None:
     """Check settings, Redis, database, workers, Label Studio and its projects; say what to do.
 
     Example: `LABEL_STUDIO_API_KEY=... medsam3 doctor`
@@ -204,7 +199,7 @@ def doctor(
 
     checks = run_checks(get_settings())
     if as_json:
-        typer.echo(json.dumps([asdict(check) for check in checks]))
+        print_json([asdict(check) for check in checks])
     else:
         marks = {Status.OK: "ok  ", Status.WARN: "warn", Status.FAIL: "FAIL"}
         for check in checks:
@@ -218,43 +213,11 @@ app.command()(evaluate)
 app.command()(train)
 app.command()(trainer)
 app.command()(simulate)
-for command in (checkpoints.download, checkpoints.convert, checkpoints.verify):
-    models.command()(command)
 app.add_typer(models)
-
-
-def _say(line: str) -> None:
-    typer.echo(line, err=True)
-
-
-@contextmanager
-def progress_bar(title: str) -> Iterator[Callable[["PreannotationProgress"], None]]:
-    """A bar on standard error that shows how many tasks are done."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
-    from rich.progress import Progress as Bar
-
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-    bar = Bar(*columns, TimeRemainingColumn(), console=Console(stderr=True), transient=True)
-    row = bar.add_task(title, total=None, visible=False)
-
-    def show(progress: "PreannotationProgress") -> None:
-        bar.start()
-        done = progress.predicted + progress.failed
-        bar.update(row, total=progress.total, completed=done, visible=progress.total > 0)
-        if progress.finished:
-            bar.stop()
-
-    try:
-        yield show
-    finally:
-        bar.stop()
 
 
 def _listening(host: str | None, port: int | None) -> Settings:
     """The settings with the options given on the command line; children see them too."""
-    import os
-
     if host is not None:
         os.environ["MEDSAM3_HOST"] = host
     if port is not None:
@@ -264,21 +227,8 @@ def _listening(host: str | None, port: int | None) -> Settings:
 
 
 def main() -> None:
-    """Run the command; an error of ours is one sentence, not a traceback."""
-    try:
-        app()
-    except Exception as error:
-        if not _is_ours(error):
-            raise
-        typer.echo(f"medsam3: {error}", err=True)
-        sys.exit(1)
-
-
-def _is_ours(error: Exception) -> bool:
-    """Whether an error was raised on purpose, by the backend or (where it is loaded) the model."""
-    model_errors = sys.modules.get("medsam3_model.errors")
-    kinds = (BackendError, model_errors.MedSAM3Error) if model_errors else (BackendError,)
-    return isinstance(error, kinds)
+    """Run the command."""
+    app()
 
 
 if __name__ == "__main__":

@@ -1,18 +1,16 @@
-"""The commands of the learning loop: `train`, `trainer`, `simulate`, `models`."""
+"""The commands of the training loop: `train`, `trainer`, `simulate`."""
 
-import json
 import time
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-models = typer.Typer(
-    name="models", help="Versions: list, show, promote, roll back, prune.", no_args_is_help=True
-)
+from backend.cli.output import AsJson, print_json, print_values, progress_bar, say
 
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-ProjectId = Annotated[int, typer.Argument(help="Label Studio's project id.")]
+if TYPE_CHECKING:
+    from backend.services import Services
+
 _POLL_S = 0.5
 
 
@@ -38,12 +36,12 @@ def train(
 
     services = open_services()
     if cancel is not None:
-        _print(runs.summary(runs.cancel(services, cancel)), as_json)
+        _print_run(runs.summary(runs.cancel(services, cancel)), as_json)
         return
     if project is None or show:
         with services.database.reading() as session:
-            found = [runs.summary(run) for run in runs.list_runs(session, project)]
-        _print({"training_runs": found}, as_json) if as_json else _table(found)
+            listed = [runs.summary(run) for run in runs.list_runs(session, project)]
+        print_json({"training_runs": listed}) if as_json else _print_table(listed)
         return
     requested = runs.request_run(
         services,
@@ -54,10 +52,10 @@ def train(
         seed=seed,
     )
     if not wait:
-        _print({"id": requested.run_id, "new": requested.new}, as_json)
+        print_values({"id": requested.run_id, "new": requested.new}, as_json)
         return
-    ended = _follow(services, requested.run_id)
-    _print(ended, as_json)
+    ended = _follow(services, requested.run_id, quiet=as_json)
+    _print_run(ended, as_json)
     raise typer.Exit(0 if ended["state"] == "done" else 1)
 
 
@@ -112,161 +110,49 @@ def simulate(
         baseline=baseline,
         jobs=jobs,
     )
-    figures = run(options, out, lambda line: typer.echo(line, err=True))
+    figures = run(options, out, say)
     if as_json:
-        typer.echo(json.dumps(figures))
+        print_json(figures)
     else:
         typer.echo(markdown(figures, data.name))
-        typer.echo(f"JSON, CSV and plot are in {out}", err=True)
+        say(f"JSON, CSV and plot are in {out}")
 
 
-@models.command("list")
-def list_versions(as_json: AsJson = False) -> None:
-    """Every version, and which one serves which project.
-
-    Example: `medsam3 models list`
-    """
-    from sqlalchemy import select
-
-    from backend.models import versions
-    from backend.services import open_services
-    from backend.tables import ModelVersion, Project
-
-    services = open_services()
-    default = versions.default_version(services)
-    with services.database.reading() as session:
-        rows = session.scalars(select(ModelVersion).order_by(ModelVersion.id)).all()
-        serving: dict[str, list[int]] = {}
-        for project in session.scalars(select(Project)):
-            serving.setdefault(project.model_version or default, []).append(project.id)
-    found = [
-        {
-            "version": row.version,
-            "parent": row.parent,
-            "project": row.project_id,
-            "in_service_for": serving.get(row.version, []),
-        }
-        for row in rows
-    ]
-    if as_json:
-        typer.echo(json.dumps({"default": default, "models": found}))
-        return
-    for one in found:
-        serves = f"  serves {one['in_service_for']}" if one["in_service_for"] else ""
-        parent = f"  from {one['parent']}" if one["parent"] else ""
-        typer.echo(f"{one['version']}{parent}{serves}")
-
-
-@models.command()
-def show(version: Annotated[str, typer.Argument(help="The version.")]) -> None:
-    """A version's model card: data, training, figures of the gate.
-
-    Example: `medsam3 models show tiny-p12-1a2b3c4d`
-    """
-    from sqlalchemy import select
-
-    from backend.errors import ModelVersionError
-    from backend.models import card
-    from backend.services import open_services
-    from backend.tables import GateVerdict, ModelVersion, Promotion
-
-    with open_services().database.reading() as session:
-        row = session.scalar(select(ModelVersion).where(ModelVersion.version == version))
-        if row is None:
-            raise ModelVersionError(f"There is no version {version}: `medsam3 models list`.")
-        verdict = session.get(GateVerdict, row.run_id) if row.run_id else None
-        served = session.scalars(
-            select(Promotion).where(Promotion.version == version).order_by(Promotion.id)
-        ).all()
-        typer.echo(card.markdown(row, verdict, list(served)))
-
-
-@models.command()
-def promote(
-    project: ProjectId,
-    version: Annotated[str, typer.Argument(help="The version.")],
-    force: Annotated[bool, typer.Option("--force", help="Against the gate; noted.")] = False,
-    as_json: AsJson = False,
-) -> None:
-    """Put a version into service; workers switch before their next job.
-
-    Example: `medsam3 models promote 12 tiny-p12-1a2b3c4d`
-    """
-    from backend.models import promotion
-    from backend.services import open_services
-
-    made = promotion.promote(open_services(), project, version, force=force)
-    _print({"project": project, "version": made.version, "previous": made.previous}, as_json)
-
-
-@models.command()
-def rollback(project: ProjectId, as_json: AsJson = False) -> None:
-    """Return to the version that served before.
-
-    Example: `medsam3 models rollback 12`
-    """
-    from backend.models import promotion
-    from backend.services import open_services
-
-    made = promotion.rollback(open_services(), project)
-    _print({"project": project, "version": made.version, "previous": made.previous}, as_json)
-
-
-@models.command()
-def prune(
-    project: ProjectId,
-    keep: Annotated[int, typer.Option(min=0, help="Versions before the present to keep.")] = 1,
-    as_json: AsJson = False,
-) -> None:
-    """Remove predictions of older versions from Label Studio.
-
-    Example: `medsam3 models prune 12 --keep 1`
-    """
-    from backend.services import open_services
-    from backend.training.roll_out import prune as run
-
-    _print({"project": project, "removed": run(open_services(), project, keep=keep)}, as_json)
-
-
-def _follow(services: Any, run_id: str) -> dict[str, Any]:
+def _follow(services: "Services", run_id: str, *, quiet: bool) -> dict[str, Any]:
     """Show a bar until the run ends; returns its summary."""
-    from rich.console import Console
-    from rich.progress import Progress
-
     from backend.tables import GateVerdict
     from backend.training import runs
     from backend.training.tables import TrainingRun
 
-    with Progress(console=Console(stderr=True), transient=True) as bar:
-        row = bar.add_task("Waiting for the trainer", total=None)
+    with progress_bar("Waiting for the trainer", quiet=quiet) as show:
         while True:
             with services.database.reading() as session:
                 run = session.get_one(TrainingRun, run_id)
-                found = runs.summary(run, session.get(GateVerdict, run_id))
+                summary = runs.summary(run, session.get(GateVerdict, run_id))
             if run.state in runs.ENDED:
-                return found
-            title = f"{run.stage or 'waiting'}" + (f", loss {run.loss:.2f}" if run.loss else "")
-            bar.update(row, description=title, completed=run.step, total=run.steps or None)
+                return summary
+            loss = f", loss {run.loss:.2f}" if run.loss else ""
+            show(run.step, run.steps or None, f"{run.stage or 'waiting'}{loss}")
             time.sleep(_POLL_S)
 
 
-def _print(values: dict[str, Any], as_json: bool) -> None:
+def _print_run(summary: dict[str, Any], as_json: bool) -> None:
     if as_json:
-        typer.echo(json.dumps(values))
+        print_json(summary)
         return
-    for name, value in values.items():
-        if name == "gate" and value:
-            typer.echo(f"gate: {'passed' if value['passed'] else 'not passed'}")
-            for reason in value["reasons"]:
-                typer.echo(f"  {reason}")
-        elif name not in ("options", "gate") and value is not None:
-            typer.echo(f"{name}: {value}")
+    verdict = summary["gate"]
+    print_values({**summary, "options": None, "gate": None}, as_json=False)
+    if verdict:
+        typer.echo(f"gate: {'passed' if verdict['passed'] else 'not passed'}")
+        for reason in verdict["reasons"]:
+            typer.echo(f"  {reason}")
 
 
-def _table(found: list[dict[str, Any]]) -> None:
-    for one in found:
-        made = f" → {one['candidate']}" if one["candidate"] else ""
+def _print_table(summaries: list[dict[str, Any]]) -> None:
+    for run in summaries:
+        candidate = f" → {run['candidate']}" if run["candidate"] else ""
+        error = f"  {run['error']}" if run["error"] else ""
         typer.echo(
-            f"{one['id']}  project {one['project']}  {one['state']}  {one['step']}/{one['steps']}"
-            f"{made}{'  ' + one['error'] if one['error'] else ''}"
+            f"{run['id']}  project {run['project']}  {run['state']}  {run['step']}/{run['steps']}"
+            f"{candidate}{error}"
         )

@@ -1,7 +1,7 @@
 """`medsam3 demo --check`: the demo without staying, measured by what Label Studio stored."""
 
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from statistics import fmean
 from typing import Any
@@ -9,13 +9,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from backend.demo.demo import Demo, DemoOptions, running_demo
+from backend.demo.demo import Demo, DemoOptions, Say, ShowProgress, running_demo
 from backend.errors import RegionError
 from backend.label_studio.client import LabelStudio
 from backend.labeling.region_masks import region_mask
 from backend.labeling.regions import validate
 from backend.models import versions
-from backend.predictions.preannotate import PreannotationProgress
 
 
 @dataclass(frozen=True)
@@ -49,13 +48,9 @@ class DemoReport:
         return {**asdict(self), "ok": self.ok}
 
 
-def check_demo(
-    options: DemoOptions,
-    say: Callable[[str], None],
-    on_progress: Callable[[PreannotationProgress], None],
-) -> DemoReport:
+def check_demo(options: DemoOptions, say: Say, show_progress: ShowProgress) -> DemoReport:
     """Start the demo, look at every task through Label Studio's API, stop the demo."""
-    with running_demo(options, say, on_progress) as demo:
+    with running_demo(options, say, show_progress) as demo:
         return _inspect(demo, with_truth=options.images is None)
 
 

@@ -29,6 +29,7 @@ IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".
 # Distinct on grey-scale images, and to colour-blind people (Okabe and Ito).
 COLOURS = ("#E69F00", "#56B4E9", "#009E73", "#F0E442", "#D55E00", "#CC79A7", "#0072B2")
 Say = Callable[[str], None]
+ShowProgress = Callable[[int, int], None]  # tasks done, tasks in all
 
 
 @dataclass(frozen=True)
@@ -77,13 +78,11 @@ class Demo:
     errors: dict[int, str] = field(default_factory=dict)
 
 
-def run_demo(
-    options: DemoOptions, say: Say, on_progress: Callable[[PreannotationProgress], None]
-) -> None:
+def run_demo(options: DemoOptions, say: Say, show_progress: ShowProgress) -> None:
     """Start everything, print where to look, and stay until Ctrl-C."""
     stop = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: stop.set())
-    with running_demo(options, say, on_progress) as demo:
+    with running_demo(options, say, show_progress) as demo:
         server = demo.label_studio
         say("")
         say(f"  Label Studio   {server.url}/projects/{demo.project.id}/data")
@@ -99,9 +98,7 @@ def run_demo(
 
 
 @contextmanager
-def running_demo(
-    options: DemoOptions, say: Say, on_progress: Callable[[PreannotationProgress], None]
-) -> Iterator[Demo]:
+def running_demo(options: DemoOptions, say: Say, show_progress: ShowProgress) -> Iterator[Demo]:
     """A demo that runs as long as the block."""
     started = time.monotonic()
     images = list(_images(options))
@@ -124,7 +121,7 @@ def running_demo(
         def progressed(progress: PreannotationProgress) -> None:
             if progress.predicted and not first:
                 first.append(round(time.monotonic() - started, 2))
-            on_progress(progress)
+            show_progress(progress.predicted + progress.failed, progress.total)
 
         report = preannotate(services, project.id, on_progress=progressed, timeout_s=1800)
         yield Demo(server, services, project, first[0] if first else None, report.errors)
