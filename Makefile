@@ -55,7 +55,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11) and 'Python 3.11 or newer is needed: make PYTHON=python3.11 ...')"
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(if $(TORCH_INDEX),$(BIN)/pip install --quiet --index-url $(TORCH_INDEX) torch==2.14.1 torchvision==0.29.1)
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[demo,postgres,s3,test]"
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[demo,postgres,s3,simulate,test]"
 	touch $@
 
 $(LABEL_STUDIO_VENV)/.installed: constraints-label-studio.txt

@@ -6,13 +6,10 @@ from dataclasses import asdict, dataclass
 from statistics import fmean
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from backend.demo.demo import Demo, DemoOptions, Say, ShowProgress, running_demo
 from backend.errors import RegionError
 from backend.label_studio.client import LabelStudio
-from backend.labeling.region_masks import region_mask
+from backend.labeling.region_masks import union_mask
 from backend.labeling.regions import validate
 from backend.models import versions
 
@@ -91,26 +88,19 @@ def _inspect(demo: Demo, *, with_truth: bool) -> DemoReport:
 def _dice_of_slice(image: str, regions: list[dict[str, Any]]) -> Mapping[str, float]:
     """Dice by concept of one template slice, from the regions as Label Studio stores them."""
     from medsam3_model.data.template import demo_slices
+    from medsam3_model.evaluation.metrics import dice
 
     # Label Studio puts a random prefix before the uploaded file's name.
     (truth,) = [one for one in demo_slices() if image.endswith(f"-{one.name}.png")]
     return {
-        concept: _dice(_union(regions, concept, mask.shape), mask)
+        concept: dice(union_mask(_with_label(regions, concept), *mask.shape), mask)
         for concept, mask in truth.masks.items()
     }
 
 
-def _union(
-    regions: list[dict[str, Any]], concept: str, shape: tuple[int, ...]
-) -> NDArray[np.bool_]:
-    union = np.zeros(shape, dtype=bool)
-    for region in regions:
-        labels = region["value"].get(region["type"], [])
-        if any(label.lower() == concept for label in labels):
-            union |= region_mask(region, shape[0], shape[1])
-    return union
-
-
-def _dice(found: NDArray[np.bool_], truth: NDArray[np.bool_]) -> float:
-    total = int(found.sum()) + int(truth.sum())
-    return 2 * int((found & truth).sum()) / total if total else 1.0
+def _with_label(regions: list[dict[str, Any]], concept: str) -> list[dict[str, Any]]:
+    return [
+        region
+        for region in regions
+        if any(label.lower() == concept for label in region["value"].get(region["type"], []))
+    ]

@@ -11,7 +11,7 @@ import base64
 import binascii
 import io
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -57,6 +57,14 @@ def region_mask(region: Mapping[str, Any], height: int, width: int) -> Mask:
     if "width" in value and "height" in value:
         return fill(rectangle_corners(value, height, width), height, width)
     raise RegionError(f"A region of type {kind!r} has no mask.")
+
+
+def union_mask(regions: Iterable[Mapping[str, Any]], height: int, width: int) -> Mask:
+    """The masks of several regions in one, bool ``(height, width)``; raises as `region_mask`."""
+    union = np.zeros((height, width), np.bool_)
+    for region in regions:
+        union |= region_mask(region, height, width)
+    return union
 
 
 def rectangle_corners(value: Mapping[str, Any], height: int, width: int) -> Points:

@@ -1,13 +1,25 @@
-"""The sober baseline of `medsam3 simulate`: MONAI's U-Net, from nothing, in the same time."""
+"""The baseline of `medsam3 simulate`: MONAI's U-Net, trained from nothing in the same time."""
 
 import time
 from collections.abc import Sequence
+from importlib.util import find_spec
 
 import numpy as np
 from numpy.typing import NDArray
 
+from backend.errors import BackendError
+
 _SIDE = 128
 _BATCH = 4
+
+
+def check_installed() -> None:
+    """Raises `BackendError` where MONAI is missing."""
+    if find_spec("monai") is None:
+        raise BackendError(
+            "`--baseline unet` needs MONAI, which is not installed: run "
+            '`pip install "medsam3-label-studio[simulate]"`.'
+        )
 
 
 def unet_dice(

@@ -1,14 +1,17 @@
-"""What `medsam3 simulate` found, as a table, a CSV file and a plot."""
+"""The figures of `medsam3 simulate` as a table, a CSV file and a plot."""
 
 import csv
 from collections.abc import Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from medsam3_model.evaluation.metrics import Interval, PairedDifference
 
+# As `backend.simulation.simulate.simulate` returns them and figures.json holds them.
 Figures = dict[str, Any]
+
 _COLUMNS = (
     *("set", "strategy", "corrected", "Dice before", "after"),
     *("U-Net, same time", "difference", "accepted"),
@@ -41,41 +44,28 @@ def _row(figures: Figures, name: str, strategy: str) -> str:
         # The U-Net learns one concept; it is compared on that one.
         theirs = _answers(baseline.values())
         concept = theirs[0][0]
-        ours = [one for one in _answers(last) if one[0] == concept]
+        ours = [answer for answer in _answers(last) if answer[0] == concept]
         groups = [group for _, group, _ in theirs]
-        mine, its = ([dice for _, _, dice in one] for one in (ours, theirs))
-        unet = _interval(bootstrap_mean(its, groups))
-        difference = _interval(paired_bootstrap(mine, its, groups), sign="+")
+        our_dice, their_dice = ([dice for _, _, dice in answers] for answers in (ours, theirs))
+        unet = _interval(bootstrap_mean(their_dice, groups))
+        difference = _interval(paired_bootstrap(our_dice, their_dice, groups), sign="+")
     answers = _answers(last)
     after = bootstrap_mean([dice for _, _, dice in answers], [group for _, group, _ in answers])
-    corrected = _mean([row["corrected"] for row in last])
-    before = _mean([row["dice"] for row in first])
-    accepted = f"{100 * _mean([row['accepted'] for row in first]):.0f} → "
-    accepted += f"{100 * _mean([row['accepted'] for row in last]):.0f} %"
-    return _line(
-        (
-            name,
-            strategy,
-            f"{corrected:.0f}",
-            f"{before:.3f}",
-            _interval(after),
-            unet,
-            difference,
-            accepted,
-        )
+    corrected = fmean(row["corrected"] for row in last)
+    before = fmean(row["dice"] for row in first)
+    accepted = " → ".join(
+        f"{100 * fmean(row['accepted'] for row in rows):.0f}" for rows in (first, last)
     )
+    cells = (f"{corrected:.0f}", f"{before:.3f}", _interval(after), unet, difference)
+    return _line((name, strategy, *cells, f"{accepted} %"))
 
 
 def _answers(measured: Any) -> list[tuple[str, str, float]]:
-    return [tuple(one) for row in measured for one in row["answers"]]
+    return [tuple(answer) for row in measured for answer in row["answers"]]
 
 
-def _interval(found: "Interval | PairedDifference", sign: str = "") -> str:
-    return f"{found.mean:{sign}.3f} ({found.low:{sign}.3f} to {found.high:{sign}.3f})"
-
-
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values)
+def _interval(mean: "Interval | PairedDifference", sign: str = "") -> str:
+    return f"{mean.mean:{sign}.3f} ({mean.low:{sign}.3f} to {mean.high:{sign}.3f})"
 
 
 def _strategies(figures: Figures) -> list[str]:
@@ -101,7 +91,12 @@ def plot(figures: Figures, path: Path) -> None:
     width, height, margin = 800, 500, 50
     picture = Image.new("RGB", (width, height), "white")
     draw = ImageDraw.Draw(picture)
-    most = max(row["corrected"] for s in strategies for one in figures[s].values() for row in one)
+    most = max(
+        row["corrected"]
+        for strategy in strategies
+        for rows in figures[strategy].values()
+        for row in rows
+    )
 
     def at(corrected: float, dice: float) -> tuple[float, float]:
         x = margin + (width - 2 * margin) * corrected / max(most, 1)
@@ -121,11 +116,11 @@ def plot(figures: Figures, path: Path) -> None:
             values = [row["dice"] for row in rows]
             x = rows[0]["corrected"]
             draw.line([at(x, min(values)), at(x, max(values))], fill=colour, width=1)
-            points.append(at(x, _mean(values)))
+            points.append(at(x, fmean(values)))
         draw.line(points, fill=colour, width=3)
         draw.text((width - 200, 12 + 14 * index), strategy, fill=colour)
     if figures["baseline"]:
-        mean = _mean([one["dice"] for one in figures["baseline"].values()])
+        mean = fmean(unet["dice"] for unet in figures["baseline"].values())
         draw.line([at(0, mean), at(most, mean)], fill="black", width=2)
         draw.text((width - 200, 12 + 14 * len(strategies)), "U-Net, same time", fill="black")
     picture.save(path)

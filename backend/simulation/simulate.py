@@ -1,8 +1,8 @@
-"""`medsam3 simulate`: an annotator who knows the truth, and everything else as it really is.
+"""`medsam3 simulate`: an annotator who knows the truth corrects and trains, round after round.
 
 Only Label Studio is played: it serves the lowest score first, and returns what the annotator
-submitted. Prediction, ingest, snapshot, training, gate and promotion are the real ones, in a data
-folder of their own that is gone afterwards.
+submitted. Prediction, ingest, dataset version, training, gate and promotion are the real ones, in a
+data folder of their own that is removed afterwards.
 """
 
 import base64
@@ -29,11 +29,13 @@ from numpy.typing import NDArray
 from backend.corrections.ingest import Hint, Ingest
 from backend.corrections.mask_store import MaskStore
 from backend.labeling import brush_rle
+from backend.labeling.region_masks import union_mask
 from backend.models import versions
 from backend.processes.redis_server import RedisServer
 from backend.services import Services, open_services, use_services
 from backend.settings import Settings
-from backend.simulation import report
+from backend.simulation import baseline_unet, report
+from backend.simulation.report import Figures
 from backend.tables import (
     Delivery,
     LabelConfigText,
@@ -49,12 +51,11 @@ from backend.training.trainer import train_run
 
 if TYPE_CHECKING:
     from backend.predictions.inference import Inference
-    from medsam3_model.data.datasets import Sample
+    from medsam3_model.data.samples import Sample
 
 PROJECT = 1
 # What an annotator leaves as it is.
 ACCEPTED_DICE = 0.9
-Figures = dict[str, Any]
 _Played = tuple[list[Figures], Figures | None]
 
 
@@ -92,10 +93,10 @@ class _Studio:
 
     def __init__(self, config: str, tasks: Mapping[int, _Task]) -> None:
         self._config, self._tasks = config, tasks
-        self.annotations: dict[int, Figures] = {}
+        self.annotations: dict[int, dict[str, Any]] = {}
         self._clock = datetime(2026, 1, 1, tzinfo=UTC)
 
-    def submit(self, task_id: int, result: list[Figures]) -> int:
+    def submit(self, task_id: int, result: list[dict[str, Any]]) -> int:
         self._clock += timedelta(seconds=30)
         id_, moment = len(self.annotations) + 1, self._clock.isoformat().replace("+00:00", "Z")
         self.annotations[id_] = {
@@ -138,20 +139,22 @@ def simulate(options: SimulationOptions, out: Path, say: Callable[[str], None]) 
     from medsam3_model.data.datasets import load_dataset
     from medsam3_model.evaluation.evaluation import parse_prompts
 
-    # What is wrong with data or prompts is said before anything is started.
+    # What is wrong with data, prompts or installation is said before anything is started.
     parse_prompts(options.prompts, load_dataset(options.data))
-    wanted = list(product(options.strategies, range(options.seeds)))
+    if options.baseline:
+        baseline_unet.check_installed()
+    plays = list(product(options.strategies, range(options.seeds)))
     figures: Figures = {strategy: {} for strategy in options.strategies}
     baseline: Figures = {}
     with ExitStack() as stack:
-        played: Iterable[_Played] = (_play(options, *one, say) for one in wanted)
+        played: Iterable[_Played] = (_play(options, *play, say) for play in plays)
         if options.jobs > 1:
             # Not forked: threads of torch do not survive that.
             spawn = multiprocessing.get_context("spawn")
             pool = ProcessPoolExecutor(options.jobs, spawn, _share_cores, (options.jobs,))
-            each = zip(*wanted, strict=True)
-            played = stack.enter_context(pool).map(_play, repeat(options), *each)
-        for (strategy, seed), (rows, unet) in zip(wanted, played, strict=True):
+            arguments = zip(*plays, strict=True)
+            played = stack.enter_context(pool).map(_play, repeat(options), *arguments)
+        for (strategy, seed), (rows, unet) in zip(plays, played, strict=True):
             figures[strategy][str(seed)] = rows
             if unet is not None:
                 baseline[str(seed)] = unet
@@ -223,12 +226,12 @@ class _Play:
         )
         rng = np.random.default_rng(seed)
         samples = {split: list(dataset.split(split)) for split in ("train", "val")}
-        wanted = {"train": 4 * options.rounds * options.per_round, "val": options.validation}
+        most = {"train": 4 * options.rounds * options.per_round, "val": options.validation}
         self.tasks: dict[int, _Task] = {}
         self.pool: list[int] = []
         self.judged: list[int] = []
         for split, into in (("train", self.pool), ("val", self.judged)):
-            order = rng.permutation(len(samples[split]))[: wanted[split]]
+            order = rng.permutation(len(samples[split]))[: most[split]]
             for index in order:
                 task = _task(len(self.tasks) + 1, samples[split][int(index)], prompts)
                 self.tasks[task.id] = task
@@ -271,23 +274,21 @@ class _Play:
 
     def baseline(self, rows: Sequence[Figures]) -> Figures:
         """The U-Net on the same corrected images, for the seconds that training took."""
-        from backend.simulation.baseline_unet import unet_dice
-
         seconds = sum(row["seconds"] for row in rows)
         label = next(iter(next(iter(self.tasks.values())).masks))
 
         def pairs(ids: Sequence[int]) -> list[tuple[NDArray[np.uint8], NDArray[np.bool_]]]:
             return [(self.tasks[id_].rgb, self.tasks[id_].masks[label]) for id_ in ids]
 
-        found = unet_dice(
+        scores = baseline_unet.unet_dice(
             pairs(self.corrected), pairs(self.judged), seconds=seconds, seed=self.seed
         )
         groups = [self.tasks[id_].sample.group for id_ in self.judged]
         return {
-            "dice": float(np.mean(found)),
+            "dice": float(np.mean(scores)),
             "seconds": seconds,
             "answers": [
-                (label, group, round(dice, 4)) for group, dice in zip(groups, found, strict=True)
+                (label, group, round(dice, 4)) for group, dice in zip(groups, scores, strict=True)
             ],
         }
 
@@ -323,16 +324,17 @@ class _Play:
             self._annotate(ingest, id_, rows[id_].result or [])
             self.corrected.append(id_)
 
-    def _annotate(self, ingest: Ingest, task_id: int, suggested: list[Figures]) -> None:
+    def _annotate(self, ingest: Ingest, task_id: int, suggested: list[dict[str, Any]]) -> None:
         from medsam3_model.boxes import connected_instances
         from medsam3_model.evaluation.metrics import dice
 
         task, result = self.tasks[task_id], []
         for label, truth in task.masks.items():
-            own = [one for one in suggested if label in one["value"]["brushlabels"]]
-            if own and dice(_union(own, truth.shape), truth) >= ACCEPTED_DICE:
-                result += own
+            regions = _with_label(suggested, label)
+            if regions and dice(union_mask(regions, *truth.shape), truth) >= ACCEPTED_DICE:
+                result += regions
                 continue
+            # Redrawn, one region for each object; specks below ten pixels nobody would draw.
             numbers = connected_instances(truth)
             for number in range(1, int(numbers.max()) + 1):
                 if np.count_nonzero(numbers == number) >= 10:
@@ -360,16 +362,16 @@ class _Play:
             task = self.tasks[id_]
             result = self._predict(services, inference, id_).result or []
             for label, truth in task.masks.items():
-                own = [one for one in result if label in one["value"]["brushlabels"]]
-                scores.append(score_mask(_union(own, truth.shape), truth))
+                mask = union_mask(_with_label(result, label), *truth.shape)
+                scores.append(score_mask(mask, truth))
                 answers.append((label, task.sample.group, round(scores[-1].dice, 4)))
         return {
             "round": number,
             "corrected": len(self.corrected),
             "version": versions.in_service(services, PROJECT),
-            "dice": float(np.mean([one.dice for one in scores])),
-            "apl": float(np.mean([one.added_path_length for one in scores])),
-            "accepted": float(np.mean([one.dice >= ACCEPTED_DICE for one in scores])),
+            "dice": float(np.mean([score.dice for score in scores])),
+            "apl": float(np.mean([score.added_path_length for score in scores])),
+            "accepted": float(np.mean([score.dice >= ACCEPTED_DICE for score in scores])),
             "seconds": seconds,
             "answers": answers,
         }
@@ -381,15 +383,15 @@ def _task(id_: int, sample: "Sample", prompts: Mapping[str, str]) -> _Task:
     rgb = sample.image()
     masks = {}
     for concept in prompts:
-        found = sample.read(concept)
-        masks[concept] = np.zeros(rgb.shape[:2], bool) if found is None else found.mask
+        drawn = sample.read(concept)
+        masks[concept] = np.zeros(rgb.shape[:2], bool) if drawn is None else drawn.mask
     buffer = io.BytesIO()
     Image.fromarray(rgb).save(buffer, "PNG")
     reference = "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
     return _Task(id_, sample, rgb, masks, reference)
 
 
-def _region(id_: str, label: str, mask: NDArray[np.bool_]) -> Figures:
+def _region(id_: str, label: str, mask: NDArray[np.bool_]) -> dict[str, Any]:
     return {
         "id": id_.replace(" ", "_"),
         "from_name": "mask",
@@ -402,8 +404,5 @@ def _region(id_: str, label: str, mask: NDArray[np.bool_]) -> Figures:
     }
 
 
-def _union(regions: Sequence[Figures], shape: tuple[int, ...]) -> NDArray[np.bool_]:
-    mask = np.zeros(shape, bool)
-    for one in regions:
-        mask |= brush_rle.decode(one["value"]["rle"], *shape)
-    return mask
+def _with_label(regions: Sequence[dict[str, Any]], label: str) -> list[dict[str, Any]]:
+    return [region for region in regions if label in region["value"]["brushlabels"]]
