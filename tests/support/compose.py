@@ -12,7 +12,8 @@ from typing import Any
 import yaml
 from packaging.requirements import Requirement
 
-ROOT = Path(__file__).parents[2]
+from tests.support.repository import ROOT
+
 COMPOSE_FILE = ROOT / "docker-compose.yml"
 
 # What docs/deployment.md has an admin write into `.env`.

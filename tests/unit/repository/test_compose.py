@@ -160,7 +160,7 @@ def test_the_commands_of_services_are_ours() -> None:
         program, command, *arguments = services()[name]["command"]
         assert program == "medsam3", name
         # Raises where there is no such command, or where it does not take the arguments.
-        context = commands[command].make_context(command, arguments)
+        context = commands[command].make_context(command, [*arguments])
         chosen = {"web": "host", "worker": "queue"}.get(command)
         assert chosen is None or context.params[chosen] == arguments[-1], name
 

@@ -1,169 +1,187 @@
-"""The documents say what the code does: nothing missing, nothing invented, no link dead."""
+"""Documents name what exists: settings, commands, targets, queues, files, links, pictures.
 
-import importlib.util
+Tables that are made from a running backend are compared in tests/integration/repository.
+"""
+
 import re
-import subprocess
 import sys
 import tomllib
-from functools import lru_cache
+from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
-import pytest
 from PIL import Image
 
 from backend.processes.queues import QueueName
 from backend.settings import Settings
 from backend.tables import Delivery, SuggestionState
+from tests.support.import_graph import modules
+from tests.support.repository import DOCUMENTS, ROOT, name_of, reference
 
-ROOT = Path(__file__).parents[3]
-DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("label_config/*.md")])
-README = (ROOT / "README.md").read_text()
-
-
-def name_of(path: Path) -> str:
-    return str(path.relative_to(ROOT))
+TEXTS = {path: path.read_text() for path in DOCUMENTS}
+README = ROOT / "README.md"
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
 
-@lru_cache(maxsize=1)
-def reference() -> ModuleType:
-    """docs/reference.py, which is no part of a package."""
-    spec = importlib.util.spec_from_file_location("reference", ROOT / "docs" / "reference.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def offenders(pattern: str, known: set[str]) -> list[str]:
+    """What documents name by a pattern's group and nobody knows, with the document's name."""
+    named = {(path, name) for path, text in TEXTS.items() for name in re.findall(pattern, text)}
+    assert named, "no document names any: the pattern is wrong"
+    return sorted(f"{name_of(path)}: {name}" for path, name in named if name not in known)
 
 
-@pytest.mark.parametrize("name", ["settings", "commands", "endpoints", "own_endpoints", "metrics"])
-def test_a_table_says_what_the_code_says(name: str) -> None:
-    documents = [path.read_text() for path in DOCUMENTS]
-    tables = [
-        match
-        for text in documents
-        for match in reference().BLOCK.finditer(text)
-        if match["name"] == name
-    ]
-    assert len(tables) == 1
-    expected = f"{tables[0]['begin']}{reference().TABLES[name]()}\n{tables[0]['end']}"
-    assert tables[0][0] == expected, "run `make docs`"
+# -- what the code has is in the documents --------------------------------------------------------
 
 
 def test_every_setting_has_a_meaning_and_a_row() -> None:
-    table = (ROOT / "docs" / "settings.md").read_text()
-    for name, field in Settings.model_fields.items():
-        assert field.description, name
-        assert f"| `{reference().variable_of(name, field)}` |" in table
-
-
-def test_every_endpoint_has_a_section() -> None:
-    endpoints = [name for name, _ in reference().every_endpoint()]
-    assert "POST /predict" in endpoints
-    text = (ROOT / "docs" / "api.md").read_text()
-    missing = [one for one in endpoints if f"### `{one}`" not in text and one != "GET /"]
-    assert not missing
+    table = TEXTS[ROOT / "docs" / "settings.md"]
+    assert not [
+        name
+        for name, field in Settings.model_fields.items()
+        if not field.description or f"| `{reference().variable_of(name, field)}` |" not in table
+    ]
 
 
 def test_every_command_and_option_says_what_it_is_for() -> None:
-    for path, command in reference().every_command():
-        assert command.help, path
-        if not getattr(command, "commands", None):
-            assert "Example:" in command.help, f"{path} has no example"
-        for parameter in command.params:
-            assert parameter.help, f"{path}: {parameter.name}"
+    silent = []
+    for name, command in reference().every_command():
+        if not command.help:
+            silent.append(name)
+        elif not getattr(command, "commands", None) and "Example:" not in command.help:
+            silent.append(f"{name} has no example")
+        silent += [f"{name}: {option.name}" for option in command.params if not option.help]
+    assert not silent
 
 
 def test_every_state_is_explained() -> None:
-    text = (ROOT / "docs" / "architecture.md").read_text()
-    for state in [*SuggestionState, *Delivery]:
-        assert f"| `{state}` |" in text
+    text = TEXTS[ROOT / "docs" / "architecture.md"]
+    assert not [state for state in [*SuggestionState, *Delivery] if f"| `{state}` |" not in text]
 
 
-@lru_cache(maxsize=1)
-def commands() -> dict[str, Any]:
-    return dict(reference().every_command())
+def test_the_changelog_knows_this_version() -> None:
+    assert f"## {PROJECT['version']}" in TEXTS[ROOT / "CHANGELOG.md"]
 
 
-# A command in a code block or in backticks: up to the end of the line or the backtick.
+def test_the_readme_says_what_the_product_is_not_for() -> None:
+    text = " ".join(TEXTS[README].lower().split())
+    assert "research use" in text
+    assert "not for diagnosis" in text
+
+
+# -- what the documents name exists ---------------------------------------------------------------
+
+# A command in code: up to the end of the line, or to what cannot belong to it.
 COMMAND = re.compile(r"(?<![\w-])medsam3((?: +(?!#)[^\s`|#;,)]+)*)(?=[\s`|#;,)]|$)")
 
 
-def code_of(path: Path) -> list[str]:
-    """What stands in code blocks and in backticks."""
-    text = path.read_text()
+def code_of(text: str) -> list[str]:
+    """What stands in code blocks, by line, and in backticks."""
     blocks = re.findall(r"^```\w*\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
-    prose = re.sub(r"^```.*?^```", "", text, flags=re.MULTILINE | re.DOTALL)
     lines = [line.partition(" #")[0] for block in blocks for line in block.splitlines()]
-    return lines + re.findall(r"`([^`\n]+)`", prose)
+    return lines + re.findall(r"`([^`\n]+)`", prose_of(text))
 
 
-def typed_commands(path: Path) -> list[list[str]]:
+def prose_of(text: str) -> str:
+    """A document without its code blocks."""
+    return re.sub(r"^```.*?^```", "", text, flags=re.MULTILINE | re.DOTALL)
+
+
+def typed_commands(text: str) -> list[list[str]]:
     """Each `medsam3 ...` in a document's code, as words."""
-    found = [match[1].split() for line in code_of(path) for match in COMMAND.finditer(line)]
-    return [words for words in found if words and words[0] != "COMMAND"]
+    typed = [match[1].split() for line in code_of(text) for match in COMMAND.finditer(line)]
+    return [words for words in typed if words and words[0] != "COMMAND"]
 
 
-@pytest.mark.parametrize("path", DOCUMENTS, ids=name_of)
-def test_every_command_exists(path: Path) -> None:
-    for words in typed_commands(path):
-        command, name = commands()["medsam3"], "medsam3"
-        rest = list(words)
-        while rest:
-            word = rest.pop(0)
-            if word.startswith("-"):
-                options = {one for parameter in command.params for one in parameter.opts}
-                assert word.partition("=")[0] in options | {"--help"}, f"{name} has no {word}"
-            elif f"{name} {word}" in commands():
-                name = f"{name} {word}"
-                command = commands()[name]
-            else:
-                assert name != "medsam3", f"there is no command `medsam3 {word}`"
+def mistake_in(words: list[str], commands: dict[str, Any]) -> str | None:
+    """What is wrong with `medsam3 WORDS`: a command or an option that does not exist."""
+    name = "medsam3"
+    for word in words:
+        if word.startswith("-"):
+            options = {option for parameter in commands[name].params for option in parameter.opts}
+            if word.partition("=")[0] not in options | {"--help"}:
+                return f"{name} has no {word}"
+        elif f"{name} {word}" in commands:
+            name = f"{name} {word}"
+        elif name == "medsam3":
+            return f"there is no command medsam3 {word}"
+    return None
 
 
-def test_the_readmes_commands_are_seen() -> None:
-    # The test above would pass on a document in which it found nothing.
-    words = typed_commands(ROOT / "README.md")
-    assert {word[0] for word in words} >= {"serve", "connect", "preannotate", "doctor", "evaluate"}
-
-
-@pytest.mark.parametrize("path", DOCUMENTS, ids=name_of)
-def test_every_make_target_exists(path: Path) -> None:
-    targets = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
-    typed = [
-        word
-        for line in code_of(path)
-        for match in re.finditer(r"(?<![\w.-])make ([a-z][\w-]*)", line)
-        for word in [match[1]]
+def test_every_command_exists() -> None:
+    commands = dict(reference().every_command())
+    typed = [(path, words) for path, text in TEXTS.items() for words in typed_commands(text)]
+    # A check that sees no command passes on any document.
+    assert {words[0] for _, words in typed} >= {"serve", "connect", "train", "doctor"}
+    assert not [
+        f"{name_of(path)}: {mistake}"
+        for path, words in typed
+        if (mistake := mistake_in(words, commands))
     ]
-    assert set(typed) <= targets
-    if path == ROOT / "README.md":
-        assert {"demo", "test"} <= set(typed)
 
 
-@pytest.mark.parametrize("path", DOCUMENTS, ids=name_of)
-def test_every_variable_exists(path: Path) -> None:
+def test_every_make_target_exists() -> None:
+    targets = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    typed = {
+        (name_of(path), target)
+        for path, text in TEXTS.items()
+        for line in code_of(text)
+        for target in re.findall(r"(?<![\w.-])make ([a-z][\w-]*)", line)
+    }
+    assert {target for _, target in typed} >= {"demo", "test"}
+    assert not [(name, target) for name, target in sorted(typed) if target not in targets]
+
+
+def test_every_variable_exists() -> None:
     known = {reference().variable_of(name, field) for name, field in Settings.model_fields.items()}
     # Those of the demo, the tests and the compose file, which are no settings of a process.
     known |= {"MEDSAM3_LABEL_STUDIO_BIN", "MEDSAM3_DB_PASSWORD"}
-    named = set(re.findall(r"\b(?:MEDSAM3_[A-Z_]+[A-Z])\b", path.read_text()))
-    assert named <= known
+    assert not offenders(r"\bMEDSAM3_[A-Z_]+[A-Z]\b", known)
 
 
-@pytest.mark.parametrize("path", DOCUMENTS, ids=name_of)
-def test_every_link_leads_somewhere(path: Path) -> None:
-    text = re.sub(r"^```.*?^```", "", path.read_text(), flags=re.MULTILINE | re.DOTALL)
-    for target in re.findall(r"\]\(([^)\s]+)\)", text):
-        if "://" in target:
-            continue
-        file, _, anchor = target.partition("#")
-        found = (path.parent / file).resolve() if file else path
-        assert found.exists(), f"{target} is not there"
-        assert found.is_relative_to(ROOT)
-        if anchor:
-            headings = re.findall(r"^#+ (.+)$", found.read_text(), re.MULTILINE)
-            assert anchor in {slug(heading) for heading in headings}, f"{target}: no such heading"
+def test_every_queue_exists() -> None:
+    assert not offenders(r"--queue[ =](\w+)", set(QueueName))
+
+
+def test_every_file_that_is_named_exists() -> None:
+    folders = "backend|medsam3_model|tests|docs|label_config"
+    named = {
+        (path, name)
+        for path, text in TEXTS.items()
+        for name in re.findall(rf"`((?:{folders})/[\w./-]*)`", text)
+    }
+    assert named
+    assert not [f"{name_of(path)}: {name}" for path, name in named if not (ROOT / name).exists()]
+
+
+def test_every_module_that_is_named_exists() -> None:
+    named = {
+        (path, name)
+        for path, text in TEXTS.items()
+        for name in re.findall(r"`((?:backend|medsam3_model)(?:\.\w+)+)", text)
+    }
+    # The last part may be a class or a function of the module before it.
+    assert not [
+        f"{name_of(path)}: {name}"
+        for path, name in named
+        if name not in modules() and name.rpartition(".")[0] not in modules()
+    ]
+
+
+def test_the_python_that_documents_ask_for_is_the_one_that_is_needed() -> None:
+    needed = PROJECT["requires-python"].removeprefix(">=")
+    assert not offenders(r"Python (3\.\d+)", {needed})
+    assert sys.version_info >= tuple(map(int, needed.split(".")))
+
+
+# -- links and pictures ---------------------------------------------------------------------------
+
+
+def links_of(path: Path) -> Iterator[str]:
+    """Targets of a document's links and pictures within the repository, in Markdown or HTML."""
+    pattern = r"\]\(([^)\s]+)\)|(?:href|src)=\"([^\"]+)\""
+    for target in re.findall(pattern, prose_of(TEXTS[path])):
+        if "://" not in (link := "".join(target)):
+            yield link
 
 
 def slug(heading: str) -> str:
@@ -171,112 +189,80 @@ def slug(heading: str) -> str:
     return re.sub(r"[^\w -]", "", heading.lower()).strip().replace(" ", "-")
 
 
-@pytest.mark.parametrize("path", DOCUMENTS, ids=name_of)
-def test_every_image_can_be_seen(path: Path) -> None:
-    for alt, target in re.findall(r"!\[([^\]]*)\]\(([^)\s]+)\)", path.read_text()):
-        assert len(alt) > 10, f"{target} says nothing to whoever cannot see it"
-        with Image.open(path.parent / target) as image:
-            image.verify()
-            assert min(image.size) >= 300
+def leads_somewhere(path: Path, link: str) -> bool:
+    """Whether a link of a document has a file of the repository at its end, and its heading."""
+    file, _, anchor = link.partition("#")
+    target = (path.parent / file).resolve() if file else path
+    if not target.exists() or not target.is_relative_to(ROOT):
+        return False
+    headings = re.findall(r"^#+ (.+)$", target.read_text(), re.MULTILINE) if anchor else []
+    return not anchor or anchor in {slug(heading) for heading in headings}
 
 
-@pytest.mark.parametrize("path", DOCUMENTS, ids=name_of)
-def test_every_file_that_is_named_exists(path: Path) -> None:
-    named = re.findall(
-        r"`((?:backend|medsam3_model|tests|docs|label_config)/[\w./-]*)`", path.read_text()
-    )
-    assert not [name for name in named if not (ROOT / name).exists()]
+def test_every_link_leads_somewhere() -> None:
+    links = [(path, link) for path in DOCUMENTS for link in links_of(path)]
+    assert links
+    assert not [
+        f"{name_of(path)}: {link}" for path, link in links if not leads_somewhere(path, link)
+    ]
 
 
 def test_every_document_can_be_found_from_the_readme() -> None:
-    linked = set(re.findall(r"\]\(([^)\s#]+)", README))
-    found = {path for path in DOCUMENTS if name_of(path) in linked}
-    reached = set(found)
-    while found:
-        text = {target for path in found for target in _targets(path)}
-        found = {path for path in DOCUMENTS if path in text} - reached
-        reached |= found
-    assert set(DOCUMENTS) - reached == {ROOT / "README.md"}
+    reached, to_read = {README}, [README]
+    while to_read:
+        path = to_read.pop()
+        linked = {(path.parent / link.partition("#")[0]).resolve() for link in links_of(path)}
+        new = (linked & TEXTS.keys()) - reached
+        reached |= new
+        to_read += new
+    assert not [name_of(path) for path in DOCUMENTS if path not in reached]
 
 
-def _targets(path: Path) -> set[Path]:
-    return {
-        (path.parent / target).resolve()
-        for target in re.findall(r"\]\(([^)\s#]+)", path.read_text())
+def pictures_of(text: str) -> Iterator[tuple[str, str]]:
+    """Target and description of a document's pictures, in Markdown or HTML."""
+    for description, target in re.findall(r"!\[([^\]]*)\]\(([^)\s]+)\)", text):
+        yield target, description
+    for attributes in re.findall(r"<img([^>]*)>", text):
+        named = dict(re.findall(r"(\w+)=\"([^\"]*)\"", attributes))
+        yield named["src"], named.get("alt", "")
+
+
+def test_every_picture_can_be_seen_and_is_described() -> None:
+    pictures = [
+        (path, target, description)
+        for path, text in TEXTS.items()
+        for target, description in pictures_of(text)
         if "://" not in target
-    }
+    ]
+    assert pictures
+    assert not [
+        f"{name_of(path)}: {target}"
+        for path, target, description in pictures
+        if len(description) <= 10 or not can_be_seen(path.parent / target)
+    ]
 
 
-def test_the_readme_begins_with_a_picture_and_two_commands() -> None:
-    picture, commands_, then = (README.find(part) for part in ("![", "make demo ", "**Then**"))
-    assert 0 < picture < commands_ < then
-    assert README.find("```sh\nmake demo") < README.find("make test ") < then
-    assert len(README.split()) < 900, "short: the rest belongs into docs/"
+def can_be_seen(picture: Path) -> bool:
+    """Whether a file is an image that can be decoded."""
+    try:
+        with Image.open(picture) as image:
+            image.load()
+    except OSError:
+        return False
+    return True
 
 
-def test_the_readme_says_what_it_is_not_for() -> None:
-    assert "research use" in README.lower()
-    assert "not for diagnosis" in README.lower()
+# -- the repository's own files -------------------------------------------------------------------
 
 
-def test_published_figures_are_marked_as_the_papers() -> None:
-    before = README[: README.index(".2674")]
-    assert "as its paper reports it" in before
-    assert "not measured here" in before
-
-
-def test_the_changelog_knows_this_version() -> None:
-    version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
-    assert f"## {version}" in (ROOT / "CHANGELOG.md").read_text()
-
-
-@pytest.mark.parametrize("path", DOCUMENTS, ids=name_of)
-def test_every_queue_that_is_named_exists(path: Path) -> None:
-    named = re.findall(r"--queue[ =](\w+)", path.read_text())
-    assert set(named) <= set(QueueName)
-
-
-# Folders of one developer's machine. A home folder with a made-up name is an example.
-MACHINE = re.compile(
-    rb"/work/|/root/(?!\.cache)|/Users/\w|/tmp/(?:plan|bash)|[\w.-]*/\.pyenv/|\.\./shared"
-)
-HERE = b"tests/unit/repository/test_docs.py"
-
-
-def test_no_file_names_a_machine_or_what_lies_beside_the_repository() -> None:
-    listed = subprocess.run(
-        ["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, check=True
-    ).stdout.split(b"\0")
-    found = []
-    for name in listed:
-        path = ROOT / name.decode()
-        if not name or name == HERE or not path.is_file() or path.suffix in BINARY:
-            continue
-        found += [
-            f"{path.relative_to(ROOT)}: {hit.decode()}"
-            for hit in MACHINE.findall(path.read_bytes())
-        ]
-    assert not found
-
-
-BINARY = {".png", ".safetensors", ".npz", ".gz", ".pt", ".nii"}
-
-
-def test_the_script_writes_the_tables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    stale = (
-        "before\n<!-- made by docs/reference.py: settings -->\nwhat it was\n<!-- end -->\nafter\n"
-    )
-    (tmp_path / "one.md").write_text(stale)
-    monkeypatch.setattr(reference(), "DOCS", tmp_path)
-    reference().main()
-    text = (tmp_path / "one.md").read_text()
-    assert text.startswith("before\n<!-- made")
-    assert text.endswith("<!-- end -->\nafter\n")
-    assert "what it was" not in text
-    assert "`MEDSAM3_PORT`" in text
-
-
-def test_the_python_that_is_asked_for_is_the_one_that_is_needed() -> None:
-    needed = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["requires-python"]
-    assert f"Python {needed.removeprefix('>=')}" in README
-    assert sys.version_info >= tuple(map(int, needed.removeprefix(">=").split(".")))
+def test_no_file_names_somebodys_folders() -> None:
+    folders = re.compile(r"/(?:home|Users|tmp)/\w+")
+    own = ("backend", "medsam3_model", "label_config", "docs", "tests")
+    paths = [path for name in own for path in (ROOT / name).rglob("*")]
+    suffixes = {".py", ".md", ".toml", ".json", ".xml", ".mako", ".yml", ".txt"}
+    texts = [path for path in [*paths, *ROOT.glob("*")] if path.suffix in suffixes]
+    assert not [
+        f"{name_of(path)}: {folder}"
+        for path in texts
+        for folder in folders.findall(path.read_text())
+    ]
