@@ -6,9 +6,9 @@ import httpx
 
 from backend.doctor.check import Check, Status
 from backend.errors import LabelStudioAuthError, LabelStudioError, LabelStudioUnavailableError
-from backend.label_studio.addresses import shown
 from backend.label_studio.auth import HOW_TO_GET_ONE, token_expiry
 from backend.label_studio.client import LabelStudio
+from backend.label_studio.hosts import shown
 from backend.settings import Settings
 
 _ENDS_SOON_DAYS = 14

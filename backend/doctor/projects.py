@@ -5,9 +5,8 @@ from sqlalchemy import select
 from backend.database import Database
 from backend.doctor.check import Check, Status
 from backend.errors import LabelConfigError, LabelStudioError
-from backend.label_studio.client import LabelStudio
+from backend.label_studio.client import Json, LabelStudio, MLBackend, Webhook
 from backend.label_studio.connect import WEBHOOK_ACTIONS
-from backend.label_studio.records import Json, MLBackend, Webhook
 from backend.services import WEBHOOK_SECRET_HEADER, Credentials, load_credentials
 from backend.settings import Settings
 from backend.tables import Project

@@ -6,7 +6,7 @@ from redis import Redis
 from redis.exceptions import RedisError
 
 from backend.doctor.check import Check, Status
-from backend.label_studio.addresses import shown
+from backend.label_studio.hosts import shown
 from backend.processes.queues import QueueName, queue
 from backend.settings import Settings
 

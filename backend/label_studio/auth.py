@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 import httpx
 
 from backend.errors import LabelStudioAuthError, LabelStudioError, LabelStudioUnavailableError
-from backend.label_studio.addresses import shown
+from backend.label_studio.hosts import shown
 
 # Answers of a proxy in front of a Label Studio that is starting or overloaded.
 TRY_AGAIN = frozenset({502, 503, 504})

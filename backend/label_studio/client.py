@@ -1,4 +1,4 @@
-"""Label Studio's API as this backend uses it: one client, both kinds of tokens, clear errors.
+"""The client of Label Studio's API: both kinds of tokens, repeated requests, clear errors.
 
 Requests go to Label Studio's own address and nowhere else: no redirect is followed, so the token
 cannot travel to another host.
@@ -9,6 +9,7 @@ import random
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -17,23 +18,80 @@ from urllib.parse import urlsplit
 import httpx
 
 from backend.errors import LabelStudioAuthError, LabelStudioError
-from backend.label_studio.addresses import origin, shown
 from backend.label_studio.auth import HOW_TO_GET_ONE, TRY_AGAIN, TokenAuth, failure, unavailable
-from backend.label_studio.records import (
-    Json,
-    MLBackend,
-    Prediction,
-    User,
-    Webhook,
-    ml_backend,
-    webhook,
-)
+from backend.label_studio.hosts import origin, shown
 from backend.settings import Settings
 
 _IDEMPOTENT = frozenset({"GET", "HEAD", "PUT", "PATCH", "DELETE"})
 _FIRST_PAUSE_S = 0.2
 # Django refuses a form with more than 100 files.
 _FILES_PER_UPLOAD = 50
+
+Json = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class User:
+    """The user to whom a token belongs."""
+
+    id: int
+    email: str
+
+
+@dataclass(frozen=True)
+class MLBackend:
+    """A backend as a project lists it; `state` is `CO`, `DI`, `ER`, `TR` or `PR`."""
+
+    id: int
+    url: str
+    title: str
+    is_interactive: bool
+    auth_method: str
+    basic_auth_user: str
+    has_password: bool
+    state: str
+    error_message: str
+    model_version: str
+
+
+@dataclass(frozen=True)
+class Webhook:
+    """A webhook of a project; header values are secrets and stay out of `repr`."""
+
+    id: int
+    url: str
+    headers: Mapping[str, str] = field(repr=False)
+    actions: frozenset[str]
+    send_payload: bool
+    send_for_all_actions: bool
+    is_active: bool
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """A stored prediction without its regions."""
+
+    id: int
+    task_id: int
+    model_version: str
+    score: float | None
+
+
+def task_filter(column: str, operator: str, kind: str, value: Any) -> Json:
+    """A condition of the Data Manager on tasks: `("updated_at", "greater", "Datetime", "2026-..")`.
+
+    Args:
+        column: of the Data Manager.
+        operator: `equal`, `greater`, `in`, `contains`, `not_contains`, ...
+        kind: of the value: `Number`, `Datetime`, `List`, ...
+        value: to compare with.
+    """
+    return {
+        "filter": f"filter:tasks:{column}",
+        "operator": operator,
+        "type": kind,
+        "value": value,
+    }
 
 
 class LabelStudio:
@@ -99,33 +157,29 @@ class LabelStudio:
 
     def whoami(self) -> User:
         """The user to whom the token belongs; the cheapest way to try a token."""
-        found = self.get("/api/current-user/whoami")
-        return User(id=found["id"], email=found["email"])
-
-    def version(self) -> str:
-        """The release of Label Studio; answered without a token."""
-        return str(self.get("/api/version").get("release", ""))
+        user = self.get("/api/current-user/whoami")
+        return User(id=user["id"], email=user["email"])
 
     def projects(self) -> Iterator[Json]:
         """All projects that the user may see, page by page."""
         page = 1
         while True:
-            found = self.get("/api/projects", page=page, page_size=100)
-            yield from found["results"]
-            if not found.get("next"):
+            listed = self.get("/api/projects", page=page, page_size=100)
+            yield from listed["results"]
+            if not listed.get("next"):
                 return
             page += 1
 
     def project(self, project_id: int) -> Json:
         """One project: `label_config`, `model_version`, `sampling` and so on."""
-        found: Json = self.get(f"/api/projects/{project_id}")
-        return found
+        project: Json = self.get(f"/api/projects/{project_id}")
+        return project
 
     def create_project(self, title: str, label_config: str, **fields: Any) -> Json:
         """Create a project; the title has at least three characters."""
         body = {"title": title, "label_config": label_config, **fields}
-        made: Json = self.post("/api/projects/", body)
-        return made
+        project: Json = self.post("/api/projects/", body)
+        return project
 
     def update_project(self, project_id: int, **fields: Any) -> Json:
         """Change some fields of a project.
@@ -133,13 +187,8 @@ class LabelStudio:
         `model_version` must be the title of one of its backends, or the version of a stored
         prediction.
         """
-        changed: Json = self.patch(f"/api/projects/{project_id}", fields)
-        return changed
-
-    def task(self, task_id: int) -> Json:
-        """One task with its data, annotations, drafts and predictions (masks included)."""
-        found: Json = self.get(f"/api/tasks/{task_id}")
-        return found
+        project: Json = self.patch(f"/api/projects/{project_id}", fields)
+        return project
 
     def tasks(
         self,
@@ -157,9 +206,7 @@ class LabelStudio:
 
         Args:
             include: the fields of each task; "predictions" and "annotations" carry all masks.
-            filters: Data Manager filters that must all hold, for example `{"filter":
-                "filter:tasks:updated_at", "operator": "greater", "type": "Datetime",
-                "value": "2026-01-31T12:00:00Z"}`.
+            filters: of `task_filter`; all of them must hold.
             resolve_uri: replace cloud addresses by links through Label Studio.
         """
         params: Json = {
@@ -172,37 +219,21 @@ class LabelStudio:
             params["fields"] = "all"
         last_id = 0
         while True:
-            after = {
-                "filter": "filter:tasks:id",
-                "operator": "greater",
-                "type": "Number",
-                "value": last_id,
-            }
+            after = task_filter("id", "greater", "Number", last_id)
             query = {
                 "ordering": ["tasks:id"],
                 "filters": {"conjunction": "and", "items": [*filters, after]},
             }
-            found = self.get("/api/tasks", query=json.dumps(query), **params)["tasks"]
-            yield from found
-            if len(found) < page_size:
+            page = self.get("/api/tasks", query=json.dumps(query), **params)["tasks"]
+            yield from page
+            if len(page) < page_size:
                 return
-            last_id = found[-1]["id"]
+            last_id = page[-1]["id"]
 
     def tasks_without_version(self, project_id: int, model_version: str) -> Iterator[Json]:
         """The tasks (`id`, `data`) that hold no prediction of `model_version`."""
-        missing = {
-            "filter": "filter:tasks:predictions_model_versions",
-            "operator": "not_contains",
-            "type": "List",
-            "value": [model_version],
-        }
+        missing = task_filter("predictions_model_versions", "not_contains", "List", [model_version])
         yield from self.tasks(project_id, filters=[missing])
-
-    def import_tasks(self, project_id: int, tasks: Sequence[Mapping[str, Any]]) -> list[int]:
-        """Create tasks from `{"data": {...}}` (predictions may be inside); returns their ids."""
-        path = f"/api/projects/{project_id}/import?return_task_ids=true"
-        made = self.post(path, [dict(task) for task in tasks])
-        return list(made["task_ids"])
 
     def upload_files(self, project_id: int, files: Iterable[Path | tuple[str, bytes]]) -> list[int]:
         """Upload images, one task each; returns the tasks' ids in the order of the files.
@@ -221,86 +252,54 @@ class LabelStudio:
             ids += self._json("POST", path, files=parts)["task_ids"]
         return ids
 
-    def predictions(
-        self, *, task_id: int | None = None, project_id: int | None = None
-    ) -> list[Prediction]:
-        """The predictions of a task, or of a whole project, without their regions.
-
-        Label Studio sends the regions all the same: ask for a project only when it is small.
-        """
-        params = {"task": task_id, "project": project_id}
-        found = self.get("/api/predictions/", **{k: v for k, v in params.items() if v is not None})
+    def predictions(self, task_id: int) -> list[Prediction]:
+        """The predictions of a task; Label Studio sends their regions too, which are dropped."""
         return [
             Prediction(
-                id=one["id"],
-                task_id=one["task"],
-                model_version=one["model_version"] or "",
-                score=one["score"],
+                id=prediction["id"],
+                task_id=prediction["task"],
+                model_version=prediction["model_version"] or "",
+                score=prediction["score"],
             )
-            for one in found
+            for prediction in self.get("/api/predictions/", task=task_id)
         ]
-
-    def model_versions(self, project_id: int) -> dict[str, int]:
-        """How many predictions of each model version the project holds."""
-        found: dict[str, int] = self.get(f"/api/projects/{project_id}/model-versions/")
-        return found
 
     def push_predictions(self, project_id: int, predictions: Sequence[Mapping[str, Any]]) -> int:
         """Store predictions `{"task", "result", "score", "model_version"}`; returns how many.
 
         Not repeated when the answer is lost: the caller looks at what arrived before it sends
-        again (`predictions(task_id=...)`), or tasks would hold them twice.
+        again (`predictions(task_id)`), or tasks would hold them twice.
         """
         path = f"/api/projects/{project_id}/import/predictions"
-        return int(self.post(path, [dict(one) for one in predictions])["created"])
+        return int(self.post(path, [dict(prediction) for prediction in predictions])["created"])
 
     def delete_prediction(self, prediction_id: int) -> None:
         """Delete a prediction."""
         self.delete(f"/api/predictions/{prediction_id}/")
 
-    def annotation(self, annotation_id: int) -> Json:
-        """One annotation with its regions."""
-        found: Json = self.get(f"/api/annotations/{annotation_id}/")
-        return found
-
-    def annotations(self, task_id: int) -> list[Json]:
-        """The annotations of a task, cancelled ones included."""
-        found: list[Json] = self.get(f"/api/tasks/{task_id}/annotations/")
-        return found
-
-    def create_annotation(self, task_id: int, result: Sequence[Json], **fields: Any) -> Json:
-        """Submit an annotation as the token's user."""
-        body = {"result": list(result), **fields}
-        made: Json = self.post(f"/api/tasks/{task_id}/annotations/", body)
-        return made
-
     def ml_backends(self, project_id: int) -> list[MLBackend]:
         """The project's backends; Label Studio calls each one's /health and /setup meanwhile."""
-        return [ml_backend(found) for found in self.get("/api/ml", project=project_id)]
+        return [_ml_backend(row) for row in self.get("/api/ml", project=project_id)]
 
     def create_ml_backend(self, project_id: int, url: str, **fields: Any) -> MLBackend:
         """Connect a backend; Label Studio must reach it, and registers `<url>/webhook` itself."""
-        return ml_backend(self.post("/api/ml", {"project": project_id, "url": url, **fields}))
+        return _ml_backend(self.post("/api/ml", {"project": project_id, "url": url, **fields}))
 
     def update_ml_backend(self, backend_id: int, **fields: Any) -> MLBackend:
         """Change a backend; `url` and `project` must be among the fields, and it must be up."""
-        return ml_backend(self.patch(f"/api/ml/{backend_id}", fields))
-
-    def delete_ml_backend(self, backend_id: int) -> None:
-        """Disconnect a backend; its webhook stays."""
-        self.delete(f"/api/ml/{backend_id}")
+        return _ml_backend(self.patch(f"/api/ml/{backend_id}", fields))
 
     def webhooks(self, project_id: int) -> list[Webhook]:
         """The project's webhooks."""
-        return [webhook(found) for found in self.get("/api/webhooks/", project=project_id)]
+        return [_webhook(row) for row in self.get("/api/webhooks/", project=project_id)]
 
     def create_webhook(self, project_id: int, url: str, **fields: Any) -> Webhook:
         """Register a webhook."""
-        return webhook(self.post("/api/webhooks/", {"project": project_id, "url": url, **fields}))
+        return _webhook(self.post("/api/webhooks/", {"project": project_id, "url": url, **fields}))
 
     def update_webhook(self, webhook_id: int, **fields: Any) -> Webhook:
         """Change a webhook. `actions` left out means none: send the full list every time."""
-        return webhook(self.patch(f"/api/webhooks/{webhook_id}/", fields))
+        return _webhook(self.patch(f"/api/webhooks/{webhook_id}/", fields))
 
     def delete_webhook(self, webhook_id: int) -> None:
         """Delete a webhook."""
@@ -337,7 +336,7 @@ class LabelStudio:
         return bytes(content)
 
     def is_own(self, url: str) -> bool:
-        """Whether an absolute address lies on Label Studio's own origin."""
+        """Whether an absolute address has Label Studio's own origin."""
         return origin(url) == origin(self.url)
 
     def _absolute(self, path: str) -> str:
@@ -383,3 +382,30 @@ class LabelStudio:
             # Spread out, so that many workers do not come back in the same moment.
             time.sleep(_FIRST_PAUSE_S * 2 ** (attempt - 1) * random.uniform(0.7, 1.3))
         raise AssertionError("the last attempt returns or raises")
+
+
+def _ml_backend(row: Json) -> MLBackend:
+    return MLBackend(
+        id=row["id"],
+        url=row["url"],
+        title=row["title"] or "",
+        is_interactive=row["is_interactive"],
+        auth_method=row["auth_method"],
+        basic_auth_user=row["basic_auth_user"] or "",
+        has_password=row["basic_auth_pass_is_set"],
+        state=row["state"],
+        error_message=row["error_message"] or "",
+        model_version=row["model_version"] or "",
+    )
+
+
+def _webhook(row: Json) -> Webhook:
+    return Webhook(
+        id=row["id"],
+        url=row["url"],
+        headers=row["headers"] or {},
+        actions=frozenset(row["actions"]),
+        send_payload=row["send_payload"],
+        send_for_all_actions=row["send_for_all_actions"],
+        is_active=row["is_active"],
+    )

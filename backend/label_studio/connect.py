@@ -16,9 +16,8 @@ from urllib.parse import urlsplit
 import httpx
 
 from backend.errors import LabelStudioError, SettingsError
-from backend.label_studio.addresses import shown
-from backend.label_studio.client import LabelStudio
-from backend.label_studio.records import Json, MLBackend, Webhook
+from backend.label_studio.client import Json, LabelStudio, MLBackend, Webhook
+from backend.label_studio.hosts import shown
 from backend.services import WEBHOOK_SECRET_HEADER, Credentials, load_credentials
 from backend.settings import Settings
 

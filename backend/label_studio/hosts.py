@@ -1,7 +1,7 @@
-"""Which hosts images may be fetched from, and fetching from them without being led elsewhere.
+"""Hosts from which images may be fetched, and origins of URLs.
 
-Task data is written by annotators and imports: without these checks, a task that names an
-address inside the network would have this backend fetch it and show it.
+Annotators and imports write task data: without these checks, a task that names an address inside
+the network would have this backend fetch it and show it.
 """
 
 import ipaddress
@@ -11,13 +11,28 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
+from urllib.parse import urlsplit
 
 import httpx
 
 from backend.errors import ImageSourceError
-from backend.label_studio.addresses import default_port, shown
 
 _SETTING = "MEDSAM3_ALLOWED_IMAGE_HOSTS"
+_DEFAULT_PORTS = {"http": 80, "https": 443}
+
+
+def origin(url: str) -> tuple[str, str, int | None]:
+    """Scheme, lower-case host and port (the scheme's own where none is given)."""
+    parts = urlsplit(url)
+    port = parts.port or _DEFAULT_PORTS.get(parts.scheme)
+    return parts.scheme, (parts.hostname or "").lower(), port
+
+
+def shown(url: str) -> str:
+    """Scheme, host and port: what a message may show of a URL that may carry credentials."""
+    parts = urlsplit(url)
+    port = f":{parts.port}" if parts.port else ""
+    return f"{parts.scheme}://{parts.hostname or ''}{port}"
 
 
 @dataclass(frozen=True)
@@ -59,7 +74,7 @@ class ImageHosts:
         return addresses
 
     def _is_named(self, url: httpx.URL) -> bool:
-        port = url.port or default_port(url.scheme)
+        port = url.port or _DEFAULT_PORTS.get(url.scheme)
         names = {_ascii_host(url), f"{_ascii_host(url)}:{port}"}
         return any(entry.lower() in names for entry in self.allowed)
 
@@ -119,7 +134,7 @@ def _ascii_host(url: httpx.URL) -> str:
 
 
 def _resolve(url: httpx.URL) -> list[str]:
-    port = url.port or default_port(url.scheme)
+    port = url.port or _DEFAULT_PORTS.get(url.scheme)
     try:
         found = socket.getaddrinfo(_ascii_host(url), port, type=socket.SOCK_STREAM)
     except (OSError, UnicodeError) as error:

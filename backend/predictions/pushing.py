@@ -110,7 +110,7 @@ def _claim(services: Services, ids: Sequence[str]) -> tuple[list[Suggestion], se
 
 def _arrived(client: LabelStudio, row: Suggestion) -> bool:
     """Whether Label Studio already holds a prediction of this version for the task."""
-    stored = client.predictions(task_id=row.task_id)
+    stored = client.predictions(row.task_id)
     return any(prediction.model_version == row.model_version for prediction in stored)
 
 

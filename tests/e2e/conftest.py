@@ -7,9 +7,9 @@ import pytest
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 from backend.demo.demo import label_config_for, template_images
-from backend.label_studio.client import LabelStudio
 from backend.label_studio.connect import connect
 from backend.label_studio.server import REPOSITORY, LabelStudioServer
+from tests.support.annotating import AnnotatingLabelStudio
 from tests.support.backend_server import BackendServer
 from tests.support.editor import BRAIN_LABELS, regions
 from tests.support.images import disc_file
@@ -32,14 +32,14 @@ def label_studio_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[La
 
 
 @pytest.fixture(scope="session")
-def label_studio(label_studio_server: LabelStudioServer) -> Iterator[LabelStudio]:
+def label_studio(label_studio_server: LabelStudioServer) -> Iterator[AnnotatingLabelStudio]:
     """A client of it, with the legacy token."""
-    with LabelStudio(label_studio_server.url, label_studio_server.token) as client:
+    with AnnotatingLabelStudio(label_studio_server.url, label_studio_server.token) as client:
         yield client
 
 
 @pytest.fixture(scope="session")
-def personal_token(label_studio: LabelStudio) -> str:
+def personal_token(label_studio: AnnotatingLabelStudio) -> str:
     """A personal access token of the same user, who can have one at a time."""
     return str(label_studio.post("/api/token/", {})["token"])
 
@@ -56,7 +56,9 @@ def backend(
 
 
 @pytest.fixture
-def make_project(label_studio: LabelStudio, request: pytest.FixtureRequest) -> ProjectFactory:
+def make_project(
+    label_studio: AnnotatingLabelStudio, request: pytest.FixtureRequest
+) -> ProjectFactory:
     """Create a project with uploaded images: `make_project(images=2, label_config=..., **fields)`.
 
     `images` is a number of generated images, or a list of encoded ones.
@@ -91,7 +93,7 @@ def browser() -> Iterator[Browser]:
 
 @pytest.fixture
 def brain_project(
-    label_studio: LabelStudio, make_project: ProjectFactory, backend: BackendServer
+    label_studio: AnnotatingLabelStudio, make_project: ProjectFactory, backend: BackendServer
 ) -> LabelStudioProject:
     """Two slices of a brain, with brush labels and smart tools, connected to the backend."""
     slices = [content for _, content in template_images()][12:14]

@@ -4,8 +4,8 @@ import numpy as np
 from PIL import Image
 from playwright.sync_api import Page, expect
 
-from backend.label_studio.client import LabelStudio
 from backend.labeling.region_masks import region_mask
+from tests.support.annotating import AnnotatingLabelStudio
 from tests.support.editor import (
     BRAIN_LABELS,
     HEIGHT,
@@ -23,7 +23,7 @@ from tests.support.projects import LabelStudioProject
 
 
 def test_the_predicted_masks_are_on_the_canvas_and_can_be_submitted(
-    page: Page, label_studio: LabelStudio, brain_project: LabelStudioProject
+    page: Page, label_studio: AnnotatingLabelStudio, brain_project: LabelStudioProject
 ) -> None:
     (prediction,) = label_studio.task(brain_project.task_ids[0])["predictions"]
     predicted = prediction["result"]
@@ -45,7 +45,7 @@ def test_the_predicted_masks_are_on_the_canvas_and_can_be_submitted(
 
 
 def test_a_smart_rectangle_brings_a_mask_of_the_label(
-    page: Page, label_studio: LabelStudio, brain_project: LabelStudioProject
+    page: Page, label_studio: AnnotatingLabelStudio, brain_project: LabelStudioProject
 ) -> None:
     before = regions(page).count()
     choose_smart_tool(page, "rectangle-tool", label_row=1)
@@ -64,7 +64,7 @@ def test_a_smart_rectangle_brings_a_mask_of_the_label(
 
 
 def test_a_smart_key_point_brings_a_mask_of_the_label(
-    page: Page, label_studio: LabelStudio, brain_project: LabelStudioProject
+    page: Page, label_studio: AnnotatingLabelStudio, brain_project: LabelStudioProject
 ) -> None:
     before = regions(page).count()
     choose_smart_tool(page, "key-point-tool", label_row=2)

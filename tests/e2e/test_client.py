@@ -9,6 +9,7 @@ from backend.errors import LabelStudioAuthError, LabelStudioError, LabelStudioUn
 from backend.label_studio.auth import token_expiry
 from backend.label_studio.client import LabelStudio
 from backend.label_studio.server import LabelStudioServer, free_port
+from tests.support.annotating import AnnotatingLabelStudio
 from tests.support.images import disc_file
 from tests.support.label_configs import BRIGHT_DISC_CONFIG
 from tests.support.projects import ProjectFactory
@@ -19,12 +20,12 @@ def prediction(task_id: int, version: str, score: float = 0.5) -> dict[str, obje
 
 
 def test_a_legacy_token_and_a_personal_token_are_the_same_user(
-    label_studio_server: LabelStudioServer, label_studio: LabelStudio, personal_token: str
+    label_studio_server: LabelStudioServer, label_studio: AnnotatingLabelStudio, personal_token: str
 ) -> None:
     assert label_studio.whoami().email == label_studio_server.user
     with LabelStudio(label_studio_server.url, personal_token) as client:
         assert client.whoami() == label_studio.whoami()
-    assert label_studio.version() == "1.23.2"
+    assert label_studio.get("/api/version")["release"] == "1.23.2"
 
 
 def test_a_personal_token_gets_one_access_token_for_many_requests(
@@ -85,7 +86,7 @@ def test_nothing_listening_is_told_apart() -> None:
 
 
 def test_uploaded_images_come_back_byte_for_byte(
-    label_studio: LabelStudio, make_project: ProjectFactory
+    label_studio: AnnotatingLabelStudio, make_project: ProjectFactory
 ) -> None:
     images = [disc_file(seed) for seed in range(3)]
     project = make_project(images)
@@ -96,7 +97,9 @@ def test_uploaded_images_come_back_byte_for_byte(
         label_studio.download(path, max_bytes=100)
 
 
-def test_tasks_are_paged_in_order(label_studio: LabelStudio, make_project: ProjectFactory) -> None:
+def test_tasks_are_paged_in_order(
+    label_studio: AnnotatingLabelStudio, make_project: ProjectFactory
+) -> None:
     project = make_project()
     made = label_studio.import_tasks(
         project.id, [{"data": {"image": f"/data/upload/{n}.png"}} for n in range(7)]
@@ -107,7 +110,7 @@ def test_tasks_are_paged_in_order(label_studio: LabelStudio, make_project: Proje
 
 
 def test_no_task_is_passed_over_while_predictions_arrive(
-    label_studio: LabelStudio, make_project: ProjectFactory
+    label_studio: AnnotatingLabelStudio, make_project: ProjectFactory
 ) -> None:
     project = make_project()
     made = label_studio.import_tasks(
@@ -122,13 +125,13 @@ def test_no_task_is_passed_over_while_predictions_arrive(
 
 
 def test_an_empty_project_has_no_tasks(
-    label_studio: LabelStudio, make_project: ProjectFactory
+    label_studio: AnnotatingLabelStudio, make_project: ProjectFactory
 ) -> None:
     assert list(label_studio.tasks(make_project().id)) == []
 
 
 def test_more_files_than_one_form_may_carry(
-    label_studio: LabelStudio, make_project: ProjectFactory
+    label_studio: AnnotatingLabelStudio, make_project: ProjectFactory
 ) -> None:
     project = make_project([disc_file(0, 16, 16)] * 120)
     names = [label_studio.task(task)["data"]["image"] for task in project.task_ids[::40]]
@@ -137,7 +140,7 @@ def test_more_files_than_one_form_may_carry(
 
 
 def test_predictions_are_pushed_found_and_deleted(
-    label_studio: LabelStudio, make_project: ProjectFactory
+    label_studio: AnnotatingLabelStudio, make_project: ProjectFactory
 ) -> None:
     project = make_project(images=3)
     first, second, third = project.task_ids
@@ -147,17 +150,17 @@ def test_predictions_are_pushed_found_and_deleted(
         )
         == 2
     )
-    (stored,) = label_studio.predictions(task_id=first)
+    (stored,) = label_studio.predictions(first)
     assert (stored.task_id, stored.model_version, stored.score) == (first, "a", 0.25)
     assert label_studio.model_versions(project.id) == {"a": 1, "b": 1}
     missing = label_studio.tasks_without_version(project.id, "a")
     assert [task["id"] for task in missing] == [second, third]
     label_studio.delete_prediction(stored.id)
-    assert len(label_studio.predictions(project_id=project.id)) == 1
+    assert label_studio.model_versions(project.id) == {"b": 1}
 
 
 def test_a_prediction_for_another_projects_task_is_refused(
-    label_studio: LabelStudio, make_project: ProjectFactory
+    label_studio: AnnotatingLabelStudio, make_project: ProjectFactory
 ) -> None:
     project, other = make_project(), make_project(images=1)
     with pytest.raises(LabelStudioError, match=r"\{\.\.\.\} contains invalid \"task\"") as caught:
@@ -167,7 +170,7 @@ def test_a_prediction_for_another_projects_task_is_refused(
 
 
 def test_annotations_are_submitted_and_read_back(
-    label_studio: LabelStudio, make_project: ProjectFactory
+    label_studio: AnnotatingLabelStudio, make_project: ProjectFactory
 ) -> None:
     project = make_project(images=1)
     made = label_studio.create_annotation(project.task_ids[0], [], lead_time=3.5)
@@ -176,7 +179,7 @@ def test_annotations_are_submitted_and_read_back(
 
 
 def test_projects_are_listed_and_changed(
-    label_studio: LabelStudio, make_project: ProjectFactory
+    label_studio: AnnotatingLabelStudio, make_project: ProjectFactory
 ) -> None:
     project = make_project()
     changed = label_studio.update_project(project.id, sampling="Uncertainty sampling")
@@ -186,7 +189,7 @@ def test_projects_are_listed_and_changed(
 
 
 def test_what_is_refused_is_named_with_its_status(
-    label_studio: LabelStudio, make_project: ProjectFactory
+    label_studio: AnnotatingLabelStudio, make_project: ProjectFactory
 ) -> None:
     with pytest.raises(LabelStudioError, match="404 to GET /api/tasks/999999") as caught:
         label_studio.task(999999)
@@ -199,7 +202,7 @@ def test_what_is_refused_is_named_with_its_status(
 
 
 def test_the_token_stays_with_label_studios_own_address(
-    label_studio: LabelStudio, label_studio_server: LabelStudioServer
+    label_studio: AnnotatingLabelStudio, label_studio_server: LabelStudioServer
 ) -> None:
     for url in ("http://example.org/x.png", "//example.org/x.png"):
         with pytest.raises(LabelStudioError, match="not Label Studio's own address"):

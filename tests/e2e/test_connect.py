@@ -18,6 +18,7 @@ from backend.label_studio.connect import (
 from backend.label_studio.server import REPOSITORY, LabelStudioServer, free_port
 from backend.services import WEBHOOK_SECRET_HEADER, Credentials, load_credentials
 from backend.settings import Settings
+from tests.support.annotating import AnnotatingLabelStudio
 from tests.support.label_configs import BRIGHT_DISC_CONFIG
 from tests.support.projects import ProjectFactory
 from tests.support.recording_backend import RecordingBackend
@@ -48,7 +49,7 @@ def test_a_fresh_project_is_connected_and_a_second_time_changes_nothing(
     settings: Settings,
     credentials: Credentials,
     backend: RecordingBackend,
-    label_studio: LabelStudio,
+    label_studio: AnnotatingLabelStudio,
     make_project: ProjectFactory,
 ) -> None:
     project = make_project(images=1)
@@ -86,7 +87,7 @@ def test_the_password_goes_with_every_call_and_the_secret_with_every_event(
     settings: Settings,
     credentials: Credentials,
     backend: RecordingBackend,
-    label_studio: LabelStudio,
+    label_studio: AnnotatingLabelStudio,
     make_project: ProjectFactory,
 ) -> None:
     project = make_project(images=2)
@@ -115,7 +116,7 @@ def test_the_password_goes_with_every_call_and_the_secret_with_every_event(
 def test_an_open_task_is_predicted_live_and_a_stored_prediction_is_used(
     settings: Settings,
     backend: RecordingBackend,
-    label_studio: LabelStudio,
+    label_studio: AnnotatingLabelStudio,
     make_project: ProjectFactory,
 ) -> None:
     project = make_project(images=2)
@@ -131,7 +132,7 @@ def test_an_open_task_is_predicted_live_and_a_stored_prediction_is_used(
 def test_the_least_certain_task_is_served_first(
     settings: Settings,
     backend: RecordingBackend,
-    label_studio: LabelStudio,
+    label_studio: AnnotatingLabelStudio,
     make_project: ProjectFactory,
 ) -> None:
     project = make_project(images=3)
@@ -152,7 +153,7 @@ def test_a_new_version_is_announced(
     settings: Settings,
     credentials: Credentials,
     backend: RecordingBackend,
-    label_studio: LabelStudio,
+    label_studio: AnnotatingLabelStudio,
     make_project: ProjectFactory,
 ) -> None:
     project = make_project(images=1)
@@ -171,7 +172,7 @@ def test_a_backend_that_moved_keeps_its_place(
     settings: Settings,
     credentials: Credentials,
     backend: RecordingBackend,
-    label_studio: LabelStudio,
+    label_studio: AnnotatingLabelStudio,
     make_project: ProjectFactory,
 ) -> None:
     project = make_project()
@@ -187,7 +188,7 @@ def test_a_backend_that_moved_keeps_its_place(
 def test_changed_secrets_are_put_right(
     settings: Settings,
     backend: RecordingBackend,
-    label_studio: LabelStudio,
+    label_studio: AnnotatingLabelStudio,
     make_project: ProjectFactory,
 ) -> None:
     project = make_project()
@@ -209,7 +210,7 @@ def test_changed_secrets_are_put_right(
 def test_another_backend_in_first_place_is_pointed_out(
     settings: Settings,
     backend: RecordingBackend,
-    label_studio: LabelStudio,
+    label_studio: AnnotatingLabelStudio,
     make_project: ProjectFactory,
 ) -> None:
     project = make_project()
@@ -238,7 +239,7 @@ def test_a_backend_that_is_down_is_explained(
 def test_a_config_that_cannot_be_served_is_refused_before_anything_changes(
     settings: Settings,
     backend: RecordingBackend,
-    label_studio: LabelStudio,
+    label_studio: AnnotatingLabelStudio,
     make_project: ProjectFactory,
 ) -> None:
     text_only = """
@@ -269,7 +270,7 @@ def test_an_address_that_gets_no_events_is_refused(url: str, message: str) -> No
 
 @pytest.mark.parametrize("host", ["localhost", "127.0.0.1", "medsam3.internal", "[::1]"])
 def test_label_studio_takes_events_for_the_addresses_that_we_take(
-    host: str, label_studio: LabelStudio, make_project: ProjectFactory
+    host: str, label_studio: AnnotatingLabelStudio, make_project: ProjectFactory
 ) -> None:
     url = checked_url(f"http://{host}:9090/")
     hook = label_studio.create_webhook(make_project().id, f"{url}/webhook")

@@ -16,12 +16,12 @@ from backend.corrections.revisions import current_state, history
 from backend.corrections.submissions import read_annotation
 from backend.corrections.sync import sync_project
 from backend.database import Database
-from backend.label_studio.client import LabelStudio
 from backend.label_studio.connect import connect
 from backend.label_studio.server import LabelStudioServer
 from backend.labeling.region_masks import region_mask
 from backend.services import open_services
 from backend.settings import Settings
+from tests.support.annotating import AnnotatingLabelStudio
 from tests.support.backend_server import BackendServer
 from tests.support.editor import brush_stroke, delete_annotation, regions, submit
 from tests.support.projects import LabelStudioProject, ProjectFactory
@@ -32,7 +32,7 @@ HEIGHT, WIDTH = 96, 128
 
 @pytest.fixture
 def connected(
-    label_studio: LabelStudio, make_project: ProjectFactory, backend: BackendServer
+    label_studio: AnnotatingLabelStudio, make_project: ProjectFactory, backend: BackendServer
 ) -> LabelStudioProject:
     """Three tasks, connected to the running backend."""
     made = make_project(images=3)
@@ -53,7 +53,7 @@ def stored(backend: BackendServer) -> Iterator[Callable[[int], list[dict[str, An
     database.dispose()
 
 
-def submitted(label_studio: LabelStudio, project_id: int) -> list[dict[str, Any]]:
+def submitted(label_studio: AnnotatingLabelStudio, project_id: int) -> list[dict[str, Any]]:
     """All annotations of a project as the API gives them, skips included."""
     tasks = label_studio.tasks(project_id, include=("id", "annotations"))
     ids = sorted(one["id"] for task in tasks for one in task["annotations"])
@@ -101,7 +101,7 @@ def drawn(id_: str, seed: int) -> dict[str, Any]:
 
 def test_made_edited_skipped_and_deleted_through_the_api(
     connected: LabelStudioProject,
-    label_studio: LabelStudio,
+    label_studio: AnnotatingLabelStudio,
     backend: BackendServer,
     stored: Callable[[int], list[dict[str, Any]]],
 ) -> None:
@@ -130,7 +130,7 @@ def test_made_edited_skipped_and_deleted_through_the_api(
 
 def test_annotations_made_from_predictions_in_bulk(
     connected: LabelStudioProject,
-    label_studio: LabelStudio,
+    label_studio: AnnotatingLabelStudio,
     backend: BackendServer,
     stored: Callable[[int], list[dict[str, Any]]],
 ) -> None:
@@ -164,7 +164,7 @@ def test_annotations_made_from_predictions_in_bulk(
 
 def test_one_sync_brings_in_a_project_that_was_never_heard_of(
     make_project: ProjectFactory,
-    label_studio: LabelStudio,
+    label_studio: AnnotatingLabelStudio,
     label_studio_server: LabelStudioServer,
     tmp_path: Path,
 ) -> None:
@@ -206,7 +206,7 @@ def test_one_sync_brings_in_a_project_that_was_never_heard_of(
 def test_drawn_edited_skipped_and_deleted_in_the_browser(
     page: Page,
     brain_project: LabelStudioProject,
-    label_studio: LabelStudio,
+    label_studio: AnnotatingLabelStudio,
     label_studio_server: LabelStudioServer,
     backend: BackendServer,
     stored: Callable[[int], list[dict[str, Any]]],

@@ -15,6 +15,7 @@ from backend.label_studio.client import LabelStudio
 from backend.label_studio.images import fetch_image
 from backend.label_studio.server import LabelStudioServer, free_port
 from backend.settings import Settings
+from tests.support.annotating import AnnotatingLabelStudio
 from tests.support.images import disc_file
 from tests.support.projects import LabelStudioProject, ProjectFactory
 
@@ -59,7 +60,7 @@ def local_folder(label_studio_server: LabelStudioServer, tmp_path: Path) -> Path
 
 
 def s3_project(
-    label_studio: LabelStudio, make_project: ProjectFactory, s3_url: str, presign: bool
+    label_studio: AnnotatingLabelStudio, make_project: ProjectFactory, s3_url: str, presign: bool
 ) -> tuple[LabelStudioProject, str, bytes]:
     """A project with one task from a bucket: the project, the task's image and its bytes."""
     project, image = make_project(), disc_file(11)
@@ -83,7 +84,7 @@ def s3_project(
     return LabelStudioProject(project.id, [task["id"]]), task["data"]["image"], image
 
 
-def test_an_upload(label_studio: LabelStudio, make_project: ProjectFactory) -> None:
+def test_an_upload(label_studio: AnnotatingLabelStudio, make_project: ProjectFactory) -> None:
     image = disc_file(3)
     project = make_project([image])
     reference = label_studio.task(project.task_ids[0])["data"]["image"]
@@ -94,7 +95,7 @@ def test_an_upload(label_studio: LabelStudio, make_project: ProjectFactory) -> N
 
 def test_an_upload_with_a_personal_token(
     label_studio_server: LabelStudioServer,
-    label_studio: LabelStudio,
+    label_studio: AnnotatingLabelStudio,
     make_project: ProjectFactory,
     personal_token: str,
 ) -> None:
@@ -106,7 +107,7 @@ def test_an_upload_with_a_personal_token(
 
 
 def test_local_files_through_label_studio_and_around_it(
-    label_studio: LabelStudio, make_project: ProjectFactory, local_folder: Path
+    label_studio: AnnotatingLabelStudio, make_project: ProjectFactory, local_folder: Path
 ) -> None:
     image = disc_file(5)
     (local_folder / "a b.png").write_bytes(image)
@@ -128,7 +129,7 @@ def test_local_files_through_label_studio_and_around_it(
 
 
 def test_a_bucket_that_label_studio_reads_for_us(
-    label_studio: LabelStudio, make_project: ProjectFactory, s3_url: str
+    label_studio: AnnotatingLabelStudio, make_project: ProjectFactory, s3_url: str
 ) -> None:
     project, reference, image = s3_project(label_studio, make_project, s3_url, presign=False)
     assert reference == f"s3://scans-{project.id}/a b.png"
@@ -150,7 +151,7 @@ def test_a_bucket_that_label_studio_reads_for_us(
 
 
 def test_a_bucket_with_signed_links(
-    label_studio: LabelStudio, make_project: ProjectFactory, s3_url: str
+    label_studio: AnnotatingLabelStudio, make_project: ProjectFactory, s3_url: str
 ) -> None:
     project, reference, image = s3_project(label_studio, make_project, s3_url, presign=True)
     (task_id,) = project.task_ids

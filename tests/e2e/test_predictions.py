@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from backend.label_studio.client import LabelStudio
 from backend.label_studio.connect import connect
 from backend.label_studio.server import LabelStudioServer
 from backend.predictions.preannotate import preannotate
 from backend.services import open_services
+from tests.support.annotating import AnnotatingLabelStudio
 from tests.support.backend_server import BackendServer
 from tests.support.projects import ProjectFactory
 
@@ -22,7 +22,7 @@ EVERYTHING = {
 }
 
 
-def versions_by_task(client: LabelStudio, project_id: int) -> dict[int, Counter[str]]:
+def versions_by_task(client: AnnotatingLabelStudio, project_id: int) -> dict[int, Counter[str]]:
     """How many predictions of each version every task holds."""
     return {
         task["id"]: Counter(one["model_version"] for one in task["predictions"])
@@ -45,7 +45,7 @@ def slow_backend(
 
 @pytest.mark.timeout(900)
 def test_retrieving_300_predictions_loses_none_and_makes_none_twice(
-    label_studio: LabelStudio, make_project: ProjectFactory, slow_backend: BackendServer
+    label_studio: AnnotatingLabelStudio, make_project: ProjectFactory, slow_backend: BackendServer
 ) -> None:
     project = make_project(images=300)
     report = connect(slow_backend.settings, project.id, slow_backend.url, client=label_studio)
@@ -68,7 +68,7 @@ def test_retrieving_300_predictions_loses_none_and_makes_none_twice(
 
 
 def test_opening_a_task_predicts_it_and_opening_it_again_does_not(
-    label_studio: LabelStudio, make_project: ProjectFactory, backend: BackendServer
+    label_studio: AnnotatingLabelStudio, make_project: ProjectFactory, backend: BackendServer
 ) -> None:
     project = make_project(images=1)
     report = connect(backend.settings, project.id, backend.url, client=label_studio)
@@ -78,7 +78,7 @@ def test_opening_a_task_predicts_it_and_opening_it_again_does_not(
 
 
 def test_preannotating_skips_what_is_predicted_and_names_what_fails(
-    label_studio: LabelStudio, make_project: ProjectFactory, backend: BackendServer
+    label_studio: AnnotatingLabelStudio, make_project: ProjectFactory, backend: BackendServer
 ) -> None:
     project = make_project(images=3)
     (broken,) = label_studio.import_tasks(
@@ -98,7 +98,7 @@ def test_preannotating_skips_what_is_predicted_and_names_what_fails(
 
 
 def test_every_template_is_accepted_by_label_studio_and_by_connect(
-    label_studio: LabelStudio, make_project: ProjectFactory, backend: BackendServer
+    label_studio: AnnotatingLabelStudio, make_project: ProjectFactory, backend: BackendServer
 ) -> None:
     templates = sorted((Path(__file__).parents[2] / "label_config").glob("*.xml"))
     assert len(templates) >= 6

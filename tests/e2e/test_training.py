@@ -10,7 +10,6 @@ from numpy.typing import NDArray
 from sqlalchemy import select
 
 from backend.demo.demo import template_images
-from backend.label_studio.client import LabelStudio
 from backend.label_studio.connect import connect
 from backend.label_studio.server import LabelStudioServer
 from backend.labeling import brush_rle
@@ -20,8 +19,9 @@ from backend.services import Services, open_services
 from backend.tables import GateVerdict, Suggestion
 from backend.training import roll_out, runs
 from backend.training.tables import RunState, TrainingRun, Trigger
-from medsam3_model.data.datasets import split_of_group
+from medsam3_model.data.samples import split_of_group
 from medsam3_model.data.template import demo_slices
+from tests.support.annotating import AnnotatingLabelStudio
 from tests.support.backend_server import BackendServer
 from tests.support.masks import dice
 from tests.support.projects import ProjectFactory
@@ -82,7 +82,7 @@ def services(training_backend: BackendServer) -> Iterator[Services]:
 
 @pytest.fixture
 def brain(
-    label_studio: LabelStudio,
+    label_studio: AnnotatingLabelStudio,
     make_project: ProjectFactory,
     training_backend: BackendServer,
     services: Services,
@@ -117,7 +117,9 @@ def drawn(task_id: int, mask: NDArray[np.bool_]) -> list[dict[str, Any]]:
     return [brush(f"drawn-{task_id}", mask, LABEL, control="mask")]
 
 
-def predicted(client: LabelStudio, brain: Brain, version: str) -> dict[int, dict[str, Any]]:
+def predicted(
+    client: AnnotatingLabelStudio, brain: Brain, version: str
+) -> dict[int, dict[str, Any]]:
     """The untouched tasks' predictions of a version, of those that hold exactly one."""
     found = {}
     for task in client.tasks(brain.project_id, include=("id", "predictions")):
@@ -151,7 +153,7 @@ def wait_for(what: str, answer: Callable[[], Any], server: BackendServer) -> Any
 @pytest.mark.timeout(600)
 def test_start_training_brings_a_better_version_its_predictions_and_its_order(
     brain: Brain,
-    label_studio: LabelStudio,
+    label_studio: AnnotatingLabelStudio,
     training_backend: BackendServer,
     services: Services,
 ) -> None:
@@ -203,7 +205,7 @@ def _ended(services: Services, project_id: int) -> TrainingRun | None:
     return found[0] if found and found[0].state in runs.ENDED else None
 
 
-def _served(client: LabelStudio, brain: Brain, count: int) -> list[int]:
+def _served(client: AnnotatingLabelStudio, brain: Brain, count: int) -> list[int]:
     """The tasks that Label Studio hands out, one after the other, as they are submitted."""
     served = []
     for _ in range(count):
