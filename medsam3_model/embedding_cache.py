@@ -6,6 +6,8 @@ output, a fifth of that, from which the neck makes it again in a hundredth of th
 
 Several processes may share a folder: entries appear by an atomic rename, carry a checksum, and a
 damaged or vanished one counts as absent. A full disk costs speed, never an answer.
+
+The module imports without torch, so that entries can be removed by processes that have no model.
 """
 
 from __future__ import annotations
@@ -15,21 +17,20 @@ import hashlib
 import json
 import logging
 import os
+import struct
 import threading
 import time
 import zlib
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
-
-import torch
-from safetensors import SafetensorError
-from safetensors.torch import load, save
+from typing import TYPE_CHECKING, Any
 
 from medsam3_model.types import ImageEmbedding, TextEmbedding
 
 if TYPE_CHECKING:
+    import torch
+
     from medsam3_model.predictor import MedSAM3
 
 log = logging.getLogger(__name__)
@@ -140,20 +141,21 @@ class EmbeddingCache(_Counted):
         """
         key = _key(model, image_key)
         with self._lock:
-            found = self._images.get(key)
-            if found is not None:
+            embedding = self._images.get(key)
+            if embedding is not None:
                 self._images.move_to_end(key)
                 self._count("embedding_memory_hits")
-                return found
-        found = self._read(model, key)
-        if found is not None:
+                return embedding
+        # Unlocked: two threads may encode one image, but none waits for another's image.
+        embedding = self._read(model, key)
+        if embedding is not None:
             self._count("embedding_disk_hits")
         else:
             self._count("embedding_misses")
-            found = encode()
-            self._write(key, image_key, found)
-        self._remember(key, found)
-        return found
+            embedding = encode()
+            self._write(key, image_key, embedding)
+        self._remember(key, embedding)
+        return embedding
 
     def _remember(self, key: str, embedding: ImageEmbedding) -> None:
         with self._lock:
@@ -170,6 +172,9 @@ class EmbeddingCache(_Counted):
         return self._folder and self._folder / key[:2] / f"{key}.safetensors"
 
     def _read(self, model: MedSAM3, key: str) -> ImageEmbedding | None:
+        from safetensors import SafetensorError
+        from safetensors.torch import load
+
         path = self._path(key)
         if path is None:
             return None
@@ -194,6 +199,9 @@ class EmbeddingCache(_Counted):
         return model.restore_embedding(hidden, (height, width))
 
     def _write(self, key: str, image_key: str, embedding: ImageEmbedding) -> None:
+        import torch
+        from safetensors.torch import save
+
         path = self._path(key)
         if path is None:
             return
@@ -201,7 +209,7 @@ class EmbeddingCache(_Counted):
         notes = {
             "checksum": _checksum(hidden),
             "original_size": embedding.original_size,
-            "image_key": image_key,  # by which `embedding_files` finds what is to be removed
+            "image_key": image_key,  # by which `remove_embeddings` finds what is to be removed
         }
         packed = torch.tensor(list(json.dumps(notes).encode()), dtype=torch.uint8)
         content = save({"last_hidden_state": hidden, "notes": packed})
@@ -224,7 +232,7 @@ class EmbeddingCache(_Counted):
     def _make_room(self, needed: int) -> None:
         """Drop the least recently used entries where the limit would be exceeded.
 
-        Other processes write, too, so what is there is counted anew before anything is dropped.
+        Other processes write, too, so what is there is counted again before anything is dropped.
         """
         with self._lock:
             if self._disk_used is not None and self._disk_used + needed <= self._disk_bytes:
@@ -233,26 +241,50 @@ class EmbeddingCache(_Counted):
             self._disk_used = sum(size for _, size, _ in entries)
             if self._disk_used + needed <= self._disk_bytes:
                 return
-            wanted = self._disk_bytes * _KEEP_AFTER_EVICTION - needed
+            kept_bytes = self._disk_bytes * _KEEP_AFTER_EVICTION - needed
             for _, size, path in entries:
-                if self._disk_used <= wanted:
+                if self._disk_used <= kept_bytes:
                     break
                 _unlink(path)
                 self._disk_used -= size
 
     def _entries(self) -> list[tuple[float, int, Path]]:
         """(time of last use, bytes, path) of all entries."""
-        found = []
+        entries = []
         for path in self._folder.glob("*/*") if self._folder else ():
             try:
                 status = path.stat()
             except OSError:
                 continue  # another process dropped it
             if path.suffix == ".safetensors":
-                found.append((status.st_mtime, status.st_size, path))
+                entries.append((status.st_mtime, status.st_size, path))
             elif status.st_mtime < time.time() - _UNFINISHED_S:
                 _unlink(path)
-        return found
+        return entries
+
+
+def remove_embeddings(folder: Path, image_hashes: Collection[str]) -> tuple[int, int]:
+    """Remove the cached embeddings of images, without loading them.
+
+    Args:
+        folder: of an `EmbeddingCache`; may be missing.
+        image_hashes: the images' hashes, with which their cache keys begin.
+
+    Returns:
+        How many files went, and how many bytes.
+    """
+    files = size = 0
+    for path in folder.glob("*/*.safetensors"):
+        try:
+            key = str(_notes(path).get("image_key", ""))
+            if not any(key.startswith(hash_) for hash_ in image_hashes):
+                continue
+            entry_bytes = path.stat().st_size
+            path.unlink()
+        except OSError:
+            continue  # another process dropped it
+        files, size = files + 1, size + entry_bytes
+    return files, size
 
 
 def _key(model: MedSAM3, image_key: str) -> str:
@@ -261,9 +293,24 @@ def _key(model: MedSAM3, image_key: str) -> str:
 
 
 def _checksum(tensor: torch.Tensor) -> int:
+    import torch
+
     return zlib.crc32(tensor.reshape(-1).view(torch.uint8).numpy().data)
 
 
 def _unlink(path: Path) -> None:
     with contextlib.suppress(OSError):
         path.unlink(missing_ok=True)
+
+
+def _notes(path: Path) -> dict[str, Any]:
+    """The entry's notes, from the header of a safetensors file and the few bytes it points at."""
+    with path.open("rb") as file:
+        try:
+            (length,) = struct.unpack("<Q", file.read(8))
+            first, last = json.loads(file.read(length))["notes"]["data_offsets"]
+            file.seek(8 + length + first)
+            notes: dict[str, Any] = json.loads(file.read(last - first))
+        except (struct.error, ValueError, KeyError, TypeError, OverflowError, MemoryError):
+            return {}
+    return notes

@@ -125,7 +125,7 @@ def finish_removals(
 ) -> None:
     """Remove the files that are written down to go and that nothing names any more."""
     from backend.tables import ImageVector
-    from medsam3_model.embedding_files import remove_embeddings
+    from medsam3_model.embedding_cache import remove_embeddings
 
     with database.session() as session:
         store.lock_files(session, shared=False)

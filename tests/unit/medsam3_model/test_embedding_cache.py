@@ -1,22 +1,18 @@
 """Embeddings are made once, survive restarts, and no trouble on disk changes an answer."""
 
-import multiprocessing
 import os
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 
-from medsam3_model import ImageEmbedding, MedSAM3
-from medsam3_model.embedding_cache import EmbeddingCache, TextCache
+from medsam3_model import MedSAM3
+from medsam3_model.embedding_cache import TextCache, remove_embeddings
 from medsam3_model.errors import PromptError
 from tests.support import sam3_reference
-
-MB = 2**20
+from tests.support.embeddings import MB, Encoder, cache_of, entries, same
 
 
 @pytest.fixture(scope="module")
@@ -24,44 +20,6 @@ def model(facebook_checkpoint: Path) -> MedSAM3:
     return MedSAM3.from_pretrained(
         facebook_checkpoint, config=sam3_reference.config(), device="cpu"
     )
-
-
-def picture(seed: int) -> np.ndarray:
-    return np.random.default_rng(seed).integers(0, 255, (60, 90, 3), dtype=np.uint8)
-
-
-class Encoder:
-    """Encodes numbered pictures and counts how often."""
-
-    def __init__(self, model: MedSAM3) -> None:
-        self.model = model
-        self.calls = 0
-
-    def __call__(self, seed: int) -> Callable[[], ImageEmbedding]:
-        def encode() -> ImageEmbedding:
-            self.calls += 1
-            return self.model.encode_image(picture(seed))
-
-        return encode
-
-
-def same(one: ImageEmbedding, other: ImageEmbedding) -> bool:
-    return (
-        one.original_size == other.original_size
-        and one.encoder_hash == other.encoder_hash
-        and all(
-            torch.equal(a, b)
-            for a, b in zip(one.fpn_hidden_states, other.fpn_hidden_states, strict=True)
-        )
-    )
-
-
-def entries(folder: Path) -> list[Path]:
-    return sorted(folder.glob("*/*.safetensors"))
-
-
-def cache_of(folder: Path | None, memory: float = 100, disk: float = 100) -> EmbeddingCache:
-    return EmbeddingCache(folder, memory_bytes=int(memory * MB), disk_bytes=int(disk * MB))
 
 
 def test_second_look_comes_from_memory_and_a_new_process_reads_the_disk(
@@ -176,74 +134,6 @@ def test_folder_that_cannot_be_written_costs_only_speed(model: MedSAM3, tmp_path
     assert encoder.calls == 2
 
 
-FULL_DISK = """
-import resource, sys
-from pathlib import Path
-from tests.unit.medsam3_model.test_embedding_cache import MB, Encoder, cache_of, entries, same
-from tests.support import sam3_reference
-from medsam3_model import MedSAM3
-import signal
-
-model = MedSAM3.from_pretrained(sys.argv[1], config=sam3_reference.config(), device="cpu")
-# The kernel refuses every byte beyond the limit, as a full disk does.
-signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))
-folder, encoder = Path(sys.argv[2]), Encoder(model)
-cache = cache_of(folder)
-assert same(cache.get(model, "a", encoder(1)), encoder(1)())
-assert cache.counts["embedding_disk_errors"] == 1, cache.counts
-assert not [path for path in folder.glob("*/*")], "an unfinished entry was left behind"
-"""
-
-
-def test_full_disk_costs_only_speed(facebook_checkpoint: Path, tmp_path: Path) -> None:
-    subprocess.run(
-        [sys.executable, "-c", FULL_DISK, str(facebook_checkpoint), str(tmp_path / "cache")],
-        check=True,
-        cwd=Path(__file__).parents[3],
-    )
-
-
-def work(checkpoint: str, folder: str, seeds: list[int], answers: object) -> None:
-    """One process of two: looks at pictures through a small shared cache, and checks each."""
-    torch.set_num_threads(1)
-    model = MedSAM3.from_pretrained(checkpoint, config=sam3_reference.config(), device="cpu")
-    encoder = Encoder(model)
-    right = {seed: encoder(seed)() for seed in set(seeds)}
-    wrong = 0
-    for seed in seeds:
-        # A new cache each time, so that everything goes over the disk; room for two entries.
-        cache = EmbeddingCache(Path(folder), memory_bytes=0, disk_bytes=500_000)
-        wrong += not same(cache.get(model, str(seed), encoder(seed)), right[seed])
-        wrong += cache.counts["embedding_entries_dropped"]
-    answers.put(wrong)  # type: ignore[attr-defined]
-
-
-def test_two_processes_share_a_folder(facebook_checkpoint: Path, tmp_path: Path) -> None:
-    context = multiprocessing.get_context("spawn")
-    answers = context.Queue()
-    random = np.random.default_rng(0)
-    workers = [
-        context.Process(
-            target=work,
-            args=(
-                str(facebook_checkpoint),
-                str(tmp_path),
-                random.integers(0, 4, 24).tolist(),
-                answers,
-            ),
-        )
-        for _ in range(2)
-    ]
-    for worker in workers:
-        worker.start()
-    assert [answers.get(timeout=120), answers.get(timeout=120)] == [0, 0]
-    for worker in workers:
-        worker.join(timeout=30)
-        assert worker.exitcode == 0
-    assert sum(entry.stat().st_size for entry in entries(tmp_path)) <= 2 * 500_000
-
-
 def test_unfinished_entry_of_a_dead_process_is_removed(model: MedSAM3, tmp_path: Path) -> None:
     left = tmp_path / "ab" / ".abc.1.2"
     left.parent.mkdir()
@@ -277,3 +167,30 @@ def test_text_cache_forgets_the_least_recently_used(model: MedSAM3) -> None:
 def test_no_phrase_is_refused(model: MedSAM3) -> None:
     with pytest.raises(PromptError):
         TextCache().get(model, [])
+
+
+def entry(path: Path, image_key: str) -> int:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    notes = torch.tensor(list(f'{{"image_key": "{image_key}"}}'.encode()), dtype=torch.uint8)
+    save_file({"last_hidden_state": torch.zeros(3, 4), "notes": notes}, path)
+    return path.stat().st_size
+
+
+def test_only_the_named_images_go(tmp_path: Path) -> None:
+    first = entry(tmp_path / "aa" / "1.safetensors", "f" * 64)
+    page = entry(tmp_path / "ab" / "2.safetensors", "f" * 64 + ":1")
+    entry(tmp_path / "ac" / "3.safetensors", "e" * 64)
+    assert remove_embeddings(tmp_path, {"f" * 64}) == (2, first + page)
+    assert [path.name for path in tmp_path.glob("*/*")] == ["3.safetensors"]
+
+
+def test_damaged_and_foreign_files_are_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "aa").mkdir()
+    (tmp_path / "aa" / "x.safetensors").write_bytes(b"\xff" * 40)
+    (tmp_path / "aa" / "y.safetensors").write_bytes(b"")
+    assert remove_embeddings(tmp_path, {"f" * 64}) == (0, 0)
+    assert len(list(tmp_path.glob("*/*"))) == 2
+
+
+def test_a_missing_folder_holds_nothing(tmp_path: Path) -> None:
+    assert remove_embeddings(tmp_path / "none", {"f" * 64}) == (0, 0)
