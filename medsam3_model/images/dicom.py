@@ -17,7 +17,7 @@ from pydicom.pixels import apply_color_lut, apply_modality_lut, apply_voi_lut, p
 
 from medsam3_model.errors import ImageError
 from medsam3_model.images.intensity import full_range, to_bytes
-from medsam3_model.images.reading import ImageLimits
+from medsam3_model.images.limits import ImageLimits
 
 
 def read_dicom(file: BinaryIO, frame: int, limits: ImageLimits) -> npt.NDArray[np.uint8]:
@@ -31,7 +31,7 @@ def read_dicom(file: BinaryIO, frame: int, limits: ImageLimits) -> npt.NDArray[n
     dataset = _dataset(file)
     rows, columns = (int(dataset.get(name) or 0) for name in ("Rows", "Columns"))
     limits.check_pixels(columns, rows)
-    frames = _frames(dataset)
+    frames = int(dataset.get("NumberOfFrames") or 1)
     if not 0 <= frame < frames:
         raise ImageError(f"the DICOM file has {frames} frames, there is no frame {frame} (from 0)")
     file.seek(0)
@@ -48,11 +48,6 @@ def read_dicom(file: BinaryIO, frame: int, limits: ImageLimits) -> npt.NDArray[n
         raise ImageError(f"the DICOM file's pixels are damaged or truncated: {error}") from error
 
 
-def count_frames(file: BinaryIO) -> int:
-    """Number of frames. Raises ImageError for a file without pixels."""
-    return _frames(_dataset(file))
-
-
 def _dataset(file: BinaryIO) -> Dataset:
     try:
         dataset = pydicom.dcmread(file)
@@ -61,10 +56,6 @@ def _dataset(file: BinaryIO) -> Dataset:
     if "PixelData" not in dataset:
         raise ImageError("the DICOM file holds no image (a report or a structure set?)")
     return dataset
-
-
-def _frames(dataset: Dataset) -> int:
-    return int(dataset.get("NumberOfFrames") or 1)
 
 
 def _shown(dataset: Dataset, stored: npt.NDArray[Any], frame: int) -> npt.NDArray[np.uint8]:
@@ -127,8 +118,5 @@ def _window(dataset: Dataset) -> tuple[float, float] | None:
 def _first(value: Any) -> float | None:
     if value is None or value == "":
         return None
-    return (
-        float(value[0])
-        if hasattr(value, "__len__") and not isinstance(value, str)
-        else float(value)
-    )
+    several = hasattr(value, "__len__") and not isinstance(value, str)
+    return float(value[0] if several else value)

@@ -16,9 +16,9 @@ from nibabel.spatialimages import HeaderDataError
 
 from medsam3_model.errors import ImageError, ImageTooLargeError
 from medsam3_model.images.intensity import full_range, to_bytes
-from medsam3_model.images.reading import ImageLimits
+from medsam3_model.images.limits import ImageLimits
 
-# The axis across which a plane lies: x runs to the patient's right, y anterior, z superior (RAS+).
+# The axis that a plane cuts: x runs to the patient's right, y anterior, z superior (RAS+).
 _SLICE_AXES = {"axial": 2, "coronal": 1, "sagittal": 0}
 _SAMPLES_PER_AXIS = 100
 
@@ -50,12 +50,13 @@ class _Volume:
         where: list[Any] = [slice(None)] * 3
         here = self.stored_axis[axis]
         where[here] = self.values.shape[here] - 1 - index if self.backwards[axis] else index
-        found = np.asarray(self.values[(*where, *rest)])
+        plane = np.asarray(self.values[(*where, *rest)])
         first, second = (other for other in range(3) if other != axis)
+        # The volume may be stored with its axes in another order, and each the other way round.
         if self.stored_axis[first] > self.stored_axis[second]:
-            found = found.T
+            plane = plane.T
         steps = [-1 if self.backwards[other] else 1 for other in (first, second)]
-        return found[:: steps[0], :: steps[1]]
+        return plane[:: steps[0], :: steps[1]]
 
 
 def read_nifti(file: BinaryIO, page: int, plane: str, limits: ImageLimits) -> npt.NDArray[np.uint8]:
@@ -68,7 +69,9 @@ def read_nifti(file: BinaryIO, page: int, plane: str, limits: ImageLimits) -> np
         ImageError: damaged, no such slice, or an unknown plane.
     """
     volume = _volume(file, limits)
-    axis = _slice_axis(plane)
+    if plane not in _SLICE_AXES:
+        raise ImageError(f"a plane is one of {', '.join(_SLICE_AXES)}, not {plane!r}")
+    axis = _SLICE_AXES[plane]
     shape = volume.shape
     slices, volumes = shape[axis], int(np.prod(shape[3:], dtype=int))
     if not 0 <= page < slices * volumes:
@@ -86,18 +89,6 @@ def read_nifti(file: BinaryIO, page: int, plane: str, limits: ImageLimits) -> np
     # The slice's first axis runs along the rows of the picture, its second one up the columns.
     upright = grey.T[::-1, ::-1]
     return np.repeat(upright[:, :, None], 3, axis=2)
-
-
-def count_slices(file: BinaryIO, plane: str, limits: ImageLimits) -> int:
-    """Number of slices along `plane`, over all volumes. Raises as `read_nifti`."""
-    shape = _volume(file, limits).shape
-    return int(shape[_slice_axis(plane)] * np.prod(shape[3:], dtype=int))
-
-
-def _slice_axis(plane: str) -> int:
-    if plane not in _SLICE_AXES:
-        raise ImageError(f"a plane is one of {', '.join(_SLICE_AXES)}, not {plane!r}")
-    return _SLICE_AXES[plane]
 
 
 def _volume(file: BinaryIO, limits: ImageLimits) -> _Volume:

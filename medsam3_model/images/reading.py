@@ -9,7 +9,6 @@ from __future__ import annotations
 import io
 import struct
 import warnings
-from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
@@ -19,46 +18,13 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from medsam3_model.errors import ImageError, ImageTooLargeError
 from medsam3_model.images.intensity import full_range, to_bytes
+from medsam3_model.images.limits import DEFAULT_LIMITS, ImageLimits
 
 # Not all that Pillow reads: some of its formats start other programs (EPS).
 _FORMATS = ("PNG", "JPEG", "TIFF", "WEBP", "BMP", "GIF", "PPM", "AVIF", "JPEG2000")
 # Chromium turns JPEG, PNG and AVIF by their EXIF orientation, and WebP not.
 _NOT_TURNED_BY_BROWSERS = ("WEBP",)
 _DEEP_MODES = ("I;16", "I;16B", "I;16L", "I;16N", "I", "F")
-
-
-@dataclass(frozen=True)
-class ImageLimits:
-    """What is too large to be read.
-
-    Attributes:
-        max_bytes: of the file, and of what a compressed volume unpacks to.
-        max_pixels: of one page, slice or frame.
-    """
-
-    max_bytes: int = 512 * 2**20
-    max_pixels: int = 100_000_000
-
-    def check_size(self, size: int) -> None:
-        """Raises ImageTooLargeError for a file of too many bytes."""
-        if size > self.max_bytes:
-            raise ImageTooLargeError(
-                f"the image's file has {size / 2**20:,.0f} MB, more than the limit of "
-                f"{self.max_bytes / 2**20:,.0f} MB"
-            )
-
-    def check_pixels(self, width: int, height: int) -> None:
-        """Raises ImageTooLargeError for too many pixels, ImageError for none."""
-        if width * height > self.max_pixels:
-            raise ImageTooLargeError(
-                f"the image has {width:,} × {height:,} pixels, more than the limit of "
-                f"{self.max_pixels / 1e6:,.0f} million"
-            )
-        if width < 1 or height < 1:
-            raise ImageError(f"the image is empty: {width} × {height} pixels")
-
-
-DEFAULT_LIMITS = ImageLimits()
 
 
 def read_image(
@@ -106,30 +72,8 @@ def read_image(
         return _read_picture(file, page, limits)
 
 
-def count_pages(
-    source: bytes | Path | str, *, plane: str = "axial", limits: ImageLimits = DEFAULT_LIMITS
-) -> int:
-    """How many pages, frames or slices `read_image` can read from the file.
-
-    Raises:
-        ImageError: as `read_image`.
-    """
-    with _opened(source, limits) as file:
-        head = file.read(352)
-        file.seek(0)
-        if head[128:132] == b"DICM":
-            from medsam3_model.images.dicom import count_frames
-
-            return count_frames(file)
-        if head.startswith(b"\x1f\x8b") or _is_nifti(head):
-            from medsam3_model.images.nifti import count_slices
-
-            return count_slices(file, plane, limits)
-        with _opened_picture(file) as image:
-            return getattr(image, "n_frames", 1)
-
-
 def _is_nifti(head: bytes) -> bool:
+    """Whether a file begins with a NIfTI header: its size, 348 or 540 bytes, and its magic."""
     if len(head) < 348:
         return False
     return any(struct.unpack(f"{order}i", head[:4])[0] in (348, 540) for order in "<>") and (
