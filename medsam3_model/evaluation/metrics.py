@@ -1,4 +1,4 @@
-"""How near a mask is to the truth, and how sure a mean over images is.
+"""Metrics of masks against the truth, and intervals of their means over images.
 
 Every function takes two masks of one image as bool arrays (H, W); lengths and distances are in
 pixels. The definitions are those of `monai.metrics` (a boundary is what a 4-neighbour erosion
@@ -27,17 +27,30 @@ SURFACE_TOLERANCE = 2.0
 
 # Resamples of a bootstrap: the 2.5 % quantile then rests on 50 of them.
 RESAMPLES = 2000
+_LEVEL = 0.95  # of all intervals
 
 
 @dataclass(frozen=True)
 class MaskScores:
-    """All figures of one predicted mask against the true one."""
+    """All figures of one predicted mask against the true one.
 
-    dice: float  # 0..1
-    iou: float  # 0..1
-    surface_dice: float  # 0..1, share of both boundaries within the tolerance
-    hd95: float  # pixels
-    added_path_length: float  # pixels of the true boundary that would have to be redrawn
+    Attributes:
+        dice: Dice coefficient, 0 to 1.
+        iou: intersection over union, 0 to 1.
+        surface_dice: share of both boundaries that is within the tolerance of the other one
+            (normalised surface Dice of Nikolov et al. 2018, arXiv 1809.04430, boundary pixels
+            unweighted as in `monai.metrics.compute_surface_dice`), 0 to 1.
+        hd95: 95 % Hausdorff distance in pixels, the larger of the two directed 95th percentiles,
+            as `monai.metrics.compute_hausdorff_distance(percentile=95)`.
+        added_path_length: pixels of the true boundary that are not on the predicted one and would
+            have to be drawn again (Vaassen et al. 2020, doi:10.1016/j.phro.2019.12.001).
+    """
+
+    dice: float
+    iou: float
+    surface_dice: float
+    hd95: float
+    added_path_length: float
 
 
 @dataclass(frozen=True)
@@ -80,67 +93,42 @@ def iou(predicted: BoolMask, truth: BoolMask) -> float:
     return np.count_nonzero(predicted & truth) / union if union else 1.0
 
 
-def surface_dice(
-    predicted: BoolMask, truth: BoolMask, tolerance: float = SURFACE_TOLERANCE
-) -> float:
-    """Share of both boundaries that lies within `tolerance` pixels of the other one.
-
-    Normalised surface Dice of Nikolov et al. 2018 (arXiv 1809.04430), boundary pixels unweighted
-    as in `monai.metrics.compute_surface_dice`. 1 where both masks are empty, 0 where one is.
-    """
-    return score_mask(predicted, truth, tolerance=tolerance).surface_dice
-
-
-def hd95(predicted: BoolMask, truth: BoolMask) -> float:
-    """The 95 % Hausdorff distance in pixels: the larger of the two directed 95th percentiles.
-
-    As `monai.metrics.compute_hausdorff_distance(percentile=95)`. 0 where both masks are empty,
-    the image's diagonal where one is.
-    """
-    return score_mask(predicted, truth).hd95
-
-
-def added_path_length(predicted: BoolMask, truth: BoolMask, tolerance: float = 0.0) -> float:
-    """Pixels of the true boundary farther than `tolerance` pixels from the predicted one.
-
-    What a person would have to draw anew (added path length, Vaassen et al. 2020,
-    doi:10.1016/j.phro.2019.12.001). The whole boundary where nothing was predicted, 0 where
-    there is nothing to draw.
-    """
-    return score_mask(predicted, truth, path_tolerance=tolerance).added_path_length
-
-
 def score_mask(
     predicted: BoolMask,
     truth: BoolMask,
     *,
     tolerance: float = SURFACE_TOLERANCE,
-    path_tolerance: float = 0.0,
 ) -> MaskScores:
     """Every figure of `predicted` against `truth`; the boundaries are compared once.
 
-    Raises `ValueError` where the two shapes differ or are not two-dimensional.
+    Args:
+        predicted: bool (H, W).
+        truth: bool (H, W).
+        tolerance: of the surface Dice, in pixels.
+
+    Raises:
+        ValueError: the two shapes differ or are not two-dimensional.
     """
     predicted, truth = _pair(predicted, truth)
     overlap = (dice(predicted, truth), iou(predicted, truth))
-    drawn, wanted = boundary(predicted), boundary(truth)
-    n_drawn, n_wanted = np.count_nonzero(drawn), np.count_nonzero(wanted)
-    if n_drawn == 0 and n_wanted == 0:
+    drawn, true = boundary(predicted), boundary(truth)
+    n_drawn, n_true = np.count_nonzero(drawn), np.count_nonzero(true)
+    if n_drawn == 0 and n_true == 0:
         return MaskScores(*overlap, surface_dice=1.0, hd95=0.0, added_path_length=0.0)
-    if n_drawn == 0 or n_wanted == 0:
+    if n_drawn == 0 or n_true == 0:
         return MaskScores(
             *overlap,
             surface_dice=0.0,
             hd95=math.hypot(*truth.shape),
-            added_path_length=float(n_wanted),
+            added_path_length=float(n_true),
         )
-    from_drawn, from_wanted = _directed_distances(drawn, wanted)
-    near = np.count_nonzero(from_drawn <= tolerance) + np.count_nonzero(from_wanted <= tolerance)
+    from_drawn, from_true = _directed_distances(drawn, true)
+    near = np.count_nonzero(from_drawn <= tolerance) + np.count_nonzero(from_true <= tolerance)
     return MaskScores(
         *overlap,
-        surface_dice=near / (n_drawn + n_wanted),
-        hd95=float(max(np.percentile(from_drawn, 95), np.percentile(from_wanted, 95))),
-        added_path_length=float(np.count_nonzero(from_wanted > path_tolerance)),
+        surface_dice=near / (n_drawn + n_true),
+        hd95=float(max(np.percentile(from_drawn, 95), np.percentile(from_true, 95))),
+        added_path_length=float(np.count_nonzero(from_true > 0)),
     )
 
 
@@ -155,27 +143,16 @@ def bootstrap_mean(
     values: Sequence[float] | NDArray[np.floating],
     groups: Sequence[str] | None = None,
     *,
-    level: float = 0.95,
-    resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> Interval:
-    """Mean of one figure per image, with the percentile bootstrap's interval.
+    """Mean of one figure per image, with the percentile bootstrap's 95 % interval.
 
     With `groups` (one per value) whole groups are drawn, because two images of one patient are
     not two independent witnesses (cluster bootstrap, Field and Welsh 2007). Same input and seed,
     same interval. One group gives the mean as both ends. Raises `ValueError` without values, or
     where a value is not finite.
     """
-    sums, counts = _by_group(values, groups)
-    means = _resampled_means(sums, counts, resamples, seed)
-    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
-    return Interval(
-        mean=float(sums.sum() / counts.sum()),
-        low=float(low),
-        high=float(high),
-        count=int(counts.sum()),
-        groups=len(counts),
-    )
+    return _bootstrap(values, groups, seed)[0]
 
 
 def proportion(
@@ -199,11 +176,9 @@ def paired_bootstrap(
     incumbent: Sequence[float] | NDArray[np.floating],
     groups: Sequence[str] | None = None,
     *,
-    level: float = 0.95,
-    resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> PairedDifference:
-    """Is `candidate` better than `incumbent` on the same images? Both in the same order.
+    """By how much `candidate` is better than `incumbent` on the same images, in the same order.
 
     The differences of the pairs are resampled, by whole groups where `groups` are given, so what
     makes an image hard for both cancels out. A tie counts half towards `probability_better`.
@@ -212,17 +187,25 @@ def paired_bootstrap(
     first, second = np.asarray(candidate, np.float64), np.asarray(incumbent, np.float64)
     if first.shape != second.shape:
         raise ValueError(f"{first.size} and {second.size} figures cannot be paired.")
-    sums, counts = _by_group(first - second, groups)
-    means = _resampled_means(sums, counts, resamples, seed)
-    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
+    interval, means = _bootstrap(first - second, groups, seed)
+    better = float(np.mean(means > 0) + np.mean(means == 0) / 2)
     return PairedDifference(
-        mean=float(sums.sum() / counts.sum()),
-        low=float(low),
-        high=float(high),
-        probability_better=float(np.mean(means > 0) + np.mean(means == 0) / 2),
-        count=int(counts.sum()),
-        groups=len(counts),
+        interval.mean, interval.low, interval.high, better, interval.count, interval.groups
     )
+
+
+def _bootstrap(
+    values: Sequence[float] | NDArray[np.floating], groups: Sequence[str] | None, seed: int
+) -> tuple[Interval, NDArray[np.float64]]:
+    """The mean with its interval, and the `RESAMPLES` means that the interval comes from."""
+    sums, counts = _by_group(values, groups)
+    rng = np.random.default_rng(seed)
+    # How often each group is drawn is all that a mean needs: one multinomial row a resample.
+    drawn = rng.multinomial(len(sums), np.full(len(sums), 1 / len(sums)), size=RESAMPLES)
+    means = (drawn @ sums) / (drawn @ counts)
+    low, high = np.quantile(means, [(1 - _LEVEL) / 2, (1 + _LEVEL) / 2])
+    mean, count = float(sums.sum() / counts.sum()), int(counts.sum())
+    return Interval(mean, float(low), float(high), count, len(counts)), means
 
 
 def _pair(predicted: BoolMask, truth: BoolMask) -> tuple[BoolMask, BoolMask]:
@@ -268,12 +251,3 @@ def _by_group(
     _, index = np.unique(np.asarray(groups, dtype=str), return_inverse=True)
     sums = np.bincount(index, weights=figures).astype(np.float64)
     return sums, np.bincount(index).astype(np.float64)
-
-
-def _resampled_means(
-    sums: NDArray[np.float64], counts: NDArray[np.float64], resamples: int, seed: int
-) -> NDArray[np.float64]:
-    rng = np.random.default_rng(seed)
-    # How often each group is drawn is all that a mean needs: one multinomial row a resample.
-    drawn = rng.multinomial(len(sums), np.full(len(sums), 1 / len(sums)), size=resamples)
-    return (drawn @ sums) / (drawn @ counts)

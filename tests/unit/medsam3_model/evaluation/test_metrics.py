@@ -35,21 +35,19 @@ def test_overlap_of_a_shifted_square(shift: int) -> None:
 def test_surface_of_a_square_that_grew_evenly(shift: int) -> None:
     """Straight sides are `shift` apart; only the larger square's corners are farther."""
     truth, predicted = square(40, 40, 40), square(40 - shift, 40 - shift, 40 + 2 * shift)
-    scores = metrics.score_mask(predicted, truth, tolerance=shift, path_tolerance=shift)
-    assert scores.added_path_length == 0
+    scores = metrics.score_mask(predicted, truth, tolerance=shift)
     inner, outer = 4 * 39, 4 * (39 + 2 * shift)
     # On each of 8 half corners the `shift` outermost pixels, the corner itself shared by two.
     far = 4 * (2 * shift - 1)
     assert scores.surface_dice == pytest.approx((inner + outer - far) / (inner + outer))
-    assert metrics.surface_dice(predicted, truth, shift - 0.5) == 0.0
-    assert metrics.added_path_length(predicted, truth) == inner
+    assert metrics.score_mask(predicted, truth, tolerance=shift - 0.5).surface_dice == 0.0
+    assert scores.added_path_length == inner
 
 
 @pytest.mark.parametrize(("small", "large"), [(20, 23), (30, 45)])
 def test_hausdorff_of_concentric_disks_is_the_difference_of_the_radii(small: int, large: int):
-    assert metrics.hd95(disk(64, 80, small), disk(64, 80, large)) == pytest.approx(
-        large - small, abs=0.75
-    )
+    scores = metrics.score_mask(disk(64, 80, small), disk(64, 80, large))
+    assert scores.hd95 == pytest.approx(large - small, abs=0.75)
 
 
 def test_dice_of_disks_follows_the_lens_formula() -> None:
@@ -65,8 +63,8 @@ def test_hd95_forgives_a_twentieth_of_the_boundary() -> None:
     truth = square(20, 20, 60)
     spiked = truth.copy()
     spiked[50, 80:86] = True  # a spike of 6 px on a boundary of 236
-    assert metrics.hd95(spiked, truth) == 0.0
-    assert metrics.surface_dice(spiked, truth) < 1.0
+    assert metrics.score_mask(spiked, truth).hd95 == 0.0
+    assert metrics.score_mask(spiked, truth).surface_dice < 1.0
 
 
 def test_empty_masks() -> None:
@@ -83,7 +81,7 @@ def test_added_path_length_counts_only_what_has_to_be_redrawn() -> None:
     half = truth.copy()
     half[10:30, 20:30] = False  # the right half is missing
     # Left half of the outline is shared: 20 on the side, 10 above, 10 below, corners counted once.
-    assert metrics.added_path_length(half, truth) == 4 * 19 - (20 + 9 + 9)
+    assert metrics.score_mask(half, truth).added_path_length == 4 * 19 - (20 + 9 + 9)
 
 
 @given(
@@ -178,11 +176,12 @@ def test_a_proportion_over_groups_counts_them_as_the_witnesses() -> None:
     assert (grouped.count, grouped.groups) == (40, 4)
 
 
-def test_interval_covers_as_often_as_it_says() -> None:
+def test_interval_covers_as_often_as_it_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(metrics, "RESAMPLES", 500)
     rng = np.random.default_rng(0)
     covered = 0
     for trial in range(200):
-        interval = metrics.bootstrap_mean(rng.normal(0.5, 0.1, 40), seed=trial, resamples=500)
+        interval = metrics.bootstrap_mean(rng.normal(0.5, 0.1, 40), seed=trial)
         covered += interval.low <= 0.5 <= interval.high
     assert 0.88 <= covered / 200 <= 0.99
 
