@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-Window = tuple[int, int, int, int]
-"""x0, y0, x1, y1 in whole pixels, the last ones exclusive."""
+from medsam3_model.boxes import tight_box
+from medsam3_model.types import Window
 
 _STEEPNESS = 8.0
 # .96 where inside and outside are equally likely; Dice, which counts the object's pixels only, is
@@ -139,20 +139,19 @@ def _weights(cells: int, low: int, high: int, start: int, stop: int) -> NDArray[
 
 def _mask_iou(mask: NDArray[np.bool_], window: Window, box: NDArray[np.float32]) -> float:
     """IoU of a box with the tight box of a mask in a window; 0 for an empty mask."""
-    columns, rows = np.flatnonzero(mask.any(0)), np.flatnonzero(mask.any(1))
-    if not columns.size:
+    if not mask.any():
         return 0.0
-    low = np.array([columns[0], rows[0]]) + window[:2]
-    high = np.array([columns[-1], rows[-1]]) + window[:2] + 1
+    tight = tight_box(mask).astype(np.float64)
+    low, high = tight[:2] + window[:2], tight[2:] + window[:2]
     shared = np.clip(np.minimum(high, box[2:]) - np.maximum(low, box[:2]), 0, None).prod()
     return float(shared / ((high - low).prod() + (box[2:] - box[:2]).prod() - shared))
 
 
-def _correlation(one: NDArray[np.float32], other: NDArray[np.float32]) -> float:
+def _correlation(first: NDArray[np.float32], second: NDArray[np.float32]) -> float:
     """Pearson's, not below 0; 0 where one of them is constant."""
-    one, other = one - one.mean(), other - other.mean()
-    length = float(np.sqrt((one**2).sum() * (other**2).sum()))
-    return max(float((one * other).sum()) / length, 0.0) if length > 0 else 0.0
+    first, second = first - first.mean(), second - second.mean()
+    length = float(np.sqrt((first**2).sum() * (second**2).sum()))
+    return max(float((first * second).sum()) / length, 0.0) if length > 0 else 0.0
 
 
 def _sigmoid(values: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -1,22 +1,99 @@
-"""The detector's forward pass with every decoder layer's answer, which training needs.
+"""SAM 3's forward passes: encoders and detector apart, for serving and for training.
 
-transformers' `Sam3Model.forward` returns the last layer's logits only. Here its submodules are
-called in the same order, with savings: the prompts of one image share its vision features, pixels
-are decoded only for the prompts that ask for masks, and a mask is painted only for the queries that
-are looked at.
+Image and text features may be kept, so they have functions of their own. To serve, the detector
+(`detector_outputs`) is transformers' `Sam3Model.forward`; two things that are computed there and
+never read are left out: the coarsest feature level, and the positions of the finer ones.
+
+Training (`answer_prompts`) needs the answers of every decoder layer, of which transformers returns
+the last. Its submodules are called in the same order, with savings: the prompts of one image share
+its vision features, pixels are decoded only for the prompts that ask for masks, and a mask is
+painted only for the queries that are looked at.
 """
+
+from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import Sam3Model
+from transformers.masking_utils import create_bidirectional_mask
+from transformers.modeling_outputs import BaseModelOutputWithPooling
+from transformers.models.sam3.modeling_sam3 import Sam3VisionEncoderOutput
 
-if TYPE_CHECKING:
-    from transformers import Sam3Model
+from medsam3_model.device import autocast
+from medsam3_model.preprocessing import PADDED_BOX
 
-PADDED_BOX = -10
+OUTPUT_NAMES = ("pred_logits", "pred_boxes", "presence_logits", "pred_masks", "semantic_seg")
+
+
+def vision_hidden(model: Sam3Model, pixel_values: Tensor) -> Tensor:
+    """The vision transformer's output, (B, patches, C), of pixels (B, 3, S, S)."""
+    return model.vision_encoder.backbone(pixel_values).last_hidden_state
+
+
+def feature_levels(model: Sam3Model, hidden: Tensor) -> tuple[Tensor, ...]:
+    """The neck: three feature levels (B, D, h, w), finest first, of the transformer's output."""
+    config: Any = model.config.vision_config
+    side = int(config.image_size) // int(config.backbone_config.patch_size)
+    spatial = hidden.view(hidden.shape[0], side, side, -1).permute(0, 3, 1, 2)
+    return tuple(layer(spatial) for layer in model.vision_encoder.neck.fpn_layers[:-1])
+
+
+def text_features(model: Sam3Model, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+    """Projected text features (K, tokens, D) of token ids (K, tokens)."""
+    return model.get_text_features(
+        input_ids=input_ids, attention_mask=attention_mask, return_dict=True
+    ).pooler_output
+
+
+def detector_outputs(
+    model: Sam3Model,
+    levels: Sequence[Tensor],
+    features: Tensor,
+    attention_mask: Tensor,
+    boxes: Tensor,
+    labels: Tensor,
+    dtype: torch.dtype,
+) -> dict[str, Tensor]:
+    """The detector's answers to K phrases about one image, or to K pairs of image and phrase.
+
+    Args:
+        model: float32 detector.
+        levels: from `feature_levels`, of 1 or K images.
+        features: (K, tokens, D).
+        attention_mask: bool (K, tokens).
+        boxes: float32 (K, M, 4), normalised cx, cy, w, h; M at least 1.
+        labels: int64 (K, M), 1, 0 or -10.
+        dtype: bfloat16 computes with autocast.
+
+    Returns:
+        `pred_logits` (K, Q), `pred_boxes` (K, Q, 4) as x0, y0, x1, y1 fractions,
+        `presence_logits` (K, 1), `pred_masks` logits (K, Q, h, w) and `semantic_seg` logits
+        (K, 1, h, w) with h = w = four times as many as the image has patches along a side.
+    """
+    batch, device = len(features), levels[0].device
+    coarsest = levels[-1].to(torch.float32)  # the detector's residual stream starts here
+    expanded = [level.expand(batch, -1, -1, -1) for level in (*levels[:-1], coarsest)]
+    position = model.vision_encoder.neck.position_encoding(
+        torch.Size((1, *coarsest.shape[1:])), device, torch.float32
+    ).expand(batch, -1, -1, -1)
+    # transformers drops the last of each and reads the positions of the coarsest that is left.
+    vision = Sam3VisionEncoderOutput(
+        fpn_hidden_states=(*expanded, expanded[-1]), fpn_position_encoding=(position, position)
+    )
+    with autocast(device, dtype):
+        outputs = model(
+            vision_embeds=vision,
+            # It reads `.pooler_output`: a bare tensor will not do.
+            text_embeds=BaseModelOutputWithPooling(pooler_output=features),
+            attention_mask=attention_mask,
+            input_boxes=boxes.to(device),
+            input_boxes_labels=labels.to(device),
+        )
+    return {name: outputs[name] for name in OUTPUT_NAMES}
 
 
 @dataclass(frozen=True)
@@ -29,7 +106,7 @@ class VisionFeatures:
     levels: tuple[Tensor, ...]
     positions: tuple[Tensor, ...]
 
-    def take(self, images: Tensor) -> "VisionFeatures":
+    def take(self, images: Tensor) -> VisionFeatures:
         """The features of `images` (int64 indices, one per prompt), repeated where asked."""
         return VisionFeatures(
             tuple(level[images] for level in self.levels),
@@ -39,7 +116,7 @@ class VisionFeatures:
 
 @dataclass(frozen=True)
 class Prompts:
-    """P prompts.
+    """P prompts to the detector.
 
     images: int64 (P,), the image that each belongs to. text (P, T, C) projected text features and
     text_mask bool (P, T). boxes float32 (P, M, 4) cxcywh in 0..1 and box_labels int64 (P, M): 1 for
@@ -52,6 +129,22 @@ class Prompts:
     text_mask: Tensor
     boxes: Tensor
     box_labels: Tensor
+
+    @classmethod
+    def with_one_box(
+        cls, images: Sequence[int], text: Tensor, text_mask: Tensor, boxes: Sequence[Tensor | None]
+    ) -> Prompts:
+        """Prompts with one positive box each, cxcywh (4,), or with a padded one for None."""
+        nowhere = torch.tensor([0.5, 0.5, 1.0, 1.0])
+        labels = [PADDED_BOX if box is None else 1 for box in boxes]
+        every_box = torch.stack([nowhere if box is None else box for box in boxes])
+        return cls(
+            images=torch.tensor(images, device=text.device),
+            text=text,
+            text_mask=text_mask.bool(),
+            boxes=every_box[:, None].to(text.device),
+            box_labels=torch.tensor(labels, device=text.device)[:, None],
+        )
 
 
 @dataclass(frozen=True)
@@ -82,7 +175,7 @@ class DetectorOutput:
         return flat.view(-1, *pixels.shape[1:])
 
 
-def vision_features(model: "Sam3Model", pixel_values: Tensor) -> VisionFeatures:
+def vision_features(model: Sam3Model, pixel_values: Tensor) -> VisionFeatures:
     """Run the vision encoder on float (B, 3, S, S), normalised pixels."""
     output = model.get_vision_features(pixel_values)
     return VisionFeatures(
@@ -90,8 +183,8 @@ def vision_features(model: "Sam3Model", pixel_values: Tensor) -> VisionFeatures:
     )
 
 
-def detect(
-    model: "Sam3Model", vision: VisionFeatures, prompts: Prompts, mask_rows: Tensor | None = None
+def answer_prompts(
+    model: Sam3Model, vision: VisionFeatures, prompts: Prompts, mask_rows: Tensor | None = None
 ) -> DetectorOutput:
     """Answer `prompts`; masks only for `mask_rows` (int64 indices of prompts; all if None).
 
@@ -168,15 +261,13 @@ def detect(
 
 
 def _decode_pixels(
-    model: "Sam3Model",
+    model: Sam3Model,
     levels: Sequence[Tensor],
     encoded: Tensor,
     features: Tensor,
     valid: Tensor,
 ) -> Tensor:
     """What `Sam3MaskDecoder.forward` multiplies with the queries, (R, C, h, w)."""
-    from transformers.masking_utils import create_bidirectional_mask
-
     decoder = model.mask_decoder
     normed = decoder.prompt_cross_attn_norm(encoded)
     mask = create_bidirectional_mask(

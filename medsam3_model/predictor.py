@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import nn
 from transformers import PreTrainedTokenizerBase, Sam3Model
+from typing_extensions import TypeVar
 
 from medsam3_model import device as devices
-from medsam3_model import forward
 from medsam3_model.checkpoints import loading, pretrained
 from medsam3_model.checkpoints.detectors import (
     DetectorCheckpoint,
@@ -24,6 +24,12 @@ from medsam3_model.checkpoints.detectors import (
 )
 from medsam3_model.checkpoints.hashes import WeightsHash
 from medsam3_model.checkpoints.hashes import of_model as hash_weights
+from medsam3_model.detector import (
+    detector_outputs,
+    feature_levels,
+    text_features,
+    vision_hidden,
+)
 from medsam3_model.errors import PromptError
 from medsam3_model.postprocessing import SAM3_SETTINGS, DetectionSettings, to_detections
 from medsam3_model.preprocessing import (
@@ -37,9 +43,10 @@ from medsam3_model.preprocessing import (
 from medsam3_model.tracker import Tracker
 from medsam3_model.types import Detections, ImageEmbedding, TextEmbedding
 
+# As many phrases in a pass as have copies of the finest level within half a gigabyte.
 _FINEST_LEVEL_BYTES_PER_PASS = 512 * 2**20
 
-Answer = TypeVar("Answer")
+Reading = TypeVar("Reading", default=Detections)
 
 
 class MedSAM3:
@@ -61,7 +68,7 @@ class MedSAM3:
         encoder_hash: SHA-256 of the frozen encoders' weights; embeddings are valid as long as
             this stays the same.
         detector_hash: SHA-256 of the detector's weights.
-        settings: thresholds that `detect` uses unless it is given others.
+        settings: thresholds that hold unless it is given others.
         device, dtype: where and in which precision the model computes.
         tracker: answers clicks, where the checkpoint holds SAM 3's tracker; else None.
     """
@@ -198,7 +205,7 @@ class MedSAM3:
     def save_detector(
         self, path: str | Path, *, base: str, name: str, notes: Mapping[str, Any] | None = None
     ) -> DetectorCheckpoint:
-        """Write this model's detector; see `detector_checkpoints.save_detector`."""
+        """Write this model's detector; see `checkpoints.detectors.save_detector`."""
         state, encoder_hash = detector_state(self.model), self.encoder_hash
         return save_detector(
             path, state, encoder_hash=encoder_hash, base=base, name=name, notes=notes
@@ -220,7 +227,7 @@ class MedSAM3:
         """Run the frozen vision encoder, the expensive part, on one image.
 
         Args:
-            rgb: uint8 (H, W, 3), as `image_io.read_image` returns.
+            rgb: uint8 (H, W, 3), as `images.reading.read_image` returns.
 
         Raises:
             PromptError: another type or shape.
@@ -237,8 +244,8 @@ class MedSAM3:
     @torch.no_grad()
     def _encode_batch(self, images: Sequence[npt.NDArray[np.uint8]]) -> list[ImageEmbedding]:
         pixels = torch.cat([to_pixel_values(rgb, self.image_size) for rgb in images])
-        hidden = forward.vision_hidden(self.model, pixels.to(self.device))
-        levels = forward.feature_levels(self.model, hidden)
+        hidden = vision_hidden(self.model, pixels.to(self.device))
+        levels = feature_levels(self.model, hidden)
 
         sizes = [(rgb.shape[0], rgb.shape[1]) for rgb in images]
         return ImageEmbedding.of_batch(levels, hidden, sizes, self.encoder_hash)
@@ -253,7 +260,7 @@ class MedSAM3:
         """
         with torch.no_grad():
             hidden = last_hidden_state.to(self.device, self.dtype)
-            levels = forward.feature_levels(self.model, hidden)
+            levels = feature_levels(self.model, hidden)
             return ImageEmbedding(levels, hidden, original_size, self.encoder_hash)
 
     def encode_text(self, phrases: Sequence[str]) -> TextEmbedding:
@@ -267,7 +274,7 @@ class MedSAM3:
         )
         ids, mask = ids.to(self.device), mask.to(self.device)
         with torch.no_grad():
-            features = forward.text_features(self.model, ids, mask)
+            features = text_features(self.model, ids, mask)
         return TextEmbedding(tuple(phrases), features, mask, self.encoder_hash)
 
     # -- detector ---------------------------------------------------------------------------
@@ -281,27 +288,11 @@ class MedSAM3:
         *,
         settings: DetectionSettings | None = None,
     ) -> Detections | list[Detections]:
-        """Find every instance of the phrases in the image.
-
-        Args:
-            image_embedding: from `encode_image` of a model with the same encoder.
-            text_embedding: from `encode_text`; all K phrases are answered in one pass.
-            boxes: exemplars, x0, y0, x1, y1 in pixels of the original image: (M, 4) for all
-                phrases, or a list of K such arrays. They show what is meant, they do not crop.
-            box_labels: 1 "such things", 0 "not such things", (M,) or K of them; default all 1.
-            settings: thresholds; default the model's own.
-
-        Returns:
-            `Detections` for one phrase, a list in the phrases' order for several.
-
-        Raises:
-            PromptError: malformed boxes, or embeddings of another encoder.
-            ModelMemoryError: memory ran out on a single phrase.
-        """
-        found = self.detect_all(
+        """As `detect_all`, but for a single phrase its `Detections` without a list around it."""
+        answers = self.detect_all(
             image_embedding, text_embedding, boxes, box_labels, settings=settings
         )
-        return found[0] if len(found) == 1 else found
+        return answers[0] if len(answers) == 1 else answers
 
     def detect_all(
         self,
@@ -311,37 +302,28 @@ class MedSAM3:
         box_labels: Any = None,
         *,
         settings: DetectionSettings | None = None,
-    ) -> list[Detections]:
-        """As `detect`, always a list."""
-        settings = settings or self.settings
-        size = image_embedding.original_size
-
-        def read(outputs: Mapping[str, torch.Tensor], row: int, index: int) -> Detections:
-            return to_detections(outputs, row, size, settings, text_embedding.phrases[index])
-
-        return self.ask(image_embedding, text_embedding, boxes, box_labels, read=read)
-
-    def ask(
-        self,
-        image_embedding: ImageEmbedding,
-        text_embedding: TextEmbedding,
-        boxes: Any = None,
-        box_labels: Any = None,
-        *,
-        read: Callable[[Mapping[str, torch.Tensor], int, int], Answer],
-    ) -> list[Answer]:
-        """What `read` makes of the detector's tensors, for each of the phrases.
+        read: Callable[[Mapping[str, torch.Tensor], int, int], Reading] | None = None,
+    ) -> list[Reading]:
+        """Find every instance of the phrases in the image.
 
         Args:
-            image_embedding: as for `detect`, as are the others.
-            text_embedding: several phrases, or one several times with other boxes.
-            boxes: for all phrases, or K of them.
-            box_labels: in the same form.
-            read: called with the tensors of `raw` for some of the phrases, the row in them that
-                belongs to a phrase, and which of the K phrases it is.
+            image_embedding: from `encode_image` of a model with the same encoder.
+            text_embedding: from `encode_text`; all K phrases are answered in one pass. One phrase
+                may stand there several times, with other boxes.
+            boxes: exemplars, x0, y0, x1, y1 in pixels of the original image: (M, 4) for all
+                phrases, or a list of K such arrays. They show what is meant, they do not crop.
+            box_labels: 1 "such things", 0 "not such things", (M,) or K of them; default all 1.
+            settings: thresholds; default the model's own.
+            read: what to make of the tensors instead of `Detections`. It is called with the
+                tensors of `detector.detector_outputs` for some of the phrases, the row in them
+                that belongs to a phrase, and which of the K phrases it is.
+
+        Returns:
+            `Detections`, or what `read` returns, of each phrase in their order.
 
         Raises:
-            PromptError, ModelMemoryError: as `detect`.
+            PromptError: malformed boxes, or embeddings of another encoder.
+            ModelMemoryError: memory ran out on a single phrase.
         """
         for embedding in (image_embedding, text_embedding):
             if embedding.encoder_hash != self.encoder_hash:
@@ -349,22 +331,25 @@ class MedSAM3:
                     f"a {type(embedding).__name__} of another encoder was given to {self.version}: "
                     "encode again with this model"
                 )
+        size, thresholds = image_embedding.original_size, settings or self.settings
+
+        def detections(outputs: Mapping[str, torch.Tensor], row: int, index: int) -> Any:
+            return to_detections(outputs, row, size, thresholds, text_embedding.phrases[index])
+
+        read = read or detections
         rows, labels = per_phrase_boxes(boxes, box_labels, len(text_embedding))
 
         @torch.no_grad()
-        def run(indices: Sequence[int]) -> list[Answer]:
-            outputs = forward.detector_outputs(
+        def run(indices: Sequence[int]) -> list[Reading]:
+            outputs = detector_outputs(
                 self.model,
                 image_embedding.fpn_hidden_states,
                 text_embedding.features[list(indices)],
                 text_embedding.attention_mask[list(indices)],
-                *model_boxes(
-                    [rows[i] for i in indices],
-                    [labels[i] for i in indices],
-                    image_embedding.original_size,
-                ),
+                *model_boxes([rows[i] for i in indices], [labels[i] for i in indices], size),
                 self.dtype,
             )
+            # Read within the pass: the masks of all phrases at once may not fit in memory.
             return [read(outputs, row, index) for row, index in enumerate(indices)]
 
         finest = image_embedding.fpn_hidden_states[0]
@@ -373,13 +358,9 @@ class MedSAM3:
 
     @torch.no_grad()
     def raw(
-        self,
-        pixel_values: Any,
-        input_ids: Any,
-        boxes: Any = None,
-        box_labels: Any = None,
+        self, pixel_values: Any, input_ids: Any, boxes: Any = None, box_labels: Any = None
     ) -> dict[str, torch.Tensor]:
-        """The detector's tensors for a batch of image-phrase pairs, before any threshold.
+        """The detector's tensors of image-phrase pairs, to compare with other implementations.
 
         Args:
             pixel_values: float (B, 3, S, S), scaled to -1..1, S the model's image size.
@@ -388,16 +369,16 @@ class MedSAM3:
             box_labels: int (B, M), 1 positive, 0 negative, -10 padding; default all positive.
 
         Returns:
-            `pred_logits` (B, Q), `pred_boxes` (B, Q, 4) as x0, y0, x1, y1 fractions,
-            `presence_logits` (B, 1), `pred_masks` logits (B, Q, h, w) and `semantic_seg` logits
-            (B, 1, h, w) with h = w = a quarter of S over the patch size times 16.
+            As `detector.detector_outputs`, K = B.
         """
         pixels = torch.as_tensor(pixel_values, dtype=torch.float32).to(self.device)
         ids = torch.as_tensor(input_ids, dtype=torch.long).to(self.device)
-        prompt, labels = raw_boxes(boxes, box_labels, len(ids))
         mask = text_mask(ids, self.config.text_config.eos_token_id)
-        levels = forward.feature_levels(self.model, forward.vision_hidden(self.model, pixels))
-        features = forward.text_features(self.model, ids, mask)
-        return forward.detector_outputs(
-            self.model, levels, features, mask, prompt, labels, self.dtype
+        return detector_outputs(
+            self.model,
+            feature_levels(self.model, vision_hidden(self.model, pixels)),
+            text_features(self.model, ids, mask),
+            mask,
+            *raw_boxes(boxes, box_labels, len(ids)),
+            self.dtype,
         )

@@ -15,7 +15,8 @@ from medsam3_model.errors import PromptError
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-PADDING_LABEL = -10  # transformers' label of a box that is only there to fill the batch
+PADDED_BOX = -10
+"""transformers' label of a box that only fills the batch."""
 
 
 def to_pixel_values(rgb: npt.NDArray[np.uint8], image_size: int) -> torch.Tensor:
@@ -98,10 +99,8 @@ def per_phrase_boxes(
 
     shared = _depth(boxes) <= 2
     if shared:
-        one = _box_array(boxes)
-        rows = [one] * phrases
-        labels = [_label_array(box_labels, len(one))] * phrases
-        return rows, labels
+        row = _box_array(boxes)
+        return [row] * phrases, [_label_array(box_labels, len(row))] * phrases
     if len(boxes) != phrases:
         raise PromptError(f"boxes were given for {len(boxes)} phrases, but there are {phrases}")
     rows = [_box_array(item) for item in boxes]
@@ -132,7 +131,7 @@ def model_boxes(
     height, width = size
     most = max(1, *(len(row) for row in rows)) if rows else 1
     out = torch.zeros(len(rows), most, 4)
-    out_labels = torch.full((len(rows), most), PADDING_LABEL, dtype=torch.long)
+    out_labels = torch.full((len(rows), most), PADDED_BOX, dtype=torch.long)
     for index, (row, row_labels) in enumerate(zip(rows, labels, strict=True)):
         if len(row) == 0:
             continue

@@ -6,24 +6,26 @@ own, and what the model says is weighed with what the box says (`box_answers`). 
 small for the encoder is looked at again, enlarged.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import isqrt
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from medsam3_model.box_answers import BoxAnswer, Window, answer_in_box, enlarged
+from medsam3_model.box_answers import BoxAnswer, answer_in_box, enlarged
 from medsam3_model.boxes import tight_box
 from medsam3_model.errors import PromptError
-from medsam3_model.types import Detections, ImageEmbedding, TextEmbedding
-
-if TYPE_CHECKING:
-    from medsam3_model.predictor import MedSAM3
-
-EncodeWindow = Callable[[Window], ImageEmbedding]
-"""Encodes a part of the image, x0, y0, x1, y1 in pixels, the last ones exclusive."""
+from medsam3_model.postprocessing import object_logits
+from medsam3_model.types import (
+    Detections,
+    EncodeWindow,
+    ImageEmbedding,
+    Segmenter,
+    TextEmbedding,
+    Window,
+)
 
 # Clicked instances compete from this score on.
 _LOWEST_SCORE = 0.02
@@ -60,7 +62,7 @@ class SpatialPrompt:
 
 
 def segment_prompted(
-    model: "MedSAM3",
+    model: Segmenter,
     image: ImageEmbedding,
     text: TextEmbedding,
     prompt: SpatialPrompt,
@@ -78,7 +80,7 @@ def segment_prompted(
         encode_window: for a closer look at small objects; without it there is none.
 
     Returns:
-        As `MedSAM3.detect`, with one mask per object that was found. For boxes, `scores` is the
+        One mask per object that was found. For boxes, `scores` is the
         mean probability in the mask, and `semantic` the probability that a pixel is in one of
         the objects. A box outside of the image has no object.
 
@@ -91,7 +93,7 @@ def segment_prompted(
 
 
 def _for_boxes(
-    model: "MedSAM3",
+    model: Segmenter,
     image: ImageEmbedding,
     text: TextEmbedding,
     prompt: SpatialPrompt,
@@ -103,6 +105,7 @@ def _for_boxes(
         raise PromptError("a box is empty: x1 and y1 must be greater than x0 and y0")
     drawn = _clipped(prompt.positive_boxes, whole)
     unwanted = _clipped(prompt.boxes[np.asarray(prompt.box_labels, dtype=int) == 0], whole)
+    # Boxes that are looked at in the same part of the image share one pass of the detector.
     by_window: dict[Window, list[int]] = {}
     for index, box in enumerate(drawn):
         window = _closer_look(image, box) if encode_window is not None else whole
@@ -113,16 +116,16 @@ def _for_boxes(
         looked = image
         if window != whole and encode_window is not None:
             looked = encode_window(window)
-        asked = _ask(model, looked, text, drawn[indices], unwanted, window)
-        for index, (logits, presence) in zip(indices, asked, strict=True):
+        evidence = _evidence(model, looked, text, drawn[indices], unwanted, window)
+        for index, (logits, presence) in zip(indices, evidence, strict=True):
             answers[index] = answer_in_box(logits, window, drawn[index], size)
             presences.append(presence)
     presence = max(presences, default=0.0)
     return _objects([answers[index] for index in range(len(drawn))], presence, text, size)
 
 
-def _ask(
-    model: "MedSAM3",
+def _evidence(
+    model: Segmenter,
     image: ImageEmbedding,
     text: TextEmbedding,
     drawn: NDArray[np.float32],
@@ -130,8 +133,6 @@ def _ask(
     window: Window,
 ) -> list[tuple[NDArray[np.float32], float]]:
     """Log-odds of the object in each of the boxes, each asked for on its own, and presences."""
-    from medsam3_model.postprocessing import object_logits
-
     corner = np.array(window[:2] * 2, np.float32)
     extent = np.array([window[2] - window[0], window[3] - window[1]] * 2, np.float32)
     others = _clipped(unwanted, window) - corner
@@ -142,7 +143,7 @@ def _ask(
 
     labels = [[1, *(0 for _ in others)] for _ in drawn]
     texts = TextEmbedding.concatenate([text] * len(drawn))
-    return model.ask(image, texts, prompts, labels, read=read)
+    return model.detect_all(image, texts, prompts, labels, read=read)
 
 
 def _closer_look(image: ImageEmbedding, box: NDArray[np.float32]) -> Window:
@@ -167,14 +168,15 @@ def _objects(
     answers: Sequence[BoxAnswer], presence: float, text: TextEmbedding, size: tuple[int, int]
 ) -> Detections:
     semantic = np.zeros(size, np.float32)
-    chosen: list[tuple[NDArray[np.bool_], float]] = []
+    scored: list[tuple[NDArray[np.bool_], float]] = []
     for answer in answers:
         x0, y0, x1, y1 = answer.window
+        # A pixel belongs to one of the objects as surely as to the object that claims it most.
         part, probability = semantic[y0:y1, x0:x1], answer.probability
         np.maximum(part, probability, out=part)
         mask = np.zeros(size, np.bool_)
         mask[y0:y1, x0:x1] = inside = answer.log_odds > 0
-        chosen.append((mask, float(probability[inside].mean()) if inside.any() else 0.0))
+        scored.append((mask, float(probability[inside].mean()) if inside.any() else 0.0))
     nothing = Detections(
         masks=np.zeros((0, *size), np.bool_),
         boxes=np.zeros((0, 4), np.float32),
@@ -182,13 +184,13 @@ def _objects(
         presence=presence,
         semantic=semantic,
         phrase=text.phrases[0],
-        max_score=max((score for _, score in chosen), default=0.0),
+        max_score=max((score for _, score in scored), default=0.0),
     )
-    return _chosen(nothing, chosen)
+    return _with_masks(nothing, scored)
 
 
 def _for_points(
-    model: "MedSAM3",
+    model: Segmenter,
     image: ImageEmbedding,
     text: TextEmbedding,
     prompt: SpatialPrompt,
@@ -201,21 +203,22 @@ def _for_points(
         point for point, label in zip(prompt.points, prompt.point_labels, strict=True) if not label
     ]
     if not inside:
-        return _chosen(_candidates(model, image, text, None, None), [])
+        return _with_masks(_candidates(model, image, text, None, None), [])
     if model.tracker is not None and len(prompt.boxes) == 0:
         clicked = model.tracker.segment(image, prompt.points, prompt.point_labels)
         return replace(clicked, phrase=text.phrases[0])
-    found = _candidates(model, image, text, prompt.boxes, prompt.box_labels)
+    candidates = _candidates(model, image, text, prompt.boxes, prompt.box_labels)
     fitting = [
         index
-        for index, mask in enumerate(found.masks)
-        if found.scores[index] > model.settings.score_threshold / 2
+        for index, mask in enumerate(candidates.masks)
+        if candidates.scores[index] > model.settings.score_threshold / 2
         and all(_at(mask, point) for point in inside)
         and not any(_at(mask, point) for point in outside)
     ]
     if fitting:
-        best = max(fitting, key=lambda index: float(found.scores[index]))
-        return _chosen(found, [(found.masks[best], float(found.scores[best]))])
+        best = max(fitting, key=lambda index: float(candidates.scores[index]))
+        return _with_masks(candidates, [(candidates.masks[best], float(candidates.scores[best]))])
+    # No instance holds the points: a box around them asks instead.
     box = _box_around(np.stack(inside), image.original_size)
     boxes, labels = np.vstack([prompt.boxes, box[None]]), [*prompt.box_labels, 1]
     around = replace(prompt, boxes=boxes, box_labels=labels)
@@ -223,7 +226,7 @@ def _for_points(
 
 
 def _candidates(
-    model: "MedSAM3",
+    model: Segmenter,
     image: ImageEmbedding,
     text: TextEmbedding,
     boxes: NDArray[np.float32] | None,
@@ -242,14 +245,17 @@ def _candidates(
     )[0]
 
 
-def _chosen(found: Detections, chosen: list[tuple[NDArray[np.bool_], float]]) -> Detections:
-    chosen = [(mask, score) for mask, score in chosen if mask.any()]
-    shape = found.semantic.shape
+def _with_masks(
+    detections: Detections, scored: Sequence[tuple[NDArray[np.bool_], float]]
+) -> Detections:
+    """The detections with these masks and scores as their instances, empty masks left out."""
+    scored = [(mask, score) for mask, score in scored if mask.any()]
+    nothing = np.zeros((0, *detections.semantic.shape), np.bool_)
     return replace(
-        found,
-        masks=np.stack([mask for mask, _ in chosen]) if chosen else np.zeros((0, *shape), np.bool_),
-        boxes=np.array([tight_box(mask) for mask, _ in chosen], np.float32).reshape(-1, 4),
-        scores=np.array([score for _, score in chosen], np.float32),
+        detections,
+        masks=np.stack([mask for mask, _ in scored]) if scored else nothing,
+        boxes=np.array([tight_box(mask) for mask, _ in scored], np.float32).reshape(-1, 4),
+        scores=np.array([score for _, score in scored], np.float32),
     )
 
 

@@ -6,20 +6,22 @@ on the semantic map, four overlapping quarters of the image are asked as images 
 their maps are put together.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from math import ceil, isqrt, sqrt
-from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from medsam3_model.box_answers import Window
-from medsam3_model.types import PRESENCE_THRESHOLD, Detections, TextEmbedding
-
-if TYPE_CHECKING:
-    from medsam3_model.evaluation.evaluation import Segmenter
+from medsam3_model.types import (
+    PRESENCE_THRESHOLD,
+    Detections,
+    EncodeWindow,
+    ImageEmbedding,
+    Segmenter,
+    TextEmbedding,
+)
 
 _MANY = 5
 # Spots are small below so many patches' sides. Half of the spots' area is in smaller ones.
@@ -31,26 +33,26 @@ _FADE = 20
 
 
 def look_closer(
-    model: "Segmenter",
-    image: Any,
+    model: Segmenter,
+    image: ImageEmbedding,
     text: TextEmbedding,
-    found: Sequence[Detections],
-    encode_window: Callable[[Window], Any],
+    detections: Sequence[Detections],
+    encode_window: EncodeWindow,
 ) -> list[Detections]:
     """The same detections, with better semantic maps of what is small and many.
 
     Args:
         model: who gave the answers.
-        image: the encoded image, an `ImageEmbedding`.
+        image: the encoded image.
         text: the phrases that were asked for.
-        found: the answer to each of them.
-        encode_window: encodes a part of the image: x0, y0, x1, y1 in pixels, the last exclusive.
+        detections: the answer to each of them.
+        encode_window: encodes a quarter of the image.
 
     Returns:
         One per phrase. Presence, and whatever was found as instances, stay as they were.
     """
-    answers = list(found)
-    small = [index for index, one in enumerate(answers) if _many_and_small(one, image)]
+    answers = list(detections)
+    small = [index for index, answer in enumerate(answers) if _many_and_small(answer, image)]
     if not small:
         return answers
     asked = TextEmbedding.concatenate([text[index] for index in small])
@@ -59,23 +61,26 @@ def look_closer(
     weights = np.zeros((height, width), np.float32)
     for top, bottom in _halves(height):
         for left, right in _halves(width):
-            part = model.detect_all(encode_window((left, top, right, bottom)), asked)
+            quarter = model.detect_all(encode_window((left, top, right, bottom)), asked)
+            # Near its border a quarter sees half objects: there its neighbour counts more.
             weight = np.minimum.outer(_fading(bottom - top), _fading(right - left))
             weights[top:bottom, left:right] += weight
-            for row, detections in enumerate(part):
-                sums[row, top:bottom, left:right] += weight * detections.semantic
+            for row, answer in enumerate(quarter):
+                sums[row, top:bottom, left:right] += weight * answer.semantic
     for row, index in enumerate(small):
         answers[index] = replace(answers[index], semantic=sums[row] / weights)
     return answers
 
 
-def _many_and_small(detections: Detections, image: Any) -> bool:
+def _many_and_small(detections: Detections, image: ImageEmbedding) -> bool:
+    """Whether no instance was found, but the semantic map shows many spots of a patch's size."""
     if len(detections) or detections.presence < PRESENCE_THRESHOLD:
         return False
     spots, count = ndimage.label(detections.semantic > 0.5)
     if count < _MANY:
         return False
     areas = np.sort(np.bincount(spots.ravel())[1:])
+    # The spot's area at which half of all the spots' area is reached: specks of noise hardly count.
     middle = areas[np.searchsorted(np.cumsum(areas), areas.sum() / 2)]
     height, width = detections.semantic.shape
     patch = sqrt(height * width) / isqrt(image.last_hidden_state.shape[1])

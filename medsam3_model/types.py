@@ -1,16 +1,21 @@
-"""What goes into and comes out of the model: embeddings and detections."""
+"""Embeddings, detections and windows: what goes into and comes out of the model."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 if TYPE_CHECKING:
     import torch
+
+    from medsam3_model.postprocessing import DetectionSettings
+
+Window = tuple[int, int, int, int]
+"""A part of an image: x0, y0, x1, y1 in whole pixels, the last ones exclusive."""
 
 MaskRule = Literal["instances", "semantic"]
 MaskSource = Literal["instances", "semantic", "none"]
@@ -47,12 +52,17 @@ class ImageEmbedding:
     ) -> list[ImageEmbedding]:
         """One for each of B images: levels (B, hidden_size, H_i, W_i), hidden (B, patches, C)."""
 
-        def of_one(batch: torch.Tensor, row: int) -> torch.Tensor:
+        def image_of(batch: torch.Tensor, row: int) -> torch.Tensor:
             # A view would keep the whole batch in memory for as long as one image is kept.
             return batch if len(sizes) == 1 else batch[row : row + 1].clone()
 
         return [
-            cls(tuple(of_one(one, row) for one in levels), of_one(hidden, row), size, encoder_hash)
+            cls(
+                tuple(image_of(level, row) for level in levels),
+                image_of(hidden, row),
+                size,
+                encoder_hash,
+            )
             for row, size in enumerate(sizes)
         ]
 
@@ -61,6 +71,10 @@ class ImageEmbedding:
         """Bytes that the tensors hold in memory."""
         tensors = (*self.fpn_hidden_states, self.last_hidden_state)
         return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+
+EncodeWindow = Callable[[Window], ImageEmbedding]
+"""Encodes a part of an image as an image of its own."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -159,3 +173,37 @@ class Detections:
             if mask.any():
                 return mask, "semantic"
         return np.zeros(self.semantic.shape, np.bool_), "none"
+
+
+class Segmenter(Protocol):
+    """A model as prompts, closer looks and evaluation ask it; `medsam3_model.MedSAM3` is one."""
+
+    @property
+    def version(self) -> str:
+        """Name in reports."""
+
+    @property
+    def settings(self) -> DetectionSettings:
+        """Thresholds that hold unless others are given."""
+
+    @property
+    def tracker(self) -> Any:
+        """Answers clicks, see `tracker.Tracker`; None where the checkpoint has none."""
+
+    def encode_image(self, rgb: npt.NDArray[np.uint8]) -> ImageEmbedding:
+        """The embedding of one image, uint8 (H, W, 3)."""
+
+    def encode_text(self, phrases: Sequence[str]) -> TextEmbedding:
+        """The embedding of K phrases."""
+
+    def detect_all(
+        self,
+        image_embedding: ImageEmbedding,
+        text_embedding: TextEmbedding,
+        boxes: Any = None,
+        box_labels: Any = None,
+        *,
+        settings: DetectionSettings | None = None,
+        read: Callable[[Any, int, int], Any] | None = None,
+    ) -> list[Any]:
+        """The detections of each of the phrases, see `MedSAM3.detect_all`."""

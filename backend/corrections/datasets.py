@@ -82,7 +82,7 @@ def _find(session: Session, project_id: int, name: str) -> DatasetVersion | None
 
 
 def _make(session: Session, project_id: int, name: str | None) -> DatasetVersion:
-    from medsam3_model.data.datasets import split_of_group
+    from medsam3_model.data.samples import split_of_group
 
     items = [
         VersionItem(task, split_of_group(task.group))

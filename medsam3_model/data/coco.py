@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medsam3_model.boxes import MINIMUM_AREA, tight_box
-from medsam3_model.data.datasets import Dataset, Sample, read_groups
-from medsam3_model.data.masks import ConceptMask
+from medsam3_model.data.masks import ConceptTruth
+from medsam3_model.data.samples import Dataset, Sample, other_columns, read_groups
 from medsam3_model.errors import DatasetError
 
 
@@ -25,7 +25,7 @@ class CocoTruth:
     width: int
     segmentations: tuple[Any, ...] = field(repr=False)
 
-    def __call__(self) -> ConceptMask:
+    def __call__(self) -> ConceptTruth:
         """Mask, boxes and numbered instances; each box is its instance's own, overlapped or not.
 
         Raises `DatasetError` where a segmentation is malformed.
@@ -46,7 +46,7 @@ class CocoTruth:
                 largest = (area, box)
         if not boxes and largest is not None:
             boxes = [largest[1]]
-        return ConceptMask(labels != 0, np.array(boxes, np.float32).reshape(-1, 4), labels)
+        return ConceptTruth(labels != 0, np.array(boxes, np.float32).reshape(-1, 4), labels)
 
     def _paint(self, segmentation: Any) -> NDArray[np.bool_]:
         try:
@@ -88,6 +88,7 @@ def fill_polygon(corners: NDArray[np.float64], height: int, width: int) -> NDArr
     crossings = x0[edges] + (rows + 0.5 - y0[edges]) * slope
     # A centre is inside where an odd number of crossings lies to its left.
     first_right = np.clip(np.ceil(crossings - 0.5), 0, width).astype(int)
+    # Each crossing flips all that lies to its right; the sum along a row counts the flips.
     flips = np.zeros((height, width + 1), np.int32)
     np.add.at(flips, (rows, first_right), 1)
     return np.cumsum(flips, axis=1)[:, :width] % 2 == 1
@@ -122,8 +123,10 @@ def unpack_counts(packed: str) -> list[int]:
         shift += 5
         if bits & 32:
             continue
+        # The number is complete; its last character's fifth bit makes it negative.
         if bits & 16:
             value -= 1 << shift
+        # Three numbers stand for themselves, the others for the difference to two numbers before.
         counts.append(value + (counts[-2] if len(counts) > 2 else 0))
         value = shift = 0
     if shift:
@@ -191,8 +194,8 @@ def _sample(
         )
         for concept, drawn in shapes.items()
     }
-    attributes = {key: value for key, value in row.items() if key not in ("name", "group")}
-    return Sample(name, _find_image(path, file_name), str(group), truth, attributes=attributes)
+    image = _find_image(path, file_name)
+    return Sample(name, image, str(group), truth, attributes=other_columns(row))
 
 
 def _find_image(path: Path, file_name: str) -> Path:

@@ -12,7 +12,7 @@ from medsam3_model.errors import DatasetError
 
 
 @dataclass(frozen=True, eq=False)
-class ConceptMask:
+class ConceptTruth:
     """The truth about one concept in one image.
 
     Attributes:
@@ -28,23 +28,23 @@ class ConceptMask:
     labels: NDArray[np.int32]
 
 
-def from_labels(labels: NDArray[Any]) -> ConceptMask:
-    """A `ConceptMask` from an instance map of integers (H, W), 0 for background."""
+def from_labels(labels: NDArray[Any]) -> ConceptTruth:
+    """A `ConceptTruth` from an instance map of integers (H, W), 0 for background."""
     if labels.size and labels.max() > np.iinfo(np.uint16).max:
         # Some tools write a hash or a packed colour as the number of an instance.
         _, positions = np.unique(np.append(labels.ravel(), 0), return_inverse=True)
         labels = positions[:-1].reshape(labels.shape)
     numbers = labels.astype(np.int32)
-    return ConceptMask(numbers != 0, instance_boxes(numbers), numbers)
+    return ConceptTruth(numbers != 0, instance_boxes(numbers), numbers)
 
 
-def from_mask(mask: NDArray[np.bool_]) -> ConceptMask:
-    """A `ConceptMask` from a bool mask (H, W); its 4-connected components are the instances."""
+def from_mask(mask: NDArray[np.bool_]) -> ConceptTruth:
+    """A `ConceptTruth` from a bool mask (H, W); its 4-connected components are the instances."""
     labels = connected_instances(mask)
-    return ConceptMask(mask, instance_boxes(labels), labels)
+    return ConceptTruth(mask, instance_boxes(labels), labels)
 
 
-def read_mask_file(path: Path) -> ConceptMask:
+def read_mask_file(path: Path) -> ConceptTruth:
     """The foreground of a mask file, in whatever way it was saved.
 
     1-bit, palette and 16-bit files, and 8-bit files whose values stay below 128, hold numbers:
@@ -64,7 +64,7 @@ def read_mask_file(path: Path) -> ConceptMask:
     return from_mask(pixels != 0)
 
 
-def read_instances_file(path: Path) -> ConceptMask:
+def read_instances_file(path: Path) -> ConceptTruth:
     """An instance map: one value per instance, 0 for background.
 
     Raises `DatasetError` where the file cannot be read or is a colour image.

@@ -9,20 +9,19 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, Protocol, cast
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from medsam3_model.box_answers import Window
 from medsam3_model.boxes import (
     BOX_ERROR,
     disturbed_boxes,
     filled_boxes_mask,
     inscribed_ellipses_mask,
 )
-from medsam3_model.data.datasets import Dataset, Sample, check_concepts
-from medsam3_model.data.masks import ConceptMask
+from medsam3_model.data.masks import ConceptTruth
+from medsam3_model.data.samples import Dataset, Sample
 from medsam3_model.errors import DatasetError
 from medsam3_model.evaluation.metrics import (
     SURFACE_TOLERANCE,
@@ -41,43 +40,14 @@ from medsam3_model.evaluation.report import (
 )
 from medsam3_model.prompting import SpatialPrompt, segment_prompted
 from medsam3_model.small_objects import look_closer
-from medsam3_model.types import Detections, MaskRule
-
-if TYPE_CHECKING:
-    from medsam3_model.predictor import MedSAM3
-
-Progress = Callable[[int, int], None]
-
-
-class Segmenter(Protocol):
-    """What `evaluate` needs of a model; `medsam3_model.MedSAM3` is one.
-
-    In the modes with boxes it is asked through `prompting.segment_prompted`, as for an annotator.
-    """
-
-    @property
-    def version(self) -> str:
-        """Name in the report."""
-
-    def encode_image(self, rgb: NDArray[np.uint8]) -> Any:
-        """The embedding of one image, uint8 (H, W, 3)."""
-
-    def encode_text(self, phrases: Sequence[str]) -> Any:
-        """The embedding of K phrases."""
-
-    def detect_all(self, image_embedding: Any, text_embedding: Any) -> list[Detections]:
-        """What was found for each of the phrases."""
-
-    def ask(
-        self,
-        image_embedding: Any,
-        text_embedding: Any,
-        boxes: Any,
-        box_labels: Any,
-        *,
-        read: Callable[[Any, int, int], Any],
-    ) -> list[Any]:
-        """What `read` makes of the answers to the phrases, each with its boxes."""
+from medsam3_model.types import (
+    Detections,
+    ImageEmbedding,
+    MaskRule,
+    Segmenter,
+    TextEmbedding,
+    Window,
+)
 
 
 def parse_prompts(texts: Sequence[str], dataset: Dataset) -> dict[str, str]:
@@ -99,7 +69,7 @@ def parse_prompts(texts: Sequence[str], dataset: Dataset) -> dict[str, str]:
                 concept = dataset.concepts[0]
         if not phrase:
             raise DatasetError(f"The prompt '{text}' has no phrase. Write it as concept=phrase.")
-        check_concepts(dataset, [concept])
+        dataset.check_concepts([concept])
         if concept in prompts:
             raise DatasetError(f"'{concept}' has two phrases. Evaluate one after the other.")
         prompts[concept] = phrase
@@ -117,7 +87,7 @@ def evaluate(
     mask: MaskRule = "instances",
     seed: int = 0,
     tolerance: float = SURFACE_TOLERANCE,
-    progress: Progress | None = None,
+    progress: Callable[[int, int], None] | None = None,
 ) -> EvaluationReport:
     """Score a model's masks against a data set's.
 
@@ -143,7 +113,7 @@ def evaluate(
             does not fit its image.
         ImageError: an image cannot be read.
     """
-    check_concepts(dataset, list(prompts))
+    dataset.check_concepts(prompts)
     if not prompts:
         raise DatasetError("No concept was asked for. Give at least one prompt.")
     asked = _asked(dataset, others, split, mode, set(prompts))
@@ -233,8 +203,8 @@ class _Judge:
     """Asks the model about one image after the other; `spent` collects the model's seconds."""
 
     model: Segmenter
-    text: Any  # of all phrases, for one pass; None in the modes with boxes
-    texts: Mapping[str, Any]  # by concept; empty in mode t
+    text: TextEmbedding | None  # of all phrases, for one pass; None in the modes with boxes
+    texts: Mapping[str, TextEmbedding]  # by concept; empty in mode t
     concepts: tuple[str, ...]
     mode: Mode
     mask: MaskRule
@@ -250,13 +220,13 @@ class _Judge:
             if found is not None:
                 sample.check_size(concept, found, image)
 
-        def encode_window(window: Window) -> Any:
+        def encode_window(window: Window) -> ImageEmbedding:
             x0, y0, x1, y1 = window
             return self.model.encode_image(image[y0:y1, x0:x1])
 
         with self._clock():
             embedding = self.model.encode_image(image)
-        if self.mode == "t":
+        if self.text is not None:
             with self._clock():
                 answers = self.model.detect_all(embedding, self.text)
                 answers = look_closer(self.model, embedding, self.text, answers, encode_window)
@@ -273,7 +243,7 @@ class _Judge:
                 boxes = disturbed_boxes(boxes, *image.shape[:2], key=key, seed=self.seed)
             with self._clock():
                 detections = segment_prompted(
-                    cast("MedSAM3", self.model),
+                    self.model,
                     embedding,
                     self.texts[concept],
                     SpatialPrompt(boxes, [1] * len(boxes), np.zeros((0, 2), np.float32), []),
@@ -292,7 +262,7 @@ class _Judge:
         dataset: str,
         sample: Sample,
         concept: str,
-        truth: ConceptMask | None,
+        truth: ConceptTruth | None,
         detections: Detections,
         boxes: NDArray[np.float32] | None,
     ) -> ImageResult:

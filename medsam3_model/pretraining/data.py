@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from scipy import ndimage
 
-from medsam3_model.data.datasets import Split, read_groups, split_of_group
+from medsam3_model.data.samples import Split, read_groups, split_of_group
 from medsam3_model.data.template import TEMPLATE_DEMO_SLICES, TEMPLATE_SLICES, template_slice
 from medsam3_model.errors import DatasetError
 from medsam3_model.pretraining.phantoms.phantoms import PHANTOMS, phantom
@@ -23,7 +23,7 @@ _LONGEST_SIDE = 448
 
 
 @dataclass(frozen=True)
-class Sample:
+class SourceImage:
     """One image with everything that is known to be on it.
 
     image: uint8 (H, W, 3). aspect: width over height of the picture as taken; the stored one may be
@@ -38,41 +38,41 @@ class Sample:
     layers: dict[str, NDArray[np.uint16]]
 
 
-def load_sources(folders: dict[str, Path], phantoms_per_kind: int) -> dict[str, list[Sample]]:
+def load_sources(folders: dict[str, Path], phantoms_per_kind: int) -> dict[str, list[SourceImage]]:
     """Training samples by source.
 
     folders: source -> folder, for keys of `FOLDER_READERS`. Template slices and phantoms
     (`phantoms_per_kind` of each) are always added. Raises DatasetError for an unknown source or a
     folder that is not as documented.
     """
-    sources: dict[str, list[Sample]] = {}
+    sources: dict[str, list[SourceImage]] = {}
     for name, folder in folders.items():
         sources[name] = balanced(list(read_folder(name, folder, "train")))
     sources["template"] = [
-        template_sample(index) for index in TEMPLATE_SLICES if index not in TEMPLATE_DEMO_SLICES
+        template_image(index) for index in TEMPLATE_SLICES if index not in TEMPLATE_DEMO_SLICES
     ]
     for kind in PHANTOMS:
-        sources[kind] = [phantom_sample(kind, seed) for seed in range(phantoms_per_kind)]
+        sources[kind] = [phantom_image(kind, seed) for seed in range(phantoms_per_kind)]
     return sources
 
 
-def balanced(samples: Sequence[Sample]) -> list[Sample]:
+def balanced(samples: Sequence[SourceImage]) -> list[SourceImage]:
     """Rare looks of microscopy repeated, up to six times, until half as frequent as the commonest.
 
     A look is dark or bright and grey or coloured: fluorescence, stain, bright field. Pictures of
     other families come once each.
     """
-    looks: dict[tuple[bool, bool], list[Sample]] = {}
+    looks: dict[tuple[bool, bool], list[SourceImage]] = {}
     for sample in samples:
         looks.setdefault(_look(sample), []).append(sample)
     most = max(len(alike) for alike in looks.values())
-    repeated: list[Sample] = []
+    repeated: list[SourceImage] = []
     for alike in looks.values():
         repeated += alike * min(6, max(1, round(most / 2 / len(alike))))
     return repeated
 
 
-def _look(sample: Sample) -> tuple[bool, bool]:
+def _look(sample: SourceImage) -> tuple[bool, bool]:
     if sample.family != "microscopy":
         return False, False
     pixels = sample.image.astype(np.float32)
@@ -81,7 +81,7 @@ def _look(sample: Sample) -> tuple[bool, bool]:
 
 
 def how_often_asked(
-    sources: Mapping[str, Sequence[Sample]], shares: Mapping[str, float]
+    sources: Mapping[str, Sequence[SourceImage]], shares: Mapping[str, float]
 ) -> dict[str, float]:
     """Concept -> share of the drawn images that hold it, where each source is drawn by `shares`."""
     asked: dict[str, float] = {}
@@ -93,7 +93,7 @@ def how_often_asked(
     return asked
 
 
-def read_folder(source: str, folder: Path, split: Split) -> Iterator[Sample]:
+def read_folder(source: str, folder: Path, split: Split) -> Iterator[SourceImage]:
     """The samples of one data set whose groups are in `split`."""
     if source not in FOLDER_READERS:
         raise DatasetError(
@@ -106,12 +106,12 @@ def read_folder(source: str, folder: Path, split: Split) -> Iterator[Sample]:
             yield read(folder, row)
 
 
-def template_sample(index: int) -> Sample:
+def template_image(index: int) -> SourceImage:
     """A template slice, cut to a square field with some air around the head."""
-    one = template_slice(index)
-    layers = {concept: mask.astype(np.uint16) for concept, mask in one.masks.items()}
-    height, width = one.image.shape[:2]
-    return Sample(one.name, "brain", one.image, width / height, layers)
+    plane = template_slice(index)
+    layers = {concept: mask.astype(np.uint16) for concept, mask in plane.masks.items()}
+    height, width = plane.image.shape[:2]
+    return SourceImage(plane.name, "brain", plane.image, width / height, layers)
 
 
 _PHANTOM_FAMILY = {
@@ -125,16 +125,16 @@ _PHANTOM_FAMILY = {
 }
 
 
-def phantom_sample(kind: str, seed: int) -> Sample:
+def phantom_image(kind: str, seed: int) -> SourceImage:
     """The made-up picture number `seed` of a kind."""
     made = phantom(kind, seed)
-    return Sample(f"{kind}_{seed}", _PHANTOM_FAMILY[kind], made.image, 1.0, made.layers)
+    return SourceImage(f"{kind}_{seed}", _PHANTOM_FAMILY[kind], made.image, 1.0, made.layers)
 
 
-def _binary_masks(family: str, concept: str) -> Callable[[Path, dict[str, str]], Sample]:
+def _binary_masks(family: str, concept: str) -> Callable[[Path, dict[str, str]], SourceImage]:
     """Reader for a folder with one 0/255 mask per image; its pieces are the instances."""
 
-    def read(folder: Path, row: dict[str, str]) -> Sample:
+    def read(folder: Path, row: dict[str, str]) -> SourceImage:
         image = _read_image(folder, row["name"])
         path = folder / "masks" / f"{row['name']}.png"
         mask = np.asarray(_shrink(Image.open(path).convert("L"), Image.Resampling.NEAREST))
@@ -147,26 +147,26 @@ def _binary_masks(family: str, concept: str) -> Callable[[Path, dict[str, str]],
         height, width = layer.shape
         if "orig_w" in row:
             width, height = int(row["orig_w"]), int(row["orig_h"])
-        return Sample(row["name"], family, image, width / height, {concept: layer})
+        return SourceImage(row["name"], family, image, width / height, {concept: layer})
 
     return read
 
 
-def _instance_masks(family: str, concept: str) -> Callable[[Path, dict[str, str]], Sample]:
+def _instance_masks(family: str, concept: str) -> Callable[[Path, dict[str, str]], SourceImage]:
     """Reader for a folder with one 16-bit picture of instance numbers per image."""
 
-    def read(folder: Path, row: dict[str, str]) -> Sample:
+    def read(folder: Path, row: dict[str, str]) -> SourceImage:
         image = _read_image(folder, row["name"])
         path = folder / "instances" / f"{row['name']}.png"
         numbers = Image.fromarray(np.asarray(Image.open(path)).astype(np.int32))
         layer = np.asarray(_shrink(numbers, Image.Resampling.NEAREST)).astype(np.uint16)
         height, width = layer.shape
-        return Sample(row["name"], family, image, width / height, {concept: layer})
+        return SourceImage(row["name"], family, image, width / height, {concept: layer})
 
     return read
 
 
-FOLDER_READERS: dict[str, Callable[[Path, dict[str, str]], Sample]] = {
+FOLDER_READERS: dict[str, Callable[[Path, dict[str, str]], SourceImage]] = {
     "isic2017": _binary_masks("skin", "skin lesion"),
     "kvasir_seg": _binary_masks("colon", "polyp"),
     "kvasir_seg_more": _binary_masks("colon", "polyp"),

@@ -23,15 +23,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from medsam3_model.checkpoints.bundle import PIXEL_MEAN, PIXEL_STD, write_bundle
+from medsam3_model.checkpoints.bundle import write_bundle
 from medsam3_model.checkpoints.presets import PRESETS
-from medsam3_model.checkpoints.tokenizer import build_tokenizer, tokenize
-from medsam3_model.detector import PADDED_BOX, Prompts, detect, vision_features
+from medsam3_model.checkpoints.tokenizer import build_tokenizer
+from medsam3_model.detector import answer_prompts, vision_features
 from medsam3_model.device import keep_freed_memory
-from medsam3_model.pretraining.data import Sample, how_often_asked, load_sources
+from medsam3_model.pretraining.data import SourceImage, how_often_asked, load_sources
 from medsam3_model.pretraining.initialisation import POSITIONS, initialise, resize_positions
 from medsam3_model.pretraining.phrases import all_phrases
-from medsam3_model.pretraining.validation import Validation, load_validation
+from medsam3_model.pretraining.validation import (
+    Validation,
+    encode_prompts,
+    load_validation,
+    normalise,
+)
 from medsam3_model.training.augmentation import (
     random_look,
     random_view,
@@ -39,12 +44,12 @@ from medsam3_model.training.augmentation import (
     sample_labels,
 )
 from medsam3_model.training.losses import LossWeights, detector_loss
-from medsam3_model.training.prompts import DrawnPrompt, draw_prompts
+from medsam3_model.training.prompts import DrawnPrompt, pretraining_prompts
 
 if TYPE_CHECKING:
     from multiprocessing.sharedctypes import Synchronized
 
-    from transformers import PreTrainedTokenizerFast, Sam3Model
+    from transformers import Sam3Model
 
 _CHECKPOINT_SECONDS = 180.0
 _LOG_EVERY = 50
@@ -99,7 +104,7 @@ class Pretraining:
     def __init__(
         self,
         config: PretrainConfig,
-        sources: dict[str, list[Sample]],
+        sources: dict[str, list[SourceImage]],
         validation: Validation,
         seed: int,
         out: Path,
@@ -208,13 +213,14 @@ class Pretraining:
         rng = np.random.default_rng([self.seed, self.phase, self.step])
         pixels, prompts = self._draw(phase, rng)
         vision = vision_features(self.model, pixels)
-        output = detect(
+        asked = [(image, prompt.phrase, prompt.box) for image, prompt in prompts]
+        output = answer_prompts(
             self.model,
             vision,
-            collate(self.model, self.tokenizer, prompts),
-            torch.tensor([n for n, (_, one) in enumerate(prompts) if one.wants_masks]),
+            encode_prompts(self.model, self.tokenizer, asked),
+            torch.tensor([n for n, (_, prompt) in enumerate(prompts) if prompt.wants_masks]),
         )
-        losses = detector_loss(output, [one.target for _, one in prompts], self.config.loss)
+        losses = detector_loss(output, [prompt.target for _, prompt in prompts], self.config.loss)
         losses["loudness"] = self.config.loudness * loudness(vision.levels)
         losses["total"] = losses["total"] + losses["loudness"]
         self.optimiser.zero_grad()
@@ -250,7 +256,7 @@ class Pretraining:
             labels = sample_labels(np.stack(list(sample.layers.values())), view, 2 * mask_size)
             layers = dict(zip(sample.layers, labels, strict=True))
             pictures.append(pixels)
-            drawn = draw_prompts(layers, sample.family, mask_size, rng, asked=self.asked)
+            drawn = pretraining_prompts(layers, sample.family, mask_size, rng, asked=self.asked)
             prompts += [(number, prompt) for prompt in drawn]
         return normalise(torch.stack(pictures)), prompts
 
@@ -310,32 +316,6 @@ def loudness(levels: Sequence[Tensor]) -> Tensor:
     return (sizes - 1).clamp(min=0).square().sum()
 
 
-def normalise(pixels: Tensor) -> Tensor:
-    """From 0..1 to what the model reads, (..., 3, S, S)."""
-    mean, std = torch.tensor(PIXEL_MEAN), torch.tensor(PIXEL_STD)
-    return (pixels - mean[:, None, None]) / std[:, None, None]
-
-
-def collate(
-    model: "Sam3Model",
-    tokenizer: "PreTrainedTokenizerFast",
-    prompts: Sequence[tuple[int, DrawnPrompt]],
-) -> Prompts:
-    """Batch (image, prompt) pairs, texts encoded; prompts without a box get a padded one."""
-    ids, mask = tokenize(tokenizer, [prompt.phrase for _, prompt in prompts])
-    text = model.get_text_features(input_ids=ids, attention_mask=mask).pooler_output
-    middle = torch.tensor([0.5, 0.5, 1.0, 1.0])
-    boxes = [middle if prompt.box is None else prompt.box for _, prompt in prompts]
-    labels = [PADDED_BOX if prompt.box is None else 1 for _, prompt in prompts]
-    return Prompts(
-        images=torch.tensor([image for image, _ in prompts]),
-        text=text,
-        text_mask=mask.bool(),
-        boxes=torch.stack(boxes)[:, None],
-        box_labels=torch.tensor(labels)[:, None],
-    )
-
-
 class _Means:
     """Running means of the terms since they were last taken."""
 
@@ -367,9 +347,9 @@ def _parameter_names(model: "Sam3Model") -> tuple[list[str], list[str]]:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
+    """Train the bundled model from nothing, on the CPU, and write its bundle."""
     parser = argparse.ArgumentParser(
-        prog="python -m medsam3_model.pretraining.pretrain",
-        description="Train the bundled model from nothing, on the CPU, and write its bundle.",
+        prog="python -m medsam3_model.pretraining.pretrain", description=main.__doc__
     )
     parser.add_argument("--config", type=Path, default=Path(__file__).with_name("pretrain.toml"))
     parser.add_argument("--seed", type=int, default=0)

@@ -1,6 +1,6 @@
-"""Quick figures during pre-training, on images of groups that are not trained on."""
+"""Validation during pre-training: quick figures on images of groups that are not trained on."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,25 +10,26 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
+from torchvision.ops import box_convert
 
+from medsam3_model.boxes import BOX_ERROR, tight_box
 from medsam3_model.checkpoints.bundle import PIXEL_MEAN, PIXEL_STD
 from medsam3_model.checkpoints.tokenizer import tokenize
 from medsam3_model.data.template import TEMPLATE_DEMO_SLICES
-from medsam3_model.detector import PADDED_BOX, DetectorOutput, Prompts, detect, vision_features
-from medsam3_model.pretraining.data import Sample, read_folder, template_sample
+from medsam3_model.detector import Prompts, answer_prompts, vision_features
+from medsam3_model.evaluation.metrics import dice
+from medsam3_model.pretraining.data import SourceImage, read_folder, template_image
 from medsam3_model.training.augmentation import WHOLE, disturb_box, sample_image
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast, Sam3Model
-
-_BOX_ERROR = 0.08  # each side of the true box moves by a normal error of 8 % of the box's size
 
 
 @dataclass(frozen=True)
 class Validation:
     """Samples by source; every concept of each is asked by name and, where `boxed`, with a box."""
 
-    samples: Mapping[str, tuple[Sample, ...]]
+    samples: Mapping[str, tuple[SourceImage, ...]]
     boxed: frozenset[str]
 
     def score(
@@ -46,40 +47,42 @@ class Validation:
     def _score_source(
         self,
         source: str,
-        samples: tuple[Sample, ...],
+        samples: tuple[SourceImage, ...],
         model: "Sam3Model",
         tokenizer: "PreTrainedTokenizerFast",
     ) -> dict[str, float]:
-        found: dict[str, list[float]] = {}
+        scores: dict[str, list[float]] = {}
         rng = np.random.default_rng(0)
         for sample in samples:
             concepts = [c for c, layer in sample.layers.items() if layer.any()]
             absent = "skin lesion" if "polyp" in sample.layers else "polyp"
-            phrases = [absent]
-            boxes: list[NDArray[np.float32] | None] = [None]
-            truths: list[NDArray[np.bool_] | None] = [None]
+            asked: list[tuple[int, str, Tensor | None]] = [(0, absent, None)]
             for concept in concepts:
-                mask = sample.layers[concept] > 0
-                phrases.append(concept)
-                boxes.append(None)
-                truths.append(mask)
+                asked.append((0, concept, None))
                 if source in self.boxed:
-                    phrases.append(concept)
-                    boxes.append(disturb_box(_box(mask), _BOX_ERROR, rng))
-                    truths.append(mask)
-            output = _ask(model, tokenizer, sample, phrases, boxes)
-            found.setdefault("false", []).append(float(output.presence[-1, 0] > 0))
-            for row in range(1, len(phrases)):
-                truth, box = truths[row], boxes[row]
-                assert truth is not None
-                score = dice(output.semantic[row], truth)
+                    mask = sample.layers[concept] > 0
+                    height, width = mask.shape
+                    tight = (tight_box(mask) / [width, height, width, height]).astype(np.float32)
+                    drawn = torch.from_numpy(disturb_box(tight, BOX_ERROR, rng))
+                    asked.append((0, concept, box_convert(drawn, "xyxy", "cxcywh")))
+            pixels = normalise(sample_image(sample.image, WHOLE, model.config.image_size))
+            output = answer_prompts(
+                model,
+                vision_features(model, pixels[None]),
+                encode_prompts(model, tokenizer, asked),
+            )
+            scores.setdefault("false", []).append(float(output.presence[-1, 0] > 0))
+            for row, (_, concept, box) in enumerate(asked[1:], start=1):
+                truth = sample.layers[concept] > 0
+                score = _dice_of_logits(output.semantic[row], truth)
                 if box is None:
-                    found.setdefault(f"T_{phrases[row]}", []).append(score)
+                    scores.setdefault(f"T_{concept}", []).append(score)
                 else:
                     best = output.logits[-1, row].argmax()[None]
-                    found.setdefault("TI", []).append(score)
-                    found.setdefault("TI_q", []).append(dice(output.masks(row, best)[0], truth))
-        return {name: round(float(np.mean(values)), 4) for name, values in found.items()}
+                    by_query = _dice_of_logits(output.masks(row, best)[0], truth)
+                    scores.setdefault("TI", []).append(score)
+                    scores.setdefault("TI_q", []).append(by_query)
+        return {name: round(float(np.mean(values)), 4) for name, values in scores.items()}
 
 
 def load_validation(
@@ -91,55 +94,29 @@ def load_validation(
         for source, folder in folders.items()
     }
     step = max(len(TEMPLATE_DEMO_SLICES) // template_slices, 1)
-    samples["template"] = tuple(template_sample(index) for index in TEMPLATE_DEMO_SLICES[::step])
+    samples["template"] = tuple(template_image(index) for index in TEMPLATE_DEMO_SLICES[::step])
     return Validation(samples, boxed=frozenset(samples) - {"template"})
 
 
-def dice(logits: Tensor, truth: NDArray[np.bool_]) -> float:
+def _dice_of_logits(logits: Tensor, truth: NDArray[np.bool_]) -> float:
     """Dice of a mask given as logits (h, w), enlarged to the truth's size, cut at probability ½."""
     large = F.interpolate(logits[None, None], truth.shape, mode="bilinear", align_corners=False)
-    mask = (large[0, 0] > 0).numpy()
-    total = int(mask.sum()) + int(truth.sum())
-    return 2 * int((mask & truth).sum()) / total if total else 1.0
+    return dice((large[0, 0] > 0).numpy(), truth)
 
 
-def _ask(
+def normalise(pixels: Tensor) -> Tensor:
+    """From 0..1 to what the model reads, (..., 3, S, S)."""
+    mean, std = torch.tensor(PIXEL_MEAN), torch.tensor(PIXEL_STD)
+    return (pixels - mean[:, None, None]) / std[:, None, None]
+
+
+def encode_prompts(
     model: "Sam3Model",
     tokenizer: "PreTrainedTokenizerFast",
-    sample: Sample,
-    phrases: list[str],
-    boxes: list[NDArray[np.float32] | None],
-) -> DetectorOutput:
-    pixels = sample_image(sample.image, WHOLE, model.config.image_size)
-    mean, std = torch.tensor(PIXEL_MEAN), torch.tensor(PIXEL_STD)
-    pixels = (pixels - mean[:, None, None]) / std[:, None, None]
-    ids, mask = tokenize(tokenizer, phrases)
+    prompts: Sequence[tuple[int, str, Tensor | None]],
+) -> Prompts:
+    """A batch of (image, phrase, cxcywh box or None), the phrases encoded."""
+    ids, mask = tokenize(tokenizer, [phrase for _, phrase, _ in prompts])
     text = model.get_text_features(input_ids=ids, attention_mask=mask).pooler_output
-    whole = np.array([0, 0, 1, 1], dtype=np.float32)
-    corners = torch.from_numpy(np.stack([whole if box is None else box for box in boxes]))
-    centred = torch.cat(
-        [(corners[:, :2] + corners[:, 2:]) / 2, corners[:, 2:] - corners[:, :2]], dim=1
-    )
-    labels = torch.tensor([PADDED_BOX if box is None else 1 for box in boxes])
-    prompts = Prompts(
-        torch.zeros(len(phrases), dtype=torch.long),
-        text,
-        mask.bool(),
-        centred[:, None],
-        labels[:, None],
-    )
-    return detect(model, vision_features(model, pixels[None]), prompts)
-
-
-def _box(mask: NDArray[np.bool_]) -> NDArray[np.float32]:
-    rows, columns = np.nonzero(mask.any(axis=1))[0], np.nonzero(mask.any(axis=0))[0]
-    height, width = mask.shape
-    return np.array(
-        [
-            columns[0] / width,
-            rows[0] / height,
-            (columns[-1] + 1) / width,
-            (rows[-1] + 1) / height,
-        ],
-        dtype=np.float32,
-    )
+    images, boxes = [image for image, _, _ in prompts], [box for _, _, box in prompts]
+    return Prompts.with_one_box(images, text, mask, boxes)

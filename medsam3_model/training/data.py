@@ -1,4 +1,4 @@
-"""What fine-tuning learns from: corrected images, their views, and the embeddings of these.
+"""The data of fine-tuning: corrected images, their views, and the embeddings of these.
 
 Embeddings come from an `EmbeddingCache`, of the image as it is and of a bounded number of augmented
 views, so each is computed once, for this run and all later ones. Images are read only for that;
@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from medsam3_model.detector import PADDED_BOX, Prompts, VisionFeatures
+from medsam3_model.detector import Prompts, VisionFeatures
 from medsam3_model.pretraining.phrases import GENERIC_PHRASES
 from medsam3_model.training.augmentation import (
     WHOLE,
@@ -94,11 +94,11 @@ class TrainingData:
             cache: of embeddings.
         """
         self._model, self._cache = model, cache
-        self._layers = {one.key: _Layers.of(one.layers()) for one in images}
+        self._layers = {image.key: _Layers.of(image.layers()) for image in images}
         phrases = {phrase for layers in self._layers.values() for phrase in layers.packed}
-        every = sorted(phrases | set(GENERIC_PHRASES))
-        self._text = model.encode_text(every)
-        self._row = {phrase: index for index, phrase in enumerate(every)}
+        ordered = sorted(phrases | set(GENERIC_PHRASES))
+        self._text = model.encode_text(ordered)
+        self._row = {phrase: index for index, phrase in enumerate(ordered)}
         side = model.image_size // int(model.config.vision_config.backbone_config.patch_size)
         self.mask_size = 4 * side
         self._positions = model.model.vision_encoder.neck.position_encoding
@@ -151,7 +151,7 @@ class TrainingData:
     def features(self, embeddings: Sequence[ImageEmbedding]) -> VisionFeatures:
         """A batch of images as the detector reads them."""
         levels = [
-            torch.cat([one.fpn_hidden_states[index] for one in embeddings])
+            torch.cat([embedding.fpn_hidden_states[index] for embedding in embeddings])
             for index in range(len(embeddings[0].fpn_hidden_states))
         ]
         levels[-1] = levels[-1].float()  # the detector's residual stream starts here
@@ -163,18 +163,13 @@ class TrainingData:
 
     def prompts(self, drawn: Sequence[tuple[int, DrawnPrompt]]) -> Prompts:
         """A batch of (position of the image, prompt); without a box it gets a padded one."""
-        device = self._model.device
-        text = self.text([one.phrase for _, one in drawn])
+        text = self.text([prompt.phrase for _, prompt in drawn])
         longest = int(text.attention_mask.sum(dim=1).max())  # what follows is padding in all
-        middle = torch.tensor([0.5, 0.5, 1.0, 1.0])
-        boxes = [middle if one.box is None else one.box for _, one in drawn]
-        labels = [PADDED_BOX if one.box is None else 1 for _, one in drawn]
-        return Prompts(
-            images=torch.tensor([image for image, _ in drawn], device=device),
-            text=text.features[:, :longest],
-            text_mask=text.attention_mask[:, :longest].bool(),
-            boxes=torch.stack(boxes)[:, None].to(device),
-            box_labels=torch.tensor(labels, device=device)[:, None],
+        return Prompts.with_one_box(
+            [position for position, _ in drawn],
+            text.features[:, :longest],
+            text.attention_mask[:, :longest],
+            [prompt.box for _, prompt in drawn],
         )
 
 
@@ -183,9 +178,9 @@ def spare(images: Sequence[TrainingImage]) -> tuple[list[TrainingImage], list[Tr
 
     The second part is empty where there are too few.
     """
-    ordered = sorted(images, key=lambda one: one.key)
+    ordered = sorted(images, key=lambda image: image.key)
     if len(ordered) < _LEAST_FOR_STOPPING:
         return ordered, []
     apart = max(_SPARED, math.ceil(len(ordered) / _MOST_SPARED))
     spared = ordered[apart - 1 :: apart]
-    return [one for n, one in enumerate(ordered) if n % apart != apart - 1], spared
+    return [image for n, image in enumerate(ordered) if n % apart != apart - 1], spared

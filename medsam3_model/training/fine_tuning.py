@@ -1,6 +1,6 @@
 """Fine-tuning of the detector on corrected images; both encoders stay frozen, as in MedSAM-3.
 
-Since the encoders never change, a step costs the detector alone (see `training_data`). Every choice
+Since the encoders never change, a step costs the detector alone (see `training.data`). Every choice
 (images, views, prompts) follows from seed and step, so a run that was killed goes on from its last
 saved state and ends with the weights that it would have had; and several processes
 (`processes.join`) that share a step's images learn what one would.
@@ -10,7 +10,7 @@ import hashlib
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,15 +21,13 @@ from torch import Tensor
 from medsam3_model import device as devices
 from medsam3_model.checkpoints import hashes
 from medsam3_model.checkpoints.detectors import DetectorCheckpoint, detector_state
-from medsam3_model.detector import detect
-from medsam3_model.errors import MedSAM3Error
+from medsam3_model.detector import answer_prompts
+from medsam3_model.errors import DatasetError, MedSAM3Error
 from medsam3_model.evaluation.metrics import dice
-from medsam3_model.training.correction_prompts import draw_prompt
 from medsam3_model.training.data import TrainingData, TrainingImage, spare
-from medsam3_model.training.losses import PromptTarget, detector_loss
+from medsam3_model.training.losses import LossWeights, detector_loss
 from medsam3_model.training.processes import joined
-from medsam3_model.training.prompts import DrawnPrompt
-from medsam3_model.training.settings import TrainingSettings
+from medsam3_model.training.prompts import DrawnPrompt, correction_prompt
 from medsam3_model.training.state import TrainingState, load_state, save_state
 from medsam3_model.types import ImageEmbedding
 
@@ -37,10 +35,67 @@ if TYPE_CHECKING:
     from medsam3_model.embedding_cache import EmbeddingCache
     from medsam3_model.predictor import MedSAM3
 
-__all__ = ["FineTuned", "TrainingImage", "TrainingProgress", "TrainingSettings", "fine_tune"]
-
 _WAY = 0.7  # from the weights at the start to the tuned ones, see `fine_tune`
 _MEAN_OVER = 50  # steps that the reported loss is averaged over
+
+_OBJECTS, _PROMPTS, _MASKS, _MASKED_PROMPTS = range(4)
+_COUNTED_BY = {
+    "classification": _OBJECTS,
+    "box_l1": _OBJECTS,
+    "giou": _OBJECTS,
+    "presence": _PROMPTS,
+    "mask_focal": _MASKS,
+    "mask_dice": _MASKS,
+    "semantic_focal": _MASKED_PROMPTS,
+    "semantic_dice": _MASKED_PROMPTS,
+}
+"""What each term of `losses.detector_loss` is a mean over: processes hold different numbers."""
+
+
+@dataclass(frozen=True)
+class TrainingSettings:
+    """How a run learns.
+
+    Attributes:
+        steps: optimiser steps at most.
+        minutes: after which the run stops where it is.
+        learning_rate: peak; it rises over `warm_up` steps and falls linearly to a twentieth.
+        weight_decay: of AdamW, on weights that are neither biases nor norms.
+        clip_norm: longest gradient, over all parameters.
+        images_per_step: images in a step, over all processes, each with one prompt: where
+            embeddings are kept, another image costs no more than another prompt on the same one.
+        views: augmented views per image to learn from that are encoded and kept; 0: the image
+            alone.
+        replay_share: of the images of a step, where there are any to replay.
+        patience: validations without a better one after which the run stops.
+        validate_every, save_every: in steps.
+        seed: of all that is drawn.
+        loss: weights of its terms.
+    """
+
+    steps: int = 400
+    minutes: float = 120.0
+    learning_rate: float = 2e-4
+    warm_up: int = 20
+    weight_decay: float = 0.1
+    clip_norm: float = 5.0
+    images_per_step: int = 8
+    views: int = 3
+    replay_share: float = 0.5
+    validate_every: int = 50
+    patience: int = 4
+    save_every: int = 25
+    seed: int = 0
+    loss: LossWeights = field(
+        default_factory=lambda: LossWeights(
+            classification=1.5, presence=4.0, mask_focal=10.0, semantic_dice=20.0
+        )
+    )
+
+    def rate(self, step: int) -> float:
+        """The learning rate of a step, from 0."""
+        rising = min(1.0, (step + 1) / max(self.warm_up, 1))
+        return self.learning_rate * rising * (1 - 0.95 * step / max(self.steps - 1, 1))
 
 
 @dataclass(frozen=True)
@@ -106,17 +161,28 @@ def fine_tune(
             ends the run after its state is saved.
 
     Raises:
-        ValueError: no images.
+        DatasetError: no images.
         MedSAM3Error: another process of the group ended the run.
     """
     if not images:
-        raise ValueError("there are no images to learn from")
+        raise DatasetError("there are no images to train on: annotate some, or name another folder")
     devices.keep_freed_memory()
     run = _Run(model, images, replay, cache, settings or TrainingSettings(), name, base)
-    return run.go(state, on_progress)
+    run.resume(state)
+    return run.train(state, on_progress)
+
+
+@dataclass
+class _Batch:
+    """This process's share of a step: images, and a prompt about each with its position."""
+
+    embeddings: list[ImageEmbedding] = field(default_factory=list)
+    prompts: list[tuple[int, DrawnPrompt]] = field(default_factory=list)
 
 
 class _Run:
+    """One training run: model, data, optimiser, and where it stands."""
+
     def __init__(
         self,
         model: "MedSAM3",
@@ -138,8 +204,8 @@ class _Run:
             for key, parameter in self.model.model.named_parameters()
             if hashes.is_detector(key)
         ]
-        plain = [one for one in self.parameters if one.ndim < 2]
-        decayed = [one for one in self.parameters if one.ndim >= 2]
+        plain = [parameter for parameter in self.parameters if parameter.ndim < 2]
+        decayed = [parameter for parameter in self.parameters if parameter.ndim >= 2]
         self.optimiser = torch.optim.AdamW(
             [
                 {"params": decayed, "weight_decay": settings.weight_decay},
@@ -151,33 +217,40 @@ class _Run:
         self.state = TrainingState()
         self.known_before: float | None = None
 
-    def go(self, file: Path | None, on_progress: Callable[[TrainingProgress], None]) -> FineTuned:
-        self._resume(file)
+    def train(
+        self, file: Path | None, on_progress: Callable[[TrainingProgress], None]
+    ) -> FineTuned:
+        """Take steps until one of the reasons to stop holds."""
         settings, state = self.settings, self.state
-        stopped = self._stopped()
-        while stopped is None:
+        while (stopped := self.stopped()) is None:
             started = time.monotonic()
-            state.losses = [*state.losses[1 - _MEAN_OVER :], self._one_step()]
+            for group in self.optimiser.param_groups:
+                group["lr"] = settings.rate(state.step)
+            self.optimiser.zero_grad(set_to_none=True)
+
+            batch = self.draw_batch()
+            loss = self.loss(batch)
+            if batch.prompts:
+                loss.backward()
+            self.processes.add_gradients(self.parameters)
+            norm = torch.nn.utils.clip_grad_norm_(self.parameters, settings.clip_norm)
+            if torch.isfinite(norm):  # a step that overflowed in mixed precision is left out
+                self.optimiser.step()
+
+            mean_loss = float(self.processes.sum(loss.detach()))
+            state.losses = [*state.losses[1 - _MEAN_OVER :], mean_loss]
             state.step += 1
             last = state.step == settings.steps
             if self.spared and (state.step % settings.validate_every == 0 or last):
-                self._validate()
+                self.validate()
             state.seconds += time.monotonic() - started
             if state.step % settings.save_every == 0 or last:
-                self._save(file)
-            self._report(file, on_progress)
-            stopped = self._stopped()
-        if not state.history or state.history[-1][0] != state.step:
-            state.history.append((state.step, _mean(state.losses), None))
-        weights = state.best[1] if state.best else detector_state(self.model.model)
-        return FineTuned(
-            self.start.with_detector(self._checkpoint(weights)),
-            state.step,
-            tuple(state.history),
-            stopped,
-        )
+                self.save(file)
+            self.report(file, on_progress)
+        return self.outcome(stopped)
 
-    def _stopped(self) -> str | None:
+    def stopped(self) -> str | None:
+        """Why the run is over, None while it goes on."""
         if self.state.step >= self.settings.steps:
             return "steps"
         if self.state.bad >= self.settings.patience:
@@ -185,7 +258,17 @@ class _Run:
         late = self.state.seconds > 60 * self.settings.minutes
         return "minutes" if self.processes.any(late, self.model.device) else None
 
-    def _report(self, file: Path | None, on_progress: Callable[[TrainingProgress], None]) -> None:
+    def outcome(self, stopped: str) -> FineTuned:
+        """The best weights that a validation has seen; without validation the latest."""
+        state = self.state
+        if not state.history or state.history[-1][0] != state.step:
+            state.history.append((state.step, _mean(state.losses), None))
+        weights = state.best[1] if state.best else detector_state(self.model.model)
+        tuned = self.start.with_detector(self._checkpoint(weights))
+        return FineTuned(tuned, state.step, tuple(state.history), stopped)
+
+    def report(self, file: Path | None, on_progress: Callable[[TrainingProgress], None]) -> None:
+        """Tell of the step; where that raises, all processes save and end together."""
         state, steps = self.state, self.settings.steps
         progress = TrainingProgress(
             step=state.step,
@@ -201,17 +284,16 @@ class _Run:
             except BaseException as error:  # noqa: BLE001 - raised below, once all know
                 ended = error
         if self.processes.any(ended is not None, self.model.device):
-            self._save(file)
+            self.save(file)
             raise ended or MedSAM3Error("the first process of the group ended the training run")
 
     # -- one step ---------------------------------------------------------------------------
 
-    def _one_step(self) -> float:
-        """Learn from the step's images; the loss over all of them."""
-        settings, device = self.settings, self.model.device
-        embeddings: list[ImageEmbedding] = []
-        drawn: list[tuple[int, DrawnPrompt]] = []
+    def draw_batch(self) -> _Batch:
+        """This process's images of the step, and a prompt about each."""
+        settings, batch = self.settings, _Batch()
         for _, slot in self.processes.mine(range(settings.images_per_step)):
+            # Seed, step and slot decide alone: whichever process draws it, whenever it was killed.
             rng = np.random.default_rng([settings.seed, self.state.step, slot])
             pool = self.images
             if self.replay and rng.random() < settings.replay_share:
@@ -221,51 +303,48 @@ class _Run:
             views = 0 if pool is self.replay else settings.views
             view, embedding = self.data.view(image, int(rng.integers(views + 1)))
             labels = self.data.labels(image, view)
-            drawn.append((len(embeddings), draw_prompt(labels, self.data.mask_size, rng)))
-            embeddings.append(embedding)
-        for group in self.optimiser.param_groups:
-            group["lr"] = settings.rate(self.state.step)
-        self.optimiser.zero_grad(set_to_none=True)
-        counts = self._counts([one for _, one in drawn])
-        everybodys = self.processes.sum(counts.clone())
-        loss = torch.zeros((), device=device)
-        if drawn:
-            wanted = [n for n, (_, one) in enumerate(drawn) if one.wants_masks]
-            rows = torch.tensor(wanted, dtype=torch.long, device=device)
-            with devices.autocast(device, self.model.dtype):
-                output = detect(
-                    self.model.model,
-                    self.data.features(embeddings),
-                    self.data.prompts(drawn),
-                    rows,
-                )
-            targets = [_to(one.target, device) for _, one in drawn]
-            terms = detector_loss(output, targets, settings.loss)
-            shares = counts.clamp(min=1) / everybodys.clamp(min=1)
-            parts = [terms[n] * shares[i] for n, i in _COUNTED_BY.items() if n in terms]
-            loss = torch.stack(parts).sum()
-            loss.backward()
-        self.processes.add_gradients(self.parameters)
-        norm = torch.nn.utils.clip_grad_norm_(self.parameters, settings.clip_norm)
-        if torch.isfinite(norm):
-            self.optimiser.step()
-        return float(self.processes.sum(loss.detach()))
+            prompt = correction_prompt(labels, self.data.mask_size, rng)
+            batch.prompts.append((len(batch.embeddings), prompt))
+            batch.embeddings.append(embedding)
+        return batch
 
-    def _counts(self, drawn: Sequence[DrawnPrompt]) -> Tensor:
+    def loss(self, batch: _Batch) -> Tensor:
+        """The share of the batch in the step's loss, a scalar; shares add up over processes."""
+        device, prompts = self.model.device, [prompt for _, prompt in batch.prompts]
+        counts = self._counts(prompts)
+        everybodys = self.processes.sum(counts.clone())
+        if not prompts:
+            return torch.zeros((), device=device)
+        masked = [position for position, prompt in enumerate(prompts) if prompt.wants_masks]
+        with devices.autocast(device, self.model.dtype):
+            output = answer_prompts(
+                self.model.model,
+                self.data.features(batch.embeddings),
+                self.data.prompts(batch.prompts),
+                torch.tensor(masked, dtype=torch.long, device=device),
+            )
+        targets = [prompt.target.to(device) for prompt in prompts]
+        terms = detector_loss(output, targets, self.settings.loss)
+        # Each term is a mean over what this process holds: weighed by how much that is of all.
+        shares = counts.clamp(min=1) / everybodys.clamp(min=1)
+        parts = [terms[name] * shares[i] for name, i in _COUNTED_BY.items() if name in terms]
+        return torch.stack(parts).sum()
+
+    def _counts(self, prompts: Sequence[DrawnPrompt]) -> Tensor:
         """What the terms of the loss are averaged over, see `_COUNTED_BY`; float (4,)."""
         queries = int(self.model.config.detr_decoder_config.num_queries)
-        masked = [one for one in drawn if one.wants_masks]
+        masked = [prompt for prompt in prompts if prompt.wants_masks]
         counts = (
-            sum(len(one.target.boxes) for one in drawn),
-            len(drawn),
-            sum(min(len(one.target.boxes), queries) for one in masked),
+            sum(len(prompt.target.boxes) for prompt in prompts),
+            len(prompts),
+            sum(min(len(prompt.target.boxes), queries) for prompt in masked),
             len(masked),
         )
         return torch.tensor(counts, dtype=torch.float32, device=self.model.device)
 
     # -- when to stop -----------------------------------------------------------------------
 
-    def _validate(self) -> None:
+    def validate(self) -> None:
         """Remember the best weights: what they learned, less what they forgot.
 
         Where there is something to forget, weights on the way back to the start are tried too.
@@ -300,10 +379,10 @@ class _Run:
         for _, image in self.processes.mine(images):
             truth = self.data.truth(image)
             _, embedding = self.data.view(image, 0)
-            found = model.detect_all(embedding, self.data.text(tuple(truth)))
+            answers = model.detect_all(embedding, self.data.text(tuple(truth)))
             scores += [
                 (detections.phrase, dice(detections.concept_mask()[0], mask))
-                for detections, mask in zip(found, truth.values(), strict=True)
+                for detections, mask in zip(answers, truth.values(), strict=True)
             ]
         by_phrase: dict[str, list[float]] = {}
         everybodys = (score for part in self.processes.gather(scores) for score in part)
@@ -313,28 +392,30 @@ class _Run:
 
     # -- state ------------------------------------------------------------------------------
 
-    def _save(self, file: Path | None) -> None:
+    def save(self, file: Path | None) -> None:
+        """Write the state, in the first process, where there is a file for it."""
         if file is not None and self.processes.first:
             weights = detector_state(self.model.model)
             save_state(file, self._identity(), self.state, weights, self.optimiser.state_dict())
 
-    def _resume(self, file: Path | None) -> None:
+    def resume(self, file: Path | None) -> None:
+        """Go on from a saved state, where there is one of this run."""
         if file is None:
             return
-        found = load_state(file, self._identity())
+        saved = load_state(file, self._identity())
         # All have read it before the first one writes the next.
         self.processes.any(False, self.model.device)
-        if found is None:
+        if saved is None:
             return
-        self.state, detector, optimiser = found
-        own = self.model.model.state_dict()
+        self.state, detector, optimiser = saved
+        parameters = self.model.model.state_dict()
         for key, value in detector.items():
-            own[key].copy_(value)
+            parameters[key].copy_(value)
         self.optimiser.load_state_dict(dict(optimiser))
 
     def _identity(self) -> str:
         """The same for the same start, data and settings."""
-        keys = [[one.key for one in images] for images in (self.images, self.replay)]
+        keys = [[image.key for image in images] for images in (self.images, self.replay)]
         text = repr((self.start.encoder_hash, self.start.detector_hash, self.settings, keys))
         return hashlib.sha256(text.encode()).hexdigest()
 
@@ -343,25 +424,5 @@ class _Run:
         return DetectorCheckpoint(state, self.start.encoder_hash, hashed, self.base, self.name)
 
 
-_OBJECTS, _PROMPTS, _MASKS, _MASKED_PROMPTS = range(4)
-_COUNTED_BY = {
-    "classification": _OBJECTS,
-    "box_l1": _OBJECTS,
-    "giou": _OBJECTS,
-    "presence": _PROMPTS,
-    "mask_focal": _MASKS,
-    "mask_dice": _MASKS,
-    "semantic_focal": _MASKED_PROMPTS,
-    "semantic_dice": _MASKED_PROMPTS,
-}
-"""What each term of `losses.detector_loss` is a mean over: processes hold different numbers."""
-
-
 def _mean(values: Sequence[float]) -> float:
     return float(np.mean(values)) if values else math.nan
-
-
-def _to(target: PromptTarget, device: torch.device) -> PromptTarget:
-    return PromptTarget(
-        target.boxes.to(device), target.masks.to(device), target.semantic.to(device)
-    )

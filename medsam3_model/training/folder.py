@@ -20,7 +20,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medsam3_model.checkpoints.presets import PRESETS
-from medsam3_model.data.datasets import Dataset, Sample, load_dataset
+from medsam3_model.data.datasets import load_dataset
+from medsam3_model.data.samples import Dataset, Sample
 from medsam3_model.embedding_cache import EmbeddingCache
 from medsam3_model.evaluation.evaluation import parse_prompts
 from medsam3_model.predictor import MedSAM3
@@ -49,12 +50,12 @@ def training_images(dataset: Dataset, prompts: Mapping[str, str]) -> list[Traini
 
 
 def _layers(sample: Sample, prompts: Mapping[str, str]) -> dict[str, NDArray[np.int32]]:
-    found = {phrase: sample.read(concept) for concept, phrase in prompts.items()}
-    masks = [one for one in found.values() if one is not None]
-    size = masks[0].labels.shape if masks else sample.image().shape[:2]
+    truths = {phrase: sample.read(concept) for concept, phrase in prompts.items()}
+    shapes = [truth.labels.shape for truth in truths.values() if truth is not None]
+    size = shapes[0] if shapes else sample.image().shape[:2]
     return {
-        phrase: np.zeros(size, np.int32) if one is None else one.labels
-        for phrase, one in found.items()
+        phrase: np.zeros(size, np.int32) if truth is None else truth.labels
+        for phrase, truth in truths.items()
     }
 
 

@@ -10,14 +10,20 @@ from dataclasses import dataclass, field
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torchvision.ops import (
+    box_convert,
+    box_iou,
+    generalized_box_iou_loss,
+    sigmoid_focal_loss,
+)
 
 from medsam3_model.detector import DetectorOutput
-from medsam3_model.training.matcher import MatchWeights, box_iou_and_giou, cxcywh_to_xyxy, match
+from medsam3_model.training.matcher import MatchWeights, match
 
 
 @dataclass(frozen=True)
 class LossWeights:
-    """Weights and parameters of the terms; the defaults are SAM 3's."""
+    """Weights and parameters of the loss's terms; the defaults are SAM 3's."""
 
     classification: float = 20.0
     box_l1: float = 5.0
@@ -49,16 +55,12 @@ class PromptTarget:
 
     @property
     def present(self) -> bool:
+        """Whether the concept is there."""
         return len(self.boxes) > 0
 
-
-def sigmoid_focal_loss(logits: Tensor, targets: Tensor, alpha: float, gamma: float) -> Tensor:
-    """Focal loss per element (Lin et al. 2017), same shape as `logits`; targets in 0..1."""
-    probability = logits.sigmoid()
-    entropy = F.binary_cross_entropy_with_logits(logits, targets, reduction="none")
-    correct = probability * targets + (1 - probability) * (1 - targets)
-    balance = alpha * targets + (1 - alpha) * (1 - targets)
-    return balance * (1 - correct) ** gamma * entropy
+    def to(self, device: torch.device) -> "PromptTarget":
+        """The same on another device."""
+        return PromptTarget(self.boxes.to(device), self.masks.to(device), self.semantic.to(device))
 
 
 def dice_loss(logits: Tensor, targets: Tensor) -> Tensor:
@@ -76,6 +78,7 @@ def classification_loss(
     A matched query (`positive`) aims at p^.25·IoU^.75 (at least .01; `quality` holds the IoU), so
     that the score tells how good the box is; the others aim at 0, weighted by p^γ.
     """
+    # The aim is no path for gradients: otherwise a score would rise by lowering its own aim.
     probability = logits.detach().sigmoid()
     aim = torch.where(
         positive, (probability**0.25 * quality.clamp(min=0) ** 0.75).clamp(min=0.01), 0.0
@@ -97,58 +100,70 @@ def detector_loss(
     presence token's to say.
     """
     weights = weights or LossWeights()
-    layers = output.logits.shape[0]
-    device = output.logits.device
-    present = torch.tensor([target.present for target in targets], device=device)
+    present = torch.tensor([target.present for target in targets], device=output.logits.device)
     objects = max(sum(len(target.boxes) for target in targets), 1)
     zero = output.logits.sum() * 0
     terms = dict.fromkeys(
         ("classification", "box_l1", "giou", "presence", "mask_focal", "mask_dice"), zero
     )
     pairs: list[tuple[Tensor, Tensor]] = []
-    for layer in range(layers):
-        logits, boxes = output.logits[layer], output.boxes[layer]
+    # Every layer is matched by its own answers, so early layers are not held to the last one's.
+    for logits, boxes, presence in zip(output.logits, output.boxes, output.presence, strict=True):
         pairs = match(logits, boxes, [target.boxes for target in targets], weights.match)
         rows, queries = _rows_and_queries(pairs)
         positive = torch.zeros_like(logits, dtype=torch.bool)
         quality = torch.zeros_like(logits)
         if len(rows):
             aims = torch.cat([t.boxes[n] for t, (_, n) in zip(targets, pairs, strict=True)])
-            found = boxes[rows, queries]
-            iou, giou = box_iou_and_giou(cxcywh_to_xyxy(found), cxcywh_to_xyxy(aims))
+            matched = boxes[rows, queries]
+            corners, aim_corners = (box_convert(b, "cxcywh", "xyxy") for b in (matched, aims))
             positive[rows, queries] = True
-            quality[rows, queries] = iou.detach()
-            terms["box_l1"] = terms["box_l1"] + (found - aims).abs().sum() / objects
-            terms["giou"] = terms["giou"] + (1 - giou).sum() / objects
+            quality[rows, queries] = box_iou(corners.detach(), aim_corners).diag()
+            terms["box_l1"] = terms["box_l1"] + (matched - aims).abs().sum() / objects
+            # The default eps is of the size of a small object's area.
+            giou = generalized_box_iou_loss(corners, aim_corners, reduction="sum", eps=1e-20)
+            terms["giou"] = terms["giou"] + giou / objects
         per_query = classification_loss(logits, quality, positive, weights)
         terms["classification"] = (
             terms["classification"] + (per_query * present[:, None]).sum() / objects
         )
         terms["presence"] = terms["presence"] + F.binary_cross_entropy_with_logits(
-            output.presence[layer], present.float()
+            presence, present.float()
         )
-
-    position = {int(row): at for at, row in enumerate(output.mask_rows)}
-    found_masks, aim_masks = [], []
-    for row, (queries, numbers) in enumerate(pairs):
-        if row in position and len(queries):
-            found_masks.append(output.masks(position[row], queries))
-            aim_masks.append(targets[row].masks[numbers])
-    if found_masks:
-        masks, aims = torch.cat(found_masks), torch.cat(aim_masks)
-        focal = sigmoid_focal_loss(masks, aims, weights.mask_alpha, weights.gamma)
-        terms["mask_focal"] = focal.mean(dim=(1, 2)).sum() / len(masks)
-        terms["mask_dice"] = dice_loss(masks, aims).sum() / len(masks)
-    if len(output.mask_rows):
-        union = torch.stack([targets[int(row)].semantic for row in output.mask_rows])
-        focal = sigmoid_focal_loss(output.semantic, union, weights.semantic_alpha, weights.gamma)
-        terms["semantic_focal"] = focal.mean()
-        terms["semantic_dice"] = dice_loss(output.semantic, union).mean()
+    terms |= _mask_terms(output, targets, pairs, weights)
     weighted = {name: getattr(weights, name) * value for name, value in terms.items()}
     weighted["total"] = torch.stack(list(weighted.values())).sum()
     return weighted
 
 
+def _mask_terms(
+    output: DetectorOutput,
+    targets: Sequence[PromptTarget],
+    pairs: Sequence[tuple[Tensor, Tensor]],
+    weights: LossWeights,
+) -> dict[str, Tensor]:
+    """Focal and Dice loss of the matched instances' masks, and of the semantic masks."""
+    terms = {}
+    masks, aims = [], []
+    for at, row in enumerate(output.mask_rows.tolist()):
+        queries, numbers = pairs[row]
+        if len(queries):  # only the matched queries' masks are painted at all
+            masks.append(output.masks(at, queries))
+            aims.append(targets[row].masks[numbers])
+    if masks:
+        every_mask, every_aim = torch.cat(masks), torch.cat(aims)
+        focal = sigmoid_focal_loss(every_mask, every_aim, weights.mask_alpha, weights.gamma)
+        terms["mask_focal"] = focal.mean(dim=(1, 2)).sum() / len(every_mask)
+        terms["mask_dice"] = dice_loss(every_mask, every_aim).sum() / len(every_mask)
+    if len(output.mask_rows):
+        union = torch.stack([targets[row].semantic for row in output.mask_rows.tolist()])
+        focal = sigmoid_focal_loss(output.semantic, union, weights.semantic_alpha, weights.gamma)
+        terms["semantic_focal"] = focal.mean()
+        terms["semantic_dice"] = dice_loss(output.semantic, union).mean()
+    return terms
+
+
 def _rows_and_queries(pairs: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    """The prompt and the query of each matched pair, int64 (pairs,) each."""
     rows = [torch.full_like(queries, row) for row, (queries, _) in enumerate(pairs)]
     return torch.cat(rows), torch.cat([queries for queries, _ in pairs])

@@ -1,4 +1,4 @@
-"""Which query answers for which object: the one-to-one matching of DETR."""
+"""The one-to-one matching of DETR: which query answers for which object."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
+from torchvision.ops import box_convert, generalized_box_iou
 
 
 @dataclass(frozen=True)
@@ -19,35 +20,6 @@ class MatchWeights:
     gamma: float = 2.0
 
 
-def cxcywh_to_xyxy(boxes: Tensor) -> Tensor:
-    """(..., 4) boxes from centre and size to corners."""
-    centre, size = boxes[..., :2], boxes[..., 2:]
-    return torch.cat([centre - size / 2, centre + size / 2], dim=-1)
-
-
-def box_iou_and_giou(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
-    """IoU and generalised IoU (Rezatofighi et al. 2019) of xyxy boxes that broadcast, (..., 4).
-
-    Boxes without area have IoU 0 with everything; nothing is divided by zero.
-    """
-    tiny = torch.finfo(first.dtype).eps
-    overlap = torch.minimum(first[..., 2:], second[..., 2:]) - torch.maximum(
-        first[..., :2], second[..., :2]
-    )
-    intersection = overlap.clamp(min=0).prod(dim=-1)
-    union = _area(first) + _area(second) - intersection
-    hull = (
-        torch.maximum(first[..., 2:], second[..., 2:])
-        - torch.minimum(first[..., :2], second[..., :2])
-    ).prod(dim=-1)
-    iou = intersection / union.clamp(min=tiny)
-    return iou, iou - (hull - union) / hull.clamp(min=tiny)
-
-
-def _area(boxes: Tensor) -> Tensor:
-    return (boxes[..., 2:] - boxes[..., :2]).clamp(min=0).prod(dim=-1)
-
-
 @torch.no_grad()
 def matching_cost(
     logits: Tensor, boxes: Tensor, target_boxes: Tensor, weights: MatchWeights
@@ -58,11 +30,16 @@ def matching_cost(
     focal loss of a positive less that of a negative (Deformable DETR).
     """
     probability = logits.float().sigmoid()
+    # The focal loss that a query adds as a positive, and the one that it no longer adds as a
+    # negative: a sure query is cheap, an unsure one is nearly free either way.
     positive = weights.alpha * (1 - probability) ** weights.gamma * -(probability + 1e-8).log()
     negative = (1 - weights.alpha) * probability**weights.gamma * -(1 - probability + 1e-8).log()
     boxes, target_boxes = boxes.float(), target_boxes.float()
     distance = (boxes[:, None] - target_boxes[None]).abs().sum(dim=-1)
-    _, giou = box_iou_and_giou(cxcywh_to_xyxy(boxes)[:, None], cxcywh_to_xyxy(target_boxes)[None])
+    # Distance favours small boxes, overlap does not: the two together are fair to every size.
+    giou = generalized_box_iou(
+        box_convert(boxes, "cxcywh", "xyxy"), box_convert(target_boxes, "cxcywh", "xyxy")
+    )
     return (
         weights.classification * (positive - negative)[:, None]
         + weights.box_l1 * distance
@@ -85,16 +62,16 @@ def match(
     weights = weights or MatchWeights()
     pairs = []
     for row, targets in enumerate(target_boxes):
-        if len(targets) == 0:
+        if len(targets) == 0:  # nothing to give: all queries stay negatives
             empty = torch.zeros(0, dtype=torch.long, device=logits.device)
             pairs.append((empty, empty))
             continue
         cost = matching_cost(logits[row], boxes[row], targets, weights)
-        queries, objects = linear_sum_assignment(cost.cpu().numpy())
-        pairs.append(
-            (
-                torch.as_tensor(queries, dtype=torch.long, device=logits.device),
-                torch.as_tensor(objects, dtype=torch.long, device=logits.device),
-            )
+        # The Hungarian method: of all one-to-one assignments the one with the least total cost,
+        # which no query-by-query choice finds where two objects want the same query.
+        queries, objects = (
+            torch.as_tensor(indices, dtype=torch.long, device=logits.device)
+            for indices in linear_sum_assignment(cost.cpu().numpy())
         )
+        pairs.append((queries, objects))
     return pairs

@@ -1,4 +1,4 @@
-"""Several processes that train one detector together: `torchrun --nproc-per-node 2 ...`.
+"""Groups of processes that train one detector together: `torchrun --nproc-per-node 2 ...`.
 
 Each takes its share of a step's images; gradients are added up, so all hold the same weights. A
 single process is the group of one, for which nothing is exchanged.
@@ -52,16 +52,18 @@ class Processes:
         """Give every process the sum of all gradients; one that nobody has stays None."""
         if self.count == 1:
             return
-        used = torch.tensor([float(one.grad is not None) for one in parameters])
+        used = torch.tensor([float(parameter.grad is not None) for parameter in parameters])
         used = self.sum(used.to(parameters[0].device)) > 0
-        for parameter, wanted in zip(parameters, used.tolist(), strict=True):
-            if wanted and parameter.grad is None:
+        for parameter, used_somewhere in zip(parameters, used.tolist(), strict=True):
+            # Where a process drew no masks it lacks the mask decoder's gradients: it adds zeros,
+            # since an exchange needs tensors of one shape from all.
+            if used_somewhere and parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
-        gradients = [one.grad for one in parameters if one.grad is not None]
+        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+        # One exchange of everything costs less than hundreds of small ones.
         flat = self.sum(torch.cat([gradient.flatten() for gradient in gradients]))
-        for gradient, part in zip(
-            gradients, flat.split([one.numel() for one in gradients]), strict=True
-        ):
+        sizes = [gradient.numel() for gradient in gradients]
+        for gradient, part in zip(gradients, flat.split(sizes), strict=True):
             gradient.copy_(part.view_as(gradient))
 
 

@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from medsam3_model.checkpoints.presets import WEIGHTS_FOLDER
-from medsam3_model.data.datasets import Sample, load_dataset
+from medsam3_model.data.datasets import load_dataset
+from medsam3_model.data.samples import Sample
 from medsam3_model.pretraining.data import load_sources
 from medsam3_model.pretraining.phantoms.phantoms import PHANTOMS, phantom
 from medsam3_model.training.data import TrainingImage
@@ -50,9 +51,9 @@ def bundled_replay() -> tuple[TrainingImage, ...]:
 def _stored_layers(sample: Sample) -> dict[str, NDArray[np.int32]]:
     layers: dict[str, NDArray[np.int32]] = {}
     for concept in sorted(sample.concepts):
-        found = sample.read(concept)
-        if found is not None:
-            layers[concept] = found.labels
+        truth = sample.read(concept)
+        if truth is not None:
+            layers[concept] = truth.labels
     others = [group for group in _APART if not group & sample.concepts]
     chosen = others[zlib.crc32(sample.name.encode()) % len(others)]
     nothing = np.zeros_like(next(iter(layers.values())))

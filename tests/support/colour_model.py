@@ -54,46 +54,26 @@ class ColourModel:
 
     def detect_all(
         self,
-        image: ImageEmbedding,
-        text: TextEmbedding,
+        image_embedding: ImageEmbedding,
+        text_embedding: TextEmbedding,
         boxes: Any = None,
         box_labels: Any = None,
         *,
         settings: DetectionSettings | None = None,
-    ) -> list[Detections]:
-        """One instance of each colour that is in the image, whatever was drawn."""
-        found = []
-        for channel in text.features.flatten().tolist():
-            mask = image.fpn_hidden_states[0][..., channel].numpy() > 128
-            masks = mask[None] if mask.any() else np.zeros((0, *mask.shape), bool)
-            found.append(
-                Detections(
-                    masks=masks,
-                    boxes=np.array([tight_box(one) for one in masks], np.float32).reshape(-1, 4),
-                    scores=np.full(len(masks), 0.9, np.float32),
-                    presence=float(mask.any()),
-                    semantic=np.zeros(mask.shape, np.float32),
-                )
-            )
-        return found
-
-    def ask(
-        self,
-        image: ImageEmbedding,
-        text: TextEmbedding,
-        boxes: Any,
-        box_labels: Any,
-        *,
-        read: Callable[[Any, int, int], Any],
+        read: Callable[[Any, int, int], Any] | None = None,
     ) -> list[Any]:
-        """Two queries: nothing anywhere, and the colour, boxed as it was asked."""
-        height, width = image.original_size
+        """One instance of each colour that is in the image, whatever was drawn, or as it is read.
+
+        To be read there are two queries: nothing anywhere, and the colour, boxed as it was asked.
+        """
+        channels = text_embedding.features.flatten().tolist()
+        masks = [image_embedding.fpn_hidden_states[0][..., c] > 128 for c in channels]
+        if read is None:
+            return [self._detections(mask.numpy()) for mask in masks]
+        height, width = image_embedding.original_size
         answers = []
-        for index, (channel, asked) in enumerate(
-            zip(text.features.flatten().tolist(), boxes, strict=True)
-        ):
+        for index, (mask, asked) in enumerate(zip(masks, boxes, strict=True)):
             self.prompted.append(np.asarray(asked))
-            mask = image.fpn_hidden_states[0][..., channel] > 128
             logits = torch.where(mask, self.certainty, -self.certainty) + self.offset
             box = torch.as_tensor(asked[0]) / torch.tensor([width, height] * 2)
             outputs = {
@@ -105,3 +85,13 @@ class ColourModel:
             }
             answers.append(read(outputs, 0, index))
         return answers
+
+    def _detections(self, mask: np.ndarray) -> Detections:
+        masks = mask[None] if mask.any() else np.zeros((0, *mask.shape), bool)
+        return Detections(
+            masks=masks,
+            boxes=np.array([tight_box(mask) for mask in masks], np.float32).reshape(-1, 4),
+            scores=np.full(len(masks), 0.9, np.float32),
+            presence=float(mask.any()),
+            semantic=np.zeros(mask.shape, np.float32),
+        )

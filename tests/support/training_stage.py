@@ -27,7 +27,7 @@ from medsam3_model import MedSAM3
 from medsam3_model.checkpoints.bundle import write_bundle
 from medsam3_model.checkpoints.detectors import detector_state, load_detector, save_detector
 from medsam3_model.checkpoints.tokenizer import build_tokenizer
-from medsam3_model.data.datasets import split_of_group
+from medsam3_model.data.samples import split_of_group
 from medsam3_model.pretraining.phrases import all_phrases
 from tests.support import discs, regions
 from tests.support.images import png

@@ -3,7 +3,8 @@ import torch
 from transformers import Sam3Model
 
 from medsam3_model.checkpoints.presets import tiny_config
-from medsam3_model.detector import PADDED_BOX, Prompts, detect, vision_features
+from medsam3_model.detector import Prompts, answer_prompts, vision_features
+from medsam3_model.preprocessing import PADDED_BOX
 from medsam3_model.pretraining.initialisation import POSITIONS, initialise, resize_positions
 
 
@@ -30,7 +31,7 @@ def _prompts(model: Sam3Model) -> tuple[Prompts, dict[str, torch.Tensor]]:
 def test_last_layer_equals_the_models_own_forward(model: Sam3Model) -> None:
     pixels = torch.randn(1, 3, 72, 72, generator=torch.Generator().manual_seed(1))
     prompts, asked = _prompts(model)
-    ours = detect(model, vision_features(model, pixels), prompts)
+    ours = answer_prompts(model, vision_features(model, pixels), prompts)
     theirs = model(pixel_values=pixels.expand(2, -1, -1, -1), **asked)
     torch.testing.assert_close(ours.logits[-1], theirs.pred_logits, atol=1e-4, rtol=1e-4)
     torch.testing.assert_close(
@@ -51,8 +52,8 @@ def test_masks_of_some_prompts_are_those_of_all(model: Sam3Model) -> None:
     prompts, _ = _prompts(model)
     vision = vision_features(model, pixels)
     every, second = (
-        detect(model, vision, prompts),
-        detect(model, vision, prompts, torch.tensor([1])),
+        answer_prompts(model, vision, prompts),
+        answer_prompts(model, vision, prompts, torch.tensor([1])),
     )
     third, fifth = torch.tensor([2]), torch.tensor([4])
     both = second.masks(0, torch.cat([third, fifth]))
@@ -66,9 +67,9 @@ def test_masks_can_be_painted_after_mixed_precision(model: Sam3Model) -> None:
     pixels = torch.randn(1, 3, 72, 72, generator=torch.Generator().manual_seed(3))
     prompts, _ = _prompts(model)
     vision, queries = vision_features(model, pixels), torch.tensor([0, 5])
-    exact = detect(model, vision, prompts).masks(0, queries)
+    exact = answer_prompts(model, vision, prompts).masks(0, queries)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        output = detect(model, vision, prompts)
+        output = answer_prompts(model, vision, prompts)
     masks = output.masks(0, queries)
     assert masks.dtype == torch.float32
     assert (masks - exact).abs().max() < 0.1 * exact.abs().max()

@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from medsam3_model.data.datasets import check_concepts, load_dataset, load_images, split_of_group
+from medsam3_model.data.datasets import load_dataset, load_images
+from medsam3_model.data.samples import split_of_group
 from medsam3_model.errors import DatasetError
 from tests.support.dataset_files import H, W, picture, save, spots
 
@@ -50,9 +51,9 @@ def test_several_concepts_and_negatives(tmp_path: Path) -> None:
         ("y", False, ["heart", "left_lung"]),
         ("z", True, []),
     ]
-    check_concepts(dataset, ["heart"])
+    dataset.check_concepts(["heart"])
     with pytest.raises(DatasetError, match=r"no masks of 'liver'.*heart, left_lung"):
-        check_concepts(dataset, ["heart", "liver"])
+        dataset.check_concepts(["heart", "liver"])
 
 
 def instance_map() -> np.ndarray:
@@ -134,7 +135,7 @@ def test_a_squashed_image_gets_its_aspect_ratio_back(tmp_path: Path) -> None:
     save(tmp_path / "masks/a.png", spots(64, 64).astype(np.uint8) * 255)
     (tmp_path / "groups.csv").write_text("name,group,orig_w,orig_h\na,g,600,400\n")
     sample = load_dataset(tmp_path).samples[0]
-    image, found = sample.image_and_mask("object")
+    image, found = sample.image(), sample.read("object")
     assert image.shape == (64, 96, 3)
     assert found is not None
     assert found.mask.shape == (64, 96)
@@ -159,7 +160,7 @@ def test_template_slices_are_a_data_set_by_name() -> None:
     dataset = load_dataset("template")
     assert dataset.concepts == ("brain", "grey matter", "white matter")
     assert len(dataset) > 20
-    image, brain = dataset.samples[10].image_and_mask("brain")
+    image, brain = dataset.samples[10].image(), dataset.samples[10].read("brain")
     grey, white = (dataset.samples[10].read(name) for name in dataset.concepts[1:])
     assert brain is not None
     assert grey is not None
@@ -271,8 +272,10 @@ def test_a_damaged_or_misfitting_mask_is_named_when_it_is_read(tmp_path: Path) -
     damaged, misfit = load_dataset(tmp_path)
     with pytest.raises(DatasetError, match=r"a\.png cannot be read"):
         damaged.read("object")
+    truth = misfit.read("object")
+    assert truth is not None
     with pytest.raises(DatasetError, match="'b' is 9×9 pixels, but the image is 60×40"):
-        misfit.image_and_mask("object")
+        misfit.check_size("object", truth, misfit.image())
 
 
 def test_an_instance_map_in_colour_is_refused(tmp_path: Path) -> None:

@@ -8,14 +8,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-import typer
 from PIL import Image
 from rich.console import Console
-from typer.testing import CliRunner
 
-from backend.cli.evaluate import evaluate as evaluate_command
 from medsam3_model import boxes
-from medsam3_model.data.datasets import Dataset, load_dataset, load_images, split_of_group
+from medsam3_model.data.datasets import load_dataset, load_images
+from medsam3_model.data.samples import Dataset, split_of_group
 from medsam3_model.errors import DatasetError
 from medsam3_model.evaluation import metrics
 from medsam3_model.evaluation.evaluation import evaluate, parse_prompts
@@ -23,6 +21,7 @@ from medsam3_model.evaluation.report import PUBLISHED, EvaluationReport
 from medsam3_model.prompting import SpatialPrompt, segment_prompted
 from medsam3_model.types import Detections
 from tests.support.colour_model import ColourModel
+from tests.support.commands import run
 
 H, W = 48, 64
 
@@ -292,12 +291,6 @@ def test_nothing_to_evaluate_is_an_error(folder: Path) -> None:
 # --- the command
 
 
-def command() -> typer.Typer:
-    app = typer.Typer()
-    app.command()(evaluate_command)
-    return app
-
-
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
@@ -310,7 +303,7 @@ def command() -> typer.Typer:
 )
 def test_command_says_what_is_wrong(folder: Path, arguments: list[str], sentence: str) -> None:
     given = [argument.format(folder=folder) for argument in arguments]
-    result = CliRunner().invoke(command(), given)
+    result = run("evaluate", *given)
     assert result.exit_code in (1, 2)
     assert sentence in " ".join(result.stderr.replace("│", " ").split())
     assert "Traceback" not in result.output
@@ -321,7 +314,7 @@ def test_command_with_a_real_model(folder: Path, hugging_face_folder: Path, mode
     """Random weights find nothing worth having, but every step from file to figure is the real."""
     given = ["--data", str(folder), "--prompt", "lesion=red disk", "--prompt", "tool"]
     given += ["--model", str(hugging_face_folder), "--mode", mode, "--device", "cpu", "--json"]
-    result = CliRunner().invoke(command(), given)
+    result = run("evaluate", *given)
     assert result.exit_code == 0, result.output
     report = json.loads(result.stdout)
     assert report["model"].startswith("sam3-tiny-")
@@ -332,7 +325,7 @@ def test_command_with_a_real_model(folder: Path, hugging_face_folder: Path, mode
 
 
 def test_command_help_has_an_example() -> None:
-    result = CliRunner().invoke(command(), ["--help"])
+    result = run("evaluate", "--help")
     assert "medsam3 evaluate --data polyps/ --prompt polyp --mode ti-jitter" in " ".join(
         result.stdout.split()
     )

@@ -8,11 +8,11 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from medsam3_model.checkpoints.presets import PRESETS, read_bundle_info
-from medsam3_model.data.datasets import split_of_group
+from medsam3_model.data.samples import split_of_group
 from medsam3_model.data.template import TEMPLATE_DEMO_SLICES
 from medsam3_model.errors import DatasetError
 from medsam3_model.pretraining import pretrain
-from medsam3_model.pretraining.data import Sample, balanced, load_sources, read_folder
+from medsam3_model.pretraining.data import SourceImage, balanced, load_sources, read_folder
 
 CONFIG = Path(pretrain.__file__).with_name("pretrain.toml")
 SHORT = """
@@ -85,8 +85,8 @@ def test_validation_groups_and_demo_slices_are_never_loaded(tmp_path: Path) -> N
 
 
 def test_rare_looks_of_microscopy_come_up_more_often() -> None:
-    def sample(name: str, family: str, colour: tuple[int, int, int]) -> Sample:
-        return Sample(name, family, np.full((4, 4, 3), colour, np.uint8), 1.0, {})
+    def sample(name: str, family: str, colour: tuple[int, int, int]) -> SourceImage:
+        return SourceImage(name, family, np.full((4, 4, 3), colour, np.uint8), 1.0, {})
 
     dark = [sample(f"dark{n}", "microscopy", (20, 20, 20)) for n in range(40)]
     stained = [sample(f"stained{n}", "microscopy", (220, 160, 200)) for n in range(10)]

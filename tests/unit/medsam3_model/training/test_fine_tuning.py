@@ -9,9 +9,9 @@ import torch
 
 from medsam3_model.checkpoints.detectors import load_detector
 from medsam3_model.checkpoints.hashes import is_detector
+from medsam3_model.errors import DatasetError
 from medsam3_model.predictor import MedSAM3
 from medsam3_model.pretraining.phrases import GENERIC_PHRASES
-from medsam3_model.training.correction_prompts import draw_prompt
 from medsam3_model.training.data import TrainingData, TrainingImage
 from medsam3_model.training.fine_tuning import (
     FineTuned,
@@ -19,6 +19,7 @@ from medsam3_model.training.fine_tuning import (
     TrainingSettings,
     fine_tune,
 )
+from medsam3_model.training.prompts import correction_prompt
 from tests.support.discs import SIDE, cache_in, disc, disc_image, small_model
 from tests.support.masks import dice
 
@@ -224,7 +225,7 @@ def test_the_learning_rate_rises_and_falls() -> None:
 
 
 def test_no_images_is_an_error(model: MedSAM3, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="no images"):
+    with pytest.raises(DatasetError, match="no images"):
         run(model, tmp_path, images=[])
 
 
@@ -233,7 +234,7 @@ def test_prompts_of_an_image(model: MedSAM3) -> None:
     labels[4:16, 4:20] = 1
     labels[24:40, 24:40] = 2
     layers = {"cell nucleus": labels, "polyp": torch.zeros_like(labels)}
-    prompts = [draw_prompt(layers, 24, np.random.default_rng(seed)) for seed in range(200)]
+    prompts = [correction_prompt(layers, 24, np.random.default_rng(seed)) for seed in range(200)]
     absent = [one for one in prompts if not one.target.present]
     boxed = [one for one in prompts if one.box is not None]
     by_text = [one for one in prompts if one.target.present and one.box is None]
@@ -253,7 +254,7 @@ def test_prompts_of_an_image(model: MedSAM3) -> None:
 
 def test_what_is_only_looked_for_is_asked(model: MedSAM3) -> None:
     nothing = {"polyp": torch.zeros(48, 48, dtype=torch.long)}
-    prompt = draw_prompt(nothing, 24, np.random.default_rng(0))
+    prompt = correction_prompt(nothing, 24, np.random.default_rng(0))
     assert (prompt.phrase, prompt.box, prompt.target.present) == ("polyp", None, False)
 
 

@@ -7,7 +7,8 @@ import pytest
 from PIL import Image
 
 from medsam3_model.checkpoints.detectors import load_detector
-from medsam3_model.data.datasets import load_dataset, split_of_group
+from medsam3_model.data.datasets import load_dataset
+from medsam3_model.data.samples import split_of_group
 from medsam3_model.training import folder
 from tests.support.discs import disc
 

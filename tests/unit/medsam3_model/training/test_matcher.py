@@ -3,40 +3,7 @@ import math
 import pytest
 import torch
 
-from medsam3_model.training.matcher import (
-    MatchWeights,
-    box_iou_and_giou,
-    cxcywh_to_xyxy,
-    match,
-    matching_cost,
-)
-
-
-def test_boxes_from_centre_to_corners() -> None:
-    box = torch.tensor([[0.5, 0.4, 0.2, 0.6]])
-    torch.testing.assert_close(cxcywh_to_xyxy(box), torch.tensor([[0.4, 0.1, 0.6, 0.7]]))
-
-
-def test_giou_of_overlapping_boxes_by_hand() -> None:
-    # Two 2×2 squares one apart: 1×2 shared, union 6, hull 3×2 = 6, so nothing is subtracted.
-    first, second = torch.tensor([0.0, 0, 2, 2]), torch.tensor([1.0, 0, 3, 2])
-    iou, giou = box_iou_and_giou(first, second)
-    assert iou.item() == pytest.approx(2 / 6)
-    assert giou.item() == pytest.approx(2 / 6)
-
-
-def test_giou_of_distant_boxes_is_negative() -> None:
-    # Unit squares with a gap of 2: union 2, hull 4×1, so 0 − (4 − 2) / 4.
-    iou, giou = box_iou_and_giou(torch.tensor([0.0, 0, 1, 1]), torch.tensor([3.0, 0, 4, 1]))
-    assert iou.item() == 0
-    assert giou.item() == pytest.approx(-0.5)
-
-
-def test_boxes_without_area_give_finite_values() -> None:
-    point = torch.tensor([0.5, 0.5, 0.5, 0.5])
-    iou, giou = box_iou_and_giou(point, point)
-    assert iou.item() == 0
-    assert math.isfinite(giou.item())
+from medsam3_model.training.matcher import MatchWeights, match, matching_cost
 
 
 def test_cost_is_classification_plus_distance_minus_giou() -> None:

@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from medsam3_model.pretraining.phrases import CONCEPT_PHRASES, LESION_PHRASES, UNLABELLED
-from medsam3_model.training.prompts import BOX_ONLY, draw_prompts, target_of
+from medsam3_model.training.prompts import BOX_ONLY, pretraining_prompts, target_of
 
 
 def _layer(*corners: tuple[int, int, int, int]) -> torch.Tensor:
@@ -38,7 +38,7 @@ def test_a_box_asks_for_the_object_in_it_alone() -> None:
     layers = {"polyp": _layer((10, 10, 40, 40), (60, 60, 90, 90))}
     seen = 0
     for seed in range(40):
-        for prompt in draw_prompts(layers, "colon", 48, np.random.default_rng(seed)):
+        for prompt in pretraining_prompts(layers, "colon", 48, np.random.default_rng(seed)):
             if prompt.box is not None and len(prompt.target.boxes) == 1:
                 seen += 1
                 overlap = (prompt.box[:2] - prompt.target.boxes[0, :2]).abs().max()
@@ -49,7 +49,7 @@ def test_a_box_asks_for_the_object_in_it_alone() -> None:
 
 def test_things_without_a_name_are_only_asked_with_a_box() -> None:
     for seed in range(30):
-        prompts = draw_prompts(
+        prompts = pretraining_prompts(
             {BOX_ONLY: _layer((5, 5, 50, 50))}, "shapes", 48, np.random.default_rng(seed)
         )
         for prompt in prompts:
@@ -60,7 +60,7 @@ def test_absent_concepts_are_asked_and_never_what_is_merely_unlabelled() -> None
     layers = {"breast tumor": _layer()}
     phrases = set()
     for seed in range(200):
-        (prompt,) = draw_prompts(layers, "breast", 48, np.random.default_rng(seed))
+        (prompt,) = pretraining_prompts(layers, "breast", 48, np.random.default_rng(seed))
         assert not prompt.target.present
         assert prompt.target.semantic.sum() == 0
         phrases.add(prompt.phrase)
@@ -75,7 +75,7 @@ def test_absent_concepts_are_asked_as_often_as_present_ones() -> None:
     absent = [
         prompt.phrase
         for seed in range(300)
-        for prompt in draw_prompts(
+        for prompt in pretraining_prompts(
             layers, "microscopy", 48, np.random.default_rng(seed), asked=asked
         )
         if not prompt.target.present
