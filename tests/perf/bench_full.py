@@ -7,7 +7,6 @@ process per precision, and prints as its last line one JSON object. Takes minute
 from __future__ import annotations
 
 import argparse
-import gzip
 import json
 import resource
 import statistics
@@ -23,13 +22,9 @@ import numpy as np
 import torch
 
 from tests.support.masks import dice
+from tests.support.sam3_reference import full_keys
 
-KEYS = Path(__file__).parents[1] / "data" / "sam3_reference" / "full_keys.json.gz"
 PHRASES = ("breast tumor", "polyp", "optic cup", "left ventricle")
-
-
-def full_keys() -> dict[str, list[tuple[str, list[int]]]]:
-    return json.loads(gzip.decompress(KEYS.read_bytes()))
 
 
 def write_checkpoint(path: Path) -> None:
@@ -80,7 +75,8 @@ def picture() -> np.ndarray:
 
 def measure(checkpoint: Path, dtype: str, results: Path) -> None:
     """One precision on the CPU, in this process; writes figures and outputs to `results`."""
-    from medsam3_model import MedSAM3, forward
+    from medsam3_model import MedSAM3
+    from medsam3_model.detector import detector_outputs
     from medsam3_model.preprocessing import model_boxes, per_phrase_boxes
 
     started = time.perf_counter()
@@ -106,7 +102,7 @@ def measure(checkpoint: Path, dtype: str, results: Path) -> None:
 
     text = model.encode_text(PHRASES[:1])
     with torch.no_grad():
-        outputs = forward.detector_outputs(
+        outputs = detector_outputs(
             model.model,
             image.fpn_hidden_states,
             text.features,
