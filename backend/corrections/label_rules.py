@@ -1,13 +1,12 @@
 """What a project's labeling config says about submitted regions."""
 
-import xml.etree.ElementTree as ET
 from collections.abc import Iterable, Mapping
 from functools import lru_cache
 from typing import Any
 
 from backend.corrections.submissions import Pages, SubmittedRegion
 from backend.errors import ImageSourceError, LabelConfigError, QuarantineError, Trouble
-from backend.labeling.config import LabelConfig, parse_label_config
+from backend.labeling.config import LabelConfig, parse_label_config, read_tags
 
 
 def pages_of(xml: str, task_data: Mapping[str, Any]) -> Pages:
@@ -61,7 +60,7 @@ def missing_label(labels: Iterable[tuple[str, str]], xml: str) -> str | None:
                 f"the labeling config has no control tag {control[:40]!r} (any more): bring it "
                 "back, or draw the region with another one"
             )
-        if label and label not in known[control]:
+        if label and label.strip() not in known[control]:
             return (
                 f"the labeling config has no label {label[:40]!r} in {control[:40]!r} (any more): "
                 "bring it back, or relabel the region"
@@ -83,18 +82,11 @@ def _labels_by_control(xml: str) -> Mapping[str, frozenset[str]]:
         parse_label_config(xml)
     except LabelConfigError:
         return {}
-    root = ET.fromstring(xml.strip())  # noqa: S314 entities were refused by the parser above
-    own: dict[str, frozenset[str]] = {}
+    of_control: dict[str, frozenset[str]] = {}
     shared: set[str] = set()
-    for element in root.iter():
-        attributes = {name.lower(): value.strip() for name, value in element.attrib.items()}
-        labels = frozenset(
-            child.get("alias") or child.get("value") or ""
-            for child in element.iter()
-            if str(child.tag).lower() == "label"
-        )
-        if attributes.get("toname"):
-            own[attributes.get("name", "")] = labels
-            if str(element.tag).lower() == "labels":
-                shared |= labels
-    return {name: labels or frozenset(shared) for name, labels in own.items()}
+    for tag in read_tags(xml):
+        if tag.get("toName"):
+            of_control[tag.get("name")] = frozenset(value for value, _ in tag.labels())
+            if tag.tag == "labels":
+                shared |= of_control[tag.get("name")]
+    return {name: labels or frozenset(shared) for name, labels in of_control.items()}

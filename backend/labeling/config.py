@@ -1,7 +1,7 @@
-"""What a Label Studio labeling config asks of the model: its images, controls and labels.
+"""Label Studio's labeling config: its images, controls and labels, as far as the model serves them.
 
-Parsed with the standard library alone, because the web process needs it. Tag and attribute names
-are matched without regard to case, as in the editor.
+The web process reads configs too, so nothing heavy is imported here. Tag and attribute names are
+matched without regard to case, as in the editor.
 
 Served controls: `BrushLabels`, `BitmaskLabels`, `PolygonLabels`, `EllipseLabels`,
 `RectangleLabels`, and `Brush`, `Bitmask`, `Polygon`, `Ellipse`, `Rectangle` beside a `Labels` of
@@ -28,16 +28,19 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from typing import Any
+from xml.etree.ElementTree import Element
+
+from defusedxml import DefusedXmlException
+from defusedxml.ElementTree import ParseError, fromstring
 
 from backend.errors import ImageSourceError, LabelConfigError
-from backend.labeling.config_tags import ConfigTag, read_tags
 
 MASK_TAGS = frozenset(
     {"BrushLabels", "BitmaskLabels", "PolygonLabels", "Brush", "Bitmask", "Polygon"}
 )
 _SHAPE_TAGS = frozenset({"RectangleLabels", "EllipseLabels", "Rectangle", "Ellipse"})
 _PROMPT_TAGS = frozenset({"KeyPointLabels", "KeyPoint", "TextArea"})
-# Tags whose labels stand in a <Labels> beside them.
+# Tags whose labels are in a <Labels> beside them.
 _LABELLESS_TAGS = frozenset({"Brush", "Bitmask", "Polygon", "Rectangle", "Ellipse", "KeyPoint"})
 _SERVED_TAGS = {tag.lower(): tag for tag in MASK_TAGS | _SHAPE_TAGS | _PROMPT_TAGS}
 # What a config may hold instead, for a refusal that names it.
@@ -45,6 +48,66 @@ _OTHER_MEDIA = ("Video", "Audio", "Text", "HyperText", "Paragraphs", "TimeSeries
 _ADVICE = (
     'add for example <BrushLabels name="brush" toName="image"><Label value="Tumor"/></BrushLabels>'
 )
+_MOST_CHARACTERS = 4_000_000
+
+
+class ConfigTag:
+    """One tag; its own name and its attributes' names are lower-case, as the editor has them."""
+
+    def __init__(self, element: Element) -> None:
+        self._element = element
+        self.tag = element.tag.lower()
+        self.attributes = {key.lower(): value.strip() for key, value in element.attrib.items()}
+
+    def get(self, name: str) -> str:
+        """An attribute without surrounding space, empty where it is not set."""
+        return self.attributes.get(name.lower(), "")
+
+    def is_true(self, name: str) -> bool:
+        return self.get(name).lower() == "true"
+
+    def flag(self, name: str) -> bool | None:
+        """An attribute that must be `true` or `false`; None where it is not set.
+
+        Raises:
+            LabelConfigError: it is something else.
+        """
+        text = self.get(name).lower()
+        if text not in ("", "true", "false"):
+            raise LabelConfigError(f'{self}: {name}="{text}" must be "true" or "false".')
+        return text == "true" if text else None
+
+    def labels(self) -> Iterator[tuple[str, "ConfigTag"]]:
+        """The `<Label>`s inside this tag, each with the value that regions carry."""
+        for element in self._element.iter():
+            if element.tag.lower() == "label":
+                label = ConfigTag(element)
+                yield label.get("alias") or label.get("value"), label
+
+    def __str__(self) -> str:
+        name = f' name="{self.get("name")}"' if self.get("name") else ""
+        return f"<{self._element.tag}{name}>"
+
+
+def read_tags(xml: str) -> list[ConfigTag]:
+    """All tags of a labeling config, outermost first.
+
+    Raises:
+        LabelConfigError: it is empty, too long, not XML, or declares a document type or entities.
+    """
+    if not isinstance(xml, str) or not xml.strip():
+        raise LabelConfigError("The labeling config is empty: set one in the project's settings.")
+    if len(xml) > _MOST_CHARACTERS:
+        raise LabelConfigError(f"The labeling config is longer than {_MOST_CHARACTERS} characters.")
+    try:
+        root = fromstring(xml.strip(), forbid_dtd=True)
+    except DefusedXmlException:
+        raise LabelConfigError(
+            "The labeling config has a DOCTYPE or an ENTITY: remove it."
+        ) from None
+    except (ParseError, ValueError) as error:  # ValueError: lone surrogates, null bytes
+        raise LabelConfigError(f"The labeling config is not well-formed XML: {error}.") from None
+    return [ConfigTag(element) for element in root.iter()]
 
 
 @dataclass(frozen=True)
@@ -73,17 +136,17 @@ class ImageObject:
         Raises:
             ImageSourceError: the task has no such key, or holds something else there.
         """
-        found: Any = task_data
+        value: Any = task_data
         for key in re.findall(r"[^.\[\]]+", self.value_key):
             try:
-                found = found[int(key)] if isinstance(found, list) else found[key]
+                value = value[int(key)] if isinstance(value, list) else value[key]
             except (KeyError, IndexError, TypeError, ValueError):
                 raise ImageSourceError(
                     f'The task has no image under "{self.value_key}", where the labeling config '
                     f'looks for <Image name="{self.name}">; its data has '
                     f"{_quoted(list(map(str, task_data))) or 'nothing'}."
                 ) from None
-        pages = found if isinstance(found, list) else [found]
+        pages = value if isinstance(value, list) else [value]
         if not pages or not all(isinstance(page, str) and page for page in pages):
             raise ImageSourceError(
                 f'The task\'s "{self.value_key}" must be the address of an image'
@@ -298,21 +361,19 @@ def _prompts(nodes: Sequence[ConfigTag]) -> dict[str, str]:
 
     So that a prompt need not be repeated on each control that offers the label.
     """
-    prompts: dict[str, set[str]] = {}
-    for node in nodes:
-        if node.tag == "label" and "prompt" in node.attributes:
-            value = node.get("alias") or node.get("value")
-            prompts.setdefault(value, set()).add(node.get("prompt"))
-    return {value: found.pop() for value, found in prompts.items() if len(found) == 1}
+    phrases: dict[str, set[str]] = {}
+    for value, label in nodes[0].labels():
+        if "prompt" in label.attributes:
+            phrases.setdefault(value, set()).add(label.get("prompt"))
+    return {value: phrase.pop() for value, phrase in phrases.items() if len(phrase) == 1}
 
 
 def _labels(node: ConfigTag, prompts: Mapping[str, str]) -> tuple[Label, ...]:
     labels: dict[str, Label] = {}
-    for label in node.within("label"):
-        value, title = label.get("alias") or label.get("value"), label.get("value")
+    for value, label in node.labels():
         if not value:
             raise LabelConfigError(f'A <Label> of {node} has no value: write value="...".')
-        prompt = label.attributes.get("prompt", prompts.get(value, title or value))
+        prompt = label.attributes.get("prompt", prompts.get(value, label.get("value") or value))
         labels.setdefault(value, Label(value, prompt))
     if labels:
         return tuple(labels.values())

@@ -242,7 +242,7 @@ TEXT_LABELS = '<Labels name="l" toName="t"><Label value="W"/></Labels>'
         ("<View>\0</View>", "not well-formed XML"),
         ("<a>" * 200_000 + "</a>" * 200_000, "has no <Image>"),
         ('<!DOCTYPE x [<!ENTITY a "b">]>' + view(IMAGE, BRUSH), "DOCTYPE or an ENTITY: remove"),
-        ('<! entity a "b">' + view(IMAGE, BRUSH), "DOCTYPE or an ENTITY"),
+        ('<! entity a "b">' + view(IMAGE, BRUSH), "not well-formed XML"),
         (view(BRUSH), r'no <Image>: add\s<Image name="image" value="\$image"/>'),
         (view('<Video name="image" value="$v"/>', BRUSH), "no <Image> but a <Video>"),
         (view(TEXT, TEXT_LABELS), "no <Image> but a <Text>"),
