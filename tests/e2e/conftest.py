@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from playwright.sync_api import Browser, Page, expect, sync_playwright
@@ -9,6 +10,7 @@ from playwright.sync_api import Browser, Page, expect, sync_playwright
 from backend.demo.demo import label_config_for, template_images
 from backend.label_studio.connect import connect
 from backend.label_studio.server import REPOSITORY, LabelStudioServer
+from backend.settings import Settings
 from tests.support.annotating import AnnotatingLabelStudio
 from tests.support.backend_server import BackendServer
 from tests.support.editor import BRAIN_LABELS, regions
@@ -53,6 +55,17 @@ def backend(
     server.start()
     yield server
     server.stop()
+
+
+@pytest.fixture
+def settings(label_studio_server: LabelStudioServer, tmp_path: Path) -> Settings:
+    """Settings of an installation of the test's own, beside the shared Label Studio."""
+    return Settings(
+        _env_file=None,
+        data_dir=tmp_path,
+        label_studio_url=label_studio_server.url,
+        label_studio_api_key=label_studio_server.token,
+    )
 
 
 @pytest.fixture

@@ -13,6 +13,7 @@ from tests.support.annotating import AnnotatingLabelStudio
 from tests.support.images import disc_file
 from tests.support.label_configs import BRIGHT_DISC_CONFIG
 from tests.support.projects import ProjectFactory
+from tests.support.tokens import jwt
 
 
 def prediction(task_id: int, version: str, score: float = 0.5) -> dict[str, object]:
@@ -54,7 +55,7 @@ def test_an_access_token_that_is_no_longer_accepted_is_replaced_once(
     "token",
     [
         pytest.param("0" * 40, id="legacy"),
-        pytest.param("eyJhbGciOiJIUzI1NiJ9.eyJleHAiOjk5OTk5OTk5OTl9.c2lnbmVk", id="personal"),
+        pytest.param(jwt(exp=9999999999), id="personal"),
     ],
 )
 def test_a_wrong_token_is_refused_without_being_shown(
@@ -69,7 +70,7 @@ def test_a_wrong_token_is_refused_without_being_shown(
 
 
 def test_an_expired_personal_token_says_so(label_studio_server: LabelStudioServer) -> None:
-    expired = "eyJhbGciOiJIUzI1NiJ9.eyJleHAiOjE3MDAwMDAwMDB9.c2lnbmVk"
+    expired = jwt(exp=1700000000)
     with (
         LabelStudio(label_studio_server.url, expired) as client,
         pytest.raises(LabelStudioAuthError, match="expired on 2023-11-14"),

@@ -25,16 +25,6 @@ from tests.support.recording_backend import RecordingBackend
 
 
 @pytest.fixture
-def settings(label_studio_server: LabelStudioServer, tmp_path: Path) -> Settings:
-    return Settings(
-        _env_file=None,
-        data_dir=tmp_path,
-        label_studio_url=label_studio_server.url,
-        label_studio_api_key=label_studio_server.token,
-    )
-
-
-@pytest.fixture
 def credentials(settings: Settings) -> Credentials:
     return load_credentials(settings)
 

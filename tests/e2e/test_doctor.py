@@ -1,7 +1,6 @@
 """`medsam3 doctor` on a real Label Studio: the server, the token and connected projects."""
 
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import pytest
 
@@ -11,22 +10,13 @@ from backend.doctor.label_studio import check_label_studio, check_token
 from backend.doctor.projects import check_projects
 from backend.label_studio.client import LabelStudio
 from backend.label_studio.connect import connect
-from backend.label_studio.server import LabelStudioServer, free_port
+from backend.label_studio.server import free_port
 from backend.services import WEBHOOK_SECRET_HEADER, load_credentials
 from backend.settings import Settings
 from backend.tables import Project
 from tests.support.projects import LabelStudioProject, ProjectFactory
 from tests.support.recording_backend import RecordingBackend
-
-
-@pytest.fixture
-def settings(label_studio_server: LabelStudioServer, tmp_path: Path) -> Settings:
-    return Settings(
-        _env_file=None,
-        data_dir=tmp_path,
-        label_studio_url=label_studio_server.url,
-        label_studio_api_key=label_studio_server.token,
-    )
+from tests.support.tokens import jwt
 
 
 @pytest.fixture
@@ -94,7 +84,7 @@ def test_tokens_are_told_apart(settings: Settings, personal_token: str) -> None:
     assert of(wrong).status is Status.FAIL
     assert "Invalid token" in of(wrong).message
     assert wrong not in str(of(wrong))
-    expired = of("eyJhbGciOiJIUzI1NiJ9.eyJleHAiOjE3MDAwMDAwMDB9.c2lnbmVk")
+    expired = of(jwt(exp=1700000000))
     assert expired.status is Status.FAIL
     assert "expired on 2023-11-14" in expired.message
 

@@ -1,8 +1,5 @@
 """Images of tasks through a real Label Studio: uploads, local files and a real S3 protocol."""
 
-import subprocess
-import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,11 +10,12 @@ import pytest
 from backend.errors import ImageSourceError
 from backend.label_studio.client import LabelStudio
 from backend.label_studio.images import fetch_image
-from backend.label_studio.server import LabelStudioServer, free_port
+from backend.label_studio.server import LabelStudioServer
 from backend.settings import Settings
 from tests.support.annotating import AnnotatingLabelStudio
 from tests.support.images import disc_file
 from tests.support.projects import LabelStudioProject, ProjectFactory
+from tests.support.s3 import s3_server
 
 
 def settings(**fields: Any) -> Settings:
@@ -25,29 +23,10 @@ def settings(**fields: Any) -> Settings:
 
 
 @pytest.fixture(scope="module")
-def s3_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """An S3 server in a process of its own, empty."""
-    port = free_port()
-    log = tmp_path_factory.mktemp("s3") / "log"
-    with log.open("wb") as output:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)],
-            stdout=output,
-            stderr=output,
-        )
-    url = f"http://127.0.0.1:{port}"
-    try:
-        for _ in range(300):
-            try:
-                httpx.get(url)
-                break
-            except httpx.TransportError:
-                assert process.poll() is None, log.read_text()
-                time.sleep(0.1)
+def s3_url() -> Iterator[str]:
+    """An S3 server, empty."""
+    with s3_server() as url:
         yield url
-    finally:
-        process.terminate()
-        process.wait()
 
 
 @pytest.fixture

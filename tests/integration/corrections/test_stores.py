@@ -23,6 +23,7 @@ from backend.services import open_services
 from backend.settings import Settings
 from backend.tables import Event, ImageVector, Suggestion, TaskRank
 from tests.support.corrections_stage import CONFIG, Stage, act, brush, drawn, image_file, stage_at
+from tests.support.s3 import s3_server
 from tests.support.stand_in_label_studio import StandInLabelStudio
 
 
@@ -43,14 +44,9 @@ def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 @pytest.fixture(scope="session")
 def s3_url() -> Iterator[str]:
-    """An S3 server of this run's own."""
-    from moto.server import ThreadedMotoServer
-
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
+    """A bucket of an S3 server of this run's own."""
+    with s3_server() as url, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AWS_ENDPOINT_URL", url)
         patch.setenv("AWS_ACCESS_KEY_ID", "test")
         patch.setenv("AWS_SECRET_ACCESS_KEY", "test")
         patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
@@ -58,7 +54,6 @@ def s3_url() -> Iterator[str]:
 
         s3fs.S3FileSystem().mkdir("masks")
         yield "s3://masks"
-    server.stop()
 
 
 @pytest.fixture(params=["sqlite and folder", "postgresql and s3"])

@@ -1,7 +1,5 @@
 """Training runs, versions and policies over HTTP."""
 
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,25 +7,13 @@ from flask.testing import FlaskClient
 from werkzeug.test import TestResponse
 
 from backend.models import versions
-from backend.processes.redis_server import RedisServer
 from backend.training import runs
 from backend.training.tables import RunState
 from backend.training.trainer import train_run
 from backend.web.app import create_app
-from tests.support.training_stage import TrainingStage, small_bundle, training_stage
+from tests.support.training_stage import TrainingStage
 
 API = "/api/v1"
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return small_bundle(tmp_path_factory.mktemp("model") / "tiny")
-
-
-@pytest.fixture
-def stage(redis_server: RedisServer, data_dir: Path, model: Path) -> Iterator[TrainingStage]:
-    with training_stage(data_dir, model, gate_min_images=4) as opened:
-        yield opened
 
 
 @pytest.fixture

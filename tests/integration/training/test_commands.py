@@ -18,12 +18,7 @@ from backend.training import runs
 from backend.training.tables import RunState, Trigger
 from tests.support.commands import json_of, run
 from tests.support.stand_in_label_studio import StandInLabelStudio
-from tests.support.training_stage import CONFIG, TrainingStage, disc_file, groups, small_bundle
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return small_bundle(tmp_path_factory.mktemp("model") / "tiny")
+from tests.support.training_stage import CONFIG, TrainingStage, disc_file, groups
 
 
 @pytest.fixture

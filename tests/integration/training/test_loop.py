@@ -2,34 +2,19 @@
 
 import json
 from collections import Counter
-from collections.abc import Iterator
-from pathlib import Path
 
-import pytest
 from safetensors.numpy import load_file
 from sqlalchemy import select
 
 from backend.corrections.tables import Revision
 from backend.models import versions
 from backend.models.detectors import DetectorStore
-from backend.processes.redis_server import RedisServer
 from backend.services import Services
 from backend.tables import GateVerdict, ModelVersion, Promotion
 from backend.training import runs
 from backend.training.tables import RunState, TrainingRun, Trigger
 from backend.training.trainer import train_run
-from tests.support.training_stage import TrainingStage, small_bundle, training_stage
-
-
-@pytest.fixture(scope="session")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return small_bundle(tmp_path_factory.mktemp("model") / "tiny")
-
-
-@pytest.fixture
-def stage(redis_server: RedisServer, data_dir: Path, model: Path) -> Iterator[TrainingStage]:
-    with training_stage(data_dir, model, gate_min_images=4) as opened:
-        yield opened
+from tests.support.training_stage import TrainingStage
 
 
 def finished(services: Services, run_id: str) -> TrainingRun:

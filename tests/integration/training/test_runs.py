@@ -30,14 +30,8 @@ from tests.support.training_stage import (
     TrainingStage,
     disc_file,
     publish,
-    small_bundle,
     training_stage,
 )
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return small_bundle(tmp_path_factory.mktemp("model") / "tiny")
 
 
 @pytest.fixture
