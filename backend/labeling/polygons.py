@@ -10,8 +10,8 @@ import numpy as np
 import numpy.typing as npt
 
 from backend.errors import RegionError
+from backend.labeling.masks import Mask, extent
 
-Mask = npt.NDArray[np.bool_]
 Points = npt.NDArray[np.float64]
 
 # Pixels that may change, as a share of the mask, when specks are dropped and pinholes closed, so
@@ -41,11 +41,11 @@ def outline(mask: Mask) -> list[Points]:
         ``(N, 2)`` float64 (x, y) pixel edges each, N >= 3, not closed by a repeated point, largest
         component first; an empty list for an empty mask.
     """
-    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
-    if not rows.size:
+    edges = extent(mask)
+    if edges is None:
         return []
-    top, left = int(rows[0]), int(columns[0])
-    cropped = mask[top : rows[-1] + 1, left : columns[-1] + 1]
+    top, left, bottom, right = edges
+    cropped = mask[top:bottom, left:right]
     polygons = [_simplified(rings) for rings in _components(_without_specks(cropped))]
     corner = np.array([left, top])
     return [polygon + corner for polygon in sorted(polygons, key=_area, reverse=True)]

@@ -1,7 +1,7 @@
-"""What an annotator drew or typed with the smart tools, read from `/predict`'s context.
+"""Smart prompts: what an annotator drew or typed, read from `/predict`'s context.
 
-The editor sends the region that was just drawn, last, with those before it that belong to it:
-same kind, same label, same image. In this way a prompt grows point by point and box by box.
+The editor sends the new region last, and before it those that belong to it: same kind, same
+label, same image. In this way a prompt grows point by point and box by box.
 
 * Rectangles are boxes; a rotated one becomes the upright box around it. Of polygons, ellipses and
   brush strokes, which the editor offers as smart tools too, the box around them is taken.
@@ -16,17 +16,15 @@ All positions are percent of the image, clipped to it. Regions of controls that 
 not have are left out: the editor may still hold some from before the config changed.
 """
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from backend.errors import RegionError
 from backend.labeling.config import Control, LabelConfig
+from backend.labeling.shapes import Point, Region, ellipse_box, number, rectangle_corners
 
 Box = tuple[float, float, float, float]
-Point = tuple[float, float]
-Region = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -56,7 +54,7 @@ class InteractivePrompt:
 
     @property
     def is_empty(self) -> bool:
-        """Whether nothing was drawn and nothing typed: the editor asks so when one deletes."""
+        """Whether nothing was drawn and nothing typed: what the editor sends after a deletion."""
         return not (self.texts or self.boxes or self.points)
 
 
@@ -106,14 +104,16 @@ def read_context(
     boxes: list[tuple[Box, int]] = []
     points: list[tuple[Point, int]] = []
     for region, control in drawn:
+        # The editor may still hold prompts of another page, image or label: they ask for
+        # something else than the region that was drawn last.
         if (control.to_name, _page(region)) != (latest_control.to_name, _page(latest)):
             continue
         if label_of.get(region.get("id")) != label:
             continue
         positive = int(not control.negative and region.get("is_positive") is not False)
         if control.tag in ("KeyPointLabels", "KeyPoint"):
-            x, y = _numbers(region["value"], "x", "y")
-            points.append(((_clipped(x), _clipped(y)), positive))
+            x, y = (_clipped(number(region["value"], axis)) for axis in ("x", "y"))
+            points.append(((x, y), positive))
         elif (box := _box(region, control)) is not None:
             boxes.append((box, positive))
     return InteractivePrompt(
@@ -131,7 +131,7 @@ def read_context(
 def _typed(region: Region) -> list[str]:
     text = region["value"].get("text")
     typed = text if isinstance(text, list) else [text]
-    return [" ".join(one.split()) for one in typed if isinstance(one, str) and one.strip()]
+    return [" ".join(text.split()) for text in typed if isinstance(text, str) and text.strip()]
 
 
 def _label(region: Region) -> str | None:
@@ -153,13 +153,13 @@ def _box(region: Region, control: Control) -> Box | None:
     value = region["value"]
     kind = control.tag.removesuffix("Labels")
     if kind == "Rectangle":
-        corners = _rectangle(value, *_size(region))
+        corners = rectangle_corners(value, *_size(region))
     elif kind == "Ellipse":
-        corners = _ellipse_extent(value, *_size(region))
+        corners = ellipse_box(value, *_size(region))
     elif kind == "Polygon":
         corners = _polygon(value.get("points"))
     else:
-        corners = _mask_extent(region)
+        corners = _mask_corners(region)
     if not corners:
         return None
     xs, ys = zip(*corners, strict=True)
@@ -168,33 +168,10 @@ def _box(region: Region, control: Control) -> Box | None:
 
 
 def _size(region: Region) -> tuple[float, float]:
-    """Width and height of the image: a rotation is meant in pixels, not in percent."""
+    """Height and width of the image; a square one where they are not sent."""
     if region.get("original_width") and region.get("original_height"):
-        width, height = _numbers(region, "original_width", "original_height")
-        return width, height
+        return number(region, "original_height"), number(region, "original_width")
     return 1.0, 1.0
-
-
-def _rectangle(value: Mapping[str, Any], width: float, height: float) -> list[Point]:
-    x, y, along, down = _numbers(value, "x", "y", "width", "height")
-    cosine, sine = _direction(value)
-    # Percent to pixels, turn about the top left corner, and back.
-    across_x, across_y = along * cosine, along * width * sine / height
-    down_x, down_y = -down * height * sine / width, down * cosine
-    return [
-        (x, y),
-        (x + across_x, y + across_y),
-        (x + across_x + down_x, y + across_y + down_y),
-        (x + down_x, y + down_y),
-    ]
-
-
-def _ellipse_extent(value: Mapping[str, Any], width: float, height: float) -> list[Point]:
-    x, y, radius_x, radius_y = _numbers(value, "x", "y", "radiusX", "radiusY")
-    cosine, sine = _direction(value)
-    half_width = math.hypot(radius_x * cosine, radius_y * height / width * sine)
-    half_height = math.hypot(radius_x * width / height * sine, radius_y * cosine)
-    return [(x - half_width, y - half_height), (x + half_width, y + half_height)]
 
 
 def _polygon(points: Any) -> list[Point]:
@@ -202,38 +179,21 @@ def _polygon(points: Any) -> list[Point]:
         isinstance(point, Sequence) and len(point) == 2 for point in points
     ):
         raise RegionError("A polygon's points must each be [x, y] in percent.")
-    pairs = [_numbers({"x": x, "y": y}, "x", "y") for x, y in points]
-    return [(x, y) for x, y in pairs]
+    pairs = [{"x": x, "y": y} for x, y in points]
+    return [(number(pair, "x"), number(pair, "y")) for pair in pairs]
 
 
-def _mask_extent(region: Region) -> list[Point]:
+def _mask_corners(region: Region) -> list[Point]:
     # Imported here: reading a mask needs NumPy, reading boxes and points does not.
-    import numpy as np
-
+    from backend.labeling.masks import extent
     from backend.labeling.region_masks import region_mask
 
-    width, height = (int(size) for size in _numbers(region, "original_width", "original_height"))
-    mask = region_mask(region, height, width)
-    rows, columns = (np.flatnonzero(mask.any(axis=axis)) for axis in (1, 0))
-    if not rows.size:
+    width, height = (int(number(region, f"original_{side}")) for side in ("width", "height"))
+    edges = extent(region_mask(region, height, width))
+    if edges is None:
         return []
-    return [
-        (float(columns[0]) / width * 100, float(rows[0]) / height * 100),
-        (float(columns[-1] + 1) / width * 100, float(rows[-1] + 1) / height * 100),
-    ]
-
-
-def _direction(value: Mapping[str, Any]) -> tuple[float, float]:
-    (degrees,) = _numbers({"rotation": value.get("rotation") or 0}, "rotation")
-    return math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
-
-
-def _numbers(value: Mapping[str, Any], *keys: str) -> tuple[float, ...]:
-    found = [value.get(key) for key in keys]
-    for key, one in zip(keys, found, strict=True):
-        if isinstance(one, bool) or not isinstance(one, int | float) or not math.isfinite(one):
-            raise RegionError(f'The prompt\'s "{key}" must be a number, not {one!r:.40}.')
-    return tuple(float(one) for one in found if one is not None)
+    top, left, bottom, right = edges
+    return [(left / width * 100, top / height * 100), (right / width * 100, bottom / height * 100)]
 
 
 def _clipped(percent: float) -> float:

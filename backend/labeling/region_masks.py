@@ -3,14 +3,12 @@
 Understands what the editor writes for a still image: brush (RLE), bitmask (PNG), polygon,
 rectangle and ellipse (both with rotation) and closed vector paths, with or without labels. A
 shape's pixels are those whose centres it encloses. Percent are of the image's width for x and of
-its height for y; rotation is clockwise in degrees, of a rectangle about its top left corner, of an
-ellipse about its centre, and is meant in pixels, not in percent.
+its height for y.
 """
 
 import base64
 import binascii
 import io
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -18,7 +16,9 @@ import numpy as np
 
 from backend.errors import RegionError
 from backend.labeling import brush_rle
-from backend.labeling.polygons import Mask, Points, fill
+from backend.labeling.masks import Mask
+from backend.labeling.polygons import Points, fill
+from backend.labeling.shapes import direction, number, rectangle_corners
 
 _PNG_URL = "data:image/png;base64,"
 _BEZIER_STEPS = 16
@@ -55,7 +55,8 @@ def region_mask(region: Mapping[str, Any], height: int, width: int) -> Mask:
     if "radiusX" in value:
         return _ellipse(value, height, width)
     if "width" in value and "height" in value:
-        return fill(rectangle_corners(value, height, width), height, width)
+        corners = rectangle_corners(value, height, width)
+        return fill(_pixels(corners, height, width), height, width)
     raise RegionError(f"A region of type {kind!r} has no mask.")
 
 
@@ -65,31 +66,6 @@ def union_mask(regions: Iterable[Mapping[str, Any]], height: int, width: int) ->
     for region in regions:
         union |= region_mask(region, height, width)
     return union
-
-
-def rectangle_corners(value: Mapping[str, Any], height: int, width: int) -> Points:
-    """The four corners of a rectangle's `value`, ``(4, 2)`` (x, y) in pixels, rotated.
-
-    Raises:
-        RegionError: a number is missing or not finite.
-    """
-    left, box_width = (number(value, key) / 100 * width for key in ("x", "width"))
-    top, box_height = (number(value, key) / 100 * height for key in ("y", "height"))
-    angle = math.radians(number(value, "rotation", 0.0))
-    along = np.array([math.cos(angle), math.sin(angle)]) * box_width
-    down = np.array([-math.sin(angle), math.cos(angle)]) * box_height
-    corner = np.array([left, top])
-    return np.stack([corner, corner + along, corner + along + down, corner + down])
-
-
-def number(value: Mapping[str, Any], key: str, default: float | None = None) -> float:
-    """A finite number of a region's `value`; RegionError if it is none."""
-    found = value.get(key, default)
-    if found is None and default is not None:
-        found = default
-    if isinstance(found, bool) or not isinstance(found, int | float) or not math.isfinite(found):
-        raise RegionError(f'The region\'s "{key}" must be a number, not {found!r:.40}.')
-    return float(found)
 
 
 def _pixels(points: Any, height: int, width: int) -> Points:
@@ -107,11 +83,12 @@ def _ellipse(value: Mapping[str, Any], height: int, width: int) -> Mask:
     y, radius_y = (number(value, key) / 100 * height for key in ("y", "radiusY"))
     if radius_x <= 0 or radius_y <= 0:
         return np.zeros((height, width), dtype=np.bool_)
-    angle = math.radians(number(value, "rotation", 0.0))
+    cosine, sine = direction(value)
     dx = np.arange(width) + 0.5 - x
     dy = (np.arange(height) + 0.5 - y)[:, None]
-    along = (dx * math.cos(angle) + dy * math.sin(angle)) / radius_x
-    across = (dy * math.cos(angle) - dx * math.sin(angle)) / radius_y
+    # Every pixel's centre in the ellipse's own axes, in units of its radii.
+    along = (dx * cosine + dy * sine) / radius_x
+    across = (dy * cosine - dx * sine) / radius_y
     return np.square(along) + np.square(across) <= 1
 
 

@@ -28,12 +28,12 @@ from backend.errors import RegionError
 from backend.labeling import brush_rle
 from backend.labeling.concepts import Concept
 from backend.labeling.config import Control
-from backend.labeling.polygons import Mask, outline
+from backend.labeling.masks import Mask, extent
+from backend.labeling.polygons import outline
+from backend.labeling.shapes import Region
 
 if TYPE_CHECKING:
     from label_studio_sdk.label_interface import LabelInterface
-
-Region = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -184,8 +184,11 @@ def _geometry(
     height, width = mask.shape
     shape = control.tag.removesuffix("Labels")
     if shape == "Rectangle":
-        extent = _extent(mask) or box
-        return [] if extent is None else _rectangle(extent, height, width)
+        edges = extent(mask)
+        if edges is not None:
+            top, left, bottom, right = edges
+            box = (left, top, right, bottom)
+        return [] if box is None else _rectangle(box, height, width)
     if not mask.any():
         return []
     if shape == "Brush":
@@ -203,19 +206,11 @@ def _geometry(
     raise RegionError(f"<{control.tag}> cannot hold a prediction.")
 
 
-def _extent(mask: Mask) -> tuple[float, float, float, float] | None:
-    """(x0, y0, x1, y1) of the outer pixel edges; None for an empty mask."""
-    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
-    if not rows.size:
-        return None
-    return float(columns[0]), float(rows[0]), float(columns[-1] + 1), float(rows[-1] + 1)
-
-
 def _rectangle(
-    extent: tuple[float, float, float, float], height: int, width: int
+    box: tuple[float, float, float, float], height: int, width: int
 ) -> list[dict[str, Any]]:
-    x0, x1 = (min(max(x / width * 100, 0.0), 100.0) for x in (extent[0], extent[2]))
-    y0, y1 = (min(max(y / height * 100, 0.0), 100.0) for y in (extent[1], extent[3]))
+    x0, x1 = (min(max(x / width * 100, 0.0), 100.0) for x in (box[0], box[2]))
+    y0, y1 = (min(max(y / height * 100, 0.0), 100.0) for y in (box[1], box[3]))
     if not (x1 > x0 and y1 > y0):
         return []
     return [{"x": x0, "y": y0, "width": x1 - x0, "height": y1 - y0, "rotation": 0}]
