@@ -135,8 +135,8 @@ def sync(
 
     Example: `medsam3 corrections sync --project 3`
     """
-    from backend.corrections.event_ingest import open_ingest
-    from backend.corrections.sync import known_projects, reconcile_project
+    from backend.corrections.ingest import open_ingest
+    from backend.corrections.sync import known_projects, sync_project
 
     with _services() as services, open_ingest(services) as ingest:
         projects = known_projects(ingest) if project is None else [project]
@@ -144,7 +144,7 @@ def sync(
         for number in projects:
             with _progress(f"Reading project {number}", quiet=as_json) as show:
                 reports.append(
-                    reconcile_project(ingest, number, from_start=from_start, progress=show)
+                    sync_project(ingest, number, from_start=from_start, progress=show)
                 )
     if as_json:
         _print_json([asdict(report) for report in reports])
@@ -213,7 +213,7 @@ def export(
     Example: `medsam3 export data/spring --project 3 --format coco --version spring`
     """
     from backend.corrections.datasets import open_version
-    from backend.corrections.event_ingest import open_ingest
+    from backend.corrections.ingest import open_ingest
     from backend.corrections.export.export import ExportFormat, ExportPage
     from backend.corrections.export.export import export as write
     from backend.corrections.mask_store import MaskStore

@@ -1,21 +1,25 @@
 """Webhook events: stored before anything else happens, stripped to ids.
 
-A payload carries the project's token and task credentials; only ids are kept. The annotation is
-read again through the API by an ingest worker, so an event is no more than a hint.
+A payload carries the project's token and task credentials; only ids are kept. An event is no more
+than a hint: `ingest` reads the annotation again through the API.
 """
 
 import logging
 from collections.abc import Mapping
+from datetime import datetime
 from typing import Any
 
-from sqlalchemy import select
+from sqlalchemy import delete, update
+from sqlalchemy.orm import Session
 
 from backend.errors import QueueError
 from backend.processes.queues import Handler, QueueName, enqueue
 from backend.services import Services
-from backend.tables import Event
+from backend.tables import Event, now
 
 log = logging.getLogger(__name__)
+
+NEW, DONE, FAILED = "new", "done", "failed"
 
 
 def receive(services: Services, payload: Mapping[str, Any]) -> str:
@@ -45,22 +49,28 @@ def receive(services: Services, payload: Mapping[str, Any]) -> str:
     return event.id
 
 
-def unfinished(services: Services, limit: int = 1000) -> list[str]:
-    """Ids of the events that no worker has dealt with yet, oldest first."""
-    with services.database.reading() as session:
-        return list(
-            session.scalars(
-                select(Event.id).where(Event.state == "new").order_by(Event.created_at).limit(limit)
-            )
-        )
+def update_new(session: Session, event_id: str, **values: object) -> None:
+    """Write to an event, unless another worker has dealt with it."""
+    session.execute(update(Event).where(Event.id == event_id, Event.state == NEW).values(**values))
 
 
-def _ids(payload: Mapping[str, Any], one: str, many: str) -> list[int]:
+def finish(session: Session, event_id: str, state: str, error: str | None = None) -> None:
+    """Say that an event was dealt with: `DONE`, or `FAILED` for the reason `error`."""
+    update_new(session, event_id, state=state, error=error, finished_at=now())
+
+
+def prune(session: Session, before: datetime) -> int:
+    """Remove the events that were dealt with before a moment; returns how many."""
+    old = delete(Event).where(Event.state != NEW, Event.finished_at < before)
+    return len(session.scalars(old.returning(Event.id)).all())
+
+
+def _ids(payload: Mapping[str, Any], singular: str, plural: str) -> list[int]:
     # ANNOTATIONS_CREATED sends its list under the singular key.
-    found: list[object] = []
-    for sent in (payload.get(one), payload.get(many)):
-        found += sent if isinstance(sent, list) else [sent]
-    return [number for number in map(_id, found) if number is not None]
+    objects: list[object] = []
+    for sent in (payload.get(singular), payload.get(plural)):
+        objects += sent if isinstance(sent, list) else [sent]
+    return [id_ for id_ in map(_id, objects) if id_ is not None]
 
 
 def _id(value: object) -> int | None:

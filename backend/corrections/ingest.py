@@ -1,25 +1,30 @@
-"""Taking an annotation in: read it again, decode it, compare it, store it at once.
+"""Ingestion: an annotation is read again, decoded, compared and stored at once.
 
 Every read of Label Studio's API is an *observation* with a number, drawn before the read. Of two
 observations of one annotation the one with the higher number counts: it began later, so it saw at
 least what the other saw, unless the annotation changed after both, and then another event or the
-next reconciliation brings a third. So late and doubled events change nothing.
+next sync brings a third. So late and doubled events change nothing.
 
 All rows of an annotation's version are written in one transaction, after its mask files. A worker
-that dies at any point leaves either nothing or everything, and whoever comes next finds the event
+that dies at any point leaves either nothing or everything, and the next worker finds the event
 still waiting.
 """
 
 import logging
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from backend.corrections import store
-from backend.corrections.baselines import Baseline, find_baseline, suggestions_of
-from backend.corrections.comparison import ComparedRegion, FinalRegion, compare
-from backend.corrections.cropped_mask import CroppedMask, union
-from backend.corrections.groups import group_of
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from backend.corrections import events, store
+from backend.corrections.baselines import find_baseline, suggestions_of
+from backend.corrections.comparison import FinalRegion, compare
+from backend.corrections.cropped_mask import union
+from backend.corrections.draft import Draft
 from backend.corrections.label_rules import outlines, pages_of
 from backend.corrections.mask_store import MaskStore
 from backend.corrections.privacy import Removed, finish_removals, write_down_masks
@@ -32,12 +37,23 @@ from backend.corrections.submissions import (
     read_regions,
     regions_of_concepts,
 )
-from backend.corrections.tables import AnnotationState
+from backend.corrections.tables import Annotation, AnnotationState
 from backend.database import Database
-from backend.errors import QuarantineError, Trouble
+from backend.errors import (
+    LabelStudioAuthError,
+    LabelStudioUnavailableError,
+    QuarantineError,
+    Trouble,
+)
+from backend.label_studio.client import LabelStudio
+from backend.services import Services
 from backend.settings import Settings
+from backend.tables import Event
 
 log = logging.getLogger(__name__)
+
+# Trying again helps once Label Studio or the token is back; the event is not to blame.
+_LATER = (LabelStudioUnavailableError, LabelStudioAuthError)
 
 
 @dataclass(frozen=True)
@@ -54,20 +70,6 @@ class Hint:
     project_id: int | None = None
     config: str | None = None
     data: Mapping[str, Any] | None = None
-
-
-@dataclass(frozen=True, eq=False)
-class Draft:
-    """A revision before it is stored: what was submitted, and what that did to the suggestion."""
-
-    record: AnnotationRecord
-    content_hash: str
-    group: str
-    images: tuple[tuple[str, ImageFacts], ...]  # address and facts, one per page
-    regions: tuple[SubmittedRegion, ...]
-    concepts: Mapping[tuple[int, str], CroppedMask]
-    baseline: Baseline
-    outcomes: tuple[ComparedRegion, ...]
 
 
 class Ingest:
@@ -101,6 +103,8 @@ class Ingest:
         with self.database.session() as session:
             if store.is_forgotten(session, hint.project_id, hint.task_id):
                 return None
+            # Before the read: a number drawn afterwards could be higher than that of a read which
+            # began later and saw more.
             number = store.observe(session)
         record: AnnotationRecord | None = None
         try:
@@ -108,7 +112,7 @@ class Ingest:
             if payload is None:
                 return self._deleted(number, hint)
             record = read_annotation(payload)
-            config = hint.config or self._config(number, record.project)
+            config = hint.config or self.see_project(number, record.project)[0]
             data = hint.data or self.source.task_data(record.project, record.task)
             if config is None or data is None:
                 return self._deleted(number, hint)
@@ -116,6 +120,24 @@ class Ingest:
         except QuarantineError as error:
             return self._quarantined(number, hint, record, error)
         return self.save(number, draft)
+
+    def see_project(self, number: int, project_id: int) -> tuple[str | None, int]:
+        """Read a project's labeling config and remember it.
+
+        Args:
+            number: of the observation, drawn before the call.
+            project_id: the project.
+
+        Returns:
+            The config, None when the project is gone; how many annotations it quarantined or
+            released.
+        """
+        project = self.source.project(project_id)
+        if project is None:
+            return None, 0
+        config = str(project.get("label_config") or "")
+        with self.database.session() as session:
+            return config, store.see_config(session, number, project_id, config)
 
     def draft(self, record: AnnotationRecord, config: str, data: Mapping[str, Any]) -> Draft:
         """Decode and compare one annotation.
@@ -145,8 +167,10 @@ class Ingest:
             max_pixels=max_pixels,
             prediction=self.source.prediction,
         )
-        # Whoever skips a task says nothing about its regions.
-        outcomes = [] if record.was_cancelled else compare(baseline.regions, _final(regions))
+        final = [
+            FinalRegion(region.id, region.labels, region.item_index, region.mask, region.shape)
+            for region in regions
+        ]
         return Draft(
             record=record,
             content_hash=record.content_hash(),
@@ -164,7 +188,8 @@ class Ingest:
                 for key, members in regions_of_concepts(regions).items()
             },
             baseline=baseline,
-            outcomes=tuple(outcomes),
+            # Whoever skips a task says nothing about its regions.
+            outcomes=() if record.was_cancelled else tuple(compare(baseline.regions, final)),
         )
 
     def save(self, number: int, draft: Draft) -> str | None:
@@ -175,7 +200,8 @@ class Ingest:
         hashes = dict(zip(masks, self.masks.put_all(masks), strict=True))
         with self.database.session() as session:
             store.lock_files(session, shared=True)
-            # Between writing a file and naming it, `forget` may have removed it.
+            # `forget` may have removed a file after it was written and before the lock was ours;
+            # from here on it cannot.
             lost = [mask for mask, name in hashes.items() if not self.masks.has(name)]
             self.masks.put_all(lost)
             changed = store.save_revision(session, number, draft, hashes)
@@ -189,16 +215,6 @@ class Ingest:
             finish_removals(self.database, self.masks, self.settings.embedding_dir, Removed())
         return changed
 
-    def _config(self, number: int, project_id: int) -> str | None:
-        """The project's labeling config, remembered; None when the project is gone."""
-        project = self.source.project(project_id)
-        if project is None:
-            return None
-        config = str(project.get("label_config") or "")
-        with self.database.session() as session:
-            store.see_config(session, number, project_id, config)
-        return config
-
     def _images(
         self,
         record: AnnotationRecord,
@@ -206,45 +222,38 @@ class Ingest:
         known: Mapping[tuple[int, str], ImageFacts],
     ) -> list[tuple[str, ImageFacts]]:
         """Address and facts of every page; an image is fetched once and then known."""
-        found = []
+        images = []
         for page, reference in enumerate(pages.references):
             facts = known.get((page, reference))
             if facts is None:
                 facts = image_facts(
                     self.source.image(reference, project_id=record.project, task_id=record.task)
                 )
-            found.append((reference, facts))
-        return found
+            images.append((reference, facts))
+        return images
 
     def _deleted(self, number: int, hint: Hint) -> str | None:
         with self.database.session() as session:
-            return store.save_tombstone(session, number, hint.annotation_id)
+            return store.save_state(
+                session, number, hint.annotation_id, state=AnnotationState.DELETED
+            )
 
     def _quarantined(
         self, number: int, hint: Hint, record: AnnotationRecord | None, error: QuarantineError
     ) -> str | None:
-        project_id = record.project if record else hint.project_id
-        task_id = record.task if record else hint.task_id
         log.warning("annotation %s is quarantined: %s", hint.annotation_id, error)
         with self.database.session() as session:
             return store.save_state(
                 session,
                 number,
                 hint.annotation_id,
-                project_id=project_id,
-                task_id=task_id,
+                project_id=record.project if record else hint.project_id,
+                task_id=record.task if record else hint.task_id,
                 state=AnnotationState.QUARANTINED,
                 trouble=error.trouble,
                 reason=str(error),
                 record=record,
             )
-
-
-def _final(regions: list[SubmittedRegion]) -> list[FinalRegion]:
-    return [
-        FinalRegion(region.id, region.labels, region.item_index, region.mask, region.shape)
-        for region in regions
-    ]
 
 
 def _check_sizes(regions: list[SubmittedRegion], images: list[tuple[str, ImageFacts]]) -> None:
@@ -257,3 +266,160 @@ def _check_sizes(regions: list[SubmittedRegion], images: list[tuple[str, ImageFa
                 f"region {region.id[:40]!r} was drawn on {drawn[0]}×{drawn[1]} pixels, but the "
                 f"image has {facts.width}×{facts.height}: draw it again on this image",
             )
+
+
+def group_of(
+    data: Mapping[str, Any], reference: str, image_hash: str, *, field: str, pattern: str | None
+) -> str:
+    """What must stay on one side of a split: the images of one patient, of one sequence.
+
+    In this order: the field `field` of the task's data, what `pattern` matches in the image's
+    address, and else the image itself, so that a copy of an image is in its original's group.
+
+    Args:
+        data: the task's data.
+        reference: address of its (first) image.
+        image_hash: SHA-256 of that image.
+        field: name of the data field that holds a patient's or sequence's id.
+        pattern: regular expression; its first group counts, or all it matches.
+
+    Returns:
+        The id as found, or `image:` and the first 16 digits of the hash.
+    """
+    given = data.get(field)
+    if isinstance(given, str | int) and not isinstance(given, bool) and str(given).strip():
+        return str(given).strip()
+    match = re.search(pattern, reference) if pattern else None
+    id_ = match.group(1 if match.re.groups else 0) if match else None
+    return id_ or f"image:{image_hash[:16]}"
+
+
+@contextmanager
+def open_ingest(services: Services) -> Iterator[Ingest]:
+    """An `Ingest` with the process's settings; closes its connections to Label Studio."""
+    settings = services.settings
+    with LabelStudio.from_settings(settings) as client:
+        yield Ingest(
+            services.database,
+            MaskStore(settings.storage),
+            AnnotationSource(client, settings),
+            settings,
+        )
+
+
+def ingest_events(services: Services, ids: Sequence[str]) -> None:
+    """Deal with webhook events; each stays new until all that it hints at is stored.
+
+    Raises:
+        Exception: the first unforeseen error, after all events were tried, so that RQ tries
+            again those that are still new.
+    """
+    problems: list[Exception] = []
+    with open_ingest(services) as ingest:
+        for event_id in ids:
+            try:
+                ingest_event(ingest, event_id)
+            except _LATER as error:
+                log.warning("event %s waits: %s", event_id, error)
+            except Exception as error:
+                log.exception("event %s failed", event_id)
+                problems.append(error)
+    if problems:
+        raise problems[0]
+
+
+def ingest_event(ingest: Ingest, event_id: str) -> None:
+    """Deal with one event, or give it up after `max_attempts`; done twice, it changes nothing.
+
+    Raises:
+        LabelStudioUnavailableError, LabelStudioAuthError: to be tried again later.
+        Exception: anything unforeseen, while attempts are left.
+    """
+    database, limit = ingest.database, ingest.settings.max_attempts
+    with database.session() as session:
+        event = session.get(Event, event_id, with_for_update=True)
+        if event is None or event.state != events.NEW:
+            return
+        if event.attempts >= limit:
+            _give_up(session, event, event.error or f"the worker died {limit} times on it")
+            return
+        # Counted before the work: an event that kills its worker must not be tried for ever.
+        event.attempts += 1
+    try:
+        for hint in _hints(ingest, event):
+            ingest.take_in(hint)
+        with database.session() as session:
+            events.finish(session, event_id, events.DONE)
+    except _LATER as error:
+        with database.session() as session:
+            events.update_new(session, event_id, attempts=Event.attempts - 1, error=str(error))
+        raise
+    except Exception as error:
+        # The text of an unforeseen error may hold anything; its type has to do.
+        reason = f"unexpected {type(error).__name__}; the worker's log has the traceback"
+        with database.session() as session:
+            if event.attempts == limit:
+                _give_up(session, event, reason)
+            else:
+                events.update_new(session, event_id, error=reason)
+        raise
+
+
+def _hints(ingest: Ingest, event: Event) -> Iterator[Hint]:
+    """The annotations to read again: those named, and those stored of the tasks and project."""
+    if event.project_id is not None and event.action.startswith("PROJECT_"):
+        yield from _hints_of_project(ingest, event.project_id)
+        return
+    for annotation_id in event.annotation_ids:
+        yield Hint(int(annotation_id), _task_of(event), event.project_id)
+    if event.annotation_ids or not event.task_ids:
+        return
+    with ingest.database.reading() as session:
+        stored = session.execute(
+            select(Annotation.id, Annotation.task_id, Annotation.project_id).where(
+                Annotation.task_id.in_([int(id_) for id_ in event.task_ids]),
+                Annotation.state != AnnotationState.DELETED,
+            )
+        ).all()
+    for row in stored:
+        yield Hint(row.id, row.task_id, row.project_id)
+
+
+def _hints_of_project(ingest: Ingest, project_id: int) -> Iterator[Hint]:
+    """After a change of the project: all annotations if it is gone, else what a config may heal."""
+    with ingest.database.session() as session:
+        number = store.observe(session)
+    config, _ = ingest.see_project(number, project_id)
+    affected = select(Annotation.id, Annotation.task_id).where(
+        Annotation.project_id == project_id, Annotation.state != AnnotationState.DELETED
+    )
+    if config is not None:
+        affected = affected.where(
+            Annotation.trouble == Trouble.CONFIG, Annotation.revision_id.is_(None)
+        )
+    with ingest.database.reading() as session:
+        rows = session.execute(affected).all()
+    for row in rows:
+        yield Hint(row.id, row.task_id, project_id)
+
+
+def _task_of(event: Event) -> int | None:
+    """The task that an event is about; None when it is about several, or none."""
+    return int(event.task_ids[0]) if len(event.task_ids) == 1 else None
+
+
+def _give_up(session: Session, event: Event, reason: str) -> None:
+    """Quarantine what the event named, so that it is seen; the next version may heal it."""
+    number = store.observe(session)
+    for annotation_id in event.annotation_ids:
+        store.save_state(
+            session,
+            number,
+            int(annotation_id),
+            project_id=event.project_id,
+            task_id=_task_of(event),
+            state=AnnotationState.QUARANTINED,
+            trouble=Trouble.UNFORESEEN,
+            reason=reason,
+        )
+    events.finish(session, event.id, events.FAILED, reason)

@@ -15,7 +15,7 @@ from typing import Any
 
 from backend.corrections.submissions import as_utc
 from backend.errors import ImageSourceError, LabelStudioError, QuarantineError, Trouble
-from backend.label_studio.client import LabelStudio
+from backend.label_studio.client import LabelStudio, task_filter
 from backend.settings import Settings
 
 PAGE_SIZE = 500
@@ -228,31 +228,22 @@ class AnnotationSource:
 
 def changed_since(moment: datetime) -> dict[str, Any]:
     """A filter: tasks that changed at or after a moment of Label Studio's time."""
-    return _filter("updated_at", "greater_or_equal", "Datetime", as_utc(moment))
+    return task_filter("updated_at", "greater_or_equal", "Datetime", as_utc(moment))
 
 
 def between(first: int, last: int) -> dict[str, Any]:
     """A filter: tasks with ids first..last."""
-    return _filter("id", "in", "Number", {"min": first, "max": last})
+    return task_filter("id", "in", "Number", {"min": first, "max": last})
 
 
 def after(task_id: int) -> dict[str, Any]:
     """A filter: tasks with higher ids."""
-    return _filter("id", "greater", "Number", task_id)
+    return task_filter("id", "greater", "Number", task_id)
 
 
 def more_than(column: str, number: int) -> dict[str, Any]:
     """A filter: tasks whose counter is higher."""
-    return _filter(column, "greater", "Number", number)
-
-
-def _filter(column: str, operator: str, kind: str, value: Any) -> dict[str, Any]:
-    return {
-        "filter": f"filter:tasks:{column}",
-        "operator": operator,
-        "type": kind,
-        "value": value,
-    }
+    return task_filter(column, "greater", "Number", number)
 
 
 def image_facts(content: bytes) -> ImageFacts:

@@ -64,7 +64,8 @@ def compute(
     Returns:
         `{"annotations": {"valid", "skipped", "quarantined"}, "overall": CorrectionFigures,
         "by_concept", "by_annotator", "by_model_version", "by_week": {key: CorrectionFigures}}`,
-        weeks as ISO `2026-W09` of the submission; "none" is the model version of what had no suggestion.
+        weeks as ISO `2026-W09` of the submission; "none" is the model version where nothing was
+        suggested.
     """
     of_project = [] if project_id is None else [Annotation.project_id == project_id]
     counts = {

@@ -4,34 +4,45 @@ What is done for every annotation is done with statements that were made beforeh
 not on objects: SQLAlchemy's unit of work takes longer for it than decoding and comparing masks.
 """
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Mapping
+from functools import lru_cache
+from typing import Any, cast
 
-from sqlalchemy import RowMapping, bindparam, or_, select, text, update
+from sqlalchemy import (
+    CursorResult,
+    Insert,
+    RowMapping,
+    bindparam,
+    insert,
+    or_,
+    select,
+    text,
+    update,
+)
+from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Session
 
 from backend.corrections.cropped_mask import CroppedMask
+from backend.corrections.draft import Draft
 from backend.corrections.label_rules import missing_label
-from backend.corrections.revision_rows import add_revision, remember_images
 from backend.corrections.source import ImageFacts
 from backend.corrections.submissions import AnnotationRecord
 from backend.corrections.tables import (
     Annotation,
     AnnotationState,
+    ConceptMask,
     Counter,
     Forgotten,
     Image,
     ProjectRecord,
     RegionMask,
+    RegionOutcome,
     Revision,
     table_of,
 )
 from backend.database import insert_or_ignore
 from backend.errors import Trouble
 from backend.tables import LabelConfigText, config_hash
-
-if TYPE_CHECKING:
-    from backend.corrections.ingest import Draft
 
 # Any number that no one else uses for PostgreSQL's advisory locks.
 _FILES_LOCK = 72616374
@@ -74,6 +85,10 @@ _VERSION = select(_revisions.c.id).where(
     _revisions.c.updated_at == bindparam("updated_at"),
     _revisions.c.content_hash == bindparam("content_hash"),
 )
+_ADD_REVISION = insert(_revisions)
+_ADD_REGIONS = insert(table_of(RegionMask))
+_ADD_CONCEPTS = insert(table_of(ConceptMask))
+_ADD_OUTCOMES = insert(table_of(RegionOutcome))
 
 
 def observe(session: Session) -> int:
@@ -100,7 +115,7 @@ def lock_files(session: Session, *, shared: bool) -> None:
 def see_config(session: Session, number: int, project_id: int, xml: str) -> int:
     """Remember a project's labeling config, unless a later observation saw it already.
 
-    When it changed, the project's annotations are judged anew: those whose labels are gone are
+    When it changed, the project's annotations are judged again: those whose labels are gone are
     quarantined, those whose labels came back are not any more.
 
     Returns:
@@ -135,12 +150,12 @@ def known_images(session: Session, task_id: int) -> dict[tuple[int, str], ImageF
 
 def is_forgotten(session: Session, project_id: int | None, task_id: int | None) -> bool:
     """Whether a task, or its whole project, was removed on request."""
-    found = session.scalar(_FORGOTTEN, {"project": project_id, "task": task_id or 0})
-    return found is not None
+    row = session.scalar(_FORGOTTEN, {"project": project_id, "task": task_id or 0})
+    return row is not None
 
 
 def save_revision(
-    session: Session, number: int, draft: "Draft", hashes: Mapping[CroppedMask, str]
+    session: Session, number: int, draft: Draft, hashes: Mapping[CroppedMask, str]
 ) -> str | None:
     """Store a version of an annotation, and make it the current one unless a later one is.
 
@@ -165,10 +180,12 @@ def save_revision(
     revision_id = session.scalar(_VERSION, version) if row["observed"] else None
     is_new = revision_id is None
     if revision_id is None:
-        revision_id = add_revision(session, draft, hashes)
+        revision_id = _add_revision(session, draft, hashes)
+    # The revision is kept in any case: somebody submitted it. But a read that began later has
+    # written the row already, so this version is not the current one.
     if row["observed"] >= number:
         return "revision" if is_new else None
-    remember_images(session, draft)
+    _remember_images(session, draft)
     config = current_config(session, record.project) or ""
     reason = missing_label(_labels_of(draft), config)
     changed = _set(
@@ -187,33 +204,22 @@ def save_revision(
     return ("quarantined" if reason else "restored") if changed else None
 
 
-def save_tombstone(session: Session, number: int, annotation_id: int) -> str | None:
-    """An annotation is not in Label Studio any more; one that was never seen leaves no trace."""
-    return save_state(
-        session,
-        number,
-        annotation_id,
-        project_id=None,
-        task_id=None,
-        state=AnnotationState.DELETED,
-    )
-
-
 def save_state(
     session: Session,
     number: int,
     annotation_id: int,
     *,
-    project_id: int | None,
-    task_id: int | None,
     state: AnnotationState,
+    project_id: int | None = None,
+    task_id: int | None = None,
     trouble: Trouble | None = None,
     reason: str | None = None,
     record: AnnotationRecord | None = None,
 ) -> str | None:
     """Say that an annotation has no usable version, unless a later observation says otherwise.
 
-    A row that does not exist yet is made when project and task are known. Returns what changed.
+    A row that does not exist yet is made when project and task are known; a deleted annotation
+    that was never seen leaves no trace. Returns what changed.
     """
     row = _lock(session, annotation_id)
     if row is None:
@@ -236,6 +242,114 @@ def save_state(
         revision_id=None,
     )
     return str(state) if changed else None
+
+
+def _add_revision(session: Session, draft: Draft, hashes: Mapping[CroppedMask, str]) -> int:
+    """Insert a version of an annotation with its masks and outcomes; returns its row id."""
+    record = draft.record
+    added = session.execute(
+        _ADD_REVISION,
+        {
+            "annotation_id": record.id,
+            "updated_at": record.updated_at,
+            "content_hash": draft.content_hash,
+            "project_id": record.project,
+            "task_id": record.task,
+            "annotator": record.annotator,
+            "created_at": record.created_at,
+            "lead_time": record.lead_time,
+            "was_cancelled": record.was_cancelled,
+            "ground_truth": record.ground_truth,
+            "from_prediction": record.from_prediction,
+            "suggestion_id": draft.baseline.suggestion_id,
+            "model_version": draft.baseline.model_version,
+            "task_group": draft.group,
+            "images": [
+                [reference, facts.hash, facts.width, facts.height]
+                for reference, facts in draft.images
+            ],
+        },
+    )
+    (revision_id,) = cast(CursorResult[Any], added).inserted_primary_key or (None,)
+    assert revision_id is not None
+    for statement, rows in _rows_below(draft, hashes):
+        if rows:
+            numbered = [{"revision_id": revision_id, **row} for row in rows]
+            session.execute(statement, numbered)
+    return int(revision_id)
+
+
+def _rows_below(
+    draft: Draft, hashes: Mapping[CroppedMask, str]
+) -> Iterable[tuple[Insert, list[dict[str, Any]]]]:
+    """The rows below a revision."""
+    yield (
+        _ADD_REGIONS,
+        [
+            {
+                "region_id": region.id,
+                "label": label,
+                "control": region.control,
+                "item_index": region.item_index,
+                "shape": region.shape,
+                "area": region.mask.area,
+                "mask_hash": hashes[region.mask],
+            }
+            for region in draft.regions
+            for label in region.labels or ("",)
+        ],
+    )
+    yield (
+        _ADD_CONCEPTS,
+        [
+            {
+                "item_index": page,
+                "label": label,
+                "height": mask.height,
+                "width": mask.width,
+                "area": mask.area,
+                "mask_hash": hashes[mask],
+            }
+            for (page, label), mask in draft.concepts.items()
+        ],
+    )
+    yield (
+        _ADD_OUTCOMES,
+        [
+            {"ordinal": ordinal, **vars(outcome), "final_ids": list(outcome.final_ids)}
+            for ordinal, outcome in enumerate(draft.outcomes)
+        ],
+    )
+
+
+def _remember_images(session: Session, draft: Draft) -> None:
+    """Insert or update what is known of the images of a draft's task."""
+    rows = [
+        {
+            "task_id": draft.record.task,
+            "item_index": page,
+            "project_id": draft.record.project,
+            "reference": reference,
+            "hash": facts.hash,
+            "size_bytes": facts.size_bytes,
+            "width": facts.width,
+            "height": facts.height,
+            "task_group": draft.group,
+        }
+        for page, (reference, facts) in enumerate(draft.images)
+    ]
+    session.execute(_write_images(session.get_bind().dialect.name), rows)
+
+
+@lru_cache(maxsize=2)
+def _write_images(dialect: str) -> Any:
+    """Insert images' rows, or overwrite those that are there."""
+    new = (postgresql if dialect == "postgresql" else sqlite).insert(_images)
+    key = [column.name for column in _images.primary_key]
+    values = {
+        column.name: new.excluded[column.name] for column in _images.c if column.name not in key
+    }
+    return new.on_conflict_do_update(index_elements=key, set_=values)
 
 
 def _lock(session: Session, annotation_id: int) -> RowMapping | None:
@@ -281,7 +395,7 @@ def _set(
     return any(row[name] != value for name, value in values.items())
 
 
-def _labels_of(draft: "Draft") -> set[tuple[str, str]]:
+def _labels_of(draft: Draft) -> set[tuple[str, str]]:
     return {(region.control, label) for region in draft.regions for label in region.labels or ("",)}
 
 

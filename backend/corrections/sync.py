@@ -1,44 +1,55 @@
-"""Bringing in what webhooks missed: Label Studio's API is the truth, events are hints.
+"""The sync with Label Studio: its API is the truth, webhook events are hints.
 
-A project is reconciled in three steps, each of which costs what changed and not what there is:
+The sync of a project has three steps, each of which costs what changed and not what there is:
 
 1. The tasks with annotations that changed since the cursor are read again. The cursor is the
-   newest change of any task before the last reconciliation began, in Label Studio's own time, so
-   clocks that differ do no harm.
+   newest change of any task before the last sync began, in Label Studio's own time, so clocks
+   that differ do no harm.
 2. Deleted tasks leave no trace in the API. So the number of annotations in Label Studio is
    compared with the number in the store, for the whole project and, where they differ, for halves
    of it, down to a handful of tasks whose annotations are listed.
 3. What is quarantined for a reason that may have passed is tried again.
+
+`keep_up` does it for all projects, and removes what nobody needs any more.
 """
 
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime, timedelta
 
-from sqlalchemy import func, select
+from sqlalchemy import ColumnElement, func, select
 
-from backend.corrections import store
-from backend.corrections.ingest import Hint, Ingest
+from backend.corrections import events, store
+from backend.corrections.ingest import Hint, Ingest, open_ingest
+from backend.corrections.privacy import Removed, retain
 from backend.corrections.source import AnnotatedTask, between, changed_since
 from backend.corrections.tables import Annotation, AnnotationState, Forgotten, ProjectRecord
-from backend.errors import Trouble
+from backend.errors import (
+    LabelStudioAuthError,
+    LabelStudioError,
+    LabelStudioUnavailableError,
+    Trouble,
+)
+from backend.services import Services, current_services
 from backend.tables import Project, now
 
 log = logging.getLogger(__name__)
 
 # Transactions that were open when the newest change was asked for may carry an earlier time.
 OVERLAP = timedelta(seconds=10)
-# Tasks that hold annotations, below which they are listed instead of counted.
+# Up to this many tasks that hold annotations are listed; more are counted in halves.
 LEAF_TASKS = 100
-# Quarantined annotations that one reconciliation tries again.
+# Quarantined annotations that one sync tries again.
 MOST_RETRIES = 200
 _RETRIED = (Trouble.IMAGE, Trouble.UNFORESEEN)
+# Nobody looks at events that were dealt with after a month.
+KEEP_EVENTS = timedelta(days=30)
 
 
 @dataclass
-class Report:
-    """What a reconciliation looked at and repaired, in annotations unless said otherwise."""
+class SyncReport:
+    """What a sync looked at and repaired, in annotations unless said otherwise."""
 
     project_id: int
     changed_tasks: int = 0  # tasks with annotations that changed since the last time
@@ -47,7 +58,7 @@ class Report:
     deleted: int = 0
     restored: int = 0  # known versions that the store held for deleted or quarantined
     quarantined: int = 0
-    labels_changed: int = 0  # judged anew because the labeling config changed
+    labels_changed: int = 0  # judged again because the labeling config changed
     seconds: float = 0.0
 
     @property
@@ -56,6 +67,54 @@ class Report:
         return (
             self.revisions + self.deleted + self.restored + self.quarantined + self.labels_changed
         )
+
+
+@dataclass(frozen=True)
+class Upkeep:
+    """What one round of upkeep did; `removed` is None where no retention time is set."""
+
+    reports: tuple[SyncReport, ...]
+    removed: Removed | None
+    pruned_events: int
+
+
+def keep_up_job(_ids: Sequence[str]) -> None:
+    """Handler on queue `ingest`: `keep_up`, or the next time if Label Studio is not there."""
+    try:
+        keep_up(current_services())
+    except (LabelStudioAuthError, LabelStudioUnavailableError) as error:
+        log.warning("the sync with Label Studio waits for its next turn: %s", error)
+
+
+def keep_up(services: Services) -> Upkeep:
+    """Sync all known projects, remove what is past its retention time, prune events.
+
+    A project that Label Studio refuses does not keep the others from their turn.
+
+    Raises:
+        LabelStudioUnavailableError, LabelStudioAuthError: the next round tries again.
+    """
+    reports = []
+    settings = services.settings
+    with open_ingest(services) as ingest:
+        for project_id in known_projects(ingest):
+            try:
+                reports.append(sync_project(ingest, project_id))
+            except (LabelStudioUnavailableError, LabelStudioAuthError):
+                raise
+            except LabelStudioError as error:
+                log.warning("project %s was not synced: %s", project_id, error)
+        removed = None
+        if settings.retention_days is not None:
+            removed = retain(
+                services.database,
+                ingest.masks,
+                settings.embedding_dir,
+                days=settings.retention_days,
+            )
+    with services.database.session() as session:
+        pruned = events.prune(session, now() - KEEP_EVENTS)
+    return Upkeep(tuple(reports), removed, pruned)
 
 
 def known_projects(ingest: Ingest) -> list[int]:
@@ -67,13 +126,13 @@ def known_projects(ingest: Ingest) -> list[int]:
         return sorted(known - set(forgotten))
 
 
-def reconcile_project(
+def sync_project(
     ingest: Ingest,
     project_id: int,
     *,
     from_start: bool = False,
     progress: Callable[[int], None] = lambda _: None,
-) -> Report:
+) -> SyncReport:
     """Bring the store in line with what Label Studio says about a project.
 
     Args:
@@ -86,48 +145,46 @@ def reconcile_project(
         LabelStudioError: the API refuses or does not answer; the cursor stays where it was.
     """
     began = now()
-    report = Report(project_id)
+    report = SyncReport(project_id)
     with ingest.database.session() as session:
         number = store.observe(session)
-    project = ingest.source.project(project_id)
-    config = None if project is None else str(project.get("label_config") or "")
-    round_ = _Round(ingest, report, config, progress)
+    config, report.labels_changed = ingest.see_project(number, project_id)
+    sync = _Sync(ingest, report, config, progress)
+    newest = None
     if config is None:
-        round_.take_in(_stored(ingest, project_id))
+        sync.take_in(sync.stored())
     else:
-        with ingest.database.session() as session:
-            report.labels_changed = store.see_config(session, number, project_id, config)
-            record = session.get_one(ProjectRecord, project_id)
-            cursor = None if from_start else record.tasks_changed_until
+        with ingest.database.reading() as session:
+            cursor = session.get_one(ProjectRecord, project_id).tasks_changed_until
+        # Asked before the tasks are read: what changes meanwhile is newer, and the next sync's.
         newest = ingest.source.newest_change(project_id)
-        _read_changed(round_, project_id, cursor)
-        _find_deleted(round_, project_id)
-        _try_again(round_, project_id)
-        with ingest.database.session() as session:
-            record = session.get_one(ProjectRecord, project_id)
-            if newest is not None:
-                record.tasks_changed_until = newest.astimezone(UTC)
+        sync.read_changed(None if from_start else cursor)
+        sync.find_deleted()
+        sync.try_again()
     report.seconds = round((now() - began).total_seconds(), 3)
     with ingest.database.session() as session:
-        done = session.get(ProjectRecord, project_id)
-        if done is not None:
-            done.report, done.synchronized_at = asdict(report), now()
+        record = session.get(ProjectRecord, project_id)
+        if record is not None:
+            record.report, record.synchronized_at = asdict(report), now()
+            if newest is not None:
+                record.tasks_changed_until = newest.astimezone(UTC)
     if report.repaired:
         log.info("project %s: %s corrections repaired: %s", project_id, report.repaired, report)
     return report
 
 
-class _Round:
-    """One reconciliation: reads each annotation at most once."""
+class _Sync:
+    """One sync of one project; it reads each annotation at most once."""
 
     def __init__(
         self,
         ingest: Ingest,
-        report: Report,
+        report: SyncReport,
         config: str | None,
         progress: Callable[[int], None],
     ) -> None:
-        self.ingest = ingest
+        self._ingest = ingest
+        self._project_id = report.project_id
         self._report = report
         self._config = config
         self._progress = progress
@@ -139,7 +196,7 @@ class _Round:
             if hint.annotation_id in self._read:
                 continue
             self._read.add(hint.annotation_id)
-            changed = self.ingest.take_in(replace(hint, config=self._config))
+            changed = self._ingest.take_in(replace(hint, config=self._config))
             report.read += 1
             report.revisions += changed == "revision"
             report.deleted += changed == AnnotationState.DELETED
@@ -147,103 +204,94 @@ class _Round:
             report.quarantined += changed == AnnotationState.QUARANTINED
             self._progress(report.read)
 
-    def task(self, project_id: int, task: AnnotatedTask) -> None:
+    def read_changed(self, cursor: datetime | None) -> None:
+        """Read the tasks that changed since the cursor, all of them where there is none."""
+        filters = [changed_since(cursor - OVERLAP)] if cursor else []
+        for task in self._ingest.source.annotated_tasks(self._project_id, filters):
+            self._report.changed_tasks += 1
+            self._read_task(task)
+
+    def find_deleted(self) -> None:
+        """Halve the range of task ids until the difference in numbers is found."""
+        with self._ingest.database.reading() as session:
+            highest = session.scalar(
+                select(func.max(Annotation.task_id)).where(
+                    Annotation.project_id == self._project_id
+                )
+            )
+        ranges = [(1, highest)] if highest else []
+        while ranges:
+            first, last = ranges.pop()
+            annotations, skipped, tasks = self._counts(first, last)
+            # What was added or changed is in the store since step 1, so only deletions still make
+            # a difference, and equal numbers mean that nothing was deleted here.
+            if (annotations, skipped) == self._ingest.source.counts(self._project_id, first, last):
+                continue
+            if tasks > LEAF_TASKS and first < last:
+                # Halved where half of the stored tasks are, not half of the ids: ids have gaps.
+                middle = self._middle_task(first, last)
+                ranges += [(first, middle), (middle + 1, last)]
+                continue
+            # Few enough to look at each: those that the store has, then those that it lacks.
+            self.take_in(self.stored(first, last))
+            for task in self._ingest.source.annotated_tasks(
+                self._project_id, [between(first, last)]
+            ):
+                self._read_task(task)
+
+    def try_again(self) -> None:
+        """Read what is quarantined for a reason that may have passed."""
+        waiting = (
+            select(Annotation.id, Annotation.task_id)
+            .where(
+                Annotation.project_id == self._project_id,
+                Annotation.state == AnnotationState.QUARANTINED,
+                (Annotation.trouble.in_(_RETRIED))
+                | ((Annotation.trouble == Trouble.CONFIG) & Annotation.revision_id.is_(None)),
+            )
+            .order_by(Annotation.observed)  # those first that were tried longest ago
+            .limit(MOST_RETRIES)
+        )
+        with self._ingest.database.reading() as session:
+            rows = session.execute(waiting).all()
+        self.take_in(Hint(row.id, row.task_id, self._project_id) for row in rows)
+
+    def stored(self, first: int = 0, last: int = 2**31 - 1) -> list[Hint]:
+        """The annotations of tasks first..last that the store holds for living."""
+        living = select(Annotation.id, Annotation.task_id).where(*self._living(first, last))
+        with self._ingest.database.reading() as session:
+            rows = session.execute(living.order_by(Annotation.id)).all()
+        return [Hint(row.id, row.task_id, self._project_id) for row in rows]
+
+    def _read_task(self, task: AnnotatedTask) -> None:
         """Read a task's annotations, and those of its stored ones that are not among them."""
-        listed = [Hint(id_, task.id, project_id, data=task.data) for id_ in task.annotation_ids]
-        self.take_in([*listed, *_stored(self.ingest, project_id, task.id, task.id)])
+        listed = [
+            Hint(id_, task.id, self._project_id, data=task.data) for id_ in task.annotation_ids
+        ]
+        self.take_in([*listed, *self.stored(task.id, task.id)])
 
-    def saw_task(self) -> None:
-        self._report.changed_tasks += 1
-
-
-def _read_changed(round_: _Round, project_id: int, cursor: datetime | None) -> None:
-    filters = [changed_since(cursor - OVERLAP)] if cursor else []
-    for task in round_.ingest.source.annotated_tasks(project_id, filters):
-        round_.saw_task()
-        round_.task(project_id, task)
-
-
-def _find_deleted(round_: _Round, project_id: int) -> None:
-    """Halve the range of task ids until the difference in numbers is found."""
-    with round_.ingest.database.reading() as session:
-        highest = session.scalar(
-            select(func.max(Annotation.task_id)).where(Annotation.project_id == project_id)
-        )
-    ranges = [(1, highest)] if highest else []
-    while ranges:
-        first, last = ranges.pop()
-        here = _counts(round_.ingest, project_id, first, last)
-        if here[:2] == round_.ingest.source.counts(project_id, first, last):
-            continue
-        if here[2] > LEAF_TASKS and first < last:
-            middle = _middle_task(round_.ingest, project_id, first, last)
-            ranges += [(first, middle), (middle + 1, last)]
-            continue
-        round_.take_in(_stored(round_.ingest, project_id, first, last))
-        for task in round_.ingest.source.annotated_tasks(project_id, [between(first, last)]):
-            round_.task(project_id, task)
-
-
-def _try_again(round_: _Round, project_id: int) -> None:
-    waiting = (
-        select(Annotation.id, Annotation.task_id)
-        .where(
-            Annotation.project_id == project_id,
-            Annotation.state == AnnotationState.QUARANTINED,
-            (Annotation.trouble.in_(_RETRIED))
-            | ((Annotation.trouble == Trouble.CONFIG) & Annotation.revision_id.is_(None)),
-        )
-        .order_by(Annotation.observed)  # those first that were tried longest ago
-        .limit(MOST_RETRIES)
-    )
-    with round_.ingest.database.reading() as session:
-        rows = session.execute(waiting).all()
-    round_.take_in(Hint(row.id, row.task_id, project_id) for row in rows)
-
-
-def _counts(ingest: Ingest, project_id: int, first: int, last: int) -> tuple[int, int, int]:
-    """Annotations, tasks with skips, and tasks with either, that the store holds for living."""
-    alive = (
-        select(
+    def _counts(self, first: int, last: int) -> tuple[int, int, int]:
+        """Annotations, tasks with skips, and tasks with either, that the store holds for living."""
+        numbers = select(
             func.count().filter(Annotation.was_cancelled.is_(False)),
             func.count(Annotation.task_id.distinct()).filter(Annotation.was_cancelled),
             func.count(Annotation.task_id.distinct()),
-        )
-        .where(Annotation.project_id == project_id, Annotation.state != AnnotationState.DELETED)
-        .where(Annotation.task_id.between(first, last))
-    )
-    with ingest.database.reading() as session:
-        annotations, skipped, tasks = session.execute(alive).one()
-    return annotations, skipped, tasks
+        ).where(*self._living(first, last))
+        with self._ingest.database.reading() as session:
+            annotations, skipped, tasks = session.execute(numbers).one()
+        return annotations, skipped, tasks
 
+    def _middle_task(self, first: int, last: int) -> int:
+        """A task that has half of the range's stored tasks before it; below `last`."""
+        living = select(Annotation.task_id).where(*self._living(first, last))
+        with self._ingest.database.reading() as session:
+            tasks = session.scalars(living.distinct().order_by(Annotation.task_id)).all()
+        # Below `last`, or one half would be the whole range again.
+        return min(tasks[(len(tasks) - 1) // 2], last - 1)
 
-def _middle_task(ingest: Ingest, project_id: int, first: int, last: int) -> int:
-    """A task that has half of the range's stored annotations before it; below `last`."""
-    wanted = (
-        select(Annotation.task_id)
-        .where(
-            Annotation.project_id == project_id,
+    def _living(self, first: int, last: int) -> list[ColumnElement[bool]]:
+        return [
+            Annotation.project_id == self._project_id,
             Annotation.state != AnnotationState.DELETED,
             Annotation.task_id.between(first, last),
-        )
-        .distinct()
-        .order_by(Annotation.task_id)
-    )
-    with ingest.database.reading() as session:
-        tasks = session.scalars(wanted).all()
-    return min(tasks[(len(tasks) - 1) // 2], last - 1)
-
-
-def _stored(ingest: Ingest, project_id: int, first: int = 0, last: int = 2**31 - 1) -> list[Hint]:
-    """The annotations of tasks first..last that the store holds for living."""
-    with ingest.database.reading() as session:
-        rows = session.execute(
-            select(Annotation.id, Annotation.task_id)
-            .where(
-                Annotation.project_id == project_id,
-                Annotation.state != AnnotationState.DELETED,
-                Annotation.task_id.between(first, last),
-            )
-            .order_by(Annotation.id)
-        ).all()
-    return [Hint(row.id, row.task_id, project_id) for row in rows]
+        ]

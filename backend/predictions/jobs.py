@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from redis.exceptions import RedisError
 from sqlalchemy import case, or_, select, update
 
-from backend.errors import BackendError, LabelStudioAuthError, LabelStudioUnavailableError
+from backend.errors import BackendError, LabelStudioUnavailableError
 from backend.predictions.requests import answer_message, enqueue_pushes
 from backend.processes.leases import renewing
 from backend.processes.queues import wake
@@ -52,16 +52,6 @@ def push_chunk(ids: Sequence[str]) -> None:
     from backend.predictions.pushing import push
 
     push(current_services(), ids)
-
-
-def keep_up(_ids: Sequence[str]) -> None:
-    """Bring in the corrections that no webhook told of; remove what is past its retention time."""
-    from backend.corrections.upkeep import keep_up as run
-
-    try:
-        run(current_services())
-    except (LabelStudioAuthError, LabelStudioUnavailableError) as error:
-        log.warning("corrections that no webhook told of wait for the next look: %s", error)
 
 
 def _predict_row(services: Services, inference: "Inference", row: Suggestion) -> bool:

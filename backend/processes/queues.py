@@ -47,7 +47,7 @@ class Handler(StrEnum):
     PREDICT = "backend.predictions.jobs.predict_chunk"
     PUSH = "backend.predictions.jobs.push_chunk"
     INGEST = "backend.training.triggers.ingest_events"
-    UPKEEP = "backend.predictions.jobs.keep_up"
+    UPKEEP = "backend.corrections.sync.keep_up_job"
     TRAIN = "backend.training.trainer.train"
     ROLL_OUT = "backend.training.roll_out.roll_out"
 

@@ -6,7 +6,7 @@ from datetime import datetime
 
 from sqlalchemy import select
 
-from backend.corrections import event_ingest
+from backend.corrections import ingest
 from backend.corrections.tables import Annotation
 from backend.services import Services, current_services
 from backend.tables import Event, TrainingPolicy, now
@@ -27,7 +27,7 @@ def ingest_events(ids: Sequence[str]) -> None:
     """
     services = current_services()
     try:
-        event_ingest.ingest_events(services, ids)
+        ingest.ingest_events(services, ids)
     finally:
         # A broken annotation must not keep the button *Start training* from working.
         after_events(services, ids)

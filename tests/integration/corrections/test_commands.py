@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from flask.testing import FlaskClient
 
-from backend.corrections.upkeep import keep_up
+from backend.corrections.sync import keep_up
 from backend.doctor.check import Status
 from backend.doctor.corrections import check_quarantined
 from backend.services import open_services
@@ -172,7 +172,7 @@ def test_doctor_shows_what_is_quarantined(stage: Stage) -> None:
     assert check_quarantined(stage.services.database).status is Status.OK
 
 
-def test_upkeep_reconciles_and_removes(stage: Stage) -> None:
+def test_upkeep_syncs_and_removes(stage: Stage) -> None:
     stage.label_studio.delete_task(stage.state()[0]["task"])
     done = keep_up(stage.services)
     assert [report.deleted for report in done.reports] == [1]

@@ -255,7 +255,7 @@ def test_deleted_project_takes_its_annotations_along(stage: Stage, task: int) ->
 
 
 def test_unreachable_label_studio_loses_nothing(stage: Stage, task: int) -> None:
-    from backend.corrections.event_ingest import ingest_events
+    from backend.corrections.ingest import ingest_events
 
     stage.label_studio.annotate(task, [brush("a", drawn(1))])
     event_id = stage.hear(stage.label_studio.events[0])
