@@ -148,7 +148,7 @@ def connect(
         sampling=None if keep_sampling else UNCERTAINTY_SAMPLING,
     )
     if as_json:
-        print_json(report.as_dict())
+        print_json(asdict(report))
         return
     typer.echo(f"Project {report.project_id} “{report.project_title}”: {report.model_version}")
     for step in report.steps:

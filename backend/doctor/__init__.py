@@ -1,6 +1,6 @@
-"""`medsam3 doctor`: is everything that the backend needs there, and if not, what to do about it.
+"""`medsam3 doctor`: whether everything is there that the backend needs, and what to do if not.
 
-Nothing is changed, nothing is started, torch is not imported.
+It changes nothing, starts nothing and imports no torch.
 """
 
 from contextlib import closing
@@ -28,27 +28,25 @@ def run_checks(settings: Settings) -> list[Check]:
         check_web(settings),
     ]
     with closing(connect_redis(settings)) as redis:
-        found = check_redis(settings, redis)
-        checks.append(found)
-        if found.status is not Status.FAIL:
+        checks.append(check_redis(settings, redis))
+        if checks[-1].status is not Status.FAIL:
             checks += [check_workers(redis, name) for name in QueueName]
-    token = None
     checks.append(check_label_studio(settings))
     if checks[-1].status is Status.OK:
-        token = check_token(settings)
-        checks.append(token)
-    database, found = open_existing_database(settings)
-    checks.append(found)
+        checks.append(check_token(settings))
+    label_studio_answers = checks[-1].status is not Status.FAIL
+    database, opened = open_existing_database(settings)
+    checks.append(opened)
     if database is None:
         return checks
     try:
-        if found.status is Status.OK:
+        if opened.status is Status.OK:
             checks += [
                 check_failed_tasks(database),
                 check_events(database),
                 check_quarantined(database),
             ]
-            if token is not None and token.status is not Status.FAIL:
+            if label_studio_answers:
                 checks += check_projects(settings, database)
     finally:
         database.dispose()

@@ -4,7 +4,7 @@ from sqlalchemy import func, select
 
 from backend.corrections.tables import Annotation, AnnotationState
 from backend.database import Database
-from backend.doctor.check import Check, Status
+from backend.doctor.check import Check, ok, warn
 
 _SHOWN = 5
 
@@ -20,15 +20,14 @@ def check_quarantined(database: Database) -> Check:
     with database.reading() as session:
         rows = session.execute(query).all()
     if not rows:
-        return Check("corrections", Status.OK, "no annotation is quarantined")
+        return ok("corrections", "no annotation is quarantined")
     total = sum(count for _, count, _ in rows)
     reasons = "; ".join(
         f"annotation {first}{f' and {count - 1} more' if count > 1 else ''}: {reason}"
         for reason, count, first in rows[:_SHOWN]
     )
-    return Check(
+    return warn(
         "corrections",
-        Status.WARN,
         f"{total} annotations are quarantined: {reasons}",
         "`medsam3 corrections list --state quarantined` shows all of them",
     )

@@ -7,7 +7,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import aliased
 
 from backend.database import Database, newest_revision
-from backend.doctor.check import Check, Status
+from backend.doctor.check import Check, fail, ok, warn
 from backend.settings import Settings
 from backend.tables import Delivery, Event, Suggestion, SuggestionState
 
@@ -19,9 +19,8 @@ def open_existing_database(settings: Settings) -> tuple[Database | None, Check]:
     url = make_url(settings.database)
     where = url.render_as_string(hide_password=True)
     if url.get_backend_name() == "sqlite" and not Path(url.database or "").is_file():
-        return None, Check(
+        return None, warn(
             "database",
-            Status.WARN,
             f"{where} is not there yet",
             "it is made at the first start of `medsam3 serve`",
         )
@@ -29,20 +28,18 @@ def open_existing_database(settings: Settings) -> tuple[Database | None, Check]:
         database = Database(settings.database)
         revision = database.revision()
     except SQLAlchemyError as error:
-        return None, Check(
+        return None, fail(
             "database",
-            Status.FAIL,
             f"{where} cannot be opened ({type(error).__name__})",
             "check DATABASE_URL, and that the server runs and knows this user",
         )
     if revision != newest_revision():
-        return database, Check(
+        return database, fail(
             "database",
-            Status.FAIL,
             f"{where} is at {revision or 'no'} migration, this version needs {newest_revision()}",
             "restart `medsam3 serve` (or web and workers) of this version: they migrate it",
         )
-    return database, Check("database", Status.OK, where)
+    return database, ok("database", where)
 
 
 def check_failed_tasks(database: Database) -> Check:
@@ -65,7 +62,7 @@ def check_failed_tasks(database: Database) -> Check:
     with database.reading() as session:
         rows = list(session.execute(query))
     if not rows:
-        return Check("failed tasks", Status.OK, "none")
+        return ok("failed tasks", "none")
     total = sum(count for _, count, _ in rows)
     lines = [
         f"{count} × {error} (task {task_id})" if count > 1 else f"task {task_id}: {error}"
@@ -73,9 +70,8 @@ def check_failed_tasks(database: Database) -> Check:
     ]
     if len(rows) > _SHOWN_ERRORS:
         lines.append(f"and {len(rows) - _SHOWN_ERRORS} other reasons")
-    return Check(
+    return warn(
         "failed tasks",
-        Status.WARN,
         f"{total} predictions failed:\n" + "\n".join(lines),
         "when the reason is gone: `medsam3 preannotate PROJECT`",
     )
@@ -83,21 +79,19 @@ def check_failed_tasks(database: Database) -> Check:
 
 def check_events(database: Database) -> Check:
     """Webhook events that could not be handled."""
+    query = (
+        select(Event.error, func.count())
+        .where(Event.error.is_not(None), Event.finished_at.is_(None))
+        .group_by(Event.error)
+        .order_by(func.count().desc())
+    )
     with database.reading() as session:
-        rows = list(
-            session.execute(
-                select(Event.error, func.count())
-                .where(Event.error.is_not(None), Event.finished_at.is_(None))
-                .group_by(Event.error)
-                .order_by(func.count().desc())
-            )
-        )
+        rows = list(session.execute(query))
     if not rows:
-        return Check("events", Status.OK, "none waits with an error")
+        return ok("events", "none waits with an error")
     error, _ = rows[0]
-    return Check(
+    return warn(
         "events",
-        Status.WARN,
         f"{sum(count for _, count in rows)} wait with an error, most often: {error}",
         "they are tried again; the annotations themselves are safe in Label Studio",
     )

@@ -4,7 +4,7 @@ import time
 
 import httpx
 
-from backend.doctor.check import Check, Status
+from backend.doctor.check import Check, fail, ok, warn
 from backend.errors import LabelStudioAuthError, LabelStudioError, LabelStudioUnavailableError
 from backend.label_studio.auth import HOW_TO_GET_ONE, token_expiry
 from backend.label_studio.client import LabelStudio
@@ -21,47 +21,44 @@ def check_label_studio(settings: Settings) -> Check:
         answer = httpx.get(f"{url}/api/version", timeout=10.0)
         release = answer.json().get("release", "")
     except httpx.TransportError as error:
-        return Check(
+        return fail(
             "label studio",
-            Status.FAIL,
             f"nothing answers at {shown(url)} ({type(error).__name__})",
             "start Label Studio, or set LABEL_STUDIO_URL to its address as seen from this machine",
         )
     except (ValueError, AttributeError):
         release = ""
     if not release:
-        return Check(
+        return fail(
             "label studio",
-            Status.FAIL,
             f"{shown(url)} answers, but not as Label Studio does",
             "set LABEL_STUDIO_URL to the address of Label Studio itself",
         )
-    return Check("label studio", Status.OK, f"{release} at {shown(url)}")
+    return ok("label studio", f"{release} at {shown(url)}")
 
 
 def check_token(settings: Settings) -> Check:
     """The token is accepted, and for how much longer."""
     if settings.label_studio_api_key is None:
-        return Check("token", Status.FAIL, "LABEL_STUDIO_API_KEY is not set", HOW_TO_GET_ONE)
+        return fail("token", "LABEL_STUDIO_API_KEY is not set", HOW_TO_GET_ONE)
     token = settings.label_studio_api_key.get_secret_value()
     ends = token_expiry(token)
     try:
         with LabelStudio.from_settings(settings) as client:
             user = client.whoami()
     except LabelStudioAuthError as error:
-        return Check("token", Status.FAIL, str(error), HOW_TO_GET_ONE)
+        return fail("token", str(error), HOW_TO_GET_ONE)
     except LabelStudioUnavailableError as error:
-        return Check("token", Status.FAIL, str(error), "run this again when Label Studio answers")
+        return fail("token", str(error), "run this again when Label Studio answers")
     except LabelStudioError as error:
-        return Check("token", Status.FAIL, str(error), "look at Label Studio's own log")
+        return fail("token", str(error), "look at Label Studio's own log")
     if ends is None:
-        return Check("token", Status.OK, f"legacy token of {user.email}")
+        return ok("token", f"legacy token of {user.email}")
     days = int((ends - time.time()) // 86400)
     if days < _ENDS_SOON_DAYS:
-        return Check(
+        return warn(
             "token",
-            Status.WARN,
             f"personal access token of {user.email}, which ends in {days} days",
             HOW_TO_GET_ONE,
         )
-    return Check("token", Status.OK, f"personal access token of {user.email}")
+    return ok("token", f"personal access token of {user.email}")

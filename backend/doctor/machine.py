@@ -6,7 +6,7 @@ from pathlib import Path
 
 import httpx
 
-from backend.doctor.check import Check, Status
+from backend.doctor.check import Check, fail, ok, warn
 from backend.models.versions import BUNDLED
 from backend.settings import Settings
 
@@ -15,28 +15,17 @@ def check_data_folder(settings: Settings) -> Check:
     """The data folder can be written, and its secrets are the owner's alone."""
     folder = settings.data_dir
     if not folder.exists():
-        return Check(
-            "data folder",
-            Status.WARN,
-            f"{folder} is not there yet",
-            "it is made at the first start",
-        )
+        return warn("data folder", f"{folder} is not there yet", "it is made at the first start")
     if not os.access(folder, os.W_OK):
-        return Check(
+        return fail(
             "data folder",
-            Status.FAIL,
             f"{folder} cannot be written",
             "set MEDSAM3_DATA_DIR to a folder that this user may write",
         )
     secrets = folder / "credentials.json"
     if secrets.exists() and secrets.stat().st_mode & 0o077:
-        return Check(
-            "data folder",
-            Status.WARN,
-            f"{secrets} may be read by other users",
-            f"chmod 600 {secrets}",
-        )
-    return Check("data folder", Status.OK, str(folder))
+        return warn("data folder", f"{secrets} may be read by other users", f"chmod 600 {secrets}")
+    return ok("data folder", str(folder))
 
 
 def check_model(settings: Settings) -> Check:
@@ -46,11 +35,9 @@ def check_model(settings: Settings) -> Check:
 
     if settings.model in BUNDLED:
         try:
-            return Check("model", Status.OK, bundled_version(settings.model))
+            return ok("model", bundled_version(settings.model))
         except CheckpointError as error:
-            return Check(
-                "model", Status.FAIL, str(error), "install the package again, with its weights"
-            )
+            return fail("model", str(error), "install the package again, with its weights")
     missing = [
         name
         for name, value in (
@@ -60,30 +47,27 @@ def check_model(settings: Settings) -> Check:
         if value and _looks_like_path(value) and not Path(value).expanduser().exists()
     ]
     if missing:
-        return Check(
+        return fail(
             "model",
-            Status.FAIL,
             f"{' and '.join(missing)}: no such file or folder",
             f"set {missing[0]} to a checkpoint on this machine, a hub id, or `tiny`",
         )
-    return Check("model", Status.OK, settings.model)
+    return ok("model", settings.model)
 
 
 def check_image_sources(settings: Settings) -> Iterator[Check]:
     """Local roots exist; allowed hosts are host names."""
     for root in settings.allowed_local_roots:
         if not (root.expanduser().is_dir() and os.access(root.expanduser(), os.R_OK | os.X_OK)):
-            yield Check(
+            yield fail(
                 "local roots",
-                Status.FAIL,
                 f"{root} is not a folder that can be read",
                 "correct MEDSAM3_ALLOWED_LOCAL_ROOTS, or mount the folder on this machine too",
             )
     for host in settings.allowed_image_hosts:
         if "/" in host or not host.strip("*. "):
-            yield Check(
+            yield fail(
                 "image hosts",
-                Status.FAIL,
                 f"{host!r} is not a host name",
                 "MEDSAM3_ALLOWED_IMAGE_HOSTS takes entries such as images.example.org, "
                 "images.example.org:8443 or *.example.org",
@@ -97,20 +81,18 @@ def check_web(settings: Settings) -> Check:
     try:
         status = httpx.get(f"{url}/health", timeout=3.0, trust_env=False).status_code
     except httpx.TransportError as error:
-        return Check(
+        return fail(
             "web",
-            Status.FAIL,
             f"nothing answers at {url} ({type(error).__name__})",
             "start it: `medsam3 serve`, or `medsam3 web` alone",
         )
     if status != 200:
-        return Check(
+        return fail(
             "web",
-            Status.FAIL,
             f"{url}/health answered {status}",
             "another program may hold this port: set MEDSAM3_PORT",
         )
-    return Check("web", Status.OK, f"answers at {url}")
+    return ok("web", f"answers at {url}")
 
 
 def _looks_like_path(value: str) -> bool:

@@ -3,13 +3,17 @@
 from sqlalchemy import select
 
 from backend.database import Database
-from backend.doctor.check import Check, Status
+from backend.doctor.check import Check, fail, ok, warn
 from backend.errors import LabelConfigError, LabelStudioError
-from backend.label_studio.client import Json, LabelStudio, MLBackend, Webhook
-from backend.label_studio.connect import WEBHOOK_ACTIONS
+from backend.label_studio.client import LabelStudio, MLBackend, Webhook
+from backend.label_studio.connect import WEBHOOK_ACTIONS, our_backend
+from backend.labeling.concepts import remarks
+from backend.labeling.config import parse_label_config
 from backend.services import WEBHOOK_SECRET_HEADER, Credentials, load_credentials
 from backend.settings import Settings
 from backend.tables import Project
+
+_WHERE_CONFIGS_ARE = "change it under Settings, Labeling Interface"
 
 
 def check_projects(settings: Settings, database: Database) -> list[Check]:
@@ -22,9 +26,8 @@ def check_projects(settings: Settings, database: Database) -> list[Check]:
         ids = list(session.scalars(select(Project.id).order_by(Project.id)))
     if not ids:
         return [
-            Check(
+            warn(
                 "projects",
-                Status.WARN,
                 "no project uses this backend yet",
                 "connect one: `medsam3 connect PROJECT`",
             )
@@ -43,53 +46,30 @@ def _check_project(client: LabelStudio, project_id: int, credentials: Credential
         hooks = client.webhooks(project_id)
     except LabelStudioError as error:
         if error.status_code == 404:
-            return Check(
-                name, Status.WARN, "Label Studio has no such project, or not for this user", ""
-            )
-        return Check(name, Status.FAIL, str(error), "run this again when Label Studio answers")
-    problem = _config_problem(project)
+            gone = "Label Studio has no such project, or not for this user"
+            return warn(name, gone, "nothing, if it was deleted; else give the token's user access")
+        return fail(name, str(error), "run this again when Label Studio answers")
+    try:
+        config = parse_label_config(project["label_config"])
+    except LabelConfigError as error:
+        return fail(name, str(error), _WHERE_CONFIGS_ARE)
+    connected = our_backend(backends, hooks)
+    if connected is None:
+        return fail(name, "it is not connected to this backend", again)
+    backend, hook = connected
+    problem = _connection_problem(backend, backends) or _webhook_problem(hook, credentials)
     if problem:
-        return Check(name, Status.FAIL, problem, "change it under Settings, Labeling Interface")
-    found = _ours(backends, hooks)
-    if found is None:
-        return Check(name, Status.FAIL, "it is not connected to this backend", again)
-    backend, hook = found
-    problem = _connection_problem(backend, backends)
-    if problem:
-        return Check(name, Status.FAIL, problem, again)
-    problem = _webhook_problem(hook, credentials)
-    if problem:
-        return Check(name, Status.FAIL, problem, again)
+        return fail(name, problem, again)
     if project["model_version"] != backend.model_version:
-        return Check(
+        return warn(
             name,
-            Status.WARN,
             f"it shows the predictions of {project['model_version'] or 'no version'}, but "
             f"{backend.model_version} is in service",
             again,
         )
-    return Check(name, Status.OK, f"“{project['title']}”: {backend.model_version}, connected")
-
-
-def _config_problem(project: Json) -> str:
-    from backend.labeling.config import parse_label_config
-
-    try:
-        parse_label_config(project["label_config"])
-    except LabelConfigError as error:
-        return str(error)
-    return ""
-
-
-def _ours(backends: list[MLBackend], hooks: list[Webhook]) -> tuple[MLBackend, Webhook] | None:
-    for backend in backends:
-        for hook in hooks:
-            if (
-                hook.url == f"{backend.url.rstrip('/')}/webhook"
-                and WEBHOOK_SECRET_HEADER in hook.headers
-            ):
-                return backend, hook
-    return None
+    if advice := remarks(config):
+        return warn(name, " ".join(advice), _WHERE_CONFIGS_ARE)
+    return ok(name, f"“{project['title']}”: {backend.model_version}, connected")
 
 
 def _connection_problem(backend: MLBackend, backends: list[MLBackend]) -> str:
@@ -99,8 +79,8 @@ def _connection_problem(backend: MLBackend, backends: list[MLBackend]) -> str:
         return f"Label Studio reaches {backend.url}, but it refuses: {backend.error_message}"
     if not backend.is_interactive:
         return "smart tools are switched off for this backend"
-    if min(backends, key=lambda one: one.id).id != backend.id:
-        return "another backend stands before this one, and Label Studio asks only the first"
+    if min(other.id for other in backends) != backend.id:
+        return "another backend comes before this one, and Label Studio asks only the first"
     return ""
 
 

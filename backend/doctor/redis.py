@@ -5,7 +5,7 @@ from datetime import UTC, datetime, timedelta
 from redis import Redis
 from redis.exceptions import RedisError
 
-from backend.doctor.check import Check, Status
+from backend.doctor.check import Check, fail, ok, warn
 from backend.label_studio.hosts import shown
 from backend.processes.queues import QueueName, queue
 from backend.settings import Settings
@@ -23,26 +23,24 @@ def check_redis(settings: Settings, redis: Redis) -> Check:
         redis.ping()
         policy = redis.config_get("maxmemory-policy").get("maxmemory-policy", "noeviction")
     except RedisError as error:
-        return Check(
+        return fail(
             "redis",
-            Status.FAIL,
             f"Redis at {where} does not answer ({type(error).__name__})",
             "check REDIS_URL"
             if settings.redis_url
             else "`medsam3 serve` starts the embedded one; or set REDIS_URL",
         )
     if policy != "noeviction":
-        return Check(
+        return warn(
             "redis",
-            Status.WARN,
             f"Redis at {where} may drop queued jobs (maxmemory-policy {policy})",
             "set its maxmemory-policy to noeviction",
         )
-    return Check("redis", Status.OK, f"answers at {where}")
+    return ok("redis", f"answers at {where}")
 
 
 def check_workers(redis: Redis, name: QueueName) -> Check:
-    """Somebody works on the queue."""
+    """A worker takes jobs from the queue."""
     from rq import Worker
 
     jobs = queue(redis, name)
@@ -53,21 +51,14 @@ def check_workers(redis: Redis, name: QueueName) -> Check:
         for worker in Worker.all(queue=jobs)
         if worker.last_heartbeat and _utc(worker.last_heartbeat) > oldest
     ]
-    found = f"{len(alive)} alive, {waiting} jobs waiting"
-    if alive:
-        return Check(f"workers on {name}", Status.OK, found)
+    title = f"workers on {name}"
+    counts = f"{len(alive)} alive, {waiting} jobs waiting"
+    # Nobody has to train; only runs that nobody takes are worth a word.
+    if alive or (name not in _NEEDED_QUEUES and not waiting):
+        return ok(title, counts)
     if name not in _NEEDED_QUEUES:
-        # Nobody has to train; only work that nobody does is worth a word.
-        status = Status.WARN if waiting else Status.OK
-        return Check(
-            f"workers on {name}", status, found, "start `medsam3 trainer`" if waiting else ""
-        )
-    return Check(
-        f"workers on {name}",
-        Status.FAIL,
-        found,
-        f"start `medsam3 serve`, or `medsam3 worker --queue {name}`",
-    )
+        return warn(title, counts, "start `medsam3 trainer`")
+    return fail(title, counts, f"start `medsam3 serve`, or `medsam3 worker --queue {name}`")
 
 
 def _utc(moment: datetime) -> datetime:

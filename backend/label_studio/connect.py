@@ -7,8 +7,9 @@ the score filter and uncertainty sampling read the ones that are stored.
 """
 
 import ipaddress
+from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 from urllib.parse import urlsplit
@@ -71,17 +72,6 @@ class ConnectReport:
     model_version: str
     steps: tuple[Step, ...]
 
-    @property
-    def changed(self) -> bool:
-        """Whether anything was created or changed."""
-        return any(
-            step.outcome in (StepOutcome.CREATED, StepOutcome.CHANGED) for step in self.steps
-        )
-
-    def as_dict(self) -> dict[str, Any]:
-        """The report as JSON has it."""
-        return asdict(self)
-
 
 def connect(
     settings: Settings,
@@ -140,16 +130,27 @@ def announce_version(client: LabelStudio, project_id: int, credentials: Credenti
     Raises:
         LabelStudioError: the project is not connected to this backend, or Label Studio refuses.
     """
-    hooks = client.webhooks(project_id)
-    for backend in client.ml_backends(project_id):
-        if _is_ours(backend, hooks):
-            _title(client, project_id, backend, credentials)
-            _project(client, client.project(project_id), backend.model_version, sampling=None)
-            return backend.model_version
-    raise LabelStudioError(
-        f"Project {project_id} is not connected to this backend: run `medsam3 connect "
-        f"{project_id}`."
-    )
+    connected = our_backend(client.ml_backends(project_id), client.webhooks(project_id))
+    if connected is None:
+        raise LabelStudioError(
+            f"Project {project_id} is not connected to this backend: run `medsam3 connect "
+            f"{project_id}`."
+        )
+    backend, _ = connected
+    _title(client, project_id, backend, credentials)
+    _project(client, client.project(project_id), backend.model_version, sampling=None)
+    return backend.model_version
+
+
+def our_backend(
+    backends: Iterable[MLBackend], hooks: Sequence[Webhook]
+) -> tuple[MLBackend, Webhook] | None:
+    """The first backend that has a webhook with our secret header, and that webhook."""
+    for backend in backends:
+        for hook in hooks:
+            if hook.url == _webhook_url(backend.url) and WEBHOOK_SECRET_HEADER in hook.headers:
+                return backend, hook
+    return None
 
 
 def checked_url(backend_url: str) -> str:
@@ -174,7 +175,7 @@ def checked_url(backend_url: str) -> str:
 def _check_password(url: str, credentials: Credentials) -> None:
     """Refuse secrets that are not the running backend's, where it can be asked from here.
 
-    Label Studio may hold the right password from before; ours would then only spoil the webhook.
+    Label Studio may have the right password from before; ours would then only spoil the webhook.
     """
     try:
         answer = httpx.get(
@@ -201,39 +202,36 @@ def _backend(
     steps: list[Step],
 ) -> MLBackend:
     """Find or create the project's backend, reachable and with our credentials."""
-    everyone = studio.ml_backends(project_id)
+    backends = studio.ml_backends(project_id)
     hooks = studio.webhooks(project_id)
-    ours = next((one for one in everyone if one.url.rstrip("/") == url), None)
-    # An address that we used before, for instance with another port.
-    moved = next((one for one in everyone if _is_ours(one, hooks)), None)
-    wanted: dict[str, Any] = {"is_interactive": True, **_login(credentials)}
-    found = ours or moved
+    before = next((backend for backend in backends if backend.url.rstrip("/") == url), None)
+    if before is None and (moved := our_backend(backends, hooks)) is not None:
+        # An address that we used before, for instance with another port.
+        before, _ = moved
+    fields: dict[str, Any] = {"is_interactive": True, **_login(credentials)}
     try:
-        if found is None:
-            backend = studio.create_ml_backend(project_id, url, title=_FIRST_TITLE, **wanted)
+        if before is None:
+            backend = studio.create_ml_backend(project_id, url, title=_FIRST_TITLE, **fields)
             steps.append(Step("backend", StepOutcome.CREATED, f"connected {url}"))
-        elif _is_as_wanted(found, url, credentials):
-            backend = found
+        elif _is_complete(before, url, credentials):
+            backend = before
             steps.append(Step("backend", StepOutcome.UNCHANGED, f"{url} is connected"))
         else:
             backend = studio.update_ml_backend(
-                found.id, project=project_id, url=url, title=found.title, **wanted
+                before.id, project=project_id, url=url, title=before.title, **fields
             )
-            old = f" (was {shown(found.url)})" if found.url.rstrip("/") != url else ""
-            steps.append(
-                Step(
-                    "backend", StepOutcome.CHANGED, f"connected {url} again{old}, with its password"
-                )
-            )
+            old = f" (was {shown(before.url)})" if before.url.rstrip("/") != url else ""
+            told = f"connected {url} again{old}, with its password"
+            steps.append(Step("backend", StepOutcome.CHANGED, told))
             if old:
-                _drop_webhooks(studio, hooks, found.url)
+                _drop_webhooks(studio, hooks, before.url)
     except LabelStudioError as error:
         raise _explained(error, url) from error
     if not backend.model_version:
         raise LabelStudioError(
             f"{url} answered /setup without a model version: it is not this backend."
         )
-    first = min([*everyone, backend], key=lambda one: one.id)
+    first = min([*backends, backend], key=lambda backend: backend.id)
     if first.id != backend.id:
         steps.append(
             Step(
@@ -247,7 +245,7 @@ def _backend(
     return backend
 
 
-def _is_as_wanted(backend: MLBackend, url: str, credentials: Credentials) -> bool:
+def _is_complete(backend: MLBackend, url: str, credentials: Credentials) -> bool:
     # /setup refuses wrong credentials, so a connected backend shows that the password is right.
     return (
         backend.url.rstrip("/") == url
@@ -257,12 +255,6 @@ def _is_as_wanted(backend: MLBackend, url: str, credentials: Credentials) -> boo
         and backend.basic_auth_user == credentials.user
         and backend.has_password
     )
-
-
-def _is_ours(backend: MLBackend, hooks: list[Webhook]) -> bool:
-    """Whether a webhook with our secret header belongs to the backend."""
-    address = _webhook_url(backend.url)
-    return any(hook.url == address and WEBHOOK_SECRET_HEADER in hook.headers for hook in hooks)
 
 
 def _webhook(studio: LabelStudio, project_id: int, url: str, credentials: Credentials) -> Step:
@@ -275,27 +267,28 @@ def _webhook(studio: LabelStudio, project_id: int, url: str, credentials: Creden
         "is_active": True,
     }
     secret = {WEBHOOK_SECRET_HEADER: credentials.webhook_secret}
-    found = [hook for hook in studio.webhooks(project_id) if hook.url == address]
-    if not found:
+    told = f"events go to {address} with our secret"
+    hooks = [hook for hook in studio.webhooks(project_id) if hook.url == address]
+    if not hooks:
         try:
             studio.create_webhook(project_id, address, headers=secret, **fields)
         except LabelStudioError as error:
             raise _explained(error, url) from error
-        return Step("webhook", StepOutcome.CREATED, f"events go to {address} with our secret")
-    for extra in found[1:]:
-        studio.delete_webhook(extra.id)
-    hook = found[0]
+        return Step("webhook", StepOutcome.CREATED, told)
+    hook, *duplicates = hooks
+    for duplicate in duplicates:
+        studio.delete_webhook(duplicate.id)
     if (
-        len(found) == 1
+        not duplicates
         and hook.headers.get(WEBHOOK_SECRET_HEADER) == credentials.webhook_secret
         and hook.actions == WEBHOOK_ACTIONS
         and hook.send_payload
         and hook.is_active
         and not hook.send_for_all_actions
     ):
-        return Step("webhook", StepOutcome.UNCHANGED, f"events go to {address} with our secret")
+        return Step("webhook", StepOutcome.UNCHANGED, told)
     studio.update_webhook(hook.id, url=address, headers={**hook.headers, **secret}, **fields)
-    return Step("webhook", StepOutcome.CHANGED, f"events go to {address} with our secret")
+    return Step("webhook", StepOutcome.CHANGED, told)
 
 
 def _drop_webhooks(studio: LabelStudio, hooks: list[Webhook], old_url: str) -> None:
@@ -327,16 +320,16 @@ def _title(
 
 def _project(studio: LabelStudio, before: Json, version: str, sampling: str | None) -> Step:
     """Bring the project's fields in line; `before` is the project as `connect` found it."""
-    wanted: dict[str, Any] = {"show_collab_predictions": True, "model_version": version}
+    fields: dict[str, Any] = {"show_collab_predictions": True, "model_version": version}
     if sampling is not None:
-        wanted["sampling"] = sampling
-    told = ", ".join(f"{name} = {value}" for name, value in wanted.items())
+        fields["sampling"] = sampling
+    told = ", ".join(f"{name} = {value}" for name, value in fields.items())
     # Label Studio has moved model_version along with the backend's title by now.
     current = studio.project(before["id"])
-    changes = {name: value for name, value in wanted.items() if current[name] != value}
+    changes = {name: value for name, value in fields.items() if current[name] != value}
     if changes:
         studio.update_project(before["id"], **changes)
-    different = [name for name, value in wanted.items() if before[name] != value]
+    different = [name for name, value in fields.items() if before[name] != value]
     if not different:
         return Step("project", StepOutcome.UNCHANGED, told)
     was = ", ".join(f"{name} was {before[name] or 'empty'}" for name in different)
@@ -356,27 +349,26 @@ def _explained(error: LabelStudioError, url: str) -> LabelStudioError:
     """Turn Label Studio's refusals into what to do about them."""
     text = str(error)
     if "reserved network address" in text:
-        return LabelStudioError(
+        sentence = (
             f"Label Studio does not call addresses inside its own network such as {shown(url)}: "
-            f"{_LET_IT_CALL}.",
-            error.status_code,
+            f"{_LET_IT_CALL}."
         )
-    if "health check failed" in text:
-        return LabelStudioError(
+    elif "health check failed" in text:
+        sentence = (
             f"Label Studio cannot reach this backend at {shown(url)}: check that it runs (`medsam3 "
-            f"serve`) and that this is its address as seen from Label Studio's machine.",
-            error.status_code,
+            f"serve`) and that this is its address as seen from Label Studio's machine."
         )
     # /health is open to all, so a wrong password shows at /setup.
-    if "401 Client Error" in text or "authentication parameters" in text:
-        return LabelStudioError(_wrong_password(url), error.status_code)
-    if "Can't resolve hostname" in text:
-        return LabelStudioError(
+    elif "401 Client Error" in text or "authentication parameters" in text:
+        sentence = _wrong_password(url)
+    elif "Can't resolve hostname" in text:
+        sentence = (
             f"Label Studio does not know the host name of {shown(url)}: give the address of this "
-            "backend as seen from Label Studio's machine.",
-            error.status_code,
+            "backend as seen from Label Studio's machine."
         )
-    return error
+    else:
+        return error
+    return LabelStudioError(sentence, error.status_code)
 
 
 def _webhook_url(backend_url: str) -> str:

@@ -14,6 +14,7 @@ from backend.label_studio.server import free_port
 from backend.services import WEBHOOK_SECRET_HEADER, load_credentials
 from backend.settings import Settings
 from backend.tables import Project
+from tests.support.label_configs import BRIGHT_DISC_CONFIG
 from tests.support.projects import LabelStudioProject, ProjectFactory
 from tests.support.recording_backend import RecordingBackend
 from tests.support.tokens import jwt
@@ -148,6 +149,20 @@ def test_a_config_that_can_no_longer_be_served(
     found = look()
     assert found.status is Status.FAIL
     assert "Labeling Interface" in found.next_step
+
+
+def test_labels_that_the_model_does_not_understand(
+    look: Callable[[], Check], project: LabelStudioProject, label_studio: LabelStudio
+) -> None:
+    config = BRIGHT_DISC_CONFIG.replace("</BrushLabels>", '<Label value="Опухоль"/></BrushLabels>')
+    label_studio.update_project(project.id, label_config=config)
+    found = look()
+    assert found.status is Status.WARN
+    assert found.message.startswith('Label "Опухоль": the model understands English')
+    assert "Labeling Interface" in found.next_step
+    prompted = config.replace('"Опухоль"', '"Опухоль" prompt="tumor"')
+    label_studio.update_project(project.id, label_config=prompted)
+    assert look().status is Status.OK
 
 
 def test_a_project_that_was_deleted(
