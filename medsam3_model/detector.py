@@ -261,11 +261,7 @@ def answer_prompts(
 
 
 def _decode_pixels(
-    model: Sam3Model,
-    levels: Sequence[Tensor],
-    encoded: Tensor,
-    features: Tensor,
-    valid: Tensor,
+    model: Sam3Model, levels: Sequence[Tensor], encoded: Tensor, features: Tensor, valid: Tensor
 ) -> Tensor:
     """What `Sam3MaskDecoder.forward` multiplies with the queries, (R, C, h, w)."""
     decoder = model.mask_decoder

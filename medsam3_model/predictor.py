@@ -1,4 +1,4 @@
-"""`MedSAM3`: an image is encoded once, then prompted with text and boxes."""
+"""`MedSAM3`, the model: an image is encoded once, then prompted with text and boxes."""
 
 from __future__ import annotations
 
@@ -13,33 +13,14 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase, Sam3Model
 from typing_extensions import TypeVar
 
+from medsam3_model import detector as forward
 from medsam3_model import device as devices
-from medsam3_model.checkpoints import loading, pretrained
-from medsam3_model.checkpoints.detectors import (
-    DetectorCheckpoint,
-    detector_state,
-    load_detector,
-    save_detector,
-    with_detector,
-)
-from medsam3_model.checkpoints.hashes import WeightsHash
-from medsam3_model.checkpoints.hashes import of_model as hash_weights
-from medsam3_model.detector import (
-    detector_outputs,
-    feature_levels,
-    text_features,
-    vision_hidden,
-)
+from medsam3_model import preprocessing
+from medsam3_model.checkpoints import detectors, loading, pretrained
+from medsam3_model.checkpoints.detectors import DetectorCheckpoint
+from medsam3_model.checkpoints.hashes import WeightsHash, of_state
 from medsam3_model.errors import PromptError
 from medsam3_model.postprocessing import SAM3_SETTINGS, DetectionSettings, to_detections
-from medsam3_model.preprocessing import (
-    model_boxes,
-    per_phrase_boxes,
-    phrase_tokens,
-    raw_boxes,
-    text_mask,
-    to_pixel_values,
-)
 from medsam3_model.tracker import Tracker
 from medsam3_model.types import Detections, ImageEmbedding, TextEmbedding
 
@@ -107,7 +88,7 @@ class MedSAM3:
         self.name = name
         self.tracker = tracker
         self.tokenizer = tokenizer
-        hashes = hashes or hash_weights(model)
+        hashes = hashes or of_state(model.state_dict())
         self.encoder_hash, self.detector_hash = hashes.encoder, hashes.detector
         self.version = version or f"{name}-{hashes.combined[:8]}"
 
@@ -156,7 +137,7 @@ class MedSAM3:
         adapter = None if adapter is None else Path(adapter).expanduser()
         weights = pretrained.locate(checkpoint)
         if detector is None and loading.is_detector_file(weights):
-            loaded_detector = load_detector(weights)
+            loaded_detector = detectors.load_detector(weights)
             base = cls.from_pretrained(loaded_detector.base, adapter, config, where, precision)
             return base.with_detector(loaded_detector, settings=settings)
 
@@ -179,7 +160,7 @@ class MedSAM3:
             hashes=loaded.hashes,
             tracker=pretrained.tracker_of(weights, loaded, where, precision),
         )
-        return model if detector is None else model.with_detector(load_detector(detector))
+        return model if detector is None else model.with_detector(detectors.load_detector(detector))
 
     def with_detector(
         self, detector: DetectorCheckpoint, *, settings: DetectionSettings | None = None
@@ -192,7 +173,7 @@ class MedSAM3:
             CheckpointError: the detector was trained on another encoder.
         """
         return type(self)(
-            with_detector(self.model, detector, self.encoder_hash),
+            detectors.with_detector(self.model, detector, self.encoder_hash),
             self.tokenizer,
             name=detector.name,
             settings=settings or self.settings,
@@ -206,9 +187,13 @@ class MedSAM3:
         self, path: str | Path, *, base: str, name: str, notes: Mapping[str, Any] | None = None
     ) -> DetectorCheckpoint:
         """Write this model's detector; see `checkpoints.detectors.save_detector`."""
-        state, encoder_hash = detector_state(self.model), self.encoder_hash
-        return save_detector(
-            path, state, encoder_hash=encoder_hash, base=base, name=name, notes=notes
+        return detectors.save_detector(
+            path,
+            detectors.detector_state(self.model),
+            encoder_hash=self.encoder_hash,
+            base=base,
+            name=name,
+            notes=notes,
         )
 
     @property
@@ -243,9 +228,9 @@ class MedSAM3:
 
     @torch.no_grad()
     def _encode_batch(self, images: Sequence[npt.NDArray[np.uint8]]) -> list[ImageEmbedding]:
-        pixels = torch.cat([to_pixel_values(rgb, self.image_size) for rgb in images])
-        hidden = vision_hidden(self.model, pixels.to(self.device))
-        levels = feature_levels(self.model, hidden)
+        pixels = torch.cat([preprocessing.to_pixel_values(rgb, self.image_size) for rgb in images])
+        hidden = forward.vision_hidden(self.model, pixels.to(self.device))
+        levels = forward.feature_levels(self.model, hidden)
 
         sizes = [(rgb.shape[0], rgb.shape[1]) for rgb in images]
         return ImageEmbedding.of_batch(levels, hidden, sizes, self.encoder_hash)
@@ -260,7 +245,7 @@ class MedSAM3:
         """
         with torch.no_grad():
             hidden = last_hidden_state.to(self.device, self.dtype)
-            levels = feature_levels(self.model, hidden)
+            levels = forward.feature_levels(self.model, hidden)
             return ImageEmbedding(levels, hidden, original_size, self.encoder_hash)
 
     def encode_text(self, phrases: Sequence[str]) -> TextEmbedding:
@@ -269,12 +254,12 @@ class MedSAM3:
         Raises:
             PromptError: no phrase, or an empty one.
         """
-        ids, mask = phrase_tokens(
+        ids, mask = preprocessing.phrase_tokens(
             self.tokenizer, phrases, self.config.text_config.max_position_embeddings
         )
         ids, mask = ids.to(self.device), mask.to(self.device)
         with torch.no_grad():
-            features = text_features(self.model, ids, mask)
+            features = forward.text_features(self.model, ids, mask)
         return TextEmbedding(tuple(phrases), features, mask, self.encoder_hash)
 
     # -- detector ---------------------------------------------------------------------------
@@ -337,16 +322,18 @@ class MedSAM3:
             return to_detections(outputs, row, size, thresholds, text_embedding.phrases[index])
 
         read = read or detections
-        rows, labels = per_phrase_boxes(boxes, box_labels, len(text_embedding))
+        rows, labels = preprocessing.per_phrase_boxes(boxes, box_labels, len(text_embedding))
 
         @torch.no_grad()
         def run(indices: Sequence[int]) -> list[Reading]:
-            outputs = detector_outputs(
+            outputs = forward.detector_outputs(
                 self.model,
                 image_embedding.fpn_hidden_states,
                 text_embedding.features[list(indices)],
                 text_embedding.attention_mask[list(indices)],
-                *model_boxes([rows[i] for i in indices], [labels[i] for i in indices], size),
+                *preprocessing.model_boxes(
+                    [rows[i] for i in indices], [labels[i] for i in indices], size
+                ),
                 self.dtype,
             )
             # Read within the pass: the masks of all phrases at once may not fit in memory.
@@ -373,12 +360,12 @@ class MedSAM3:
         """
         pixels = torch.as_tensor(pixel_values, dtype=torch.float32).to(self.device)
         ids = torch.as_tensor(input_ids, dtype=torch.long).to(self.device)
-        mask = text_mask(ids, self.config.text_config.eos_token_id)
-        return detector_outputs(
+        mask = preprocessing.text_mask(ids, self.config.text_config.eos_token_id)
+        return forward.detector_outputs(
             self.model,
-            feature_levels(self.model, vision_hidden(self.model, pixels)),
-            text_features(self.model, ids, mask),
+            forward.feature_levels(self.model, forward.vision_hidden(self.model, pixels)),
+            forward.text_features(self.model, ids, mask),
             mask,
-            *raw_boxes(boxes, box_labels, len(ids)),
+            *preprocessing.raw_boxes(boxes, box_labels, len(ids)),
             self.dtype,
         )

@@ -52,11 +52,7 @@ def phrase_tokens(
     if any(not phrase.strip() for phrase in phrases):
         raise PromptError("a phrase is empty")
     tokens = tokenizer(
-        list(phrases),
-        padding="max_length",
-        truncation=True,
-        max_length=length,
-        return_tensors="pt",
+        list(phrases), padding="max_length", truncation=True, max_length=length, return_tensors="pt"
     )
     return tokens["input_ids"], tokens["attention_mask"].bool()
 

@@ -9,7 +9,7 @@ small for the encoder is looked at again, enlarged.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import isqrt
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,14 +18,10 @@ from medsam3_model.box_answers import BoxAnswer, answer_in_box, enlarged
 from medsam3_model.boxes import tight_box
 from medsam3_model.errors import PromptError
 from medsam3_model.postprocessing import object_logits
-from medsam3_model.types import (
-    Detections,
-    EncodeWindow,
-    ImageEmbedding,
-    Segmenter,
-    TextEmbedding,
-    Window,
-)
+from medsam3_model.types import Detections, EncodeWindow, ImageEmbedding, TextEmbedding, Window
+
+if TYPE_CHECKING:
+    from medsam3_model.predictor import MedSAM3
 
 # Clicked instances compete from this score on.
 _LOWEST_SCORE = 0.02
@@ -62,7 +58,7 @@ class SpatialPrompt:
 
 
 def segment_prompted(
-    model: Segmenter,
+    model: "MedSAM3",
     image: ImageEmbedding,
     text: TextEmbedding,
     prompt: SpatialPrompt,
@@ -93,7 +89,7 @@ def segment_prompted(
 
 
 def _for_boxes(
-    model: Segmenter,
+    model: "MedSAM3",
     image: ImageEmbedding,
     text: TextEmbedding,
     prompt: SpatialPrompt,
@@ -125,7 +121,7 @@ def _for_boxes(
 
 
 def _evidence(
-    model: Segmenter,
+    model: "MedSAM3",
     image: ImageEmbedding,
     text: TextEmbedding,
     drawn: NDArray[np.float32],
@@ -190,7 +186,7 @@ def _objects(
 
 
 def _for_points(
-    model: Segmenter,
+    model: "MedSAM3",
     image: ImageEmbedding,
     text: TextEmbedding,
     prompt: SpatialPrompt,
@@ -226,7 +222,7 @@ def _for_points(
 
 
 def _candidates(
-    model: Segmenter,
+    model: "MedSAM3",
     image: ImageEmbedding,
     text: TextEmbedding,
     boxes: NDArray[np.float32] | None,

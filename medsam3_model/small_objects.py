@@ -9,6 +9,7 @@ their maps are put together.
 from collections.abc import Sequence
 from dataclasses import replace
 from math import ceil, isqrt, sqrt
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,9 +20,11 @@ from medsam3_model.types import (
     Detections,
     EncodeWindow,
     ImageEmbedding,
-    Segmenter,
     TextEmbedding,
 )
+
+if TYPE_CHECKING:
+    from medsam3_model.predictor import MedSAM3
 
 _MANY = 5
 # Spots are small below so many patches' sides. Half of the spots' area is in smaller ones.
@@ -33,7 +36,7 @@ _FADE = 20
 
 
 def look_closer(
-    model: Segmenter,
+    model: "MedSAM3",
     image: ImageEmbedding,
     text: TextEmbedding,
     detections: Sequence[Detections],

@@ -44,11 +44,7 @@ class Tracker:
 
     @torch.no_grad()
     def segment(
-        self,
-        image: ImageEmbedding,
-        points: Any,
-        point_labels: Any = None,
-        box: Any = None,
+        self, image: ImageEmbedding, points: Any, point_labels: Any = None, box: Any = None
     ) -> Detections:
         """The object that was clicked on.
 

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import numpy.typing as npt
 
 if TYPE_CHECKING:
     import torch
-
-    from medsam3_model.postprocessing import DetectionSettings
 
 Window = tuple[int, int, int, int]
 """A part of an image: x0, y0, x1, y1 in whole pixels, the last ones exclusive."""
@@ -173,37 +171,3 @@ class Detections:
             if mask.any():
                 return mask, "semantic"
         return np.zeros(self.semantic.shape, np.bool_), "none"
-
-
-class Segmenter(Protocol):
-    """A model as prompts, closer looks and evaluation ask it; `medsam3_model.MedSAM3` is one."""
-
-    @property
-    def version(self) -> str:
-        """Name in reports."""
-
-    @property
-    def settings(self) -> DetectionSettings:
-        """Thresholds that hold unless others are given."""
-
-    @property
-    def tracker(self) -> Any:
-        """Answers clicks, see `tracker.Tracker`; None where the checkpoint has none."""
-
-    def encode_image(self, rgb: npt.NDArray[np.uint8]) -> ImageEmbedding:
-        """The embedding of one image, uint8 (H, W, 3)."""
-
-    def encode_text(self, phrases: Sequence[str]) -> TextEmbedding:
-        """The embedding of K phrases."""
-
-    def detect_all(
-        self,
-        image_embedding: ImageEmbedding,
-        text_embedding: TextEmbedding,
-        boxes: Any = None,
-        box_labels: Any = None,
-        *,
-        settings: DetectionSettings | None = None,
-        read: Callable[[Any, int, int], Any] | None = None,
-    ) -> list[Any]:
-        """The detections of each of the phrases, see `MedSAM3.detect_all`."""

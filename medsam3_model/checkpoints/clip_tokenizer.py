@@ -22,10 +22,11 @@ _MERGES = Path(__file__).parents[1] / "weights" / "clip" / "merges.txt.gz"
 def clip_tokenizer() -> CLIPTokenizer:
     """CLIP's tokenizer, as `facebook/sam3` uses it; no network."""
     from transformers import CLIPTokenizer
+    from transformers.convert_slow_tokenizer import bytes_to_unicode
 
     text = gzip.decompress(_MERGES.read_bytes()).decode("utf-8")
     merges: list[Any] = [tuple(line.split(" ")) for line in text.split("\n")[:-1]]
-    symbols = _byte_symbols()
+    symbols = bytes_to_unicode().values()
     entries = [
         *symbols,
         *(f"{symbol}</w>" for symbol in symbols),
@@ -35,14 +36,3 @@ def clip_tokenizer() -> CLIPTokenizer:
     ]
     vocabulary = {entry: index for index, entry in enumerate(entries)}
     return CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=32)
-
-
-def _byte_symbols() -> list[str]:
-    """A printable character for each of the 256 bytes, in the order of CLIP's vocabulary.
-
-    Bytes that print well stand for themselves; the others take the characters from 256 on.
-    """
-    printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1)]
-    printable += range(ord("®"), ord("ÿ") + 1)
-    others = [byte for byte in range(256) if byte not in printable]
-    return [chr(byte) for byte in printable] + [chr(256 + i) for i in range(len(others))]

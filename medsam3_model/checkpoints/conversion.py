@@ -1,12 +1,11 @@
-"""Looking at, checking and rewriting checkpoints: `medsam3 models show|verify|convert`."""
+"""Checkpoints described, checked and converted: `medsam3 models show|verify|convert`."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path
@@ -17,8 +16,9 @@ from safetensors.torch import save_file
 
 from medsam3_model.checkpoints import loading, lora, pretrained
 from medsam3_model.checkpoints.detectors import load_detector
+from medsam3_model.checkpoints.hashes import WeightsHash
 from medsam3_model.checkpoints.loading import Layout
-from medsam3_model.checkpoints.weight_files import open_tensors
+from medsam3_model.checkpoints.weight_files import open_tensors, replacing
 from medsam3_model.errors import CheckpointError
 from medsam3_model.tracker import has_tracker
 
@@ -98,36 +98,35 @@ def verify(checkpoint: str | Path, *, config: Any = None) -> Verification:
         config: sizes of the architecture, where they do not come with the file.
     """
     path, layout = Path(checkpoint), Layout.UNKNOWN
+    weights: WeightsHash | None = None
+    problems: list[str] = []
     try:
         path = pretrained.locate(checkpoint)
         file = open_tensors(path)
         layout = loading.layout_of(file)
+        tensors: Iterable[tuple[str, torch.Tensor]]
         if layout is Layout.ADAPTER:
             lora.Adapter(file)
-            problems = [key for key in file.shapes if not _finite(file.read(key))]
-            return Verification(path, layout.value, _not_finite(problems))
-        if layout is Layout.DETECTOR:
+            tensors = ((key, file.read(key)) for key in file.shapes)
+        elif layout is Layout.DETECTOR:
             detector = load_detector(path)
-            problems = [key for key, tensor in detector.state.items() if not _finite(tensor)]
-            return Verification(
-                path,
-                layout.value,
-                _not_finite(problems),
-                detector.encoder_hash,
-                detector.detector_hash,
-            )
-        loaded = loading.load_model(path, config=pretrained.parse_config(config))
+            weights = WeightsHash(detector.encoder_hash, detector.detector_hash)
+            tensors = detector.state.items()
+        else:
+            loaded = loading.load_model(path, config=pretrained.parse_config(config))
+            weights = loaded.hashes
+            tensors = loaded.model.state_dict().items()
+            for name, hashed in (("encoder", weights.encoder), ("detector", weights.detector)):
+                if loaded.metadata.get(f"{name}_hash", hashed) != hashed:
+                    problems.append(f"the {name}'s weights are not those that were converted")
+        unusable = [key for key, tensor in tensors if not torch.isfinite(tensor).all()]
     except CheckpointError as error:
         return Verification(path, layout.value, (str(error),))
-    state = loaded.model.state_dict()
-    found = list(_not_finite([key for key, tensor in state.items() if not _finite(tensor)]))
-    for name in ("encoder", "detector"):
-        stored = loaded.metadata.get(f"{name}_hash")
-        if stored is not None and stored != getattr(loaded.hashes, name):
-            found.append(f"the {name}'s weights are not those that were converted")
-    return Verification(
-        path, layout.value, tuple(found), loaded.hashes.encoder, loaded.hashes.detector
-    )
+    if unusable:
+        first = ", ".join(unusable[:3])
+        problems.insert(0, f"{len(unusable)} tensors hold infinities or not-a-numbers ({first})")
+    hashes = (weights.encoder, weights.detector) if weights else (None, None)
+    return Verification(path, layout.value, tuple(problems), *hashes)
 
 
 def convert(
@@ -179,36 +178,19 @@ def convert(
         **({} if adapter is None else {"adapter_hash": _file_hash(adapter)}),
     }
     if dtype == "float32":  # a rounded copy has other weights, so their hash would not be its own
-        metadata |= {
-            "encoder_hash": loaded.hashes.encoder,
-            "detector_hash": loaded.hashes.detector,
-        }
+        metadata |= {"encoder_hash": loaded.hashes.encoder, "detector_hash": loaded.hashes.detector}
     state = {
         key: tensor.to(_DTYPES[dtype]).contiguous()
         for key, tensor in loaded.model.state_dict().items()
     }
     target.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = target.with_name(f".{target.name}.{os.getpid()}")
-    try:
+    with replacing(target) as unfinished:
         save_file(state, unfinished, metadata)
         if in_folder:
             (destination / "config.json").write_text(metadata["config"], encoding="utf-8")
             if (tokenizer := weights.parent / "tokenizer.json").is_file():
                 shutil.copy(tokenizer, destination)
-        unfinished.replace(target)
-    finally:
-        unfinished.unlink(missing_ok=True)
     return describe(target)
-
-
-def _finite(tensor: torch.Tensor) -> bool:
-    return bool(torch.isfinite(tensor).all())
-
-
-def _not_finite(keys: list[str]) -> tuple[str, ...]:
-    if not keys:
-        return ()
-    return (f"{len(keys)} tensors hold infinities or not-a-numbers ({', '.join(keys[:3])})",)
 
 
 def _file_hash(path: Path) -> str:

@@ -8,7 +8,6 @@ would read features that mean something else.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,7 +20,7 @@ from transformers import Sam3Model
 from medsam3_model.checkpoints import hashes
 from medsam3_model.checkpoints.hashes import DETECTOR_MODULES, is_detector
 from medsam3_model.checkpoints.loading import DETECTOR_FORMAT, Layout, empty_model, layout_of
-from medsam3_model.checkpoints.weight_files import open_tensors
+from medsam3_model.checkpoints.weight_files import open_tensors, replacing
 from medsam3_model.errors import CheckpointError
 
 _FORMAT_VERSION = "1"
@@ -87,12 +86,8 @@ def save_detector(
         "name": name,
         "notes": json.dumps(dict(notes or {}), sort_keys=True),
     }
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
+    with replacing(path) as unfinished:
         save_file(dict(state), unfinished, metadata)
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)
     return DetectorCheckpoint(dict(state), encoder_hash, detector_hash, base, name, notes or {})
 
 

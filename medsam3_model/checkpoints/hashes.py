@@ -7,12 +7,11 @@ same hash whichever layout or lossless storage type it was loaded from.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import torch
-from torch import nn
 
 from medsam3_model.device import available_cpus
 
@@ -52,20 +51,12 @@ def of_tensor(name: str, tensor: torch.Tensor) -> bytes:
     return digest.digest()
 
 
-def combine(digests: Iterable[tuple[str, bytes]]) -> str:
-    """One hash of many tensors, whatever their order."""
-    total = hashlib.sha256()
-    for _, digest in sorted(digests):
-        total.update(digest)
-    return total.hexdigest()
-
-
 def of_digests(digests: Mapping[str, bytes]) -> WeightsHash:
-    """The model's hash from its tensors' digests."""
-    return WeightsHash(
-        encoder=combine(item for item in digests.items() if not is_detector(item[0])),
-        detector=combine(item for item in digests.items() if is_detector(item[0])),
-    )
+    """The model's hash from its tensors' digests, whatever their order."""
+    encoder, detector = hashlib.sha256(), hashlib.sha256()
+    for key, digest in sorted(digests.items()):
+        (detector if is_detector(key) else encoder).update(digest)
+    return WeightsHash(encoder.hexdigest(), detector.hexdigest())
 
 
 def of_state(state: Mapping[str, torch.Tensor]) -> WeightsHash:
@@ -74,8 +65,3 @@ def of_state(state: Mapping[str, torch.Tensor]) -> WeightsHash:
     with ThreadPoolExecutor(available_cpus()) as pool:
         digests = pool.map(of_tensor, state.keys(), state.values())
         return of_digests(dict(zip(state.keys(), digests, strict=True)))
-
-
-def of_model(model: nn.Module) -> WeightsHash:
-    """The hash of a `Sam3Model`."""
-    return of_state(model.state_dict())

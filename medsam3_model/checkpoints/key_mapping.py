@@ -59,11 +59,7 @@ _NO_COUNTERPART = re.compile(
 )
 
 _ATTENTION = ((r"\.out_proj\.", ".o_proj."),)
-_LAYER = (
-    (r"\.linear1\.", ".mlp.fc1."),
-    (r"\.linear2\.", ".mlp.fc2."),
-    *_ATTENTION,
-)
+_LAYER = ((r"\.linear1\.", ".mlp.fc1."), (r"\.linear2\.", ".mlp.fc2."), *_ATTENTION)
 _ENCODER_LAYER = (
     (r"\.cross_attn_image\.", ".cross_attn."),
     (r"\.norm([123])\.", r".layer_norm\1."),
@@ -115,11 +111,7 @@ _SECTIONS: tuple[tuple[str, str, tuple[tuple[str, str], ...]], ...] = (
         ),
     ),
     ("backbone.language_backbone.resizer.", "text_projection.", ()),
-    (
-        "geometry_encoder.encode.",
-        "geometry_encoder.layers.",
-        (*_ENCODER_LAYER, *_LAYER),
-    ),
+    ("geometry_encoder.encode.", "geometry_encoder.layers.", (*_ENCODER_LAYER, *_LAYER)),
     (
         "geometry_encoder.",
         "geometry_encoder.",

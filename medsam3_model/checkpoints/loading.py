@@ -22,7 +22,7 @@ from transformers.models.sam3.modeling_sam3 import Sam3ViTLayer, Sam3ViTRotaryEm
 
 from medsam3_model.checkpoints import hashes, key_mapping, lora
 from medsam3_model.checkpoints.key_mapping import Operation
-from medsam3_model.checkpoints.weight_files import INDEX_NAME, TensorFile, open_tensors
+from medsam3_model.checkpoints.weight_files import INDEX_NAME, TensorFile, open_tensors, some_names
 from medsam3_model.device import available_cpus
 from medsam3_model.errors import CheckpointError
 
@@ -248,7 +248,7 @@ def match(
     if layout not in (Layout.FACEBOOK, Layout.HUGGING_FACE, Layout.HUGGING_FACE_VIDEO):
         raise CheckpointError(
             f"{name} seems to be {layout.value}, not a SAM 3 checkpoint: "
-            f"{_advice(layout)}; its first tensors are {_some(file.shapes)}"
+            f"{_advice(layout)}; its first tensors are {some_names(file.shapes)}"
         )
     sources: dict[str, tuple[str, Operation]] = {}
     unexpected, mismatched = [], []
@@ -270,7 +270,7 @@ def match(
     missing = [key for key in shapes if key not in sources]
     if missing or unexpected or mismatched:
         problems = [
-            f"{len(found)} {word} ({_some(found)})"
+            f"{len(found)} {word} ({some_names(found)})"
             for word, found in (
                 ("missing", missing),
                 ("unexpected", unexpected),
@@ -317,9 +317,3 @@ def _advice(layout: Layout) -> str:
         Layout.ADAPTER: "pass it as adapter=, with SAM 3 as the checkpoint",
         Layout.DETECTOR: "pass it as detector=, with its base as the checkpoint",
     }.get(layout, "SAM 3 is needed (facebook/sam3)")
-
-
-def _some(names: Iterable[str]) -> str:
-    names = list(names)
-    shown = ", ".join(names[:3])
-    return shown if len(names) <= 3 else f"{shown} and {len(names) - 3} more"

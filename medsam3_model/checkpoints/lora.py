@@ -7,14 +7,13 @@ weight changes by ΔW = (alpha / r) · (A · B)ᵀ (Hu et al. 2021, arXiv 2106.0
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from medsam3_model.checkpoints import key_mapping
 from medsam3_model.checkpoints.key_mapping import Target
-from medsam3_model.checkpoints.weight_files import TensorFile, open_tensors
+from medsam3_model.checkpoints.weight_files import TensorFile, open_tensors, some_names
 from medsam3_model.errors import AdapterError
 
 DEFAULT_ALPHA = 32.0  # of MedSAM3-v1, with rank 16
@@ -24,14 +23,6 @@ _SUFFIX_A, _SUFFIX_B = ".lora.lora_A", ".lora.lora_B"
 def is_adapter(keys: Mapping[str, object]) -> bool:
     """Whether these tensor names are those of an adapter."""
     return any(key.endswith((_SUFFIX_A, _SUFFIX_B)) for key in keys)
-
-
-@dataclass(frozen=True)
-class _Part:
-    """What one LoRA module adds to one transformers tensor."""
-
-    module: str
-    target: Target
 
 
 class Adapter:
@@ -58,10 +49,11 @@ class Adapter:
             raise AdapterError(f"{name} is not a LoRA adapter: it holds {first}")
         foreign = sorted(k for k in file.shapes if not k.endswith((_SUFFIX_A, _SUFFIX_B)))
         if foreign:
-            raise AdapterError(f"{name} holds tensors that are not LoRA's: {_some(foreign)}")
+            raise AdapterError(f"{name} holds tensors that are not LoRA's: {some_names(foreign)}")
 
         self.modules = tuple(sorted({key.rsplit(".lora.", 1)[0] for key in file.shapes}))
-        self._parts: dict[str, list[_Part]] = {}
+        # Modules with what each adds to a transformers tensor, by that tensor's name.
+        self._parts: dict[str, list[tuple[str, Target]]] = {}
         ignored: list[str] = []
         unknown: list[str] = []
         for module in self.modules:
@@ -71,9 +63,11 @@ class Adapter:
                 known = key_mapping.has_no_counterpart(f"{module}.weight")
                 (ignored if known else unknown).append(module)
             for target in targets:
-                self._parts.setdefault(target.key, []).append(_Part(module, target))
+                self._parts.setdefault(target.key, []).append((module, target))
         if unknown:
-            raise AdapterError(f"{name} changes modules that SAM 3 does not have: {_some(unknown)}")
+            raise AdapterError(
+                f"{name} changes modules that SAM 3 does not have: {some_names(unknown)}"
+            )
         self.ignored = tuple(ignored)
 
     @classmethod
@@ -91,22 +85,23 @@ class Adapter:
             AdapterError: a tensor is missing or has another shape: it is of another base.
         """
         for key, parts in self._parts.items():
-            for part in parts:
-                a, b = self._halves_shapes(part.module)
-                shape = part.target.operation.shape((b[1], a[0]))
+            for module, target in parts:
+                a, b = self._halves_shapes(module)
+                shape = target.operation.shape((b[1], a[0]))
                 if shapes.get(key) != shape:
                     raise AdapterError(
                         f"{self._file.path.name} was made for another base model: it changes "
-                        f"{part.module} by {shape}, the base has {shapes.get(key)}"
+                        f"{module} by {shape}, the base has {shapes.get(key)}"
                     )
 
     def add_to(self, key: str, weight: torch.Tensor) -> torch.Tensor:
         """`weight`, a transformers tensor in float32, with the adapter's change added."""
-        for part in self._parts.get(key, ()):
-            a = self._file.read(part.module + _SUFFIX_A).to(torch.float32)
-            b = self._file.read(part.module + _SUFFIX_B).to(torch.float32)
+        for module, target in self._parts.get(key, ()):
+            a = self._file.read(module + _SUFFIX_A).to(torch.float32)
+            b = self._file.read(module + _SUFFIX_B).to(torch.float32)
             delta = (a @ b).T * (self.alpha / a.shape[1])
-            weight = weight + part.target.operation.apply(delta)
+            # A fused matrix is changed as a whole; of that change the tensor takes its third.
+            weight = weight + target.operation.apply(delta)
         return weight
 
     def _halves_shapes(self, module: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -119,8 +114,3 @@ class Adapter:
         a, b = self._halves_shapes(module)
         if len(a) != 2 or len(b) != 2 or a[1] != b[0]:
             raise AdapterError(f"{self._file.path.name}: {module} has halves {a} and {b}")
-
-
-def _some(names: list[str]) -> str:
-    shown = ", ".join(names[:3])
-    return shown if len(names) <= 3 else f"{shown} and {len(names) - 3} more"

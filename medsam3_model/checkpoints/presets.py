@@ -107,13 +107,6 @@ def tiny_config(input_size: int = 216) -> "Sam3Config":
 PRESETS: dict[str, Callable[..., "Sam3Config"]] = {"tiny": tiny_config}
 
 
-def preset_config(name: str) -> "Sam3Config":
-    """The architecture called `name`. Raises CheckpointError for a name that is not in PRESETS."""
-    if name not in PRESETS:
-        raise CheckpointError(f"There is no preset {name!r}; there is: {', '.join(PRESETS)}.")
-    return PRESETS[name]()
-
-
 def bundled_weights(name: str) -> Path:
     """The folder of the weights that ship with the package.
 

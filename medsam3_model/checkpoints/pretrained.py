@@ -12,11 +12,7 @@ from typing import TYPE_CHECKING, Any, cast
 from medsam3_model.checkpoints import clip_tokenizer, hub, loading, presets
 from medsam3_model.checkpoints.tokenizer import load_tokenizer
 from medsam3_model.errors import CheckpointError
-from medsam3_model.postprocessing import (
-    MEDSAM3_V1_SETTINGS,
-    SAM3_SETTINGS,
-    DetectionSettings,
-)
+from medsam3_model.postprocessing import MEDSAM3_V1_SETTINGS, SAM3_SETTINGS, DetectionSettings
 from medsam3_model.tracker import Tracker, has_tracker, load_tracker
 
 if TYPE_CHECKING:

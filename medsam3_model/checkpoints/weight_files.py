@@ -1,20 +1,22 @@
-"""Reading tensors from files, one at a time and without ever executing anything.
+"""Weight files: tensors are read one at a time, and nothing in a file is ever executed.
 
 Safetensors (one file or shards with an index) and torch's zip files are read. Files are mapped
-into memory, and mapped anew now and then, so that reading a file of several gigabytes into
+into memory, and mapped again now and then, so that reading a file of several gigabytes into
 another precision does not hold both copies.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import pickle
 import re
 import struct
 import warnings
 import zipfile
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +48,7 @@ class TensorFile(ABC):
 
     @abstractmethod
     def _open(self) -> None:
-        """Map the file, anew if it was mapped before."""
+        """Map the file, again if it was mapped before."""
 
     @abstractmethod
     def _read(self, key: str) -> torch.Tensor: ...
@@ -170,6 +172,27 @@ def open_tensors(path: Path) -> TensorFile:
     raise CheckpointError(
         f"{path.name} is not a checkpoint: it is neither safetensors nor a torch file"
     )
+
+
+def some_names(names: Iterable[str]) -> str:
+    """The first three names for a message, and how many more there are."""
+    names = list(names)
+    shown = ", ".join(names[:3])
+    return shown if len(names) <= 3 else f"{shown} and {len(names) - 3} more"
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A path beside `path` to write to; the file replaces `path` once it is whole.
+
+    Whoever is killed meanwhile leaves the old file as it was.
+    """
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        yield unfinished
+        unfinished.replace(path)
+    finally:
+        unfinished.unlink(missing_ok=True)
 
 
 def _not_weights(head: bytes, size: int) -> str | None:

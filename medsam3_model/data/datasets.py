@@ -21,19 +21,8 @@ from functools import partial
 from pathlib import Path
 
 from medsam3_model.data import coco
-from medsam3_model.data.masks import (
-    ConceptTruth,
-    from_mask,
-    read_instances_file,
-    read_mask_file,
-)
-from medsam3_model.data.samples import (
-    IMAGE_SUFFIXES,
-    Dataset,
-    Sample,
-    other_columns,
-    read_groups,
-)
+from medsam3_model.data.masks import ConceptTruth, from_mask, read_instances_file, read_mask_file
+from medsam3_model.data.samples import IMAGE_SUFFIXES, Dataset, Sample, other_columns, read_groups
 from medsam3_model.data.template import TEMPLATE_CONCEPTS, demo_slices
 from medsam3_model.errors import DatasetError
 

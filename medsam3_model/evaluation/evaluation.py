@@ -1,4 +1,4 @@
-"""How good a model is on images with masks: text alone, and text with boxes.
+"""Evaluation of a model on images with masks: by text alone, and by text with boxes.
 
 Published figures for text and box take the boxes from the true masks, and such a box alone is
 worth a lot: in the modes with boxes the filled box and its inscribed ellipse are always scored
@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,14 +40,10 @@ from medsam3_model.evaluation.report import (
 )
 from medsam3_model.prompting import SpatialPrompt, segment_prompted
 from medsam3_model.small_objects import look_closer
-from medsam3_model.types import (
-    Detections,
-    ImageEmbedding,
-    MaskRule,
-    Segmenter,
-    TextEmbedding,
-    Window,
-)
+from medsam3_model.types import Detections, ImageEmbedding, MaskRule, TextEmbedding, Window
+
+if TYPE_CHECKING:
+    from medsam3_model.predictor import MedSAM3
 
 
 def parse_prompts(texts: Sequence[str], dataset: Dataset) -> dict[str, str]:
@@ -77,7 +73,7 @@ def parse_prompts(texts: Sequence[str], dataset: Dataset) -> dict[str, str]:
 
 
 def evaluate(
-    model: Segmenter,
+    model: "MedSAM3",
     dataset: Dataset,
     prompts: Mapping[str, str],
     mode: Mode = "t",
@@ -92,7 +88,7 @@ def evaluate(
     """Score a model's masks against a data set's.
 
     Args:
-        model: what is judged.
+        model: the model that is judged.
         dataset: images with masks.
         prompts: the phrase to ask with, by concept of the data set.
         mode: "t" asks with the phrase alone, in every image, whether the concept is in it or not.
@@ -156,10 +152,10 @@ def summarise(
     concept: str, phrase: str, results: Sequence[ImageResult], *, seed: int = 0
 ) -> ConceptReport:
     """One concept's report from its results; `results` of other concepts are left out."""
-    own = [result for result in results if result.concept == concept]
-    scored = [(result, result.scores) for result in own if result.scores is not None]
+    results = [result for result in results if result.concept == concept]
+    scored = [(result, result.scores) for result in results if result.scores is not None]
     groups = [result.group for result, _ in scored]
-    absent = [result for result in own if not result.present]
+    absent = [result for result in results if not result.present]
 
     def mean(name: str) -> Any:
         values = [getattr(scores, name) for _, scores in scored]
@@ -171,7 +167,7 @@ def summarise(
         if result.filled_box_dice is not None and result.ellipse_dice is not None
     ]
     filled, ellipse, of_model, boxed_groups = zip(*boxed, strict=True) if boxed else ((),) * 4
-    with_text_alone = bool(own) and not boxed
+    with_text_alone = bool(results) and not boxed
     return ConceptReport(
         concept=concept,
         phrase=phrase,
@@ -183,8 +179,8 @@ def summarise(
         hd95=mean("hd95"),
         added_path_length=mean("added_path_length"),
         presence_accuracy=proportion(
-            [result.found == result.present for result in own],
-            [_unique_group(result) for result in own],
+            [result.found == result.present for result in results],
+            [_unique_group(result) for result in results],
         )
         if with_text_alone
         else None,
@@ -194,7 +190,7 @@ def summarise(
         over_ellipse=paired_bootstrap(of_model, ellipse, boxed_groups, seed=seed)
         if boxed
         else None,
-        semantic_fallbacks=sum(result.source == "semantic" for result in own),
+        semantic_fallbacks=sum(result.source == "semantic" for result in results),
     )
 
 
@@ -202,7 +198,7 @@ def summarise(
 class _Judge:
     """Asks the model about one image after the other; `spent` collects the model's seconds."""
 
-    model: Segmenter
+    model: "MedSAM3"
     text: TextEmbedding | None  # of all phrases, for one pass; None in the modes with boxes
     texts: Mapping[str, TextEmbedding]  # by concept; empty in mode t
     concepts: tuple[str, ...]
@@ -216,9 +212,9 @@ class _Judge:
         """One result per concept that is asked for in this image."""
         image = sample.image()
         truth = {concept: sample.read(concept) for concept in self.concepts}
-        for concept, found in truth.items():
-            if found is not None:
-                sample.check_size(concept, found, image)
+        for concept, mask in truth.items():
+            if mask is not None:
+                sample.check_size(concept, mask, image)
 
         def encode_window(window: Window) -> ImageEmbedding:
             x0, y0, x1, y1 = window
@@ -234,10 +230,10 @@ class _Judge:
                 yield self._result(dataset, sample, concept, truth[concept], detections, None)
             return
 
-        for concept, found in truth.items():
-            if found is None:
+        for concept, mask in truth.items():
+            if mask is None:
                 continue
-            boxes = found.boxes
+            boxes = mask.boxes
             if self.mode == "ti-jitter":
                 key = f"{sample.name}/{concept}"
                 boxes = disturbed_boxes(boxes, *image.shape[:2], key=key, seed=self.seed)
@@ -249,7 +245,7 @@ class _Judge:
                     SpatialPrompt(boxes, [1] * len(boxes), np.zeros((0, 2), np.float32), []),
                     encode_window,
                 )
-            yield self._result(dataset, sample, concept, found, detections, boxes)
+            yield self._result(dataset, sample, concept, mask, detections, boxes)
 
     @contextmanager
     def _clock(self) -> Iterator[None]:
@@ -317,9 +313,9 @@ def _false_alarms(absent: Sequence[ImageResult]) -> tuple[FalseAlarms, ...]:
     reports = []
     for dataset in dict.fromkeys(result.dataset for result in absent):
         asked = [result for result in absent if result.dataset == dataset]
-        found = [result.found for result in asked]
-        rate = proportion(found, [result.group for result in asked])
-        reports.append(FalseAlarms(dataset, len(asked), sum(found), rate))
+        alarms = [result.found for result in asked]
+        rate = proportion(alarms, [result.group for result in asked])
+        reports.append(FalseAlarms(dataset, len(asked), sum(alarms), rate))
     return tuple(reports)
 
 

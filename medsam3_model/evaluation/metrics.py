@@ -94,10 +94,7 @@ def iou(predicted: BoolMask, truth: BoolMask) -> float:
 
 
 def score_mask(
-    predicted: BoolMask,
-    truth: BoolMask,
-    *,
-    tolerance: float = SURFACE_TOLERANCE,
+    predicted: BoolMask, truth: BoolMask, *, tolerance: float = SURFACE_TOLERANCE
 ) -> MaskScores:
     """Every figure of `predicted` against `truth`; the boundaries are compared once.
 

@@ -1,8 +1,7 @@
-"""The images that the bundled model is trained on, decoded once and kept in memory.
+"""The data of pre-training: images that are decoded once and kept in memory.
 
-Only sets whose terms allow the weights to be passed on have a reader here; where they lie is the
-caller's to say. Template slices that the demo shows and the validation groups never come out of
-`load_sources`.
+Only sets whose terms allow the weights to be passed on can be read here; the caller says where they
+are. `load_sources` leaves out the template slices that the demo shows, and the validation groups.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -41,7 +40,7 @@ class SourceImage:
 def load_sources(folders: dict[str, Path], phantoms_per_kind: int) -> dict[str, list[SourceImage]]:
     """Training samples by source.
 
-    folders: source -> folder, for keys of `FOLDER_READERS`. Template slices and phantoms
+    folders: source -> folder, for keys of `FOLDERS`. Template slices and phantoms
     (`phantoms_per_kind` of each) are always added. Raises DatasetError for an unknown source or a
     folder that is not as documented.
     """
@@ -94,16 +93,20 @@ def how_often_asked(
 
 
 def read_folder(source: str, folder: Path, split: Split) -> Iterator[SourceImage]:
-    """The samples of one data set whose groups are in `split`."""
-    if source not in FOLDER_READERS:
+    """The images of one data set whose groups are in `split`."""
+    if source not in FOLDERS:
         raise DatasetError(
-            f"{source!r} is not a source that may be trained on; there is: "
-            f"{', '.join(FOLDER_READERS)}."
+            f"{source!r} is not a source that may be trained on; there is: {', '.join(FOLDERS)}."
         )
-    read = FOLDER_READERS[source]
+    family, concept, read_layer = FOLDERS[source]
     for row in _rows(folder):
         if split_of_group(row["group"]) == split:
-            yield read(folder, row)
+            name = row["name"]
+            image, layer = _read_image(folder, name), read_layer(folder, name)
+            height, width = layer.shape
+            if "orig_w" in row:
+                width, height = int(row["orig_w"]), int(row["orig_h"])
+            yield SourceImage(name, family, image, width / height, {concept: layer})
 
 
 def template_image(index: int) -> SourceImage:
@@ -131,47 +134,32 @@ def phantom_image(kind: str, seed: int) -> SourceImage:
     return SourceImage(f"{kind}_{seed}", _PHANTOM_FAMILY[kind], made.image, 1.0, made.layers)
 
 
-def _binary_masks(family: str, concept: str) -> Callable[[Path, dict[str, str]], SourceImage]:
-    """Reader for a folder with one 0/255 mask per image; its pieces are the instances."""
-
-    def read(folder: Path, row: dict[str, str]) -> SourceImage:
-        image = _read_image(folder, row["name"])
-        path = folder / "masks" / f"{row['name']}.png"
-        mask = np.asarray(_shrink(Image.open(path).convert("L"), Image.Resampling.NEAREST))
-        pieces, count = ndimage.label(mask > 127)
-        sizes = np.bincount(pieces.ravel(), minlength=count + 1)
-        sizes[0] = 0
-        kept = sizes >= max(16, 0.02 * sizes.max())  # crumbs of a hand-drawn edge are no instance
-        numbers = np.where(kept, np.cumsum(kept), 0)
-        layer = numbers[pieces].astype(np.uint16)
-        height, width = layer.shape
-        if "orig_w" in row:
-            width, height = int(row["orig_w"]), int(row["orig_h"])
-        return SourceImage(row["name"], family, image, width / height, {concept: layer})
-
-    return read
+def _pieces(folder: Path, name: str) -> NDArray[np.uint16]:
+    """The instances of a 0/255 mask: its connected pieces."""
+    path = folder / "masks" / f"{name}.png"
+    mask = np.asarray(_shrink(Image.open(path).convert("L"), Image.Resampling.NEAREST))
+    pieces, count = ndimage.label(mask > 127)
+    sizes = np.bincount(pieces.ravel(), minlength=count + 1)
+    sizes[0] = 0
+    kept = sizes >= max(16, 0.02 * sizes.max())  # crumbs of a hand-drawn edge are no instance
+    numbers = np.where(kept, np.cumsum(kept), 0)
+    return numbers[pieces].astype(np.uint16)
 
 
-def _instance_masks(family: str, concept: str) -> Callable[[Path, dict[str, str]], SourceImage]:
-    """Reader for a folder with one 16-bit picture of instance numbers per image."""
-
-    def read(folder: Path, row: dict[str, str]) -> SourceImage:
-        image = _read_image(folder, row["name"])
-        path = folder / "instances" / f"{row['name']}.png"
-        numbers = Image.fromarray(np.asarray(Image.open(path)).astype(np.int32))
-        layer = np.asarray(_shrink(numbers, Image.Resampling.NEAREST)).astype(np.uint16)
-        height, width = layer.shape
-        return SourceImage(row["name"], family, image, width / height, {concept: layer})
-
-    return read
+def _instances(folder: Path, name: str) -> NDArray[np.uint16]:
+    """A 16-bit picture of instance numbers."""
+    path = folder / "instances" / f"{name}.png"
+    numbers = Image.fromarray(np.asarray(Image.open(path)).astype(np.int32))
+    return np.asarray(_shrink(numbers, Image.Resampling.NEAREST)).astype(np.uint16)
 
 
-FOLDER_READERS: dict[str, Callable[[Path, dict[str, str]], SourceImage]] = {
-    "isic2017": _binary_masks("skin", "skin lesion"),
-    "kvasir_seg": _binary_masks("colon", "polyp"),
-    "kvasir_seg_more": _binary_masks("colon", "polyp"),
-    "dsb2018_nuclei": _instance_masks("microscopy", "cell nucleus"),
-    "dsb2018_nuclei_more": _instance_masks("microscopy", "cell nucleus"),
+# Family, concept, and how the folder stores its instances.
+FOLDERS: dict[str, tuple[str, str, Callable[[Path, str], NDArray[np.uint16]]]] = {
+    "isic2017": ("skin", "skin lesion", _pieces),
+    "kvasir_seg": ("colon", "polyp", _pieces),
+    "kvasir_seg_more": ("colon", "polyp", _pieces),
+    "dsb2018_nuclei": ("microscopy", "cell nucleus", _instances),
+    "dsb2018_nuclei_more": ("microscopy", "cell nucleus", _instances),
 }
 
 

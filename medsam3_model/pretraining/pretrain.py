@@ -1,4 +1,4 @@
-"""Make the bundled weights: `python -m medsam3_model.pretraining.pretrain --help`.
+"""Pre-training, which makes the bundled weights: `python -m medsam3_model.pretraining.pretrain`.
 
 Worker processes share the weights and update them without waiting for each other (Hogwild, Niu et
 al. 2011): on a machine that is busy with other things nobody waits for the slowest. Everything that
@@ -10,7 +10,6 @@ stopped goes on from its last checkpoint.
 import argparse
 import json
 import multiprocessing
-import os
 import sys
 import time
 import tomllib
@@ -26,6 +25,7 @@ from torch import Tensor
 from medsam3_model.checkpoints.bundle import write_bundle
 from medsam3_model.checkpoints.presets import PRESETS
 from medsam3_model.checkpoints.tokenizer import build_tokenizer
+from medsam3_model.checkpoints.weight_files import replacing
 from medsam3_model.detector import answer_prompts, vision_features
 from medsam3_model.device import keep_freed_memory
 from medsam3_model.pretraining.data import SourceImage, how_often_asked, load_sources
@@ -65,6 +65,7 @@ class Phase:
     learning_rate: tuple[float, float]
 
     def rate(self, step: int) -> float:
+        """The learning rate of a step, from 0."""
         start, end = self.learning_rate
         rate = start + (end - start) * step / max(self.steps - 1, 1)
         return rate * min(1.0, (step + 1) / max(self.warm_up, 1))
@@ -72,7 +73,7 @@ class Phase:
 
 @dataclass(frozen=True)
 class PretrainConfig:
-    """The contents of the TOML file; see `pretrain.toml` for what each value means."""
+    """The settings of a run, from a TOML file; see `pretrain.toml` for what each value means."""
 
     preset: str
     images_per_step: int
@@ -156,11 +157,7 @@ class Pretraining:
             self._next_phase()
         self._validate()
         info = write_bundle(
-            self.out / "bundle",
-            self.config.preset,
-            self.model_config,
-            self.average,
-            self.tokenizer,
+            self.out / "bundle", self.config.preset, self.model_config, self.average, self.tokenizer
         )
         self._log({"version": info.version})
 
@@ -182,7 +179,8 @@ class Pretraining:
         """Take steps; the leading process also averages, reports and saves."""
         phase = self.config.phases[self.phase]
         saved = started = time.monotonic()
-        sums, reported, validated = _Means(), self.step, self.step
+        steps_terms: list[dict[str, float]] = []
+        reported = validated = self.step
         while True:
             with counter.get_lock():
                 self.step = counter.value
@@ -193,12 +191,16 @@ class Pretraining:
             if not leads:
                 continue
             self._average()
-            sums.add(terms)
+            steps_terms.append(terms)
             now = time.monotonic()
             if self.step - reported >= _LOG_EVERY:
                 pace = (now - started) / (self.step - reported)
-                self._log({"seconds_per_step": round(pace, 3), **sums.take()})
-                reported, started = self.step, now
+                means = {
+                    name: round(float(np.mean([row.get(name, 0) for row in steps_terms])), 5)
+                    for name in steps_terms[0]
+                }
+                self._log({"seconds_per_step": round(pace, 3), **means})
+                reported, started, steps_terms = self.step, now, []
             if self.step - validated >= self.config.validate_every:
                 self._validate()
                 validated = self.step
@@ -283,7 +285,6 @@ class Pretraining:
             file.write(line + "\n")
 
     def _save(self) -> None:
-        """Write the checkpoint beside the old one, then replace it: never half a file."""
         state = {
             "phase": self.phase,
             "step": self.step,
@@ -292,9 +293,8 @@ class Pretraining:
             "average": self.average,
             "optimiser": self.optimiser.state_dict(),
         }
-        path = self.out / "checkpoint.pt"
-        torch.save(state, path.with_suffix(".new"))
-        os.replace(path.with_suffix(".new"), path)
+        with replacing(self.out / "checkpoint.pt") as unfinished:
+            torch.save(state, unfinished)
 
     def _resume(self) -> None:
         path = self.out / "checkpoint.pt"
@@ -314,22 +314,6 @@ def loudness(levels: Sequence[Tensor]) -> Tensor:
     """
     sizes = torch.stack([level.float().square().mean().sqrt() for level in levels])
     return (sizes - 1).clamp(min=0).square().sum()
-
-
-class _Means:
-    """Running means of the terms since they were last taken."""
-
-    def __init__(self) -> None:
-        self.rows: list[dict[str, float]] = []
-
-    def add(self, row: dict[str, float]) -> None:
-        self.rows.append(row)
-
-    def take(self) -> dict[str, float]:
-        names = self.rows[0]
-        means = {n: round(float(np.mean([row.get(n, 0) for row in self.rows])), 5) for n in names}
-        self.rows = []
-        return means
 
 
 def _copy_of(model: "Sam3Model") -> dict[str, Tensor]:

@@ -67,9 +67,7 @@ class Validation:
                     asked.append((0, concept, box_convert(drawn, "xyxy", "cxcywh")))
             pixels = normalise(sample_image(sample.image, WHOLE, model.config.image_size))
             output = answer_prompts(
-                model,
-                vision_features(model, pixels[None]),
-                encode_prompts(model, tokenizer, asked),
+                model, vision_features(model, pixels[None]), encode_prompts(model, tokenizer, asked)
             )
             scores.setdefault("false", []).append(float(output.presence[-1, 0] > 0))
             for row, (_, concept, box) in enumerate(asked[1:], start=1):

@@ -10,12 +10,7 @@ from dataclasses import dataclass, field
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torchvision.ops import (
-    box_convert,
-    box_iou,
-    generalized_box_iou_loss,
-    sigmoid_focal_loss,
-)
+from torchvision.ops import box_convert, box_iou, generalized_box_iou_loss, sigmoid_focal_loss
 
 from medsam3_model.detector import DetectorOutput
 from medsam3_model.training.matcher import MatchWeights, match

@@ -1,4 +1,4 @@
-"""Where a fine-tuning run stands, as a file: a run that was killed goes on from it."""
+"""The state of a fine-tuning run as a file: a run that was killed goes on from it."""
 
 import os
 from collections.abc import Mapping
@@ -8,6 +8,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+
+from medsam3_model.checkpoints.weight_files import replacing
 
 _FORMAT = 2
 
@@ -42,7 +44,7 @@ def save_state(
     detector: Mapping[str, Tensor],
     optimiser: Mapping[str, Any],
 ) -> None:
-    """Replace the file in one move: whoever is killed meanwhile leaves the old one whole.
+    """Replace the state's file.
 
     Args:
         path: the file.
@@ -58,15 +60,10 @@ def save_state(
         "detector": dict(detector),
         "optimiser": optimiser,
     }
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with unfinished.open("wb") as file:
-            torch.save(content, file)
-            file.flush()
-            os.fsync(file.fileno())
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)
+    with replacing(path) as unfinished, unfinished.open("wb") as file:
+        torch.save(content, file)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def load_state(
