@@ -1,28 +1,27 @@
 """`medsam3 corrections ...` and `medsam3 export`."""
 
-import json
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterator
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import asdict
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from backend.errors import BackendError
+from backend.cli.output import AsJson, print_json, progress_bar
+from backend.errors import CorrectionsError
 
 if TYPE_CHECKING:
     from backend.services import Services
 
 corrections = typer.Typer(
     name="corrections",
-    help="What annotators submitted, and what it did to the suggestions.",
+    help="What annotators submitted, and what it did to the predictions.",
     no_args_is_help=True,
 )
 
 ProjectOption = Annotated[int | None, typer.Option("--project", help="One Label Studio project.")]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 class ExportFormat(StrEnum):
@@ -39,7 +38,7 @@ def list_(
     project: ProjectOption = None,
     state: Annotated[str | None, typer.Option(help="Only these: `valid` or `quarantined`.")] = None,
     limit: Annotated[int, typer.Option(help="How many at most.")] = 100,
-    as_json: JsonOption = False,
+    as_json: AsJson = False,
 ) -> None:
     """List the annotations that Label Studio has, as the store knows them.
 
@@ -48,27 +47,27 @@ def list_(
     from backend.corrections.revisions import current_state
 
     with _services() as services, services.database.reading() as session:
-        found = list(current_state(session, project, state=state, limit=limit))
+        annotations = list(current_state(session, project, state=state, limit=limit))
     if as_json:
-        _print_json(found)
+        print_json(annotations)
         return
-    for one in found:
-        revision = one["revision"] or {}
-        what = one["reason"] or ", ".join(
+    for row in annotations:
+        revision = row["revision"] or {}
+        content = row["reason"] or ", ".join(
             f"{mask['label']} {mask['area']} px" for mask in revision.get("concepts", [])
         )
         typer.echo(
-            f"annotation {one['annotation']}  project {one['project']}  task {one['task']}  "
-            f"{'skipped' if revision.get('was_cancelled') else one['state']}  {what}"
+            f"annotation {row['annotation']}  project {row['project']}  task {row['task']}  "
+            f"{'skipped' if revision.get('was_cancelled') else row['state']}  {content}"
         )
 
 
 @corrections.command()
 def show(
     annotation: Annotated[int, typer.Argument(help="Id of the annotation in Label Studio.")],
-    as_json: JsonOption = False,
+    as_json: AsJson = False,
 ) -> None:
-    """Show every version of one annotation, and what each did to the suggestion.
+    """Show every version of one annotation, and what each did to the prediction.
 
     Example: `medsam3 corrections show 36 --json`
     """
@@ -78,7 +77,9 @@ def show(
     with _services() as services, services.database.reading() as session:
         row = session.get(Annotation, annotation)
         if row is None:
-            _fail(f"annotation {annotation} is not in the store: `medsam3 corrections sync` looks")
+            raise CorrectionsError(
+                f"annotation {annotation} is not in the store: `medsam3 corrections sync` looks"
+            )
         versions = history(session, annotation)
         known = {
             "annotation": row.id,
@@ -89,20 +90,19 @@ def show(
             "versions": versions,
         }
     if as_json:
-        _print_json(known)
+        print_json(known)
         return
     typer.echo(f"annotation {row.id} of task {row.task_id}: {row.reason or row.state}")
-    for one in versions:
-        typer.echo(
-            f"{one['updated_at']}  annotator {one['annotator']}  {one['lead_time'] or 0:.0f} s"
-        )
-        for outcome in one["outcomes"]:
+    for version in versions:
+        seconds = version["lead_time"] or 0
+        typer.echo(f"{version['updated_at']}  annotator {version['annotator']}  {seconds:.0f} s")
+        for outcome in version["outcomes"]:
             dice = "" if outcome["dice"] is None else f"  Dice {outcome['dice']:.3f}"
             typer.echo(f"  {outcome['outcome']:9}{outcome['label']}{dice}")
 
 
 @corrections.command()
-def stats(project: ProjectOption = None, as_json: JsonOption = False) -> None:
+def stats(project: ProjectOption = None, as_json: AsJson = False) -> None:
     """Count what was accepted, edited, rejected and added, and what it cost.
 
     Example: `medsam3 corrections stats --project 3 --json`
@@ -110,16 +110,16 @@ def stats(project: ProjectOption = None, as_json: JsonOption = False) -> None:
     from backend.corrections.statistics import compute
 
     with _services() as services, services.database.reading() as session:
-        found = compute(session, project)
+        counted = compute(session, project)
     if as_json:
-        _print_json(found)
+        print_json(counted)
         return
-    counts = ", ".join(f"{number} {name}" for name, number in found["annotations"].items())
+    counts = ", ".join(f"{number} {name}" for name, number in counted["annotations"].items())
     typer.echo(f"annotations: {counts}")
-    _echo_figures("all", found["overall"])
+    _echo_figures("all", counted["overall"])
     for part in ("by_concept", "by_annotator", "by_model_version", "by_week"):
         typer.echo(part.replace("_", " "))
-        for name, figures in found[part].items():
+        for name, figures in counted[part].items():
             _echo_figures(f"  {name}", figures)
 
 
@@ -129,7 +129,7 @@ def sync(
     from_start: Annotated[
         bool, typer.Option("--from-start", help="Read all annotations again, not only changes.")
     ] = False,
-    as_json: JsonOption = False,
+    as_json: AsJson = False,
 ) -> None:
     """Bring in what webhooks missed, from Label Studio's API.
 
@@ -142,12 +142,11 @@ def sync(
         projects = known_projects(ingest) if project is None else [project]
         reports = []
         for number in projects:
-            with _progress(f"Reading project {number}", quiet=as_json) as show:
-                reports.append(
-                    sync_project(ingest, number, from_start=from_start, progress=show)
-                )
+            with progress_bar(f"Reading project {number}", quiet=as_json) as show:
+                report = sync_project(ingest, number, from_start=from_start, progress=show)
+            reports.append(report)
     if as_json:
-        _print_json([asdict(report) for report in reports])
+        print_json([asdict(report) for report in reports])
         return
     for report in reports:
         typer.echo(
@@ -162,9 +161,9 @@ def forget(
     task: Annotated[int | None, typer.Option(help="One task, of `--project`.")] = None,
     project: ProjectOption = None,
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
-    as_json: JsonOption = False,
+    as_json: AsJson = False,
 ) -> None:
-    """Remove all that is kept about a task or a project: masks, suggestions, embeddings.
+    """Remove all that is kept about a task or a project: masks, predictions, embeddings.
 
     It stays away: later events about it are ignored. Label Studio's own copy is not touched.
 
@@ -174,7 +173,7 @@ def forget(
     from backend.corrections.privacy import forget as remove
 
     if project is None:
-        _fail("say which: --project ID, or --project ID --task ID")
+        raise CorrectionsError("say which: --project ID, or --project ID --task ID")
     what = f"project {project}" if task is None else f"task {task} of project {project}"
     if not yes:
         typer.confirm(f"Remove everything about {what} for good?", abort=True)
@@ -187,7 +186,7 @@ def forget(
             task_id=task,
         )
     if as_json:
-        _print_json(asdict(removed))
+        print_json(asdict(removed))
         return
     parts = ", ".join(
         f"{number} {name.replace('_', ' ')}" for name, number in asdict(removed).items()
@@ -206,23 +205,24 @@ def export(
     images: Annotated[
         bool, typer.Option("--images/--no-images", help="Also fetch the image files.")
     ] = True,
-    as_json: JsonOption = False,
+    as_json: AsJson = False,
 ) -> None:
     """Write the corrections of a project as a dataset that is the same every time.
 
     Example: `medsam3 export data/spring --project 3 --format coco --version spring`
     """
     from backend.corrections.datasets import open_version
-    from backend.corrections.ingest import open_ingest
     from backend.corrections.export.export import ExportFormat, ExportPage
     from backend.corrections.export.export import export as write
+    from backend.corrections.ingest import open_ingest
     from backend.corrections.mask_store import MaskStore
     from backend.corrections.statistics import compute
 
     with _services() as services:
         with services.database.session() as session:
-            found = open_version(session, project, version)
-            figures = compute(session, project, [one.task.revision_id for one in found.items])
+            dataset = open_version(session, project, version)
+            revisions = [item.task.revision_id for item in dataset.items]
+            figures = compute(session, project, revisions)
         with ExitStack() as opened:
             ingest = opened.enter_context(open_ingest(services)) if images else None
 
@@ -233,69 +233,27 @@ def export(
                 )
 
             count = write(
-                found,
+                dataset,
                 MaskStore(services.settings.storage),
                 folder,
                 ExportFormat(format_),
                 statistics=figures,
                 read_image=read if images else None,
-                progress=opened.enter_context(_progress("Exporting", quiet=as_json)),
+                progress=opened.enter_context(progress_bar("Exporting", quiet=as_json)),
             )
-    answer = {"version": found.name, "digest": found.digest, "images": count}
     if as_json:
-        _print_json(answer)
+        print_json({"version": dataset.name, "digest": dataset.digest, "images": count})
     else:
-        typer.echo(f"version {found.name}: {count} images in {folder}")
+        typer.echo(f"version {dataset.name}: {count} images in {folder}")
 
 
 @contextmanager
 def _services() -> "Iterator[Services]":
-    """This machine's services; errors of ours end the command with one sentence."""
+    """This machine's services, closed at the end."""
     from backend.services import open_services
 
-    services = open_services()
-    try:
+    with closing(open_services()) as services:
         yield services
-    except BackendError as error:
-        _fail(str(error))
-    finally:
-        services.close()
-
-
-@contextmanager
-def _progress(title: str, *, quiet: bool) -> Iterator[Callable[..., None]]:
-    """A bar on standard error while something takes its time; none where nobody looks at it.
-
-    Takes the number done, and the number of all where it is known.
-    """
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-
-    console = Console(stderr=True)
-    if quiet or not console.is_terminal:
-        yield lambda done, total=None: None
-        return
-    columns = (TextColumn(title), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    bar = Progress(*columns, console=console, transient=True)
-    row = bar.add_task(title, total=None)
-
-    def show(done: int, total: int | None = None) -> None:
-        bar.start()
-        bar.update(row, completed=done, total=total)
-
-    try:
-        yield show
-    finally:
-        bar.stop()
-
-
-def _fail(message: str) -> NoReturn:
-    typer.echo(message, err=True)
-    raise typer.Exit(1)
-
-
-def _print_json(found: object) -> None:
-    typer.echo(json.dumps(found, indent=1, ensure_ascii=False))
 
 
 def _echo_figures(name: str, figures: dict[str, Any]) -> None:
