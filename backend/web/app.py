@@ -2,7 +2,7 @@
 
 import logging
 
-from flask import Flask, Response, jsonify
+from flask import Flask
 from werkzeug.exceptions import HTTPException
 from werkzeug.utils import import_string
 
@@ -27,13 +27,11 @@ def create_app(services: Services | None = None) -> Flask:
     app = Flask(__name__)
     app.config["MAX_CONTENT_LENGTH"] = services.settings.max_request_mb * 2**20
     app.extensions["medsam3"] = services
-    # Read now: a data folder that cannot be written should stop the start, not the first request.
+    # Read now: a data folder that cannot be written stops the start, not the first request.
     _ = services.credentials
     app.before_request(require_credentials)
-    app.register_blueprint(contract.blueprint)
-    app.register_blueprint(predictions.blueprint)
-    app.register_blueprint(corrections.blueprint)
-    app.register_blueprint(models.blueprint)
+    for module in (contract, predictions, corrections, models):
+        app.register_blueprint(module.blueprint)
     for name in PLUGINS:
         app.register_blueprint(import_string(f"{name}:blueprint"))
     app.register_error_handler(HTTPException, _http_error)
@@ -41,15 +39,11 @@ def create_app(services: Services | None = None) -> Flask:
     return app
 
 
-def _http_error(error: HTTPException) -> Response:
-    answer = jsonify(error=error.description)
-    answer.status_code = error.code or 500
-    return answer
+def _http_error(error: HTTPException) -> tuple[dict[str, str | None], int]:
+    return {"error": error.description}, error.code or 500
 
 
-def _unexpected(error: Exception) -> Response:
+def _unexpected(error: Exception) -> tuple[dict[str, str], int]:
     # The text of an unforeseen error may hold anything, so it stays in the log of this machine.
     log.exception("a request failed")
-    answer = jsonify(error=f"unexpected {type(error).__name__}; the web log has the traceback")
-    answer.status_code = 500
-    return answer
+    return {"error": f"unexpected {type(error).__name__}; the web log has the traceback"}, 500

@@ -1,4 +1,4 @@
-"""Who may call: basic auth (Label Studio) or a bearer token (scripts); a secret on webhooks."""
+"""Credentials of callers: basic auth (Label Studio), a bearer token (scripts), a webhook secret."""
 
 import hmac
 

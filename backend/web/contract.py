@@ -1,4 +1,4 @@
-"""The HTTP contract of a Label Studio ML backend: what Label Studio itself calls."""
+"""Label Studio's contract with an ML backend: the endpoints that Label Studio itself calls."""
 
 import logging
 from typing import Any

@@ -45,12 +45,12 @@ class Collector:
 
     def collect(self) -> Iterator[Metric]:
         """Every metric with its samples; those in Redis only while it answers."""
-        yield from self._rows()
+        yield from self._database()
         yield from self._redis()
 
-    def _rows(self) -> Iterator[Metric]:
-        suggestions = GaugeMetricFamily(
-            "medsam3_suggestions", "Predictions by state and delivery", labels=["state", "delivery"]
+    def _database(self) -> Iterator[Metric]:
+        predictions = GaugeMetricFamily(
+            "medsam3_predictions", "Predictions by state and delivery", labels=["state", "delivery"]
         )
         events = GaugeMetricFamily("medsam3_events", "Webhook events by state", labels=["state"])
         with self._services.database.reading() as session:
@@ -60,12 +60,12 @@ class Collector:
                 )
             )
             for state, delivery, count in counted:
-                suggestions.add_metric([state, delivery], count)
+                predictions.add_metric([state, delivery], count)
             for state, count in session.execute(
                 select(Event.state, func.count()).group_by(Event.state)
             ):
                 events.add_metric([state], count)
-        yield suggestions
+        yield predictions
         yield events
 
     def _redis(self) -> Iterator[Metric]:

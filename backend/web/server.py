@@ -1,4 +1,4 @@
-"""Running the web process: gunicorn with threads, one process, no torch."""
+"""The web process: gunicorn with threads, one process, no torch."""
 
 from typing import Any
 
@@ -11,7 +11,7 @@ TIMEOUT_S = 120
 
 
 class WebServer(BaseApplication):  # type: ignore[misc]
-    """Gunicorn serving `backend.web.app.create_app`.
+    """Gunicorn with `backend.web.app.create_app`.
 
     A request that waits for the GPU holds a thread and nothing else, so one process with many
     threads serves all annotators in little memory.
