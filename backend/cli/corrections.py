@@ -3,13 +3,13 @@
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import asdict
-from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from backend.cli.output import AsJson, print_json, progress_bar
+from backend.corrections.export import ExportFormat
 from backend.errors import CorrectionsError
 
 if TYPE_CHECKING:
@@ -22,15 +22,6 @@ corrections = typer.Typer(
 )
 
 ProjectOption = Annotated[int | None, typer.Option("--project", help="One Label Studio project.")]
-
-
-class ExportFormat(StrEnum):
-    """The formats of docs/corrections.md."""
-
-    COCO = "coco"
-    MASKS = "masks"
-    NIFTI = "nifti"
-    HF_DATASET = "hf-dataset"
 
 
 @corrections.command("list")
@@ -212,8 +203,8 @@ def export(
     Example: `medsam3 export data/spring --project 3 --format coco --version spring`
     """
     from backend.corrections.datasets import open_version
-    from backend.corrections.export.export import ExportFormat, ExportPage
     from backend.corrections.export.export import export as write
+    from backend.corrections.export.pages import ExportPage
     from backend.corrections.ingest import open_ingest
     from backend.corrections.mask_store import MaskStore
     from backend.corrections.statistics import compute
@@ -236,7 +227,7 @@ def export(
                 dataset,
                 MaskStore(services.settings.storage),
                 folder,
-                ExportFormat(format_),
+                format_,
                 statistics=figures,
                 read_image=read if images else None,
                 progress=opened.enter_context(progress_bar("Exporting", quiet=as_json)),

@@ -12,8 +12,10 @@ import pytest
 from PIL import Image
 
 from backend.corrections.datasets import ExportedVersion, open_version
-from backend.corrections.export.coco_runs import pack
-from backend.corrections.export.export import ExportFormat, ExportPage, export, folder_name
+from backend.corrections.export import ExportFormat
+from backend.corrections.export.coco import run_lengths
+from backend.corrections.export.export import export
+from backend.corrections.export.pages import ExportPage, folder_name
 from backend.corrections.statistics import compute
 from backend.errors import DatasetVersionError
 from backend.services import open_services
@@ -174,7 +176,10 @@ def test_coco_runs_are_those_of_pycocotools() -> None:
     masks = [random.random(shape) < share for shape in shapes for share in (0, 0.02, 0.5, 1)]
     for mask in [*masks, drawn(3), ~drawn(3)]:
         expected = reference.encode(np.asfortranarray(mask.astype(np.uint8)))
-        assert pack(mask) == {"size": expected["size"], "counts": expected["counts"].decode()}
+        assert run_lengths(mask) == {
+            "size": expected["size"],
+            "counts": expected["counts"].decode(),
+        }
 
 
 def test_label_studios_converter_reads_the_polygons(stage: Stage, tmp_path: Path) -> None:

@@ -1,0 +1,33 @@
+"""NIfTI: a binary volume per task and concept, `masks/CONCEPT/task-....nii.gz`, (x, y, page)."""
+
+import gzip
+from itertools import groupby
+from pathlib import Path
+
+import numpy as np
+
+from backend.corrections.datasets import ExportedVersion
+from backend.corrections.export.pages import PagesWithImages, folder_name, write_file
+from backend.corrections.mask_store import MaskStore
+
+
+def write(version: ExportedVersion, pages: PagesWithImages, folder: Path, masks: MaskStore) -> None:
+    """Write a dataset version into a folder."""
+    import nibabel
+
+    for _, of_task in groupby(pages, key=lambda entry: entry[0].item):
+        slices = []
+        for page, content in of_task:
+            if content is not None:
+                write_file(folder / "images" / page.file_name, content)
+            slices.append(page)
+        stem = slices[0].stem.partition("-page-")[0]
+        for label in sorted({concept.label for page in slices for concept in page.concepts}):
+            volume = np.zeros((*slices[0].size[::-1], len(slices)), np.uint8)
+            for index, page in enumerate(slices):
+                for concept in page.concepts:
+                    if concept.label == label:
+                        volume[:, :, index] = masks.get(concept.mask_hash).T
+            # Without the time of writing, which gzip would put into its header.
+            content = gzip.compress(nibabel.Nifti1Image(volume, np.eye(4)).to_bytes(), mtime=0)
+            write_file(folder / "masks" / folder_name(label) / f"{stem}.nii.gz", content)
