@@ -1,4 +1,4 @@
-"""What a drawn box says about each pixel, weighed with what the model says.
+"""Box answers: what a drawn box says about each pixel, weighed with what the model says.
 
 A box alone is worth a lot: most objects fill the ellipse inscribed in it. Over 3,857 boxes of 8 %
 error around objects in training images of ISIC 2017, Kvasir-SEG and the 2018 Data Science Bowl, the
@@ -18,18 +18,19 @@ from medsam3_model.boxes import tight_box
 from medsam3_model.types import Window
 
 _STEEPNESS = 8.0
-# .96 where inside and outside are equally likely; Dice, which counts the object's pixels only, is
-# best with a slightly larger mask.
+# At .96 inside and outside are equally likely. Dice counts the object's pixels only, so it is best
+# with a slightly larger mask.
 _EDGE = 0.98
-# What a box can be sure of. A model that is surer may cut a hole, or reach a little beyond the box.
+# Largest log-odds of a box. A model that is surer may cut a hole, or reach a little beyond the box.
 _PRIOR_LIMIT = 3.0
-# The object may reach this share of the box's size beyond it, three standard deviations of a
+# The object may reach this share of the box's size beyond it: three standard deviations of a
 # person's error and a bit.
 _REACH = 0.3
-# Surer than that is as sure as can be when the evidence is balanced: the certain pixels of a good
-# mask should not move its border.
+# Larger log-odds of the model count as this when the evidence is balanced: the certain pixels of a
+# good mask should not move its border.
 _BALANCE_LIMIT = 4.0
-# From the first to the second overlap of the model's own mask with the box, belief grows to 1.
+# The weight of the model grows from 0 to 1 while its mask's overlap (IoU) with the drawn box grows
+# from the first to the second figure.
 _UNFIT_IOU, _FIT_IOU = 0.7, 0.85
 
 
@@ -90,11 +91,14 @@ def answer_in_box(
     prior = box_log_odds(box, window)
     evidence = _resample(logits, seen, window)
     belief = _sigmoid(prior)
+    # Balance: where the box leaves open what a pixel is, the evidence should be 0 on average.
     open_to_doubt = belief * (1 - belief)
     limited = np.clip(evidence, -_BALANCE_LIMIT, _BALANCE_LIMIT)
     evidence = evidence - np.float32(np.average(limited, weights=open_to_doubt))
+    # How much the model counts: by agreement of the two maps, or because its mask fits the box.
     fit = (_mask_iou(evidence > 0, window, box) - _UNFIT_IOU) / (_FIT_IOU - _UNFIT_IOU)
     weight = max(_correlation(_sigmoid(evidence), belief) ** 2, min(max(fit, 0.0), 1.0))
+    # Log-odds of independent witnesses add up.
     return BoxAnswer(window, (np.float32(weight) * evidence + prior).astype(np.float32))
 
 
@@ -109,12 +113,14 @@ def enlarged(box: NDArray[np.float32], size: tuple[int, int], factor: float) -> 
 
 
 def _span(centre: float, side: float, length: int) -> tuple[int, int]:
+    """Where `side` pixels around `centre` begin and end, moved into 0..length."""
     side = min(side, length)
     low = min(max(centre - side / 2, 0.0), length - side)
     return int(np.floor(low)), min(int(np.ceil(low + side)), length)
 
 
 def _around(box: NDArray[np.float32], size: tuple[int, int]) -> Window:
+    """The part of the image that the object in a box may reach."""
     reach = _REACH * (box[2:] - box[:2])
     low = np.floor(np.maximum(box[:2] - reach, 0)).astype(int)
     high = np.ceil(np.minimum(box[2:] + reach, size[::-1])).astype(int)
@@ -126,8 +132,8 @@ def _resample(logits: NDArray[np.float32], seen: Window, window: Window) -> NDAr
     columns = _weights(logits.shape[1], seen[0], seen[2], window[0], window[2])
     rows = _weights(logits.shape[0], seen[1], seen[3], window[1], window[3])
     # Not numpy's product: the threads of its BLAS spin on for a while, and slow torch's down.
-    found = torch.from_numpy(rows) @ torch.from_numpy(logits.astype(np.float32))
-    return np.asarray((found @ torch.from_numpy(columns).T).numpy(), np.float32)
+    tall = torch.from_numpy(rows) @ torch.from_numpy(logits.astype(np.float32))
+    return np.asarray((tall @ torch.from_numpy(columns).T).numpy(), np.float32)
 
 
 def _weights(cells: int, low: int, high: int, start: int, stop: int) -> NDArray[np.float32]:

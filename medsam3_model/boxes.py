@@ -1,4 +1,4 @@
-"""Boxes that a person would have drawn, and the masks that a box alone is worth.
+"""Boxes: tight ones, as a person draws them, and the masks that a box alone is worth.
 
 A box is (x0, y0, x1, y1) in absolute pixels of the image, float32, measured at pixel edges: the
 pixel in column 3 reaches from x = 3 to x = 4, so a mask of that one column has x0 = 3, x1 = 4.
@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from medsam3_model.errors import PromptError
 
-# Of each side, as a share of the box's width or height: how far a person's box is off.
+# Standard deviation of a person's error at each side of a box, as a share of its width or height.
 BOX_ERROR = 0.08
 
 # Nobody draws a box around a speck of fewer pixels; they come from resampled or thresholded masks.
@@ -56,11 +56,11 @@ def instance_boxes(labels: ArrayLike, *, minimum_area: int = MINIMUM_AREA) -> ND
     kept = present[areas[present] >= minimum_area]
     if not kept.size:
         kept = present[[int(areas[present].argmax())]]
-    found = ndimage.find_objects(numbers)
+    extents = ndimage.find_objects(numbers)
     return np.array(
         [
             (columns.start, rows.start, columns.stop, rows.stop)
-            for rows, columns in (found[number - 1] for number in kept)
+            for rows, columns in (extents[number - 1] for number in kept)
         ],
         np.float32,
     )
@@ -72,7 +72,7 @@ def disturbed_box(
     """A box as a person would draw it: each side moved by a normal error.
 
     The standard deviation is `error` × the box's width for x0 and x1, × its height for y0 and y1.
-    The result lies in the image, is in order and at least one pixel wide and high.
+    The result is in the image, in order and at least one pixel wide and high.
     """
     x0, y0, x1, y1 = (float(side) for side in np.asarray(box, np.float64))
     moved = rng.normal(0.0, error, 4) * [x1 - x0, y1 - y0, x1 - x0, y1 - y0]
@@ -96,7 +96,7 @@ def disturbed_boxes(
 
 
 def filled_boxes_mask(boxes: ArrayLike, height: int, width: int) -> NDArray[np.bool_]:
-    """Union of the filled boxes: pixels whose centre lies in one of `boxes` (4,) or (N, 4)."""
+    """Union of the filled boxes: pixels whose centre is in one of `boxes` (4,) or (N, 4)."""
     mask = np.zeros((height, width), bool)
     for box in np.asarray(boxes, np.float64).reshape(-1, 4):
         rows, columns = _covered(box, height, width)
@@ -110,6 +110,7 @@ def inscribed_ellipses_mask(boxes: ArrayLike, height: int, width: int) -> NDArra
     for box in np.asarray(boxes, np.float64).reshape(-1, 4):
         rows, columns = _covered(box, height, width)
         x0, y0, x1, y1 = box
+        # Places of the pixels' centres, −1 and 1 at the sides of the box: a circle of radius 1.
         x = (np.arange(columns.start, columns.stop) + 0.5 - (x0 + x1) / 2) / ((x1 - x0) / 2)
         y = (np.arange(rows.start, rows.stop) + 0.5 - (y0 + y1) / 2) / ((y1 - y0) / 2)
         mask[rows, columns] |= x[None, :] ** 2 + y[:, None] ** 2 <= 1
@@ -117,6 +118,7 @@ def inscribed_ellipses_mask(boxes: ArrayLike, height: int, width: int) -> NDArra
 
 
 def _in_order(low: float, high: float, size: int) -> tuple[float, float]:
+    """The two sides inside the image, the lower first and at least a pixel apart."""
     low, high = sorted((min(max(low, 0.0), size), min(max(high, 0.0), size)))
     if high - low >= 1:
         return low, high
@@ -125,7 +127,7 @@ def _in_order(low: float, high: float, size: int) -> tuple[float, float]:
 
 
 def _covered(box: NDArray[np.float64], height: int, width: int) -> tuple[slice, slice]:
-    """Rows and columns whose pixel centres lie in the box."""
+    """Rows and columns whose pixel centres are in the box."""
     x0, y0, x1, y1 = (int(edge) for edge in np.ceil(box - 0.5))
     return (
         slice(min(max(y0, 0), height), min(max(y1, 0), height)),

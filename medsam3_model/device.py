@@ -1,4 +1,4 @@
-"""Where and in which precision the model runs, and what happens when memory runs out."""
+"""The device: where and in which precision the model runs, and what is done without memory."""
 
 from __future__ import annotations
 
@@ -101,8 +101,8 @@ def limit_threads() -> int:
 def keep_freed_memory() -> None:
     """Have this process keep up to half a gigabyte of what it frees, instead of handing it back.
 
-    A step's tensors of some megabytes are freed and wanted again at once; glibc returns each to
-    the system, which then clears every page anew. Elsewhere (no glibc) nothing happens.
+    A step frees tensors of some megabytes and needs as many again at once; glibc returns each to
+    the system, which then clears every page again. Elsewhere (no glibc) nothing happens.
     """
     with contextlib.suppress(OSError, AttributeError):
         mallopt = ctypes.CDLL(None).mallopt

@@ -1,4 +1,4 @@
-"""Embeddings kept in memory and on disk, so that an image is encoded once.
+"""Caches of embeddings, in memory and on disk, so that an image is encoded once.
 
 An embedding depends on the image and on the frozen encoder alone, so it stays valid when another
 detector is swapped in. Memory keeps what the detector reads; disk keeps the vision transformer's
@@ -159,6 +159,7 @@ class EmbeddingCache(_Counted):
 
     def _remember(self, key: str, embedding: ImageEmbedding) -> None:
         with self._lock:
+            # Another thread may have made the same one meanwhile.
             replaced = self._images.pop(key, None)
             self._image_bytes += embedding.nbytes - (replaced.nbytes if replaced else 0)
             self._images[key] = embedding
@@ -213,6 +214,8 @@ class EmbeddingCache(_Counted):
         }
         packed = torch.tensor(list(json.dumps(notes).encode()), dtype=torch.uint8)
         content = save({"last_hidden_state": hidden, "notes": packed})
+        # A reader sees the old entry or the new one; the name tells apart processes and threads
+        # that write the same one at once.
         unfinished = path.with_name(f".{key}.{os.getpid()}.{threading.get_ident()}")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -238,6 +241,7 @@ class EmbeddingCache(_Counted):
             if self._disk_used is not None and self._disk_used + needed <= self._disk_bytes:
                 return
             entries = sorted(self._entries())
+            # What other processes have written since is known now.
             self._disk_used = sum(size for _, size, _ in entries)
             if self._disk_used + needed <= self._disk_bytes:
                 return

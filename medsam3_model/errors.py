@@ -1,13 +1,15 @@
-"""Everything that `medsam3_model` raises on purpose.
+"""Everything that `medsam3_model` raises about files, prompts and machines, in one tree.
 
-MedSAM3Error
-├── CheckpointError       a weights file is not what it should be
-│   └── AdapterError      a LoRA file that does not fit its base
-├── ImageError            an image cannot be read
-│   └── ImageTooLargeError
-├── PromptError           a prompt cannot be answered by this model
-├── ModelMemoryError      memory ran out even for one image; the model stays usable
-└── DatasetError          a folder of images and masks is not as documented
+MedSAM3Error                    also: no such device, or another process ended a training run
+├── CheckpointError             a weights file is not what it should be
+│   └── AdapterError            a LoRA file does not fit its base
+├── ImageError                  an image cannot be read
+│   └── ImageTooLargeError      it has more pixels or bytes than the limits allow
+├── PromptError                 a prompt cannot be answered by this model
+├── ModelMemoryError            memory ran out even for one image; the model stays usable
+└── DatasetError                images and masks are not as documented, or are missing
+
+A slip in the calling program (a share outside 0 to 1, lists of different lengths) is a ValueError.
 """
 
 
@@ -40,4 +42,4 @@ class ModelMemoryError(MedSAM3Error):
 
 
 class DatasetError(MedSAM3Error):
-    """A folder of images and masks does not follow the documented layout."""
+    """Images and masks do not follow the documented layout, or there are none."""

@@ -1,4 +1,4 @@
-"""From the detector's tensors to instances at the image's own size."""
+"""Postprocessing: from the detector's tensors to instances at the image's own size."""
 
 from __future__ import annotations
 
@@ -81,14 +81,14 @@ def to_detections(
     scale = torch.tensor([width, height, width, height], device=scores.device)
     boxes = outputs["pred_boxes"][row].float().clamp(0, 1) * scale
 
+    # From here on queries by their numbers, best first.
     order = scores.argsort(descending=True)
     order = order[scores[order] > settings.score_threshold]
     if settings.nms_iou_threshold is not None:
         order = order[nms(boxes[order], scores[order], settings.nms_iou_threshold)]
-
-    if settings.nms_iou_threshold is not None:
         order = _distinct(outputs["pred_masks"][row], order, settings)
 
+    # A mask is enlarged only when its turn comes: most queries never get that far.
     masks: list[np.ndarray] = []
     kept: list[int] = []
     for query in order.tolist():
@@ -135,6 +135,7 @@ def object_logits(
     overlaps = box_iou(boxes, torch.as_tensor(box, device=boxes.device).float()[None])[:, 0]
     scores = outputs["pred_logits"][row].float().sigmoid()
     overlaps = overlaps.masked_fill(scores < _LOWEST_SCORE, 0)
+    # Of queries that box it alike the surer one; the root lets overlap weigh more than score.
     best = int((overlaps * scores.sqrt()).argmax())
     weight = overlaps[best]
     semantic = outputs["semantic_seg"][row, 0].float()
@@ -158,11 +159,13 @@ def _distinct(
     """
     cut = math.log(settings.mask_threshold / (1 - settings.mask_threshold))
     pixels = (logits[order] > cut).flatten(1).float()
+    # Masks of 0 and 1: one product of the matrix with itself counts what every two share.
     shared = pixels @ pixels.T
     areas = pixels.sum(1)
     ious = shared / (areas[:, None] + areas[None] - shared).clamp(min=1)
     kept: list[int] = []
     for index, row in enumerate(ious.tolist()):
+        # Compared with those that stay only: what was dropped drops nobody else.
         if all(row[better] <= (settings.nms_iou_threshold or 1) for better in kept):
             kept.append(index)
     return order[kept]

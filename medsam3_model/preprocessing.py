@@ -1,4 +1,4 @@
-"""From arrays and pixel boxes to the tensors that SAM 3 takes."""
+"""Preprocessing: from arrays and pixel boxes to the tensors that SAM 3 takes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One object for one drawn box or some clicked points: what an annotator means by them.
+"""Prompts by boxes and clicks: one object for each box or for some points, as annotators mean it.
 
 SAM 3 takes boxes as exemplars: it answers with everything like them, all over the image. Somebody
 who draws a box in an annotation tool means the object in that box. So every box is asked for on its
@@ -28,10 +28,11 @@ _LOWEST_SCORE = 0.02
 _MOST_CANDIDATES = 16
 # Side of the box that stands for lone points, as a share of the image's shorter side.
 _POINT_BOX = 0.25
-# A box of fewer of the encoder's patches along its longer side is looked at enlarged,
+# A box is looked at enlarged where its longer side has fewer of the encoder's patches.
 _FEW_PATCHES = 8
-# in a square so many times that side, but not so small that there is nothing around it.
+# Side of the square that is looked at then, as a multiple of the box's longer side.
 _ENLARGED = 1.6
+# Smallest side of that square in pixels: something around the object has to be seen.
 _SMALLEST_WINDOW = 24
 
 
@@ -154,7 +155,7 @@ def _closer_look(image: ImageEmbedding, box: NDArray[np.float32]) -> Window:
 
 
 def _clipped(boxes: NDArray[np.float32], window: Window) -> NDArray[np.float32]:
-    """Boxes cut to a window; those that lie outside are left out."""
+    """Boxes cut to a window; those outside of it are left out."""
     low, high = np.array(window[:2] * 2), np.array(window[2:] * 2)
     cut = np.clip(np.asarray(boxes, np.float32).reshape(-1, 4), low, high).astype(np.float32)
     return cut[(cut[:, 2:] > cut[:, :2]).all(1)]

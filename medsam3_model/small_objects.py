@@ -1,4 +1,4 @@
-"""Many small objects of one name, such as nuclei: looked at again in four enlarged parts.
+"""Small objects of one name, such as nuclei: looked at again in four enlarged parts.
 
 An object smaller than about one patch of the encoder is hardly seen, and there may be more of them
 than the detector has queries. Where a phrase is answered with no instance but with many small spots
@@ -29,9 +29,9 @@ if TYPE_CHECKING:
 _MANY = 5
 # Spots are small below so many patches' sides. Half of the spots' area is in smaller ones.
 _SMALL = 1.5
-# Of a quarter's side: what it shares with its neighbour,
+# Share of a quarter's side that it has in common with its neighbour.
 _OVERLAP = 0.15
-# where both count, each the more the farther from its border, up to so many pixels.
+# Pixels from a quarter's border at which it counts in full; nearer to it it counts less.
 _FADE = 20
 
 

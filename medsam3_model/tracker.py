@@ -1,4 +1,4 @@
-"""Masks of single objects from clicks, where the checkpoint holds SAM 3's tracker.
+"""SAM 3's tracker: masks of single objects from clicks, where the checkpoint holds it.
 
 The tracker (SAM 2's mask decoder on SAM 3's image features) takes points, which the concept
 detector does not. It reads the same vision transformer's output through a neck of its own, so an
@@ -82,12 +82,12 @@ class Tracker:
             align_corners=False,
         )[0, 0]
         mask = (logits > 0).cpu().numpy()
-        found = mask[None] if mask.any() else np.zeros((0, *mask.shape), np.bool_)
-        boxes = [tight_box(mask)] if len(found) else []
+        masks = mask[None] if mask.any() else np.zeros((0, *mask.shape), np.bool_)
+        boxes = [tight_box(mask) for mask in masks]
         return Detections(
-            masks=found,
+            masks=masks,
             boxes=np.array(boxes, np.float32).reshape(-1, 4),
-            scores=scores[best : best + len(found)].cpu().numpy(),
+            scores=scores[best : best + len(masks)].cpu().numpy(),
             presence=float(outputs.object_score_logits.float().sigmoid().reshape(-1)[0]),
             semantic=logits.sigmoid().cpu().numpy(),
             max_score=float(scores[best]),

@@ -1,4 +1,4 @@
-"""Writing the folder that `presets.bundled_weights` points to."""
+"""Bundles of weights: writes the folder that `presets.bundled_weights` points to."""
 
 import json
 from collections.abc import Mapping

@@ -1,4 +1,4 @@
-"""The project's own checkpoints: the detector alone, for a known frozen encoder.
+"""Detector checkpoints, the project's own: the detector alone, for a known frozen encoder.
 
 Fine-tuning changes the detector only, 4 % of the model, so a version is a small safetensors file.
 Its metadata name the encoder that it was trained on; another one is refused, for the detector

@@ -1,4 +1,4 @@
-"""Fetching checkpoints from the Hugging Face hub."""
+"""The Hugging Face hub: fetches checkpoints from it."""
 
 from __future__ import annotations
 
@@ -19,12 +19,7 @@ def is_repository(name: str) -> bool:
 
 
 def download(
-    repo_id: str,
-    *,
-    revision: str | None = None,
-    folder: Path | None = None,
-    progress: bool = True,
-    token: str | None = None,
+    repo_id: str, *, revision: str | None = None, folder: Path | None = None, progress: bool = True
 ) -> Path:
     """Fetch a checkpoint into the hub's cache, going on where an earlier download stopped.
 
@@ -35,7 +30,6 @@ def download(
         revision: branch, tag or commit; default the main branch.
         folder: where to put the files; default the hub's own cache.
         progress: show progress bars.
-        token: access token; default the one that `hf auth login` stored.
 
     Returns:
         The folder with the weights and the small files beside them.
@@ -60,15 +54,14 @@ def download(
     no_connection: Any = HfHubHTTPError.__bases__[0]
     (enable_progress_bars if progress else disable_progress_bars)()
     try:
-        found = HfApi().model_info(repo_id, revision=revision, token=token)
-        files = [sibling.rfilename for sibling in found.siblings or ()]
+        repository = HfApi().model_info(repo_id, revision=revision)
+        files = [sibling.rfilename for sibling in repository.siblings or ()]
         return Path(
             snapshot_download(
                 repo_id,
                 revision=revision,
                 local_dir=folder,
                 allow_patterns=[*weights_patterns(files), *_SMALL_FILES],
-                token=token,
             )
         )
     except GatedRepoError as error:

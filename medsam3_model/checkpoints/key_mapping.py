@@ -65,7 +65,9 @@ _ENCODER_LAYER = (
     (r"\.norm([123])\.", r".layer_norm\1."),
 )
 
-# (facebook's prefix, transformers' prefix, substitutions within the rest); first prefix wins.
+# (facebook's prefix, transformers' prefix, substitutions within the rest). The first prefix that
+# fits is taken, so longer ones stand before shorter ones. All substitutions are made in order, and
+# a later one may change what an earlier one has written.
 _SECTIONS: tuple[tuple[str, str, tuple[tuple[str, str], ...]], ...] = (
     (
         "backbone.vision_backbone.trunk.",
@@ -199,6 +201,7 @@ def targets(facebook_key: str) -> tuple[Target, ...]:
     for prefix, new_prefix, substitutions in _SECTIONS:
         if key.startswith(prefix):
             rest = key.removeprefix(prefix)
+            # The patterns see the rest alone: `^norm` is the section's norm, not a layer's.
             for pattern, replacement in substitutions:
                 rest = re.sub(pattern, replacement, rest)
             return _split(new_prefix + rest, key)
@@ -206,6 +209,7 @@ def targets(facebook_key: str) -> tuple[Target, ...]:
 
 
 def _split(new_key: str, key: str) -> tuple[Target, ...]:
+    """The tensors that a renamed one becomes: thirds of a fused projection, else one."""
     fused = re.search(r"(in_proj_|qkv\.)(weight|bias)$", new_key)
     if fused:
         stem, kind = new_key[: fused.start()], fused.group(2)
@@ -229,6 +233,6 @@ def module_targets(facebook_module: str) -> tuple[Target, ...]:
     stem, _, last = facebook_module.rpartition(".")
     if last in ("q_proj", "k_proj", "v_proj"):
         fused = targets(f"{stem}.in_proj_weight")
-        wanted = _PROJECTIONS[last[0]]
-        return tuple(Target(t.key) for t in fused if t.operation is wanted)
+        third = _PROJECTIONS[last[0]]
+        return tuple(Target(target.key) for target in fused if target.operation is third)
     return targets(f"{facebook_module}.weight")

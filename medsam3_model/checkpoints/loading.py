@@ -252,6 +252,7 @@ def match(
         )
     sources: dict[str, tuple[str, Operation]] = {}
     unexpected, mismatched = [], []
+    # From the file's side, so that a tensor of which nothing is used cannot be overlooked.
     for key, shape in file.shapes.items():
         targets = _targets(key, layout)
         if targets is None:
@@ -270,19 +271,16 @@ def match(
     missing = [key for key in shapes if key not in sources]
     if missing or unexpected or mismatched:
         problems = [
-            f"{len(found)} {word} ({some_names(found)})"
-            for word, found in (
+            f"{len(keys)} {word} ({some_names(keys)})"
+            for word, keys in (
                 ("missing", missing),
                 ("unexpected", unexpected),
                 ("of another shape", mismatched),
             )
-            if found
+            if keys
         ]
-        hint = (
-            ""
-            if sizes_known or not mismatched
-            else ("; the full size was assumed: pass config= for another one")
-        )
+        assumed = "; the full size was assumed: pass config= for another one"
+        hint = assumed if mismatched and not sizes_known else ""
         raise CheckpointError(
             f"{name} seems to be {layout.value}, but does not fit the model: "
             f"{'; '.join(problems)}{hint}"

@@ -1,4 +1,4 @@
-"""Named model sizes, and the weights that come with the package.
+"""Presets: named model sizes, and the weights that come with the package.
 
 A bundle is a folder `weights/<preset>/` with `model.safetensors` (fp16, the keys of transformers'
 `Sam3Model`), `config.json` (a `Sam3Config`), `tokenizer.json` and `preset.json`. The last one is

@@ -1,4 +1,4 @@
-"""From a checkpoint's name to a model that is ready: what `MedSAM3.from_pretrained` does."""
+"""Pretrained models: from a checkpoint's name to all that `MedSAM3.from_pretrained` needs."""
 
 from __future__ import annotations
 
@@ -112,7 +112,7 @@ def preset_of(weights: Path, metadata: Mapping[str, str], adapter: Path | None) 
 def _bundle_preset(folder: Path) -> Preset:
     info = presets.read_bundle_info(folder)
     if (*info.mean, *info.std) != (0.5,) * 6:
-        raise CheckpointError(f"{folder.name} wants another scaling of pixels than SAM 3's -1..1")
+        raise CheckpointError(f"{folder.name} needs another scaling of pixels than SAM 3's -1..1")
     settings = DetectionSettings(
         score_threshold=info.score_threshold,
         use_presence=info.use_presence,
@@ -133,7 +133,7 @@ def tokenizer_of(weights: Path, config: Sam3Config) -> PreTrainedTokenizerBase:
     if entries != clip_tokenizer.VOCABULARY_SIZE:
         raise CheckpointError(
             f"{weights.name} has a vocabulary of {entries} entries, which is not CLIP's: its "
-            "tokenizer.json must lie beside it"
+            "tokenizer.json must be beside it"
         )
     return clip_tokenizer.clip_tokenizer()
 
@@ -160,7 +160,7 @@ def _name_of(weights: Path) -> str:
     if not generic:
         return _clean(weights.stem)
     folder = weights.parent
-    # In the hub's cache a snapshot lies in models--owner--name/snapshots/<commit>/.
+    # In the hub's cache a snapshot is in models--owner--name/snapshots/<commit>/.
     if folder.parent.name == "snapshots":
         return _clean(folder.parent.parent.name.rsplit("--", 1)[-1])
     return _clean(folder.name)

@@ -1,1 +1,1 @@
-"""How good a model is: metrics, modes, reports."""
+"""Evaluation of a model: metrics, modes, reports."""

@@ -1,4 +1,4 @@
-"""What an evaluation found: as data, as JSON, and as tables beside the published figures."""
+"""Reports of an evaluation: data, JSON, and tables beside the published figures."""
 
 import json
 from collections.abc import Iterable, Mapping

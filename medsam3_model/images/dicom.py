@@ -1,4 +1,4 @@
-"""One frame of a DICOM file as RGB bytes, as a viewer shows it.
+"""DICOM files: one frame as RGB bytes, as a viewer shows it.
 
 Values go through the modality transformation (rescale slope and intercept), then the window
 (DICOM PS3.3, C.11.2.1.2), then the photometric interpretation.

@@ -1,4 +1,4 @@
-"""Deep grey values to bytes."""
+"""Intensities: deep grey values to bytes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One slice of a NIfTI volume as RGB bytes, in radiological convention."""
+"""NIfTI volumes: one slice as RGB bytes, in radiological convention."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _SAMPLES_PER_AXIS = 100
 
 @dataclass(frozen=True)
 class _Volume:
-    """A volume whose values are still unread, and how its axes lie in the patient.
+    """A volume whose values are still unread, and how its axes run in the patient.
 
     Attributes:
         values: nibabel's array proxy, at least three axes in stored order.
@@ -60,7 +60,7 @@ class _Volume:
 
 
 def read_nifti(file: BinaryIO, page: int, plane: str, limits: ImageLimits) -> npt.NDArray[np.uint8]:
-    """One slice, uint8 (H, W, 3), superior or (axial) anterior at the top; on the left lies the
+    """One slice, uint8 (H, W, 3), superior or (axial) anterior at the top; on the left is the
     patient's right (axial, coronal) or anterior (sagittal).
 
     Raises:

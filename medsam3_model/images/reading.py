@@ -36,8 +36,8 @@ def read_image(
 ) -> npt.NDArray[np.uint8]:
     """Read one image, or one page of a stack.
 
-    - EXIF orientation is applied where browsers apply it, so that masks lie as the editor shows
-      the image.
+    - EXIF orientation is applied where browsers apply it, so that masks fit what the
+      editor shows.
     - Transparent pixels become white, as on the editor's page.
     - Deep grey images (16 bit, float) are stretched from their 0.5th to their 99.5th percentile,
       unless they are empty; DICOM by its window, else likewise.
@@ -118,6 +118,7 @@ def _read_picture(file: BinaryIO, page: int, limits: ImageLimits) -> npt.NDArray
         limits.check_pixels(*image.size)
         try:
             image.seek(page)
+            # Pages may differ in size, so this one's is checked before it is decoded, too.
             limits.check_pixels(*image.size)
             image.load()
         except ImageError:

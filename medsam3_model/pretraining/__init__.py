@@ -1,1 +1,1 @@
-"""How the bundled weights are made."""
+"""Pre-training: how the bundled weights are made."""

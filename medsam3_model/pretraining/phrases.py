@@ -1,8 +1,8 @@
-"""What the bundled model is taught to understand: concepts, their synonyms, and other words.
+"""Phrases that the bundled model is taught: concepts, their synonyms, and other words.
 
 The tokenizer's vocabulary is trained on these phrases, and pre-training draws its text prompts from
 them. A phrase outside of the list still gets tokens (pieces of words, at worst bytes), so the model
-answers it, but only what stands here was ever tied to an image.
+answers it, but only the phrases here were ever tied to an image.
 """
 
 CONCEPT_PHRASES: dict[str, tuple[str, ...]] = {

@@ -47,6 +47,7 @@ def random_view(rng: np.random.Generator, family: str, aspect: float) -> View:
     aspect: width over height, so that turning does not shear.
     """
     upright, sided = family in _UPRIGHT, family in _SIDED
+    # Below 1 a part of the image fills the view, above 1 there is a margin around it.
     zoom = float(np.exp(rng.normal(0, 0.12)))
     if rng.random() < 0.45:
         zoom = float(np.exp(rng.uniform(np.log(0.35), np.log(1.4))))
@@ -57,10 +58,12 @@ def random_view(rng: np.random.Generator, family: str, aspect: float) -> View:
     if upright and rng.random() < 0.05:
         turn = rng.uniform(-np.pi, np.pi)
     flip = -1.0 if not sided and rng.random() < 0.5 else 1.0
+    # A part may be anywhere in the image; the whole moves a little, too.
     room = max(1 - zoom, 0.12)
     shift = rng.uniform(-room, room, 2)
     out_x, out_y = zoom * aspect * stretch * flip, zoom / stretch
     cosine, sine = np.cos(turn), np.sin(turn)
+    # Turned where pixels are square: x is stretched by the aspect before and pressed back after.
     matrix = (
         (float(cosine * out_x / aspect), float(-sine * out_y / aspect), float(shift[0])),
         (float(sine * out_x), float(cosine * out_y), float(shift[1])),
@@ -78,6 +81,7 @@ def sample_image(image: NDArray[np.uint8], view: View, size: int) -> Tensor:
         return F.interpolate(
             pixels, (size, size), mode="bilinear", align_corners=False, antialias=True
         )[0]
+    # Sampling reads four pixels for each of the view: where it covers more, it would skip some.
     step = int(min(image.shape[:2]) * view.pixels_per_pixel / size + 0.35)
     if step > 1:
         pixels = F.avg_pool2d(pixels, step, ceil_mode=True, count_include_pad=False)
@@ -109,6 +113,7 @@ def random_look(pixels: Tensor, rng: np.random.Generator) -> Tensor:
     """
     if rng.random() < 1 / 6:
         return pixels
+    # The fields of noise are torch's, with a seed from the same draws.
     noise = torch.Generator().manual_seed(int(rng.integers(2**31)))
     size = pixels.shape[-1]
     if rng.random() < 0.15:
@@ -123,9 +128,9 @@ def random_look(pixels: Tensor, rng: np.random.Generator) -> Tensor:
     if rng.random() < 0.6:
         middle = pixels.mean()
         pixels = (pixels - middle) * float(np.exp(rng.normal(0, 0.25))) + middle
-        pixels = pixels + float(rng.normal(0, 0.08))
+        pixels = pixels + rng.normal(0, 0.08)
     if rng.random() < 0.25:  # uneven light
-        field = torch.randn(1, 1, 3, 3, generator=noise) * float(rng.uniform(0.05, 0.3))
+        field = torch.randn(1, 1, 3, 3, generator=noise) * rng.uniform(0.05, 0.3)
         light = F.interpolate(field, (size, size), mode="bicubic", align_corners=True)[0]
         pixels = pixels * (1 + light)
     if rng.random() < 0.25:
@@ -136,11 +141,11 @@ def random_look(pixels: Tensor, rng: np.random.Generator) -> Tensor:
         grain = int(rng.integers(1, 4))
         spots = torch.randn(1, 1, size // grain + 1, size // grain + 1, generator=noise)
         spots = F.interpolate(spots, (size, size), mode="bilinear")[0]
-        pixels = pixels * (1 + float(rng.uniform(0.05, 0.5)) * spots)
+        pixels = pixels * (1 + rng.uniform(0.05, 0.5) * spots)
     if rng.random() < 0.35:
         grey = 1 if rng.random() < 0.5 else 3
         dust = torch.randn(grey, size, size, generator=noise)
-        pixels = pixels + float(rng.uniform(0.005, 0.08)) * dust
+        pixels = pixels + rng.uniform(0.005, 0.08) * dust
     return pixels.clamp(0, 1)
 
 
@@ -157,6 +162,7 @@ def disturb_box(
         side = float(box[high] - box[low])
         start = float(np.clip(box[low] + errors[low] * side, 0, 1))
         end = float(np.clip(box[high] + errors[high] * side, 0, 1))
+        # At the image's edge a box may be cut to nothing; then these two sides stay as they are.
         if end - start >= side / 4:
             moved[low], moved[high] = start, end
     return moved.astype(np.float32)

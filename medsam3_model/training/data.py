@@ -36,8 +36,10 @@ if TYPE_CHECKING:
 
 # Below this many images none is spared for deciding when to stop.
 _LEAST_FOR_STOPPING = 12
-_SPARED = 6  # one image in so many, and
-_MOST_SPARED = 24  # no more than this: validation is to stay a small part of the run
+# One image of so many is spared.
+_SPARED = 6
+# No more images than this are spared: validation is to stay a small part of the run.
+_MOST_SPARED = 24
 # Mirroring an image makes the left lung a right one.
 _SIDED = re.compile(r"\b(left|right)\b")
 

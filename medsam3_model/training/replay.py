@@ -1,6 +1,6 @@
-"""Images of the bundled model's own concepts, mixed into every fine-tuning so that it keeps them.
+"""Replay: images of the bundled model's concepts, mixed into fine-tuning so that it keeps them.
 
-Photographs and template slices lie in `weights/replay` in the layout of `datasets.load_dataset`
+Photographs and template slices are in `weights/replay`, in the layout of `datasets.load_dataset`
 (sources and terms: README.md there); phantoms are drawn when they are asked for. All are images
 that the model was trained on, none that it is judged with. The folder is made with
 `python -m medsam3_model.training.replay --data isic2017=FOLDER --data kvasir_seg=FOLDER ...`.
@@ -54,6 +54,7 @@ def _stored_layers(sample: Sample) -> dict[str, NDArray[np.int32]]:
         truth = sample.read(concept)
         if truth is not None:
             layers[concept] = truth.labels
+    # One concept that cannot be in this image, always the same: presence learns from it.
     others = [group for group in _APART if not group & sample.concepts]
     chosen = others[zlib.crc32(sample.name.encode()) % len(others)]
     nothing = np.zeros_like(next(iter(layers.values())))
@@ -108,7 +109,7 @@ def _save(path: Path, save: Callable[[Path], None]) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Make the bundled folder anew."""
+    """Make the bundled folder of replay images again, from training images of their sources."""
     parser = argparse.ArgumentParser(
         prog="python -m medsam3_model.training.replay", description=main.__doc__
     )
@@ -116,7 +117,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, default=REPLAY_FOLDER)
     options = parser.parse_args(arguments)
     folders = {
-        name: Path(folder) for name, _, folder in (one.partition("=") for one in options.data)
+        name: Path(folder) for name, _, folder in (entry.partition("=") for entry in options.data)
     }
     write_replay(folders, options.out)
 

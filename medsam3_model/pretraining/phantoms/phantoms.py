@@ -38,16 +38,14 @@ def dermoscopy(rng: np.random.Generator, size: int) -> Phantom:
     mask: NDArray[np.bool_] = np.zeros((size, size), bool)
     if rng.random() < 0.9:
         radius = float(np.exp(rng.uniform(np.log(0.12), np.log(0.8))))
-        radii = (radius, radius * float(rng.uniform(0.6, 1)))
-        centre = (float(rng.normal(0, 0.2)), float(rng.normal(0, 0.2)))
-        distance = brush.blob(
-            rng, size, centre, radii, float(rng.uniform(0, 3)), float(rng.uniform(0.03, 0.2))
-        )
+        radii = (radius, radius * rng.uniform(0.6, 1))
+        centre = (rng.normal(0, 0.2), rng.normal(0, 0.2))
+        distance = brush.blob(rng, size, centre, radii, rng.uniform(0, 3), rng.uniform(0.03, 0.2))
         mask = distance < 1
         dark = skin * np.array([0.55, 0.42, 0.38]) * rng.uniform(0.5, 1.55)
         spots = rng.uniform(0.05, 0.3) * brush.noise(rng, size, rng.uniform(2, 20))
         colour = dark * (1 + spots[..., None]) + rng.normal(0, 0.03, 3)
-        weight = brush.soft(distance, float(rng.uniform(0.1, 0.6))) * rng.uniform(0.6, 1)
+        weight = brush.soft(distance, rng.uniform(0.1, 0.6)) * rng.uniform(0.6, 1)
         image = brush.paint(image, weight, colour)
     for _ in range(rng.integers(0, 14) if rng.random() < 0.5 else 0):
         start, way = rng.uniform(-1, 1, 2), rng.uniform(0, np.pi)
@@ -71,7 +69,7 @@ def fundus(rng: np.random.Generator, size: int) -> Phantom:
     near = rng.random() < 0.6  # a picture centred on the disc, as in glaucoma data sets
     radius = float(rng.uniform(0.25, 0.6) if near else rng.uniform(0.1, 0.22))
     spread = 0.15 if near else 0.5
-    centre = (float(rng.normal(0, spread)), float(rng.normal(0, 0.15)))
+    centre = (rng.normal(0, spread), rng.normal(0, 0.15))
     for _ in range(rng.integers(6, 14)):
         way, curve = rng.uniform(0, 2 * np.pi), rng.normal(0, 0.5)
         along = (x - centre[0]) * np.cos(way) + (y - centre[1]) * np.sin(way)
@@ -81,12 +79,10 @@ def fundus(rng: np.random.Generator, size: int) -> Phantom:
         soft = ndimage.gaussian_filter(vessel.astype(np.float32), 0.8)
         image = brush.paint(image, soft * rng.uniform(0.3, 0.8), base * 0.5)
     veins = image.copy()
-    angle = float(rng.uniform(0, 3))
-    disc = brush.blob(
-        rng, size, centre, (radius, radius * float(rng.uniform(0.85, 1))), angle, 0.03
-    )
-    ratio = float(rng.uniform(0.3, 0.75))
-    inner = (centre[0] + float(rng.normal(0, 0.05)) * radius, centre[1])
+    angle = rng.uniform(0, 3)
+    disc = brush.blob(rng, size, centre, (radius, radius * rng.uniform(0.85, 1)), angle, 0.03)
+    ratio = rng.uniform(0.3, 0.75)
+    inner = (centre[0] + rng.normal(0, 0.05) * radius, centre[1])
     cup = np.maximum(
         brush.blob(rng, size, inner, (radius * ratio, radius * ratio), angle, 0.05), disc * 1.02
     )
@@ -112,30 +108,30 @@ def chest_xray(rng: np.random.Generator, size: int) -> Phantom:
     image += 0.08 * brush.noise(rng, size, size / 5)
     body = np.abs(x) > rng.uniform(0.85, 1.1) + 0.1 * np.cos(3 * y)
     image = brush.paint(image, ndimage.gaussian_filter(body.astype(np.float32), 3), 0.05)
-    shift, tilt = float(rng.normal(0, 0.06)), float(rng.normal(0, 0.05))
-    height, width = float(rng.uniform(0.55, 0.82)), float(rng.uniform(0.26, 0.38))
-    top = float(rng.normal(-0.05, 0.08))
+    shift, tilt = rng.normal(0, 0.06), rng.normal(0, 0.05)
+    height, width = rng.uniform(0.55, 0.82), rng.uniform(0.26, 0.38)
+    top = rng.normal(-0.05, 0.08)
     distances = []
     for side in (-1, 1):
-        middle = (shift + side * float(rng.uniform(0.4, 0.5)), top)
+        middle = (shift + side * rng.uniform(0.4, 0.5), top)
         lung = brush.blob(rng, size, middle, (width, height), tilt + side * 0.12, 0.06)
         bulge = np.clip((y - top) / height, -1, 1) * 0.12  # wider at the base than at the apex
         lung = lung / np.clip(1 + bulge, 0.7, 1.3)
-        floor = top + height * float(rng.uniform(0.6, 0.8)) + 0.15 * (x - middle[0]) ** 2 * 4
+        floor = top + height * rng.uniform(0.6, 0.8) + 0.15 * (x - middle[0]) ** 2 * 4
         distances.append(np.maximum(lung, 1 + (y - floor) / 0.3))
-    heart_size = float(rng.uniform(0.24, 0.36))
+    heart_size = rng.uniform(0.24, 0.36)
     heart = brush.blob(
-        rng, size, (shift + float(rng.uniform(0.08, 0.18)), top + height * 0.4),
+        rng, size, (shift + rng.uniform(0.08, 0.18), top + height * 0.4),
         (heart_size * 1.15, heart_size), 0.5, 0.04,
     )  # fmt: skip
     spine = np.exp(-(((x - shift) / 0.13) ** 2))
     right, left = distances
-    dark = float(rng.uniform(0.12, 0.4))
+    dark = rng.uniform(0.12, 0.4)
     air = dark + 0.05 * brush.noise(rng, size, 6) + 0.04 * brush.noise(rng, size, 2)
     for lung in distances:
-        image = brush.paint(image, brush.soft(lung, float(rng.uniform(0.05, 0.2))), air)
+        image = brush.paint(image, brush.soft(lung, rng.uniform(0.05, 0.2)), air)
     image += rng.uniform(0.0, 0.15) * spine
-    image = brush.paint(image, brush.soft(heart, 0.15) * 0.85, float(rng.uniform(0.6, 0.85)))
+    image = brush.paint(image, brush.soft(heart, 0.15) * 0.85, rng.uniform(0.6, 0.85))
     count = int(rng.integers(6, 10))
     for side in (-1, 1):
         arch = y + 0.35 * (np.abs(x - shift) - 0.3) ** 2 * 2 - side * tilt * x
@@ -173,10 +169,10 @@ def microscopy(rng: np.random.Generator, size: int) -> Phantom:
         colour = np.full(3, rng.uniform(0.2, 0.5))
     texture = 1 + rng.uniform(0, 0.3) * brush.noise(rng, size, 2)
     for number in range(1, int(rng.integers(3, 40)) + 1):
-        r = radius * float(rng.uniform(0.6, 1.4))
-        centre = (float(rng.uniform(-1, 1)), float(rng.uniform(-1, 1)))
+        r = radius * rng.uniform(0.6, 1.4)
+        centre = (rng.uniform(-1, 1), rng.uniform(-1, 1))
         nucleus = brush.blob(
-            rng, size, centre, (r, r * float(rng.uniform(0.55, 1))), float(rng.uniform(0, 3)), 0.05
+            rng, size, centre, (r, r * rng.uniform(0.55, 1)), rng.uniform(0, 3), 0.05
         )
         inside = nucleus < 1
         if (layer[inside] > 0).mean() > 0.3 if inside.any() else True:
@@ -207,21 +203,21 @@ def shapes(rng: np.random.Generator, size: int) -> Phantom:
     layer = np.zeros((size, size), np.uint16)
     for number in range(1, int(rng.integers(1, 8)) + 1):
         radius = float(np.exp(rng.uniform(np.log(0.05), np.log(0.6))))
-        centre = (float(rng.uniform(-0.9, 0.9)), float(rng.uniform(-0.9, 0.9)))
-        radii = (radius, radius * float(rng.uniform(0.3, 1)))
-        angle, rough = float(rng.uniform(0, 3)), float(rng.uniform(0, 0.25))
+        centre = (rng.uniform(-0.9, 0.9), rng.uniform(-0.9, 0.9))
+        radii = (radius, radius * rng.uniform(0.3, 1))
+        angle, rough = rng.uniform(0, 3), rng.uniform(0, 0.25)
         distance = brush.blob(rng, size, centre, radii, angle, rough)
         inside = distance < 1
         if inside.sum() < 30 or (layer[inside] > 0).mean() > 0.15:
             continue
         if rng.random() < 0.2:  # a ring
-            hole = float(rng.uniform(0.4, 0.75))
+            hole = rng.uniform(0.4, 0.75)
             distance = np.where(distance < hole, 2.0, distance).astype(np.float32)
             inside = distance < 1
         colour = tint()
         if np.abs(colour - ground).max() < 0.12:
             colour = np.clip(ground + rng.choice([-1, 1]) * rng.uniform(0.12, 0.4), 0, 1)
-        weight = brush.soft(distance, float(rng.uniform(0.02, 0.4))) * rng.uniform(0.6, 1)
+        weight = brush.soft(distance, rng.uniform(0.02, 0.4)) * rng.uniform(0.6, 1)
         image = brush.paint(image, weight, texture(colour))
         layer[inside & (layer == 0)] = number
     image *= 1 + 0.2 * rng.normal() * brush.noise(rng, size, size / 3)[..., None]

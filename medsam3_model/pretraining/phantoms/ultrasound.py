@@ -77,11 +77,11 @@ def _dark_places(rng: np.random.Generator, size: int, echo: Float) -> Float:
     """Fuzzy lobules, shadows from top to bottom, black sides and corners: none is a mass."""
     x, y = brush.grid(size)
     for _ in range(rng.integers(0, 7)):
-        centre = (float(rng.uniform(-1, 1)), float(rng.uniform(-0.8, 1)))
-        wide = float(rng.uniform(0.08, 0.5))
-        radii = (wide, wide * float(rng.uniform(0.2, 0.7)))
-        lobule = brush.blob(rng, size, centre, radii, float(rng.normal(0, 0.3)), 0.25)
-        weight = brush.soft(lobule, float(rng.uniform(0.7, 2.0))) * rng.uniform(0.15, 0.7)
+        centre = (rng.uniform(-1, 1), rng.uniform(-0.8, 1))
+        wide = rng.uniform(0.08, 0.5)
+        radii = (wide, wide * rng.uniform(0.2, 0.7))
+        lobule = brush.blob(rng, size, centre, radii, rng.normal(0, 0.3), 0.25)
+        weight = brush.soft(lobule, rng.uniform(0.7, 2.0)) * rng.uniform(0.15, 0.7)
         echo = echo * (1 - weight)
     for _ in range(rng.integers(0, 4)):  # a shadow fans out from where it starts
         middle, wide, top = rng.uniform(-1, 1), rng.uniform(0.03, 0.3), rng.uniform(-1, 0.5)
@@ -90,10 +90,10 @@ def _dark_places(rng: np.random.Generator, size: int, echo: Float) -> Float:
         echo = echo * (1 - rng.uniform(0.1, 0.8) * shadow)
     if rng.random() < 0.35:  # no contact with the skin, or nothing behind a rib
         side = rng.choice([-1, 1])
-        centre = (float(side * rng.uniform(0.7, 1.3)), float(rng.uniform(0.2, 1.1)))
-        radii = (float(rng.uniform(0.3, 0.9)), float(rng.uniform(0.3, 1.2)))
+        centre = (float(side * rng.uniform(0.7, 1.3)), rng.uniform(0.2, 1.1))
+        radii = (rng.uniform(0.3, 0.9), rng.uniform(0.3, 1.2))
         corner = brush.blob(rng, size, centre, radii, 0.0, 0.12)
-        weight = brush.soft(corner, float(rng.uniform(0.1, 1.0)))
+        weight = brush.soft(corner, rng.uniform(0.1, 1.0))
         echo = echo * (1 - rng.uniform(0.5, 1) * weight)
     return echo
 
@@ -112,10 +112,10 @@ def _mass(
     rows, columns = ((places[:, ::-1] + 1) / 2 * (size - 1)).astype(int).T
     best = places[int(lit[rows, columns].argmax())]
     centre = (float(best[0]), float(best[1]))
-    radii = (radius, radius * float(rng.uniform(0.45, 1.0)))
+    radii = (radius, radius * rng.uniform(0.45, 1.0))
     malignant = rng.random() < 0.4
     roughness = float(rng.uniform(0.08, 0.18) if malignant else rng.uniform(0.01, 0.06))
-    distance = brush.blob(rng, size, centre, radii, float(rng.normal(0, 0.35)), roughness)
+    distance = brush.blob(rng, size, centre, radii, rng.normal(0, 0.35), roughness)
     mass = distance < 1
     around = float(echo[(distance > 1) & (distance < 1.5)].mean() if mass.any() else echo.mean())
     spread = 1 + 0.25 * np.clip(y - centre[1], 0, None)
