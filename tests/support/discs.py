@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 from transformers import Sam3Model
 
 from medsam3_model.checkpoints.presets import tiny_config
@@ -53,6 +54,18 @@ def disc_image(seed: int) -> TrainingImage:
         return {"optic disc": inside, "optic cup": np.zeros_like(inside)}
 
     return TrainingImage(f"disc-{seed}", partial(lambda s: disc(s)[0], seed), partial(layers, seed))
+
+
+def folder_of_discs(root: Path, count: int) -> Path:
+    """Files of discs and of their masks, which every second image has."""
+    for part in ("images", "masks/disc"):
+        (root / part).mkdir(parents=True)
+    for seed in range(count):
+        image, mask = disc(seed)
+        Image.fromarray(image).save(root / "images" / f"{seed}.png")
+        if seed % 2:
+            Image.fromarray(mask).save(root / "masks/disc" / f"{seed}.png")
+    return root
 
 
 def cache_in(folder: Path | None) -> EmbeddingCache:
