@@ -1,7 +1,7 @@
 """Label Studio's run-length code for brush masks, vectorised.
 
-Format (``@thi.ng/rle-pack``, as written by the editor and by
-``label_studio_sdk.converter.brush``), a big-endian bit stream:
+Format (``@thi.ng/rle-pack``, as the editor and ``label_studio_sdk.converter.brush`` write it), a
+big-endian bit stream:
 
 * 32 bits: number of values, height · width · 4 (RGBA, row-major);
 * 5 bits: word size − 1, always 8 bits here; four fields of 4 bits: run-length sizes − 1;
@@ -133,6 +133,7 @@ def _encode_few_runs(pixels: npt.NDArray[np.uint8], ends: list[int], num_values:
         elif length <= 256:
             bits, num_bits = bits << 19 | 0x60000 | (length - 1) << 8 | value, num_bits + 19
         else:
+            # As the SDK: full packets first, then the rest in 16 bits, however short it is.
             while length > _LONGEST_RUN:
                 bits, num_bits = bits << 27 | 0x7FFFF00 | value, num_bits + 27
                 length -= _LONGEST_RUN
@@ -148,19 +149,21 @@ def _encode_runs(
     size_index += lengths > 16
     size_index += lengths > 256
     if int(lengths.max()) > _LONGEST_RUN:
-        # The SDK writes full 16-bit packets and then the rest, in 16 bits too however short.
+        # Like the SDK, full packets first, then the rest in 16 bits, however short it is.
         pieces = (lengths - 1) // _LONGEST_RUN + 1
         rest = lengths - (pieces - 1) * _LONGEST_RUN
         size_index, values = np.repeat(size_index, pieces), np.repeat(values, pieces)
         lengths = np.full(size_index.size, _LONGEST_RUN, dtype=np.int64)
         lengths[np.cumsum(pieces) - 1] = rest
 
+    # Each packet as one integer: flag 1 and size index, then length − 1, then the value.
     widths = _RUN_WIDTHS[size_index]
     code = (lengths.astype(np.uint64) - np.uint64(1)) << np.uint64(8)
     code |= values
     code |= (size_index.astype(np.uint64) | np.uint64(4)) << (widths - np.uint64(3))
     code <<= np.uint64(64) - widths  # first bit of the packet on top
 
+    # Where in the stream each packet begins: its 64-bit word, and the bit within that word.
     ends = np.cumsum(widths)
     ends += np.uint64(_HEADER_BITS)
     num_bits = int(ends[-1])
@@ -217,6 +220,7 @@ def _decode_short(
     position, bit = 0, _HEADER_BITS
     spans: list[tuple[int, int]] = []  # foreground, in pixels
     while position < num_values:
+        # The stream is one big integer, so a field is a shift by the `left` bits behind it.
         left = num_bits - bit - 3
         head = stream >> left & 7 if left >= 0 else 0
         size = run_sizes[head & 3]
@@ -230,11 +234,12 @@ def _decode_short(
             raise _short_by(num_values - position)
         if position + length > num_values:
             raise _long_by(position + length - num_values)
+        # Pixel p has its alpha at value 4p + 3, so a run of values [a, b) decides the pixels
+        # [a >> 2, b >> 2), and a literal packet those whose alpha it contains.
         if head & 4:
             if stream >> left & 255:
                 spans.append((position >> 2, position + length >> 2))
         else:
-            # Pixel p has its alpha at value 4p + 3.
             for value in range(position | 3, position + length, 4):
                 if stream >> left + _WORD_SIZE * (position + length - 1 - value) & 255:
                     spans.append((value >> 2, (value >> 2) + 1))
@@ -248,7 +253,7 @@ def _decode_short(
 
 @lru_cache(maxsize=4)
 def _step_table(run_sizes: tuple[int, ...]) -> npt.NDArray[np.uint64]:
-    """What to add at each of a byte's 8 bits, judged from that byte and the next.
+    """The step to take from each of a byte's 8 bits, by that byte and the next.
 
     ``(65536,)`` uint64, one byte per bit position, first bit in the lowest address: the width of
     the run packet that begins there, or, where a literal packet would (its flag is 0), how many
@@ -273,10 +278,12 @@ def _decode_long(
     windows = _every_byte(padded, len(data), ">u8")
     pairs = _every_byte(padded, len(data), ">u2")
 
+    # The starts of the packets depend on each other; all that follows is done at once.
     start = _packet_starts(padded, _step_table(run_sizes)[pairs], run_sizes)
     packet = windows[start >> 3].astype(np.uint64) << (start & 7).astype(np.uint64)
     size = np.array(run_sizes, dtype=np.uint64)[(packet >> np.uint64(61)) & np.uint64(3)]
     length = ((packet << np.uint64(3)) >> (np.uint64(64) - size)).astype(np.int64) + 1
+    # Packets behind the last announced value are zeros that fill up the last bytes.
     stop = np.cumsum(length)
     if stop[-1] < num_values:
         raise _short_by(num_values - int(stop[-1]))
@@ -288,15 +295,16 @@ def _decode_long(
     if int(start[last]) + 3 + int(size[last]) + _WORD_SIZE * words > num_bits:
         raise _short_by(words)
 
-    kept = slice(0, last + 1)  # behind it: padding
+    kept = slice(0, last + 1)
     packet, size, stop, length = packet[kept], size[kept], stop[kept], length[kept]
     begin = stop - length
-    # Pixel p has its alpha at value 4p + 3, so values [a, b) hold the pixels [a >> 2, b >> 2).
+    # Values [a, b) contain the alphas of the pixels [a >> 2, b >> 2).
     counts = (stop >> 2) - (begin >> 2)
     mask = np.repeat((packet << (size + np.uint64(3))) >> np.uint64(56) != 0, counts)
 
     literal = np.flatnonzero(~is_run[kept])
     if literal.size:
+        # Literal packets have a value of their own for each pixel: read the alphas one by one.
         counts = counts[literal]
         pixel = begin[literal] >> 2
         bit = start[literal] + 3 + size[literal].astype(np.int64)
@@ -321,19 +329,20 @@ def _packet_starts(
     Each packet begins where the one before it ends, which is a chain of dependent steps. To take
     many steps at once, the stream is cut into segments, and one lane per segment walks from its
     first bit, although no packet need begin there; it skips zeros where a literal packet would
-    begin, which makes it fall in step at the next background run. Chains that meet never part
-    again: the true chain, entering a segment, is followed by hand until it meets the lane
-    (after a few packets) and then goes on as the lane found it. Literal packets, which masks of
-    one value per pixel do not have, are always taken by hand.
+    begin, which brings it in step at the next background run. Chains that meet never part again:
+    the true chain, when it enters a segment, is followed by hand until it meets the lane (after a
+    few packets), and then goes on as the lane did. Literal packets, which masks of one value per
+    pixel do not have, are always taken by hand.
     """
     num_bits = 8 * steps_per_byte.size
     flat_steps = steps_per_byte.view(np.uint8)
     steps = flat_steps.tobytes()
     lanes = min(_MOST_LANES, num_bits // _LANE_BITS)
     if lanes < _FEWEST_LANES:
-        by_hand = _walk(padded, steps, run_sizes, _HEADER_BITS, num_bits, bytes(num_bits))
+        by_hand, _ = _walk(padded, steps, run_sizes, _HEADER_BITS, num_bits, bytes(num_bits))
         return np.array(by_hand, dtype=np.int64)
 
+    # All lanes walk at once, one step of every lane for each pass of the loop.
     bounds = np.linspace(_HEADER_BITS, num_bits, lanes + 1).astype(np.int64)
     num_steps = int(np.diff(bounds).max()) // (3 + min(run_sizes) + _WORD_SIZE) + _SYNC_STEPS
     visited = np.empty((num_steps, lanes), dtype=np.int64)
@@ -343,6 +352,7 @@ def _packet_starts(
         visited[step] = position
         flat_steps.take(position, mode="clip", out=taken[step])
         position += taken[step]
+    # A skip shows that the lane was out of step, or at a literal packet: only runs count.
     is_packet = (taken > _LONGEST_SKIP) & (visited < bounds[1:])
     is_packet[-1] = False  # every path must have an end
     met_here = np.zeros(num_bits, dtype=np.bool_)
@@ -354,11 +364,11 @@ def _packet_starts(
     bit = _HEADER_BITS
     for lane, end in enumerate(bounds[1:].tolist()):
         while bit < end:
-            by_hand = _walk(padded, steps, run_sizes, bit, end, meets)
-            if by_hand:
-                pieces.append(np.array(by_hand, dtype=np.int64))
-                bit = by_hand[-1] + _width_at(padded, steps, run_sizes, by_hand[-1])
+            # By hand, until the true chain meets a bit that some lane took for a packet's start.
+            by_hand, bit = _walk(padded, steps, run_sizes, bit, end, meets)
+            pieces.append(np.array(by_hand, dtype=np.int64))
             if bit < end:
+                # From there on the chains are the same, up to the lane's next skip.
                 first = int(np.searchsorted(paths[lane], bit))
                 stop = first + int(is_packet[lane, first:].argmin())
                 pieces.append(paths[lane, first:stop])
@@ -367,25 +377,20 @@ def _packet_starts(
 
 
 def _walk(
-    padded: bytes,
-    steps: bytes,
-    run_sizes: tuple[int, ...],
-    bit: int,
-    end: int,
-    stop_at: bytes,
-) -> list[int]:
-    """Packet starts from ``bit`` up to ``end``, or up to the first bit marked in ``stop_at``."""
+    padded: bytes, steps: bytes, run_sizes: tuple[int, ...], bit: int, end: int, stop_at: bytes
+) -> tuple[list[int], int]:
+    """Packet starts from ``bit`` up to ``end`` or to the first bit marked in ``stop_at``, and the
+    start of the packet that follows them."""
     starts: list[int] = []
     while bit < end and not stop_at[bit]:
         starts.append(bit)
         step = steps[bit]
-        bit += step if step > _LONGEST_SKIP else _width_at(padded, steps, run_sizes, bit)
-    return starts
+        bit += step if step > _LONGEST_SKIP else _literal_width(padded, run_sizes, bit)
+    return starts, bit
 
 
-def _width_at(padded: bytes, steps: bytes, run_sizes: tuple[int, ...], bit: int) -> int:
-    if steps[bit] > _LONGEST_SKIP:
-        return steps[bit]
+def _literal_width(padded: bytes, run_sizes: tuple[int, ...], bit: int) -> int:
+    """Bits of the literal packet at ``bit``: it announces how many values follow."""
     window = int.from_bytes(padded[bit >> 3 : (bit >> 3) + 4], "big") << (bit & 7) & 0xFFFFFFFF
     size = run_sizes[window >> 29 & 3]
     length = (window << 3 & 0xFFFFFFFF) >> (32 - size)

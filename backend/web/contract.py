@@ -1,6 +1,5 @@
 """Label Studio's contract with an ML backend: the endpoints that Label Studio itself calls."""
 
-import logging
 from typing import Any
 
 from flask import Blueprint, Response, abort
@@ -11,7 +10,6 @@ from backend.models import versions as model_versions
 from backend.web.metrics import render
 from backend.web.requests import json_object, services
 
-log = logging.getLogger(__name__)
 blueprint = Blueprint("contract", __name__)
 
 
