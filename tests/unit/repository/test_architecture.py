@@ -1,176 +1,192 @@
-"""The rooms and who may enter them: imports go one way, and the web process stays light."""
+"""Rooms of the product: imports go one way and in no circle, names mean one thing, files fit.
+
+What an interpreter has loaded is asked in tests/integration/repository/test_loading.py.
+"""
 
 import ast
-import json
-import os
-import subprocess
-import sys
+from collections import defaultdict
 from collections.abc import Iterator
-from pathlib import Path
 
-import pytest
+from tests.support.import_graph import circles, import_graph, imported_names, modules
+from tests.support.repository import ROOT, name_of
 
-ROOT = Path(__file__).parents[3]
-MODULES = sorted([*ROOT.glob("backend/**/*.py"), *ROOT.glob("medsam3_model/**/*.py")])
 MAX_LINES = 600
 MAX_FUNCTION_LINES = 80
+MAX_TOP_LEVEL_FILES = {"backend": 8, "medsam3_model": 16}
+# These are slow to import, or bring what is: the web process and the commands do without.
+ONLY_INSIDE_FUNCTIONS = {"torch", "torchvision", "transformers", "monai", "medsam3_model"}
 
-HEAVY_FOR_WEB = [
-    "torch",
-    "torchvision",
-    "transformers",
-    "monai",
-    "scipy",
-    "pandas",
-    "PIL",
-    "label_studio_sdk",
-    "medsam3_model.predictor",
-]
-HEAVY_FOR_THE_MODEL_PACKAGE = ["torch", "torchvision", "transformers", "monai"]
-NOT_FOR_THE_MODEL = ["backend", "flask", "redis", "rq", "sqlalchemy", "label_studio_sdk", "typer"]
-NOT_ABOVE_FUNCTIONS = ["torch", "torchvision", "transformers", "monai", "medsam3_model"]
-
-
-def name_of(path: Path) -> str:
-    return str(path.relative_to(ROOT))
-
-
-def loaded_by(statement: str, names: list[str]) -> list[str]:
-    """Which of `names` a fresh interpreter has loaded after `statement`."""
-    done = subprocess.run(
-        [sys.executable, "-c", f"{statement}\nimport json, sys\nprint(json.dumps([*sys.modules]))"],
-        cwd=ROOT,
-        env=os.environ | {"PYTHONWARNINGS": "ignore"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    loaded = set(json.loads(done.stdout.splitlines()[-1]))
-    return [name for name in names if name in loaded]
-
-
-@pytest.mark.parametrize(
-    "module",
-    [
-        "backend.web.app",
-        "backend.web.server",
-        "backend.web.contract",
-        "backend.cli.main",
-        "backend.model",
-    ],
+# Every room imports itself and the rooms above it in this table. A line is one room: a folder, a
+# file, or several of them; the name of a package stands for its files that have no line.
+ROOMS: tuple[tuple[str, ...], ...] = (
+    ("medsam3_model.errors",),
+    ("medsam3_model.images",),
+    # Serving: the predictor with all that it asks, and where its weights come from.
+    ("medsam3_model", "medsam3_model.checkpoints"),
+    ("medsam3_model.data",),
+    ("medsam3_model.evaluation",),
+    # Pretraining's images are training's replay; its loop is built of training's parts.
+    (
+        "medsam3_model.pretraining.data",
+        "medsam3_model.pretraining.phantoms",
+        "medsam3_model.pretraining.phrases",
+    ),
+    ("medsam3_model.training",),
+    ("medsam3_model.pretraining",),
+    ("backend", "backend.errors"),
+    ("backend.settings",),
+    ("backend.database",),
+    ("backend.tables",),
+    ("backend.services",),
+    ("backend.processes",),
+    ("backend.labeling",),
+    ("backend.label_studio",),
+    ("backend.models",),
+    ("backend.corrections",),
+    ("backend.predictions",),
+    ("backend.model",),
+    ("backend.web",),
+    ("backend.training",),
+    ("backend.migrations",),
+    ("backend.simulation",),
+    ("backend.doctor",),
+    ("backend.demo",),
+    ("backend.cli",),
+    # The same module as labeling.brush_rle, under a name for code outside of this repository.
+    ("backend.brush_rle",),
 )
-def test_web_loads_nothing_heavy(module: str) -> None:
-    assert loaded_by(f"import {module}", HEAVY_FOR_WEB) == []
+LEVELS = {name: level for level, names in enumerate(ROOMS) for name in names}
+# What one room may use of another, where that is not all of it.
+DOORS = {
+    ("backend.training", "backend.predictions"): {
+        "backend.predictions.requests",
+        "backend.predictions.acquisition",
+    },
+}
 
 
-def test_answering_requests_loads_nothing_heavy(tmp_path: Path) -> None:
-    # Imports inside functions count too: a prediction is asked for, and its config is read.
-    statement = f"""
-from pathlib import Path
-from backend.web.app import create_app
-from backend.processes.redis_server import RedisServer
-from backend.services import open_services
-from backend.settings import Settings
-
-settings = Settings(data_dir=Path({str(tmp_path)!r}), predict_budget_s=0.1)
-with RedisServer(settings.redis_socket):
-    services = open_services(settings)
-    client = create_app(services).test_client()
-    headers = {{"Authorization": "Bearer " + services.credentials.api_token}}
-    body = {{"project": "1.1", "schema": "<View/>", "label_config": "<View/>"}}
-    body["tasks"] = [{{"id": 1, "data": {{}}}}]
-    for path in ("/setup", "/predict", "/webhook"):
-        assert client.post(path, json=body, headers=headers).status_code in (200, 201), path
-    for path in ("/health", "/versions", "/metrics", "/api/v1/predictions", "/api/v1/queues"):
-        assert client.get(path, headers=headers).status_code == 200, path
-    services.close()
-"""
-    assert loaded_by(statement, HEAVY_FOR_WEB) == []
+def room_of(module: str) -> str | None:
+    """The name in the table that a module belongs to; None where it has no room."""
+    parts = module.split(".")
+    for length in range(len(parts), 1, -1):
+        if (name := ".".join(parts[:length])) in LEVELS:
+            return name
+    is_top_level = len(parts) == 1 or (ROOT / parts[0] / f"{'.'.join(parts[1:])}.py").exists()
+    return parts[0] if is_top_level else None
 
 
-def test_the_model_package_imports_without_torch() -> None:
-    assert loaded_by("import medsam3_model", HEAVY_FOR_THE_MODEL_PACKAGE) == []
+def test_every_module_has_a_room() -> None:
+    homeless = [module for module in modules() if room_of(module) is None]
+    assert not homeless, "ROOMS does not say whom these may import"
 
 
-def test_the_model_package_gives_its_classes_when_asked() -> None:
-    # The counterpart of the test above: the names are there, and bring torch with them.
-    assert loaded_by("from medsam3_model import MedSAM3", ["torch"]) == ["torch"]
+def test_rooms_import_only_rooms_above_them() -> None:
+    against = [
+        f"{module} imports {imported}: {room} may not import {other}"
+        for module, all_imported in import_graph().items()
+        for imported in sorted(all_imported)
+        if (room := room_of(module)) and (other := room_of(imported))
+        if LEVELS[other] > LEVELS[room] or imported not in DOORS.get((room, other), {imported})
+    ]
+    assert not against, "\n".join(["imports against the order of ROOMS:", *against])
+
+
+def test_no_files_import_each_other_in_a_circle() -> None:
+    graph = import_graph()
+    found = [
+        ", ".join(
+            f"{module} → {imported}"
+            for module in group
+            for imported in sorted(graph[module] & {*group})
+        )
+        for group in circles(graph)
+    ]
+    assert not found, "\n".join(["circles of imports:", *found])
+
+
+def test_circles_are_seen() -> None:
+    graph = {"a": {"b", "d"}, "b": {"c"}, "c": {"a"}, "d": {"e"}, "e": {"e"}, "f": {"a"}}
+    assert sorted(sorted(group) for group in circles(graph)) == [["a", "b", "c"], ["e"]]
+
+
+def test_a_public_name_of_a_class_means_one_thing() -> None:
+    holders = defaultdict(list)
+    meanings = defaultdict(set)
+    for module, tree in modules().items():
+        for name, meaning in defined_types(module, tree):
+            holders[name].append(module)
+            meanings[name].add(meaning)
+    doubled = [f"{name}: {', '.join(holders[name])}" for name in holders if len(meanings[name]) > 1]
+    assert not doubled, "\n".join(["names that mean different things:", *doubled])
+
+
+def defined_types(module: str, tree: ast.Module) -> Iterator[tuple[str, str]]:
+    """Public classes and capitalised aliases of a module, each with what it means.
+
+    An alias means what is written on its right: `Mask = NDArray[np.bool_]` is the same everywhere.
+    """
+    for node in tree.body:
+        match node:
+            case ast.ClassDef(name=name):
+                found = name, module
+            case ast.Assign(targets=[ast.Name(id=name)], value=value):
+                found = name, ast.unparse(value)
+            case _:
+                continue
+        if name[0].isupper() and not name.isupper():
+            yield found
+
+
+def test_the_top_level_shows_the_rooms() -> None:
+    files = {package: len(list((ROOT / package).glob("*.py"))) for package in MAX_TOP_LEVEL_FILES}
+    crowded = {name: count for name, count in files.items() if count > MAX_TOP_LEVEL_FILES[name]}
+    assert not crowded, f"move files into rooms: at most {MAX_TOP_LEVEL_FILES}"
 
 
 def test_a_module_fits_in_one_sitting() -> None:
-    too_long = {name_of(path): len(path.read_text().splitlines()) for path in MODULES}
-    too_long = {name: lines for name, lines in too_long.items() if lines > MAX_LINES}
-    assert not too_long, f"split by subject: {too_long}"
+    lines = {
+        name_of(path): len(path.read_text().splitlines())
+        for package in MAX_TOP_LEVEL_FILES
+        for path in (ROOT / package).rglob("*.py")
+    }
+    too_long = {name: count for name, count in lines.items() if count > MAX_LINES}
+    assert not too_long, "split by subject"
 
 
 def test_a_function_fits_on_one_screen() -> None:
-    too_long = {
-        f"{name_of(path)}:{node.name}": node.end_lineno - node.lineno + 1
-        for path in MODULES
-        for node in ast.walk(ast.parse(path.read_text()))
+    lines = {
+        f"{module}.{node.name}": node.end_lineno - node.lineno + 1
+        for module, tree in modules().items()
+        # Alembic's migrations list every column of every table, in one function.
+        if not module.startswith("backend.migrations.")
+        for node in ast.walk(tree)
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.end_lineno
     }
-    # Alembic's migrations list every column of every table, in one function.
-    too_long = {
-        name: lines
-        for name, lines in too_long.items()
-        if lines > MAX_FUNCTION_LINES and "/migrations/" not in name
-    }
-    assert not too_long, f"too long: {too_long}"
+    too_long = {name: count for name, count in lines.items() if count > MAX_FUNCTION_LINES}
+    assert not too_long
 
 
 def test_backend_reaches_the_model_only_inside_functions() -> None:
-    found = {
-        name_of(path): names
-        for path in MODULES
-        if path.is_relative_to(ROOT / "backend")
-        for names in [[n for n in imported(path, inside_functions=False) if is_in(n, "above")]]
-        if names
+    against = {
+        module: sorted(names)
+        for module, tree in modules().items()
+        if module.startswith("backend")
+        if (names := slow_imports(tree))
     }
-    assert not found, f"import it in the function: {found}"
+    assert not against, "import it in the function that needs it"
 
 
-def test_the_model_knows_no_backend() -> None:
-    found = {
-        name_of(path): names
-        for path in MODULES
-        if path.is_relative_to(ROOT / "medsam3_model")
-        for names in [[n for n in imported(path, inside_functions=True) if is_in(n, "model")]]
-        if names
-    }
-    assert not found, found
+def slow_imports(tree: ast.Module, *, inside_functions: bool = False) -> list[str]:
+    """What a file imports of `ONLY_INSIDE_FUNCTIONS`, when it is loaded or ever."""
+    return [
+        name
+        for name in imported_names(tree, inside_functions=inside_functions)
+        if name.partition(".")[0] in ONLY_INSIDE_FUNCTIONS
+    ]
 
 
-def imported(path: Path, *, inside_functions: bool) -> list[str]:
-    """Names of the modules that a file imports, see `imports`."""
-    return list(imports(ast.parse(path.read_text()), inside_functions=inside_functions))
-
-
-def is_in(name: str, where: str) -> bool:
-    roots = NOT_ABOVE_FUNCTIONS if where == "above" else NOT_FOR_THE_MODEL
-    return name.partition(".")[0] in roots
-
-
-def imports(tree: ast.AST, *, inside_functions: bool) -> Iterator[str]:
-    """Names of the modules that a file imports when it is loaded (or ever)."""
-    for node in ast.iter_child_nodes(tree):
-        if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, "imports are absolute"
-            yield node.module or ""
-        elif isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
-            if inside_functions:
-                yield from imports(node, inside_functions=True)
-        elif isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
-            continue
-        else:
-            yield from imports(node, inside_functions=inside_functions)
-
-
-def test_the_import_check_sees_what_it_should() -> None:
-    source = """
+def test_imports_are_seen_wherever_they_stand() -> None:
+    tree = ast.parse("""
 import torch.nn
 from typing import TYPE_CHECKING
 if TYPE_CHECKING:
@@ -183,9 +199,8 @@ class A:
     import transformers
     def f(self):
         import medsam3_model
-"""
-    tree = ast.parse(source)
-    at_top = [name for name in imports(tree, inside_functions=False) if is_in(name, "above")]
-    assert at_top == ["torch.nn", "monai", "transformers"]
-    everywhere = [name for name in imports(tree, inside_functions=True) if is_in(name, "above")]
-    assert everywhere == ["torch.nn", "monai", "transformers", "medsam3_model"]
+""")
+    assert slow_imports(tree) == ["torch.nn", "monai", "transformers"]
+    assert slow_imports(tree, inside_functions=True)[3:] == ["medsam3_model"]
+    everywhere = imported_names(tree, inside_functions=True, type_checking=True)
+    assert "medsam3_model.types.Detections" in everywhere

@@ -88,7 +88,12 @@ def prose_of(text: str) -> str:
 
 def typed_commands(text: str) -> list[list[str]]:
     """Each `medsam3 ...` in a document's code, as words."""
-    typed = [match[1].split() for line in code_of(text) for match in COMMAND.finditer(line)]
+    typed = [
+        # What follows a colon says what the command does.
+        match[1].partition(":")[0].split()
+        for line in code_of(text)
+        for match in COMMAND.finditer(line)
+    ]
     return [words for words in typed if words and words[0] != "COMMAND"]
 
 
