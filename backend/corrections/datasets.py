@@ -7,7 +7,7 @@ same version.
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from sqlalchemy import select
@@ -50,7 +50,13 @@ def open_version(session: Session, project_id: int, name: str | None = None) -> 
     """
     known = _find(session, project_id, name) if name else None
     if known is None:
-        known = _make(session, project_id, name)
+        latest = latest_revisions(session, project_id)
+        if not latest:
+            raise DatasetVersionError(
+                f"project {project_id} has no valid corrections: annotate some tasks, or run "
+                f"`medsam3 corrections sync --project {project_id}` if webhooks were missed"
+            )
+        known = create_version(session, project_id, latest, name)
     rows = session.execute(
         select(Revision, DatasetItem.split)
         .join(DatasetItem, DatasetItem.revision_id == Revision.id)
@@ -67,10 +73,40 @@ def open_version(session: Session, project_id: int, name: str | None = None) -> 
     )
 
 
-def digest_of(items: Iterable[VersionItem]) -> str:
-    """SHA-256 over what was submitted and how it is split; the same in every store."""
-    lines = sorted((one.task.annotation_id, one.task.content_hash, one.split) for one in items)
-    return hashlib.sha256(json.dumps(lines).encode()).hexdigest()
+def create_version(
+    session: Session, project_id: int, tasks: Sequence[CorrectedTask], name: str | None = None
+) -> DatasetVersion:
+    """Make a dataset version of revisions; one of that name that is there stays as it is.
+
+    A revision's split follows from its group's name alone, so a patient who is for validation
+    stays there in every later version, of every project. The digest is SHA-256 over what was
+    submitted and how it is split: the same in every store.
+
+    Args:
+        session: writes.
+        project_id: one project.
+        tasks: the revisions.
+        name: None takes `v-` and the first 8 digits of the digest.
+    """
+    from medsam3_model.data.samples import split_of_group
+
+    splits = {task.revision_id: split_of_group(task.group) for task in tasks}
+    lines = sorted(
+        (task.annotation_id, task.content_hash, splits[task.revision_id]) for task in tasks
+    )
+    digest = hashlib.sha256(json.dumps(lines).encode()).hexdigest()
+    name = name or f"v-{digest[:8]}"
+    version = _find(session, project_id, name)
+    if version is None:
+        version = DatasetVersion(project_id=project_id, name=name, digest=digest)
+        session.add(version)
+        session.flush()
+        session.add_all(
+            DatasetItem(dataset_id=version.id, revision_id=revision_id, split=split)
+            for revision_id, split in splits.items()
+        )
+        session.flush()
+    return version
 
 
 def _find(session: Session, project_id: int, name: str) -> DatasetVersion | None:
@@ -79,31 +115,3 @@ def _find(session: Session, project_id: int, name: str) -> DatasetVersion | None
             DatasetVersion.project_id == project_id, DatasetVersion.name == name
         )
     )
-
-
-def _make(session: Session, project_id: int, name: str | None) -> DatasetVersion:
-    from medsam3_model.data.samples import split_of_group
-
-    items = [
-        VersionItem(task, split_of_group(task.group))
-        for task in latest_revisions(session, project_id)
-    ]
-    if not items:
-        raise DatasetVersionError(
-            f"project {project_id} has no valid corrections: annotate some tasks, or run "
-            f"`medsam3 corrections sync --project {project_id}` if webhooks were missed"
-        )
-    digest = digest_of(items)
-    name = name or f"v-{digest[:8]}"
-    version = _find(session, project_id, name)
-    if version is not None:
-        return version
-    version = DatasetVersion(project_id=project_id, name=name, digest=digest)
-    session.add(version)
-    session.flush()
-    session.add_all(
-        DatasetItem(dataset_id=version.id, revision_id=one.task.revision_id, split=one.split)
-        for one in items
-    )
-    session.flush()
-    return version

@@ -5,8 +5,6 @@ name. Its split follows from each group's name alone (`medsam3_model.data.datase
 is for validation stays there in every later version, of every project.
 """
 
-import hashlib
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
@@ -14,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
+from backend.corrections.datasets import create_version
 from backend.corrections.revisions import CorrectedTask, corrected_tasks, latest_revisions
 from backend.corrections.tables import Annotation, DatasetItem, DatasetVersion, Revision
 from backend.database import chunked
@@ -87,31 +86,15 @@ def take(session: Session, run: TrainingRun) -> int:
     """Make a dataset version of what the project's annotations say now; returns its id.
 
     Raises:
-        TrainingError: there is nothing to learn from.
+        TrainingError: there is nothing to train on.
     """
-    from medsam3_model.data.samples import split_of_group
-
     tasks = latest_revisions(session, run.project_id, per_annotator=True)
     if not tasks:
         raise TrainingError(
             f"Project {run.project_id} has no submitted annotations to learn from: annotate some "
             "tasks, or run `medsam3 corrections sync` if webhooks were missed."
         )
-    splits = {task.revision_id: split_of_group(task.group) for task in tasks}
-    lines = sorted(
-        (task.annotation_id, task.content_hash, splits[task.revision_id]) for task in tasks
-    )
-    version = DatasetVersion(
-        project_id=run.project_id,
-        name=f"run-{run.id}",
-        digest=hashlib.sha256(json.dumps(lines).encode()).hexdigest(),
-    )
-    session.add(version)
-    session.flush()
-    session.add_all(
-        DatasetItem(dataset_id=version.id, revision_id=id_, split=split)
-        for id_, split in splits.items()
-    )
+    version = create_version(session, run.project_id, tasks, f"run-{run.id}")
     run.dataset_id = version.id
     return version.id
 
