@@ -1,4 +1,4 @@
-"""From labels and texts to concepts: the phrases that the model is asked for.
+"""Concepts of a task: the phrases that the model is asked for, from texts and labels.
 
 The first of these sources that says something decides for the whole task:
 
@@ -17,9 +17,9 @@ A text becomes a phrase for one label like this:
   (c) the only label, if the config has one.
 
 In `data.prompts`, a phrase or label that fits none of these is an error of that task. `data.text`
-may just as well be a caption or a report, so phrases that fit no label, or are longer than
-twelve words, are ignored there. What an annotator types always gets an answer: (d) the label
-whose words the text begins with or contains ("rusty edge" is for the label Rust), else the first.
+may also be a caption or a report, so phrases that fit no label, or are longer than twelve words,
+are ignored there. What an annotator types always gets an answer: (d) the label whose words begin
+words of the text ("rusty edge" is for the label Rust), else the first label.
 """
 
 import contextlib
@@ -99,30 +99,30 @@ def concept_of_label(config: LabelConfig, label: str) -> Concept | None:
     controls = config.outputs_of(label)
     if not controls:
         return None
-    found = next(found for found in controls[0].labels if found.value == label)
-    return _concept(config, found.prompt or found.value, found)
+    chosen = next(offered for offered in controls[0].labels if offered.value == label)
+    return _concept(config, chosen.prompt or chosen.value, chosen)
 
 
 def remarks(config: LabelConfig) -> tuple[str, ...]:
-    """What an admin had better change, one sentence each; the config can be served as it is."""
-    found: list[str] = []
+    """Advice for `medsam3 doctor`, one sentence each, about a config that can be served as it is."""
+    advice: list[str] = []
     foreign = [label.value for label in config.labels if not _is_latin(label.prompt)]
     if foreign:
-        found.append(
+        advice.append(
             f"{_listed(foreign)}: the model understands English; add an English phrase, such as "
             f'<Label value="{foreign[0]}" prompt="tumor"/>.'
         )
     wordy = [label.value for label in config.labels if len(label.prompt.split()) > 3]
     if wordy:
-        found.append(
+        advice.append(
             f"{_listed(wordy)}: the prompt has more than three words; short noun phrases work best."
         )
     if len(config.labels) > MOST_CONCEPTS:
-        found.append(
+        advice.append(
             f"The config has {len(config.labels)} labels, but at most {MOST_CONCEPTS} can be asked "
             'for per image: give the others prompt="", or name the wanted ones in data.prompts.'
         )
-    return tuple(found)
+    return tuple(advice)
 
 
 def _concept(config: LabelConfig, phrase: str, label: Label) -> Concept:
@@ -134,7 +134,7 @@ def _concept(config: LabelConfig, phrase: str, label: Label) -> Concept:
 
 
 class _KnownLabels:
-    """The labels of a config that have an output, found by what a text calls them."""
+    """The labels of a config that have an output, by the names that texts call them."""
 
     def __init__(self, config: LabelConfig) -> None:
         self.all = tuple(
@@ -146,6 +146,7 @@ class _KnownLabels:
             )
         )
         self._by_name: dict[str, Label] = {}
+        # Values first: a label's own value wins over another label's prompt.
         for name_of in (lambda label: label.value, lambda label: label.prompt):
             for label in self.all:
                 self._by_name.setdefault(_folded(name_of(label)), label)
@@ -154,7 +155,7 @@ class _KnownLabels:
         return self._by_name.get(_folded(name)) if _folded(name) else None
 
     def match(self, phrase: str) -> tuple[str, Label] | None:
-        """Rules (a) to (c): what to ask for, and under which label."""
+        """Rules (a) to (c): the phrase to ask for, and its label; None where none of them fits."""
         name, _, rest = phrase.partition(":")
         if rest.strip() and (label := self.named(name)):
             return rest.strip(), label
@@ -168,6 +169,7 @@ class _KnownLabels:
         """Rule (d): the label with most of its letters at the beginnings of the phrase's words."""
         words = _folded(phrase).split()
 
+        # Without any match all labels have 0 letters, and `max` takes the first.
         def letters(label: Label) -> int:
             names = [_folded(name).split() for name in (label.value, label.prompt) if name]
             return max(

@@ -196,7 +196,7 @@ class LabelConfig:
     controls: tuple[Control, ...]
 
     def control(self, name: str) -> Control | None:
-        """The control of that name; a `<Labels>` counts as the first control that it labels."""
+        """The control of that name; the name of a `<Labels>` is that of the first one it labels."""
         return self._by_name.get(name)
 
     def image(self, name: str) -> ImageObject | None:
@@ -332,7 +332,7 @@ def _controls(nodes: Sequence[ConfigTag], images: set[str]) -> Iterator[Control]
             raise LabelConfigError(f"{node} needs both a name and a toName that names its <Image>.")
         if to_name not in images:
             if to_name in object_names:
-                continue  # it belongs to a text, an audio or the like
+                continue  # a control of a text, an audio or the like
             raise LabelConfigError(
                 f'{node} has toName="{to_name}", but the images are {_quoted(sorted(images))}: '
                 "correct the toName."
@@ -357,10 +357,8 @@ def _controls(nodes: Sequence[ConfigTag], images: set[str]) -> Iterator[Control]
 
 
 def _prompts(nodes: Sequence[ConfigTag]) -> dict[str, str]:
-    """Prompts by label value, where all `<Label>`s of that value that have one agree.
-
-    So that a prompt need not be repeated on each control that offers the label.
-    """
+    """Prompts by label value, where all `<Label>`s of that value that have one agree: nobody has
+    to repeat a prompt on each control that offers the label."""
     phrases: dict[str, set[str]] = {}
     for value, label in nodes[0].labels():
         if "prompt" in label.attributes:

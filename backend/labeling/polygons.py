@@ -17,22 +17,24 @@ Points = npt.NDArray[np.float64]
 # Pixels that may change, as a share of the mask, when specks are dropped and pinholes closed, so
 # that an annotator gets one polygon to edit rather than a hundred.
 _SPECKS = 0.005
-# More than these nobody edits by hand, and joining them takes minutes for a mask of noise.
+# Nobody edits more components than this by hand.
 _MOST_COMPONENTS = 500
+# Joining more holes than this takes minutes, for a mask of noise.
 _MOST_HOLES = 200
-# Simplification in pixels, coarsest first; the first whose polygon keeps this Dice is taken.
-_TOLERANCES = (1.0, 0.5, 0.25, 0.0)
+# Simplification in pixels, coarsest first; the exact polygon is taken where none is good enough.
+_TOLERANCES = (1.0, 0.5, 0.25)
+# The least Dice of a simplified polygon with its component.
 _LEAST_DICE = 0.988
 
 
 def outline(mask: Mask) -> list[Points]:
     """The polygons of a mask, one per component (pixels that touch at a corner are connected).
 
-    A polygon of Label Studio is one ring, so a hole is joined to the outer ring by a cut that is
-    walked in both directions (a keyhole) and encloses nothing. Points are thinned out as far as
-    the polygon keeps its Dice with the component; specks and pinholes of together less than
-    0.5 % of the mask are left out, and so are all but the 500 largest components and 200 largest
-    holes.
+    A polygon of Label Studio is one ring, so a cut joins each hole to the outer ring; the polygon
+    runs along the cut in both directions (a keyhole), so the cut encloses nothing. Points are
+    thinned out as far as the polygon keeps its Dice with the component. Left out are specks and
+    pinholes that together have less than 0.5 % of the mask, and all but the 500 largest
+    components and 200 largest holes.
 
     Args:
         mask: bool ``(H, W)``.
@@ -70,7 +72,8 @@ def fill(points: Points, height: int, width: int) -> Mask:
         raise RegionError("A polygon has a coordinate that is not a finite number.")
     mask = np.zeros((height, width), dtype=np.bool_)
     (x0, y0), (x1, y1) = points.T, np.roll(points, -1, axis=0).T
-    # An edge crosses the rows whose centre line lies in [upper end, lower end).
+    # An edge crosses the rows whose centre line is in [upper end, lower end). Half-open, so that
+    # where two edges meet, one of them crosses; horizontal edges cross nothing.
     first = np.clip(np.ceil(np.minimum(y0, y1) - 0.5), 0, height).astype(np.int64)
     stop = np.clip(np.ceil(np.maximum(y0, y1) - 0.5), 0, height).astype(np.int64)
     crossings = stop - first
@@ -78,11 +81,14 @@ def fill(points: Points, height: int, width: int) -> Mask:
         return mask
     top, bottom = int(first[crossings > 0].min()), int(stop.max())
 
+    # One entry for each edge and each row that it crosses: where, and in which direction.
     edge = np.repeat(np.arange(len(points)), crossings)
     row = np.arange(edge.size) - np.repeat(np.cumsum(crossings) - crossings, crossings)
     row += first[edge]
     slope = (x1 - x0)[edge] / (y1 - y0)[edge]
     x = x0[edge] + (row + 0.5 - y0[edge]) * slope
+    # The crossing turns all pixels whose centres are right of it, so their sum along a row is
+    # the winding number of each pixel.
     column = np.clip(np.ceil(x - 0.5), 0, width).astype(np.int64)
     winding = np.zeros((bottom - top, width + 1), dtype=np.int32)
     np.add.at(winding, (row - top, column), np.where(y1 > y0, 1, -1)[edge])
@@ -101,18 +107,21 @@ def _without_specks(mask: Mask) -> Mask:
 
     allowance = int(_SPECKS * np.count_nonzero(mask))
     padded = np.pad(mask, 1).astype(np.uint8)
-    # Foreground touches at corners, so background must not: a diagonal line parts nothing.
+    # Foreground is connected at corners, so background is not: else a diagonal line of pixels
+    # would be one component and part the background too.
     for value, connectivity, most in ((1, 8, _MOST_COMPONENTS), (0, 4, _MOST_HOLES)):
         _, labels, stats, _ = cv2.connectedComponentsWithStats(
             (padded == value).astype(np.uint8), connectivity=connectivity
         )
         areas = stats[:, cv2.CC_STAT_AREA].astype(np.int64)
         areas[[0, labels[0, 0]]] = np.iinfo(np.int32).max  # the other value, and the outside
+        # Smallest first, as many as the allowance pays for, or more where there are too many.
         order = np.argsort(areas, kind="stable")
         few_pixels = int(np.searchsorted(np.cumsum(areas[order]), allowance, side="right"))
         too_many = int(np.count_nonzero(areas < areas.max())) - most
         dropped = order[: max(few_pixels, too_many)]
         if dropped.size:
+            # What the specks used up is no longer there for the pinholes.
             allowance = max(0, allowance - int(areas[dropped].sum()))
             padded[np.isin(labels, dropped)] = 1 - value
     return padded[1:-1, 1:-1].astype(np.bool_)
@@ -132,14 +141,13 @@ def _components(mask: Mask) -> list[list[Points]]:
     closed = cv2.dilate(lattice, np.ones((3, 3), dtype=np.uint8))
     contours, hierarchy = cv2.findContours(closed, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_SIMPLE)
     rings = [contour.reshape(-1, 2).astype(np.float64) / 2 for contour in contours]
-    components: dict[int, list[Points]] = {}
-    for index, (_, _, _, parent) in enumerate(hierarchy[0]):
-        if parent < 0:
-            components[index] = [rings[index]]
-    for index, (_, _, _, parent) in enumerate(hierarchy[0]):
-        if parent >= 0:
-            components[int(parent)].append(rings[index])
-    return list(components.values())
+    # An outer ring has no parent (-1); the parent of a hole is the outer ring around it.
+    parents = hierarchy[0][:, 3].tolist()
+    return [
+        [ring, *(hole for hole, parent in zip(rings, parents, strict=True) if parent == index)]
+        for index, ring in enumerate(rings)
+        if parents[index] < 0
+    ]
 
 
 def _simplified(rings: list[Points]) -> Points:
@@ -149,7 +157,9 @@ def _simplified(rings: list[Points]) -> Points:
     width, height = (int(size) for size in rings[0].max(axis=0) - corner)
     exact = _joined(rings)
     component = fill(exact - corner, height, width)
-    for tolerance in _TOLERANCES[:-1]:
+    for tolerance in _TOLERANCES:
+        # A ring that is thinned to a line has no area: a hole then closes, and without its outer
+        # ring the polygon is not taken.
         thinned = [
             cv2.approxPolyDP(ring.astype(np.float32), tolerance, closed=True)
             .reshape(-1, 2)
@@ -167,15 +177,17 @@ def _simplified(rings: list[Points]) -> Points:
 
 
 def _joined(rings: list[Points]) -> Points:
-    """One ring out of an outer ring and its holes, which are turned the other way round."""
+    """One ring: an outer ring joined with its holes, which run the other way round."""
     if not rings:
         return np.zeros((0, 2))
     joined = rings[0] if _area(rings[0]) > 0 else rings[0][::-1]
-    # From the left, so that cuts are short and seldom cross another hole.
+    # Holes from the left, each from its leftmost point: cuts are short then, and seldom cross
+    # another hole, because those between are part of the ring already.
     for hole in sorted(rings[1:], key=lambda ring: float(ring[:, 0].min())):
         if _area(hole) > 0:
             hole = hole[::-1]
         start = int(np.argmin(hole[:, 0]))
+        # To the nearest point of the ring, around the hole, and back along the same cut.
         at = int(np.argmin(np.square(joined - hole[start]).sum(axis=1)))
         there_and_back = np.concatenate([hole[start:], hole[: start + 1]])
         joined = np.concatenate([joined[: at + 1], there_and_back, joined[at:]])

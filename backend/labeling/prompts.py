@@ -52,11 +52,6 @@ class InteractivePrompt:
     item_index: int | None = None
     image_name: str | None = None
 
-    @property
-    def is_empty(self) -> bool:
-        """Whether nothing was drawn and nothing typed: what the editor sends after a deletion."""
-        return not (self.texts or self.boxes or self.points)
-
 
 def read_context(
     context: Mapping[str, Any] | None, config: LabelConfig

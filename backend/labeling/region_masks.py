@@ -1,4 +1,4 @@
-"""From a region of Label Studio to its mask: the inverse of `backend.labeling.regions`.
+"""Masks of Label Studio's regions: the inverse of `backend.labeling.regions`.
 
 Understands what the editor writes for a still image: brush (RLE), bitmask (PNG), polygon,
 rectangle and ellipse (both with rotation) and closed vector paths, with or without labels. A
@@ -125,6 +125,7 @@ def _vector_path(value: Mapping[str, Any], height: int, width: int) -> Points:
         if leave == start and arrive == end:
             points.append(start)
             continue
+        # A cubic Bézier curve: its four control points, weighted by the Bernstein polynomials.
         t = np.linspace(0, 1, _BEZIER_STEPS, endpoint=False)[:, None]
         weights = np.hstack([(1 - t) ** 3, 3 * t * (1 - t) ** 2, 3 * t * t * (1 - t), t**3])
         points += (weights @ np.array([start, leave, arrive, end])).tolist()
@@ -139,6 +140,7 @@ def _in_path_order(vertices: Any) -> Sequence[Mapping[str, Any]]:
     after = {vertex.get("prevPointId"): vertex for vertex in vertices if vertex.get("prevPointId")}
     first = next((vertex for vertex in vertices if not vertex.get("prevPointId")), vertices[0])
     ordered: list[Mapping[str, Any]] = [first]
+    # Each vertex names the one before it; the list itself is in the order of drawing.
     while len(ordered) < len(vertices):
         following = after.get(ordered[-1].get("id"))
         if following is None or following is first:

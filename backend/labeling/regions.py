@@ -1,4 +1,4 @@
-"""From detected instances to Label Studio's regions, following each control's tag.
+"""Label Studio's regions of detected instances, in the shape of each control's tag.
 
 | control | `value` |
 | --- | --- |
@@ -17,7 +17,7 @@ import base64
 import io
 import math
 import secrets
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
@@ -52,8 +52,7 @@ class InstanceMask:
 
 
 def new_region_id() -> str:
-    """Twelve url-safe characters, 72 random bits: an id that was used before would replace the
-    older region."""
+    """Twelve url-safe characters, 72 random bits: a region replaces an older one of its id."""
     return secrets.token_urlsafe(9)
 
 
@@ -65,7 +64,6 @@ def regions_for(
     height: int,
     item_index: int | None = None,
     controls: Sequence[Control] | None = None,
-    new_id: Callable[[], str] = new_region_id,
 ) -> list[Region]:
     """The regions of one concept's instances, for each of its output controls.
 
@@ -78,7 +76,6 @@ def regions_for(
         width, height: of the original image in pixels.
         item_index: page of a multi-page image, or None.
         controls: only these, for instance `concept.controls_of(image_name)`.
-        new_id: makes region ids.
 
     Raises:
         RegionError: a mask of another size, or a score that is not a number from 0 to 1.
@@ -98,7 +95,7 @@ def regions_for(
                 continue
             for value in _geometry(control, mask, instance.box):
                 common = {
-                    "id": new_id(),
+                    "id": new_region_id(),
                     "to_name": control.to_name,
                     "original_width": int(width),
                     "original_height": int(height),
@@ -138,7 +135,7 @@ def validate(regions: Sequence[Region], label_config_xml: str) -> None:
 
 
 def _display_faults(region: Region) -> Iterator[str]:
-    """What makes the editor throw or hide a region although the SDK takes it."""
+    """Faults for which the editor throws or hides a region, although the SDK takes it."""
     width, height = region.get("original_width"), region.get("original_height")
     if not isinstance(width, int) or not isinstance(height, int) or width <= 0 or height <= 0:
         yield f"original_width and original_height must be positive integers, not {width}, {height}"
@@ -153,7 +150,7 @@ def _display_faults(region: Region) -> Iterator[str]:
 
 @lru_cache(maxsize=16)
 def _interface(label_config_xml: str) -> "LabelInterface":
-    # Imported here: it takes a second and 100 MB (pandas, lxml), and one per config is enough.
+    # Imported here: it takes a second and 100 MB (pandas, lxml).
     from label_studio_sdk.label_interface import LabelInterface
 
     return LabelInterface(label_config_xml)
@@ -162,18 +159,15 @@ def _interface(label_config_xml: str) -> "LabelInterface":
 def _results(
     control: Control, label: str, value: dict[str, Any], common: dict[str, Any]
 ) -> list[Region]:
+    def result(name: str, kind: str, labels: dict[str, Any]) -> Region:
+        return {**common, "from_name": name, "type": kind, "value": {**value, **labels}}
+
+    kind = control.result_type
     if control.labels_name is None:
-        labelled = {**value, control.result_type: [label]}
-        result = {"from_name": control.name, "type": control.result_type, "value": labelled}
-        return [{**common, **result}]
+        return [result(control.name, kind, {kind: [label]})]
     return [
-        {**common, "from_name": control.name, "type": control.result_type, "value": value},
-        {
-            **common,
-            "from_name": control.labels_name,
-            "type": "labels",
-            "value": {**value, "labels": [label]},
-        },
+        result(control.name, kind, {}),
+        result(control.labels_name, "labels", {"labels": [label]}),
     ]
 
 

@@ -91,17 +91,14 @@ class TestRecordedRequests:
         assert prompt.point_labels == (1, 1, 0)
         assert prompt.points[2] == (21.57829839704069, 21.475544595150016)
         assert prompt.boxes == ()
-        assert not prompt.is_empty
 
     def test_text(self):
         prompt = self.prompt("text")
         assert prompt == InteractivePrompt(texts=("rusty edge",), image_name="image")
-        assert not prompt.is_empty
 
     def test_a_deleted_prompt(self):
         prompt = self.prompt("empty")
         assert prompt == InteractivePrompt()
-        assert prompt.is_empty
 
 
 @pytest.mark.parametrize("context", [None, {}, {"draft_id": 3}])
@@ -125,7 +122,6 @@ class TestBoxes:
     def test_nothing_of_it_on_the_image(self):
         prompt = read(box(x=120))
         assert prompt.boxes == ()
-        assert prompt.is_empty
         assert read(box(width=0)).boxes == ()
 
     def test_a_quarter_turn_is_meant_in_pixels(self):
@@ -170,7 +166,7 @@ class TestOtherShapes:
         bits = region("bits", "bitmasklabels", {"imageDataURL": _png_url(mask)})
         assert read(bits).boxes == ((25, 10, 50, 30),)
         empty = {"format": "rle", "rle": brush_rle.encode(np.zeros_like(mask))}
-        assert read(region("brush", "brushlabels", empty)).is_empty
+        assert read(region("brush", "brushlabels", empty)).boxes == ()
 
 
 class TestWhatBelongsTogether:
@@ -198,13 +194,13 @@ class TestWhatBelongsTogether:
         prompt = read(
             box(name="gone"), {**choice, "value": {"choices": ["good"]}}, {"id": "relation"}
         )
-        assert prompt.is_empty
+        assert prompt == InteractivePrompt()
 
     def test_text_on_a_page(self):
         prompt = read(text(" large  mass ", "", item_index=3))
         assert prompt.texts == ("large mass",)
         assert prompt.item_index == 3
-        assert read(text(item_index=0)).is_empty
+        assert read(text(item_index=0)) == InteractivePrompt()
 
     def test_a_tool_without_labels(self):
         bare = box(name="bare")

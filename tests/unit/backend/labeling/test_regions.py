@@ -58,10 +58,10 @@ def made(tag: str, mask: np.ndarray, **options):
 @pytest.mark.parametrize("tag", LABELLED)
 class TestEveryLabelledTag:
     def test_the_frame_around_the_value(self, tag):
-        (region,) = made(tag, ellipse(), new_id=lambda: "abcdefghij")
+        (region,) = made(tag, ellipse())
         kind = tag.lower()
         assert {key: value for key, value in region.items() if key != "value"} == {
-            "id": "abcdefghij",
+            "id": region["id"],
             "from_name": kind,
             "to_name": "image",
             "type": kind,
