@@ -1,4 +1,4 @@
-"""`medsam3 demo --check`: the demo without staying, measured by what Label Studio stored."""
+"""`medsam3 demo --check`: runs the demo, measures what Label Studio stored, and stops it."""
 
 from collections import defaultdict
 from collections.abc import Mapping
@@ -61,11 +61,15 @@ def _inspect(demo: Demo, *, with_truth: bool) -> DemoReport:
         fields = ("id", "data", "predictions")
         for task in client.tasks(demo.project.id, include=fields):
             tasks += 1
-            found = [one for one in task["predictions"] if one["model_version"] == version]
-            if len(found) != 1:
-                errors.setdefault(task["id"], f"{len(found)} predictions of {version}")
+            stored = [
+                prediction
+                for prediction in task["predictions"]
+                if prediction["model_version"] == version
+            ]
+            if len(stored) != 1:
+                errors.setdefault(task["id"], f"{len(stored)} predictions of {version}")
                 continue
-            regions = found[0]["result"]
+            regions = stored[0]["result"]
             try:
                 validate(regions, config)
             except RegionError as error:
@@ -91,7 +95,7 @@ def _dice_of_slice(image: str, regions: list[dict[str, Any]]) -> Mapping[str, fl
     from medsam3_model.evaluation.metrics import dice
 
     # Label Studio puts a random prefix before the uploaded file's name.
-    (truth,) = [one for one in demo_slices() if image.endswith(f"-{one.name}.png")]
+    (truth,) = [template for template in demo_slices() if image.endswith(f"-{template.name}.png")]
     return {
         concept: dice(union_mask(_with_label(regions, concept), *mask.shape), mask)
         for concept, mask in truth.masks.items()

@@ -40,7 +40,7 @@ class DemoOptions:
         folder: where everything that the demo makes is kept.
         images: a folder of the user's images; None: slices of a brain template.
         labels: what to look for in them.
-        label_studio_port, backend_port: 0 takes a free one at the first start.
+        label_studio_port, backend_port: a free one instead where it is 0 or taken.
     """
 
     folder: Path = Path(".demo")
@@ -91,7 +91,7 @@ def run_demo(options: DemoOptions, say: Say, show_progress: ShowProgress) -> Non
         say("")
         say("Open a task: the masks are there. Pick a smart tool, draw a box, and get a mask.")
         say("Ctrl-C stops everything; the next start finds the same project.")
-        # From here on Ctrl-C is an answer, not an interruption; also where a shell ignores it.
+        # From here on Ctrl-C ends the demo as planned, also where a shell ignores the signal.
         signal.signal(signal.SIGINT, lambda *_: stop.set())
         stop.wait()
         say("Stopping ...")
@@ -142,7 +142,7 @@ def _configure(options: DemoOptions) -> tuple[LabelStudioServer, Settings]:
     login = _login(folder)
     server = LabelStudioServer(
         folder / "label-studio",
-        port=_port(options.label_studio_port),
+        port=free_port(options.label_studio_port),
         user="demo@example.com",
         password=login["password"],
         token=login["token"],
@@ -150,7 +150,7 @@ def _configure(options: DemoOptions) -> tuple[LabelStudioServer, Settings]:
     )
     os.environ |= {
         "MEDSAM3_DATA_DIR": str(folder / "medsam3"),
-        "MEDSAM3_PORT": str(_port(options.backend_port)),
+        "MEDSAM3_PORT": str(free_port(options.backend_port)),
         "LABEL_STUDIO_URL": server.url,
         "LABEL_STUDIO_API_KEY": server.token,
     }
@@ -161,23 +161,10 @@ def _login(folder: Path) -> dict[str, str]:
     path = folder / "login.json"
     if not path.exists():
         path.touch(mode=0o600)
-        login = {"password": secrets.token_urlsafe(9), "token": secrets.token_hex(20)}
-        path.write_text(json.dumps(login))
-    found: dict[str, str] = json.loads(path.read_text())
-    return found
-
-
-def _port(wanted: int) -> int:
-    """The wanted port, or a free one when another program has it."""
-    import socket
-
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind(("127.0.0.1", wanted))
-        except OSError:
-            return free_port()
-        return int(probe.getsockname()[1])
+        fresh = {"password": secrets.token_urlsafe(9), "token": secrets.token_hex(20)}
+        path.write_text(json.dumps(fresh))
+    login = json.loads(path.read_text())
+    return dict(login)
 
 
 def _find_or_create(
@@ -230,10 +217,10 @@ def template_images() -> Iterator[tuple[str, bytes]]:
 
     from medsam3_model.data.template import demo_slices
 
-    for one in demo_slices():
+    for template_slice in demo_slices():
         buffer = io.BytesIO()
-        Image.fromarray(one.image).save(buffer, "PNG")
-        yield f"{one.name}.png", buffer.getvalue()
+        Image.fromarray(template_slice.image).save(buffer, "PNG")
+        yield f"{template_slice.name}.png", buffer.getvalue()
 
 
 def _label_config(options: DemoOptions) -> str:

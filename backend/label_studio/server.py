@@ -14,6 +14,7 @@ import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
+from dataclasses import KW_ONLY, dataclass, field
 from pathlib import Path
 from types import TracebackType
 
@@ -24,31 +25,38 @@ DEFAULT_USER = "demo@example.org"
 DEFAULT_PASSWORD = "medsam3-demo"  # noqa: S105  for tests, on the loopback address only
 DEFAULT_TOKEN = "6d656473616d332d64656d6f2d746f6b656e2d31"  # noqa: S105  likewise
 
+_HOST = "127.0.0.1"
 _DATABASE = "label_studio.sqlite3"
 # What a process needs from the caller's environment. Everything else stays out: Label Studio reads
 # every variable with and without its prefix (`HOST`, `PORT`, `SECRET_KEY`, `DATABASE_NAME` ...).
-_PASSED_ON = [
-    "PATH",
-    "HOME",
-    "LANG",
-    "LC_ALL",
-    "TZ",
-    "TMPDIR",
-    "SSL_CERT_FILE",
-    "REQUESTS_CA_BUNDLE",
-    "HTTP_PROXY",
-    "HTTPS_PROXY",
-    "NO_PROXY",
-    "http_proxy",
-    "https_proxy",
-    "no_proxy",
-]
+_PASSED_ON = ["PATH", "HOME", "LANG", "LC_ALL", "TZ", "TMPDIR"]
+_PASSED_ON += ["SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY"]
+_PASSED_ON += ["http_proxy", "https_proxy", "no_proxy"]
 
 
+def find_executable() -> Path:
+    """The `label-studio` command: `MEDSAM3_LABEL_STUDIO_BIN`, else the one of the repository's
+    virtual environment `.venv-label-studio`, else one on the PATH.
+
+    Raises:
+        SettingsError: there is none.
+    """
+    configured = os.environ.get("MEDSAM3_LABEL_STUDIO_BIN")
+    own = REPOSITORY / ".venv-label-studio" / "bin" / "label-studio"
+    for candidate in (configured, str(own) if own.exists() else None, shutil.which("label-studio")):
+        if candidate:
+            return Path(candidate)
+    raise SettingsError(
+        f"Label Studio is not installed in {own.parent.parent}: "
+        "`make demo` and `make test` install it there."
+    )
+
+
+@dataclass(eq=False)
 class LabelStudioServer:
     """One Label Studio process with its data folder; also a context manager.
 
-    Args:
+    Attributes:
         data_dir: folder of its database, uploads and log; kept between starts.
         port: port to listen on; 0 takes a free one.
         user, password: the first user, created at the first start.
@@ -64,35 +72,26 @@ class LabelStudioServer:
         SettingsError: the port is taken, or another process runs on the same data folder.
     """
 
-    def __init__(
-        self,
-        data_dir: Path,
-        *,
-        port: int = 0,
-        user: str = DEFAULT_USER,
-        password: str = DEFAULT_PASSWORD,
-        token: str = DEFAULT_TOKEN,
-        template_dir: Path | None = None,
-        local_files_root: Path | None = None,
-        allow_private_backends: bool = True,
-        executable: Path | None = None,
-    ) -> None:
-        self.data_dir = data_dir.absolute()
-        self.host = "127.0.0.1"
-        self.port = port or free_port()
-        self.user = user
-        self.password = password
-        self.token = token
-        self.template_dir = template_dir
-        self.local_files_root = local_files_root
-        self.allow_private_backends = allow_private_backends
-        self.executable = executable or find_executable()
-        self._process: subprocess.Popen[bytes] | None = None
+    data_dir: Path
+    _: KW_ONLY
+    port: int = 0
+    user: str = DEFAULT_USER
+    password: str = field(default=DEFAULT_PASSWORD, repr=False)
+    token: str = field(default=DEFAULT_TOKEN, repr=False)
+    template_dir: Path | None = None
+    local_files_root: Path | None = None
+    allow_private_backends: bool = True
+    executable: Path = field(default_factory=find_executable)
+    _process: subprocess.Popen[bytes] | None = field(default=None, init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        self.data_dir = self.data_dir.absolute()
+        self.port = self.port or free_port()
 
     @property
     def url(self) -> str:
         """The address of the web interface and the API."""
-        return f"http://{self.host}:{self.port}"
+        return f"http://{_HOST}:{self.port}"
 
     @property
     def log_path(self) -> Path:
@@ -114,8 +113,8 @@ class LabelStudioServer:
         if self.pid is not None:
             return self
         self._refuse_if_running()
-        if not _port_is_free(self.host, self.port):
-            # Label Studio would silently take the next free port.
+        if not _is_free(self.port):
+            # Without this, Label Studio would silently take the next free port.
             raise SettingsError(
                 f"Port {self.port} is taken by another program: stop it or choose another port."
             )
@@ -126,7 +125,7 @@ class LabelStudioServer:
         if database.exists():
             _use_write_ahead_log(database)
         command = [str(self.executable), "start", "--no-browser"]
-        command += ["--internal-host", self.host, "--port", str(self.port)]
+        command += ["--internal-host", _HOST, "--port", str(self.port)]
         with self.log_path.open("ab") as log:
             self._process = subprocess.Popen(
                 command,
@@ -210,9 +209,7 @@ class LabelStudioServer:
         assert self._process is not None
         deadline = time.monotonic() + timeout_s
         with httpx.Client(timeout=5.0, trust_env=False) as client:
-            while time.monotonic() < deadline:
-                if self._process.poll() is not None:
-                    break
+            while time.monotonic() < deadline and self._process.poll() is None:
                 try:
                     if client.get(f"{self.url}/health").status_code == 200:
                         return
@@ -230,39 +227,22 @@ class LabelStudioServer:
         )
 
 
-def find_executable() -> Path:
-    """Return the `label-studio` command: `MEDSAM3_LABEL_STUDIO_BIN`, the repository's own
-    virtual environment `.venv-label-studio`, or one on the PATH.
-
-    Raises:
-        SettingsError: there is none.
-    """
-    configured = os.environ.get("MEDSAM3_LABEL_STUDIO_BIN")
-    own = REPOSITORY / ".venv-label-studio" / "bin" / "label-studio"
-    for candidate in (configured, str(own) if own.exists() else None, shutil.which("label-studio")):
-        if candidate:
-            return Path(candidate)
-    raise SettingsError(
-        f"Label Studio is not installed in {own.parent.parent}: "
-        "`make demo` and `make test` install it there."
-    )
-
-
-def free_port() -> int:
-    """A TCP port of the loopback address on which nothing listens at this moment."""
+def free_port(preferred: int = 0) -> int:
+    """A TCP port of the loopback address on which nothing listens: the preferred one, or any."""
+    if preferred and _is_free(preferred):
+        return preferred
     with closing(socket.socket()) as probe:
-        probe.bind(("127.0.0.1", 0))
+        probe.bind((_HOST, 0))
         port: int = probe.getsockname()[1]
         return port
 
 
-def migrated_database(template_dir: Path, executable: Path | None = None) -> Path:
-    """Return a SQLite file with Label Studio's migrations applied and nothing in it.
+def migrated_database(template_dir: Path, executable: Path) -> Path:
+    """A SQLite file with Label Studio's migrations applied and nothing in it.
 
-    Made once per Label Studio release, about 30 seconds; processes that ask at the same time
+    Made once per Label Studio release, in about 30 seconds; processes that ask at the same time
     wait for the one that makes it.
     """
-    executable = executable or find_executable()
     template_dir = template_dir.absolute()
     template = template_dir / f"label-studio-{installed_version(executable)}.sqlite3"
     with _locked(template_dir / "lock"):
@@ -312,7 +292,7 @@ def _base_environment(data_dir: Path) -> dict[str, str]:
 
 
 def _use_write_ahead_log(database: Path) -> None:
-    """Readers and a writer no longer block each other; the mode is kept in the file."""
+    """Readers and a writer no longer block each other; the file keeps the mode."""
     with closing(sqlite3.connect(database)) as connection:
         connection.execute("PRAGMA journal_mode=WAL")
 
@@ -325,9 +305,9 @@ def _locked(path: Path) -> Iterator[None]:
         yield
 
 
-def _port_is_free(host: str, port: int) -> bool:
+def _is_free(port: int) -> bool:
     with closing(socket.socket()) as probe:
-        return probe.connect_ex((host, port)) != 0
+        return probe.connect_ex((_HOST, port)) != 0
 
 
 def _last_lines(path: Path, count: int = 15) -> str:

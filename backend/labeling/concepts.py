@@ -104,7 +104,7 @@ def concept_of_label(config: LabelConfig, label: str) -> Concept | None:
 
 
 def remarks(config: LabelConfig) -> tuple[str, ...]:
-    """Advice for `medsam3 doctor`, one sentence each, about a config that can be served as it is."""
+    """Advice for `medsam3 doctor` about a config that can be served, one sentence each."""
     advice: list[str] = []
     foreign = [label.value for label in config.labels if not _is_latin(label.prompt)]
     if foreign:
