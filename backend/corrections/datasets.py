@@ -57,20 +57,25 @@ def open_version(session: Session, project_id: int, name: str | None = None) -> 
                 f"`medsam3 corrections sync --project {project_id}` if webhooks were missed"
             )
         known = create_version(session, project_id, latest, name)
-    rows = session.execute(
-        select(Revision, DatasetItem.split)
-        .join(DatasetItem, DatasetItem.revision_id == Revision.id)
-        .where(DatasetItem.dataset_id == known.id)
-    ).all()
-    splits = {revision.id: split for revision, split in rows}
-    tasks = corrected_tasks(session, (revision for revision, _ in rows))
     return ExportedVersion(
         project_id=project_id,
         name=known.name,
         digest=known.digest,
         forgotten=known.forgotten,
-        items=tuple(VersionItem(task, splits[task.revision_id]) for task in tasks),
+        items=version_items(session, known.id),
     )
+
+
+def version_items(session: Session, dataset_id: int) -> tuple[VersionItem, ...]:
+    """The revisions of a dataset version, in the order of task and annotation."""
+    rows = session.execute(
+        select(Revision, DatasetItem.split)
+        .join(DatasetItem, DatasetItem.revision_id == Revision.id)
+        .where(DatasetItem.dataset_id == dataset_id)
+    ).all()
+    splits = {revision.id: split for revision, split in rows}
+    tasks = corrected_tasks(session, (revision for revision, _ in rows))
+    return tuple(VersionItem(task, splits[task.revision_id]) for task in tasks)
 
 
 def create_version(

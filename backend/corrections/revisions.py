@@ -1,15 +1,15 @@
-"""Reading the corrections: what every annotation says now, and what may be learned from.
+"""Reading the corrections: what every annotation says now, and what a model may be trained on.
 
-`latest_revisions` is where training and export begin; `current_state` is the whole truth of the
-store about the present, in a form that does not depend on how it came about.
+`latest_revisions` is where training and export begin; `current_state` is all that the store says
+about the present, in a form that does not depend on how it came about.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from datetime import datetime
 from typing import Any, TypeVar
 
-from sqlalchemy import ColumnElement, select
+from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from backend.corrections.tables import (
@@ -20,10 +20,11 @@ from backend.corrections.tables import (
     RegionOutcome,
     Revision,
 )
+from backend.database import chunked
 from backend.tables import Base
 
-_CHUNK = 500
 RowT = TypeVar("RowT", RegionMask, ConceptMask, RegionOutcome)
+PartT = TypeVar("PartT", "CorrectedConcept", "CorrectedInstance")
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,7 @@ class PageImage:
     height: int | None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, order=True)
 class CorrectedConcept:
     """A label's mask on one page; `mask_hash` names it in the `MaskStore`."""
 
@@ -48,9 +49,9 @@ class CorrectedConcept:
     mask_hash: str
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, order=True)
 class CorrectedInstance:
-    """One region of a label."""
+    """One region of a label; `shape` is its Label Studio type."""
 
     item_index: int
     label: str
@@ -112,12 +113,13 @@ def latest_revisions(
     ]
     if not include_unreviewed:
         conditions.append(Revision.from_prediction.is_(False))
-    rows = _revisions(session, conditions)
+    rows = session.scalars(
+        select(Revision).join(Annotation, Annotation.revision_id == Revision.id).where(*conditions)
+    ).all()
     chosen: dict[tuple[int, int | None], Revision] = {}
-    for row in rows:
-        key = (row.task_id, row.annotator if per_annotator else None)
-        if key not in chosen or _precedence(row) > _precedence(chosen[key]):
-            chosen[key] = row
+    # The last one of a key stays.
+    for row in sorted(rows, key=lambda row: (row.ground_truth, row.updated_at, row.annotation_id)):
+        chosen[row.task_id, row.annotator if per_annotator else None] = row
     return corrected_tasks(session, chosen.values())
 
 
@@ -141,38 +143,8 @@ def corrected_tasks(session: Session, revisions: Iterable[Revision]) -> list[Cor
             model_version=row.model_version,
             group=row.task_group,
             images=tuple(PageImage(*image) for image in row.images),
-            concepts=tuple(
-                sorted(
-                    (
-                        CorrectedConcept(
-                            one.item_index,
-                            one.label,
-                            one.height,
-                            one.width,
-                            one.area,
-                            one.mask_hash,
-                        )
-                        for one in concepts.get(row.id, ())
-                    ),
-                    key=lambda one: (one.item_index, one.label),
-                )
-            ),
-            instances=tuple(
-                sorted(
-                    (
-                        CorrectedInstance(
-                            one.item_index,
-                            one.label,
-                            one.region_id,
-                            one.shape,
-                            one.area,
-                            one.mask_hash,
-                        )
-                        for one in regions.get(row.id, ())
-                    ),
-                    key=lambda one: (one.item_index, one.label, one.region_id),
-                )
-            ),
+            concepts=_parts(CorrectedConcept, concepts.get(row.id, ())),
+            instances=_parts(CorrectedInstance, regions.get(row.id, ())),
         )
         for row in ordered
     ]
@@ -199,19 +171,18 @@ def current_state(
         after: annotation id to page on.
         limit: how many at most.
     """
-    wanted = (
+    listed = (
         select(Annotation)
         .where(Annotation.state != AnnotationState.DELETED, Annotation.id > after)
         .order_by(Annotation.id)
         .limit(limit)
     )
     if project_id is not None:
-        wanted = wanted.where(Annotation.project_id == project_id)
+        listed = listed.where(Annotation.project_id == project_id)
     if state is not None:
-        wanted = wanted.where(Annotation.state == state)
-    annotations = session.scalars(wanted).all()
-    for start in range(0, len(annotations), _CHUNK):
-        chunk = annotations[start : start + _CHUNK]
+        listed = listed.where(Annotation.state == state)
+    # Chunk by chunk, so that the masks and outcomes of all annotations are never in memory.
+    for chunk in chunked(session.scalars(listed)):
         ids = [row.revision_id for row in chunk if row.revision_id is not None]
         revisions = {
             row.id: row for row in session.scalars(select(Revision).where(Revision.id.in_(ids)))
@@ -274,30 +245,20 @@ def history(session: Session, annotation_id: int) -> list[dict[str, Any]]:
     return [described[row.id] for row in rows]
 
 
-def _precedence(row: Revision) -> tuple[bool, datetime, int]:
-    return row.ground_truth, row.updated_at, row.annotation_id
-
-
-def _revisions(session: Session, conditions: Sequence[ColumnElement[bool]]) -> list[Revision]:
-    return list(
-        session.scalars(
-            select(Revision)
-            .join(Annotation, Annotation.revision_id == Revision.id)
-            .where(*conditions)
-            .order_by(Revision.task_id, Revision.annotation_id)
-        )
-    )
+def _parts(kind: type[PartT], rows: Iterable[Base]) -> tuple[PartT, ...]:
+    """Rows as `kind`, whose fields are columns of the same names; in the order of its fields."""
+    names = [field.name for field in fields(kind)]
+    return tuple(sorted(kind(*(getattr(row, name) for name in names)) for row in rows))
 
 
 def _rows_by_revision(
     session: Session, table: type[RowT], ids: Sequence[int]
 ) -> dict[int, list[RowT]]:
-    found: dict[int, list[RowT]] = {}
-    for start in range(0, len(ids), _CHUNK):
-        wanted = select(table).where(table.revision_id.in_(ids[start : start + _CHUNK]))
-        for row in session.scalars(wanted):
-            found.setdefault(row.revision_id, []).append(row)
-    return found
+    rows: dict[int, list[RowT]] = {}
+    for chunk in chunked(ids):
+        for row in session.scalars(select(table).where(table.revision_id.in_(chunk))):
+            rows.setdefault(row.revision_id, []).append(row)
+    return rows
 
 
 def _plain(rows: Iterable[Base], order: tuple[str, ...]) -> list[dict[str, Any]]:
@@ -310,4 +271,4 @@ def _plain(rows: Iterable[Base], order: tuple[str, ...]) -> list[dict[str, Any]]
         }
         for row in rows
     ]
-    return sorted(plain, key=lambda one: tuple(one[name] for name in order))
+    return sorted(plain, key=lambda columns: tuple(columns[name] for name in order))

@@ -1,16 +1,16 @@
-"""How good the suggestions were, and what the annotators' work cost: counts, effort, time.
+"""Statistics of the corrections: how good the suggestions were, and what the work on them cost.
 
-Counted are the current versions of annotations that somebody worked on: skips are counted by
+They count the current versions of annotations that somebody worked on. Skips are counted by
 themselves, annotations made from predictions in bulk not at all.
 """
 
 import statistics as numbers
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import func, select
+from sqlalchemy import ColumnElement, func, select
 from sqlalchemy.orm import Session
 
 from backend.corrections.tables import (
@@ -53,9 +53,6 @@ class CorrectionFigures:
     total_seconds: float
 
 
-_OutcomeRow = tuple[int, str, str, float | None, float | None, float | None, float | None]
-
-
 def compute(
     session: Session, project_id: int | None = None, revision_ids: Sequence[int] | None = None
 ) -> dict[str, Any]:
@@ -68,14 +65,6 @@ def compute(
         suggested.
     """
     of_project = [] if project_id is None else [Annotation.project_id == project_id]
-    counts = {
-        (state, skipped): count
-        for state, skipped, count in session.execute(
-            select(Annotation.state, Annotation.was_cancelled, func.count())
-            .where(*of_project)
-            .group_by(Annotation.state, Annotation.was_cancelled)
-        )
-    }
     worked_on = [
         *of_project,
         Annotation.state == AnnotationState.VALID,
@@ -98,37 +87,57 @@ def compute(
         .where(*worked_on)
         .order_by(Revision.id)
     ).all()
-    outcomes: list[_OutcomeRow] = [
-        tuple(row)  # type: ignore[misc]
-        for row in session.execute(
-            select(
-                RegionOutcome.revision_id,
-                RegionOutcome.label,
-                RegionOutcome.outcome,
-                RegionOutcome.dice,
-                RegionOutcome.surface_dice,
-                RegionOutcome.hd95,
-                RegionOutcome.added_path_length,
-            )
-            .join(Revision, Revision.id == RegionOutcome.revision_id)
-            .join(Annotation, joined)
-            .where(*worked_on)
-            .order_by(RegionOutcome.revision_id, RegionOutcome.ordinal)
+    outcomes = session.execute(
+        select(
+            RegionOutcome.revision_id,
+            RegionOutcome.label,
+            RegionOutcome.outcome,
+            RegionOutcome.dice,
+            RegionOutcome.surface_dice,
+            RegionOutcome.hd95,
+            RegionOutcome.added_path_length,
         )
-    ]
+        .join(Revision, Revision.id == RegionOutcome.revision_id)
+        .join(Annotation, joined)
+        .where(*worked_on)
+        .order_by(RegionOutcome.revision_id, RegionOutcome.ordinal)
+    ).all()
     times = {row.id: row.lead_time for row in revisions}
-    return {
-        "annotations": {
-            "valid": sum(n for (state, skip), n in counts.items() if state == "valid" and not skip),
-            "skipped": sum(n for (state, skip), n in counts.items() if state == "valid" and skip),
-            "quarantined": sum(n for (state, _), n in counts.items() if state == "quarantined"),
-        },
-        "overall": asdict(_figures(times, outcomes)),
-        "by_concept": _by_concept(times, outcomes),
-        "by_annotator": _by(revisions, outcomes, lambda row: str(row.annotator)),
-        "by_model_version": _by(revisions, outcomes, lambda row: row.model_version or "none"),
-        "by_week": _by(revisions, outcomes, lambda row: week_of(row.updated_at)),
+    by_concept = {
+        # An annotation counts for each of its concepts; its time cannot be divided among them.
+        label: asdict(_figures({row.revision_id: times.get(row.revision_id) for row in rows}, rows))
+        for label, rows in sorted(_grouped(outcomes, lambda row: row.label).items())
     }
+
+    def by(key: Callable[[Any], str]) -> dict[str, Any]:
+        """The figures of the revisions of each key."""
+        key_of = {row.id: key(row) for row in revisions}
+        parts = _grouped(outcomes, lambda row: key_of[row.revision_id])
+        return {
+            name: asdict(_figures({row.id: row.lead_time for row in rows}, parts.get(name, ())))
+            for name, rows in sorted(_grouped(revisions, key).items())
+        }
+
+    return {
+        "annotations": _counts(session, of_project),
+        "overall": asdict(_figures(times, outcomes)),
+        "by_concept": by_concept,
+        "by_annotator": by(lambda row: str(row.annotator)),
+        "by_model_version": by(lambda row: row.model_version or "none"),
+        "by_week": by(lambda row: week_of(row.updated_at)),
+    }
+
+
+def _counts(session: Session, conditions: Sequence[ColumnElement[bool]]) -> dict[str, int]:
+    """How many annotations are valid, skipped (and valid), quarantined."""
+    counts = {"valid": 0, "skipped": 0, "quarantined": 0}
+    for state, skipped, number in session.execute(
+        select(Annotation.state, Annotation.was_cancelled, func.count())
+        .where(*conditions, Annotation.state != AnnotationState.DELETED)
+        .group_by(Annotation.state, Annotation.was_cancelled)
+    ):
+        counts["skipped" if skipped and state == AnnotationState.VALID else state] += number
+    return counts
 
 
 def week_of(moment: datetime) -> str:
@@ -137,41 +146,23 @@ def week_of(moment: datetime) -> str:
     return f"{year}-W{week:02d}"
 
 
-def _by(revisions: Sequence[Any], outcomes: Sequence[_OutcomeRow], key: Any) -> dict[str, Any]:
-    key_of = {row.id: key(row) for row in revisions}
-    times: dict[str, dict[int, float | None]] = {}
-    for row in revisions:
-        times.setdefault(key_of[row.id], {})[row.id] = row.lead_time
-    parts: dict[str, list[_OutcomeRow]] = {}
-    for outcome in outcomes:
-        parts.setdefault(key_of[outcome[0]], []).append(outcome)
-    return {name: asdict(_figures(times[name], parts.get(name, ()))) for name in sorted(times)}
+def _grouped(rows: Sequence[Any], key: Callable[[Any], str]) -> dict[str, list[Any]]:
+    groups: dict[str, list[Any]] = {}
+    for row in rows:
+        groups.setdefault(key(row), []).append(row)
+    return groups
 
 
-def _by_concept(times: dict[int, float | None], outcomes: Sequence[_OutcomeRow]) -> dict[str, Any]:
-    """An annotation counts for each of its concepts; its time cannot be divided among them."""
-    parts: dict[str, list[_OutcomeRow]] = {}
-    for outcome in outcomes:
-        parts.setdefault(outcome[1], []).append(outcome)
-    return {
-        label: asdict(_figures({row[0]: times.get(row[0]) for row in rows}, rows))
-        for label, rows in sorted(parts.items())
-    }
-
-
-def _figures(times: dict[int, float | None], outcomes: Iterable[_OutcomeRow]) -> CorrectionFigures:
+def _figures(times: Mapping[int, float | None], outcomes: Iterable[Any]) -> CorrectionFigures:
+    """The figures of annotations, given as the seconds of each, and of their outcomes."""
     counted: dict[str, int] = dict.fromkeys(OutcomeKind, 0)
-    dice: list[float] = []
-    surface: list[float] = []
-    hd95: list[float] = []
+    compared = []
     drawn = 0.0
-    for _, _, kind, one_dice, one_surface, one_hd95, length in outcomes:
-        counted[kind] += 1
-        drawn += length or 0.0
-        if one_dice is not None and one_surface is not None and one_hd95 is not None:
-            dice.append(one_dice)
-            surface.append(one_surface)
-            hd95.append(one_hd95)
+    for row in outcomes:
+        counted[row.outcome] += 1
+        drawn += row.added_path_length or 0.0
+        if row.dice is not None:
+            compared.append(row)
     suggested = sum(counted.values()) - counted[OutcomeKind.ADDED]
     known_times = [seconds for seconds in times.values() if seconds is not None]
     return CorrectionFigures(
@@ -181,9 +172,11 @@ def _figures(times: dict[int, float | None], outcomes: Iterable[_OutcomeRow]) ->
         rejected=counted[OutcomeKind.REJECTED],
         added=counted[OutcomeKind.ADDED],
         acceptance_rate=_rounded(counted[OutcomeKind.ACCEPTED] / suggested if suggested else None),
-        dice=_rounded(numbers.fmean(dice) if dice else None),
-        surface_dice=_rounded(numbers.fmean(surface) if surface else None),
-        hd95=_rounded(numbers.median(hd95) if hd95 else None),
+        dice=_rounded(numbers.fmean(row.dice for row in compared) if compared else None),
+        surface_dice=_rounded(
+            numbers.fmean(row.surface_dice for row in compared) if compared else None
+        ),
+        hd95=_rounded(numbers.median(row.hd95 for row in compared) if compared else None),
         added_path_length=_rounded(drawn / len(times) if times else None),
         seconds=_rounded(numbers.median(known_times) if known_times else None),
         total_seconds=round(sum(known_times), 3),
