@@ -77,9 +77,7 @@ def detector_outputs(
     batch, device = len(features), levels[0].device
     coarsest = levels[-1].to(torch.float32)  # the detector's residual stream starts here
     expanded = [level.expand(batch, -1, -1, -1) for level in (*levels[:-1], coarsest)]
-    position = model.vision_encoder.neck.position_encoding(
-        torch.Size((1, *coarsest.shape[1:])), device, torch.float32
-    ).expand(batch, -1, -1, -1)
+    position = _positions(model, coarsest, batch)
     # transformers drops the last of each and reads the positions of the coarsest that is left.
     vision = Sam3VisionEncoderOutput(
         fpn_hidden_states=(*expanded, expanded[-1]), fpn_position_encoding=(position, position)
@@ -96,22 +94,11 @@ def detector_outputs(
     return {name: outputs[name] for name in OUTPUT_NAMES}
 
 
-@dataclass(frozen=True)
-class VisionFeatures:
-    """Frozen-encoder output of B images: the FPN levels the detector reads, fine to coarse.
-
-    levels, positions: tensors (B, C, h, w) each; the coarsest level feeds the DETR encoder.
-    """
-
-    levels: tuple[Tensor, ...]
-    positions: tuple[Tensor, ...]
-
-    def take(self, images: Tensor) -> VisionFeatures:
-        """The features of `images` (int64 indices, one per prompt), repeated where asked."""
-        return VisionFeatures(
-            tuple(level[images] for level in self.levels),
-            tuple(position[images] for position in self.positions),
-        )
+def _positions(model: Sam3Model, level: Tensor, count: int) -> Tensor:
+    """Position encoding of a feature level, float32 (count, D, h, w)."""
+    encode = model.vision_encoder.neck.position_encoding
+    shape = torch.Size((1, *level.shape[1:]))
+    return encode(shape, level.device, torch.float32).expand(count, -1, -1, -1)
 
 
 @dataclass(frozen=True)
@@ -175,38 +162,35 @@ class DetectorOutput:
         return flat.view(-1, *pixels.shape[1:])
 
 
-def vision_features(model: Sam3Model, pixel_values: Tensor) -> VisionFeatures:
-    """Run the vision encoder on float (B, 3, S, S), normalised pixels."""
-    output = model.get_vision_features(pixel_values)
-    return VisionFeatures(
-        tuple(output.fpn_hidden_states[:-1]), tuple(output.fpn_position_encoding[:-1])
-    )
-
-
 def answer_prompts(
-    model: Sam3Model, vision: VisionFeatures, prompts: Prompts, mask_rows: Tensor | None = None
+    model: Sam3Model, levels: Sequence[Tensor], prompts: Prompts, mask_rows: Tensor | None = None
 ) -> DetectorOutput:
-    """Answer `prompts`; masks only for `mask_rows` (int64 indices of prompts; all if None).
+    """Answer `prompts`, with every decoder layer; on the last one equal to `Sam3Model.forward`.
 
-    Equal to `Sam3Model.forward` on the last layer, up to rounding.
+    Args:
+        model: the detector may be in training.
+        levels: from `feature_levels`, (B, D, h, w) each, of the B images that are asked about.
+        prompts: P prompts.
+        mask_rows: int64, the prompts whose pixels are decoded; None for all.
     """
-    fine_to_coarse = vision.levels
-    coarse = VisionFeatures(vision.levels[-1:], vision.positions[-1:]).take(prompts.images)
+    # The coarsest level of each prompt's image; the finer ones only serve the masks.
+    coarse = levels[-1][prompts.images]
+    position = _positions(model, coarse, len(coarse))
     # RoI pooling has no bfloat16 kernel, so the few prompt tokens are always made in float32.
     with torch.autocast(prompts.boxes.device.type, enabled=False):
         geometry = model.geometry_encoder(
             box_embeddings=prompts.boxes,
             box_mask=prompts.box_labels != PADDED_BOX,
             box_labels=prompts.box_labels.clamp(min=0),
-            img_feats=tuple(level.float() for level in coarse.levels),
-            img_pos_embeds=tuple(position.float() for position in coarse.positions),
+            img_feats=(coarse.float(),),
+            img_pos_embeds=(position.float(),),
         )
     features = torch.cat([prompts.text, geometry.last_hidden_state.to(prompts.text.dtype)], dim=1)
     valid = torch.cat([prompts.text_mask, geometry.attention_mask.bool()], dim=1)
     encoded = model.detr_encoder(
-        vision_features=list(coarse.levels),
+        vision_features=[coarse],
         text_features=features,
-        vision_pos_embeds=list(coarse.positions),
+        vision_pos_embeds=[position],
         text_mask=valid,
     )
     decoded = model.detr_decoder(
@@ -217,6 +201,7 @@ def answer_prompts(
         spatial_shapes=encoded.spatial_shapes,
     )
     hidden = decoded.intermediate_hidden_states
+    # Each layer moves the boxes of the one before it, in log-odds, so that they stay in 0..1.
     reference = decoded.reference_boxes.float().clamp(0, 1)
     boxes = (
         torch.logit(reference, eps=1e-3) + model.detr_decoder.box_head(hidden).float()
@@ -229,14 +214,14 @@ def answer_prompts(
         mask_rows = torch.arange(len(prompts.images), device=prompts.images.device)
     decoder, last = model.mask_decoder, hidden[-1][mask_rows]
     if len(mask_rows) == 0:
-        finest = fine_to_coarse[0].shape
+        finest = levels[0].shape
         pixels = last.new_zeros(0, finest[1], *finest[2:])
         semantic = last.new_zeros(0, *finest[2:])
     else:
         images = prompts.images[mask_rows]
         pixels = _decode_pixels(
             model,
-            [level[images] for level in fine_to_coarse],
+            [level[images] for level in levels],
             encoded.last_hidden_state[mask_rows],
             features[mask_rows],
             valid[mask_rows],

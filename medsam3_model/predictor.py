@@ -148,7 +148,7 @@ class MedSAM3:
             device=where,
             dtype=precision,
         )
-        preset = pretrained.preset_of(weights, loaded.metadata, adapter)
+        preset = pretrained.preset_of(weights, loaded.file.metadata, adapter)
         model = cls(
             loaded.model,
             pretrained.tokenizer_of(weights, loaded.model.config),

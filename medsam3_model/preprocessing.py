@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -40,9 +40,15 @@ def to_pixel_values(rgb: npt.NDArray[np.uint8], image_size: int) -> torch.Tensor
 
 
 def phrase_tokens(
-    tokenizer: PreTrainedTokenizerBase, phrases: Sequence[str], length: int
+    tokenizer: PreTrainedTokenizerBase,
+    phrases: Sequence[str],
+    length: int,
+    *,
+    padding: Literal["max_length", "longest"] = "max_length",
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Token ids int64 (K, length) of K phrases, and which of them count, bool (K, length).
+
+    Longer texts are cut. With `padding` "longest" the second axis is as long as the longest phrase.
 
     Raises:
         PromptError: no phrase, or an empty one.
@@ -52,7 +58,7 @@ def phrase_tokens(
     if any(not phrase.strip() for phrase in phrases):
         raise PromptError("a phrase is empty")
     tokens = tokenizer(
-        list(phrases), padding="max_length", truncation=True, max_length=length, return_tensors="pt"
+        list(phrases), padding=padding, truncation=True, max_length=length, return_tensors="pt"
     )
     return tokens["input_ids"], tokens["attention_mask"].bool()
 

@@ -77,31 +77,27 @@ def segment_prompted(
         encode_window: for a closer look at small objects; without it there is none.
 
     Returns:
-        One mask per object that was found. For boxes, `scores` is the
-        mean probability in the mask, and `semantic` the probability that a pixel is in one of
-        the objects. A box outside of the image has no object.
+        One mask per object that was found. For boxes, `scores` is the mean probability in the
+        mask, and `semantic` the probability that a pixel is in one of the objects. A box outside
+        of the image has no object.
 
     Raises:
-        PromptError: an empty or inverted box, or as `MedSAM3.detect`.
+        PromptError: an empty or inverted box, or as `MedSAM3.detect_all`.
     """
     if len(prompt.positive_boxes) == 0:
-        return _for_points(model, image, text, prompt, encode_window)
-    return _for_boxes(model, image, text, prompt, encode_window)
-
-
-def _for_boxes(
-    model: "MedSAM3",
-    image: ImageEmbedding,
-    text: TextEmbedding,
-    prompt: SpatialPrompt,
-    encode_window: EncodeWindow | None,
-) -> Detections:
+        answer = _answer_points(model, image, text, prompt)
+        if answer is not None:
+            return answer
+        # No instance holds the points: a box around them asks instead.
+        inside = prompt.points[np.asarray(prompt.point_labels, dtype=int) == 1]
+        boxes = np.vstack([prompt.boxes, _box_around(inside, image.original_size)[None]])
+        prompt = replace(prompt, boxes=boxes, box_labels=[*prompt.box_labels, 1])
     height, width = size = image.original_size
     whole = (0, 0, width, height)
     if (prompt.positive_boxes[:, 2:] <= prompt.positive_boxes[:, :2]).any():
         raise PromptError("a box is empty: x1 and y1 must be greater than x0 and y0")
     drawn = _clipped(prompt.positive_boxes, whole)
-    unwanted = _clipped(prompt.boxes[np.asarray(prompt.box_labels, dtype=int) == 0], whole)
+    negative = _clipped(prompt.boxes[np.asarray(prompt.box_labels, dtype=int) == 0], whole)
     # Boxes that are looked at in the same part of the image share one pass of the detector.
     by_window: dict[Window, list[int]] = {}
     for index, box in enumerate(drawn):
@@ -113,7 +109,7 @@ def _for_boxes(
         looked = image
         if window != whole and encode_window is not None:
             looked = encode_window(window)
-        evidence = _evidence(model, looked, text, drawn[indices], unwanted, window)
+        evidence = _evidence(model, looked, text, drawn[indices], negative, window)
         for index, (logits, presence) in zip(indices, evidence, strict=True):
             answers[index] = answer_in_box(logits, window, drawn[index], size)
             presences.append(presence)
@@ -126,13 +122,13 @@ def _evidence(
     image: ImageEmbedding,
     text: TextEmbedding,
     drawn: NDArray[np.float32],
-    unwanted: NDArray[np.float32],
+    negative: NDArray[np.float32],
     window: Window,
 ) -> list[tuple[NDArray[np.float32], float]]:
     """Log-odds of the object in each of the boxes, each asked for on its own, and presences."""
     corner = np.array(window[:2] * 2, np.float32)
     extent = np.array([window[2] - window[0], window[3] - window[1]] * 2, np.float32)
-    others = _clipped(unwanted, window) - corner
+    others = _clipped(negative, window) - corner
     prompts = [np.vstack([box[None], others]) for box in drawn - corner]
 
     def read(outputs: Mapping[str, Any], row: int, index: int) -> tuple[NDArray[np.float32], float]:
@@ -186,19 +182,16 @@ def _objects(
     return _with_masks(nothing, scored)
 
 
-def _for_points(
-    model: "MedSAM3",
-    image: ImageEmbedding,
-    text: TextEmbedding,
-    prompt: SpatialPrompt,
-    encode_window: EncodeWindow | None,
-) -> Detections:
-    inside = [
-        point for point, label in zip(prompt.points, prompt.point_labels, strict=True) if label
-    ]
-    outside = [
-        point for point, label in zip(prompt.points, prompt.point_labels, strict=True) if not label
-    ]
+def _answer_points(
+    model: "MedSAM3", image: ImageEmbedding, text: TextEmbedding, prompt: SpatialPrompt
+) -> Detections | None:
+    """The object that points mean, by the tracker or among the instances of the phrase, else None.
+
+    Without a point in an object there is none to be found: no mask.
+    """
+    labelled = list(zip(prompt.points, prompt.point_labels, strict=True))
+    inside = [point for point, label in labelled if label]
+    outside = [point for point, label in labelled if not label]
     if not inside:
         return _with_masks(_candidates(model, image, text, None, None), [])
     if model.tracker is not None and len(prompt.boxes) == 0:
@@ -206,20 +199,15 @@ def _for_points(
         return replace(clicked, phrase=text.phrases[0])
     candidates = _candidates(model, image, text, prompt.boxes, prompt.box_labels)
     fitting = [
-        index
-        for index, mask in enumerate(candidates.masks)
-        if candidates.scores[index] > model.settings.score_threshold / 2
+        (mask, float(score))
+        for mask, score in zip(candidates.masks, candidates.scores, strict=True)
+        if score > model.settings.score_threshold / 2
         and all(_at(mask, point) for point in inside)
         and not any(_at(mask, point) for point in outside)
     ]
-    if fitting:
-        best = max(fitting, key=lambda index: float(candidates.scores[index]))
-        return _with_masks(candidates, [(candidates.masks[best], float(candidates.scores[best]))])
-    # No instance holds the points: a box around them asks instead.
-    box = _box_around(np.stack(inside), image.original_size)
-    boxes, labels = np.vstack([prompt.boxes, box[None]]), [*prompt.box_labels, 1]
-    around = replace(prompt, boxes=boxes, box_labels=labels)
-    return _for_boxes(model, image, text, around, encode_window)
+    if not fitting:
+        return None
+    return _with_masks(candidates, [max(fitting, key=lambda instance: instance[1])])
 
 
 def _candidates(

@@ -117,7 +117,7 @@ def verify(checkpoint: str | Path, *, config: Any = None) -> Verification:
             weights = loaded.hashes
             tensors = loaded.model.state_dict().items()
             for name, hashed in (("encoder", weights.encoder), ("detector", weights.detector)):
-                if loaded.metadata.get(f"{name}_hash", hashed) != hashed:
+                if loaded.file.metadata.get(f"{name}_hash", hashed) != hashed:
                     problems.append(f"the {name}'s weights are not those that were converted")
         unusable = [key for key, tensor in tensors if not torch.isfinite(tensor).all()]
     except CheckpointError as error:
@@ -173,7 +173,7 @@ def convert(
     metadata = {
         "format": _FORMAT,
         "config": json.dumps(stored_config, sort_keys=True),
-        "preset": pretrained.preset_of(weights, loaded.metadata, adapter).to_json(),
+        "preset": pretrained.preset_of(weights, loaded.file.metadata, adapter).to_json(),
         "base_hash": base.combined,
         **({} if adapter is None else {"adapter_hash": _file_hash(adapter)}),
     }

@@ -76,15 +76,11 @@ class LoadedModel:
     Attributes:
         model: on its device, parameters in their final precision.
         hashes: of the weights as stored, adapter included.
-        layout: of the file.
-        metadata: the file's own notes.
-        file: still open, for the parts of the file that are not the image model.
+        file: still open, for its notes and for what is not the image model.
     """
 
     model: Sam3Model
     hashes: hashes.WeightsHash
-    layout: Layout
-    metadata: Mapping[str, str]
     file: TensorFile
 
 
@@ -193,7 +189,7 @@ def load_model(
     model = empty_model(known_config or Sam3Config())
     shapes = {key: tuple(tensor.shape) for key, tensor in model.state_dict().items()}
     sources = match(file, layout, shapes, sizes_known=known_config is not None)
-    delta = lora.Adapter.open(adapter) if adapter is not None else None
+    delta = lora.Adapter(open_tensors(adapter)) if adapter is not None else None
     if delta:
         delta.check_fits(shapes)
 
@@ -220,7 +216,7 @@ def load_model(
     model.load_state_dict(state, strict=True, assign=True)
     model.requires_grad_(False)
     nn.Module.to(model, device or "cpu")  # the buffers
-    return LoadedModel(model, hashes.of_digests(digests), layout, file.metadata, file)
+    return LoadedModel(model, hashes.of_digests(digests), file)
 
 
 def match(

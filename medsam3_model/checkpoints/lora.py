@@ -7,16 +7,15 @@ weight changes by ΔW = (alpha / r) · (A · B)ᵀ (Hu et al. 2021, arXiv 2106.0
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 
 import torch
 
 from medsam3_model.checkpoints import key_mapping
 from medsam3_model.checkpoints.key_mapping import Target
-from medsam3_model.checkpoints.weight_files import TensorFile, open_tensors, some_names
+from medsam3_model.checkpoints.weight_files import TensorFile, some_names
 from medsam3_model.errors import AdapterError
 
-DEFAULT_ALPHA = 32.0  # of MedSAM3-v1, with rank 16
+_DEFAULT_ALPHA = 32.0  # of MedSAM3-v1, with rank 16
 _SUFFIX_A, _SUFFIX_B = ".lora.lora_A", ".lora.lora_B"
 
 
@@ -34,7 +33,7 @@ class Adapter:
         alpha: numerator of the scale.
     """
 
-    def __init__(self, file: TensorFile, alpha: float = DEFAULT_ALPHA) -> None:
+    def __init__(self, file: TensorFile) -> None:
         """Match a file's tensors.
 
         Raises:
@@ -42,7 +41,7 @@ class Adapter:
                 between the halves, or a module is not SAM 3's.
         """
         self._file = file
-        self.alpha = float(file.metadata.get("alpha", alpha))
+        self.alpha = float(file.metadata.get("alpha", _DEFAULT_ALPHA))
         name = file.path.name
         if not is_adapter(file.shapes):
             first = ", ".join(sorted(file.shapes)[:3])
@@ -69,11 +68,6 @@ class Adapter:
                 f"{name} changes modules that SAM 3 does not have: {some_names(unknown)}"
             )
         self.ignored = tuple(ignored)
-
-    @classmethod
-    def open(cls, path: Path | str, alpha: float = DEFAULT_ALPHA) -> Adapter:
-        """Open an adapter file; see `__init__`."""
-        return cls(open_tensors(Path(path)), alpha)
 
     def check_fits(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
         """Make sure that every change has a tensor of its shape in the base.

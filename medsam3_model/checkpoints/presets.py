@@ -107,18 +107,21 @@ def tiny_config(input_size: int = 216) -> "Sam3Config":
 PRESETS: dict[str, Callable[..., "Sam3Config"]] = {"tiny": tiny_config}
 
 
+def bundled() -> tuple[str, ...]:
+    """Names of the weights that come with the package."""
+    return tuple(sorted(path.parent.name for path in WEIGHTS_FOLDER.glob("*/model.safetensors")))
+
+
 def bundled_weights(name: str) -> Path:
     """The folder of the weights that ship with the package.
 
     Raises CheckpointError when there are none of that name.
     """
-    folder = WEIGHTS_FOLDER / name
-    if not (folder / "model.safetensors").is_file():
-        known = sorted(path.parent.name for path in WEIGHTS_FOLDER.glob("*/model.safetensors"))
+    if name not in bundled():
         raise CheckpointError(
-            f"No weights called {name!r} are bundled; there are: {', '.join(known) or 'none'}."
+            f"No weights called {name!r} are bundled; there are: {', '.join(bundled()) or 'none'}."
         )
-    return folder
+    return WEIGHTS_FOLDER / name
 
 
 def read_bundle_info(folder: Path) -> BundleInfo:

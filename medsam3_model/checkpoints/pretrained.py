@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -36,10 +36,7 @@ class Preset:
 
     def to_json(self) -> str:
         """For a file's metadata; `preset_from_json` reads it."""
-        settings = {
-            field.name: getattr(self.settings, field.name) for field in fields(self.settings)
-        }
-        return json.dumps({"name": self.name, "settings": settings}, sort_keys=True)
+        return json.dumps({"name": self.name, "settings": asdict(self.settings)}, sort_keys=True)
 
 
 def preset_from_json(text: str) -> Preset:
@@ -57,16 +54,6 @@ def preset_from_json(text: str) -> Preset:
         raise CheckpointError(f"the preset of the checkpoint cannot be read: {error}") from error
 
 
-def bundled() -> tuple[str, ...]:
-    """Names of the models that come with the package."""
-    if not presets.WEIGHTS_FOLDER.is_dir():
-        return ()
-    folders = (
-        item for item in presets.WEIGHTS_FOLDER.iterdir() if (item / "config.json").is_file()
-    )
-    return tuple(sorted(item.name for item in folders))
-
-
 def locate(checkpoint: str | Path) -> Path:
     """The weights file of a checkpoint, fetched from the hub where it is a hub id.
 
@@ -77,8 +64,8 @@ def locate(checkpoint: str | Path) -> Path:
         CheckpointError: there is no such checkpoint; the message says what was looked for.
     """
     name = str(checkpoint)
-    if name in bundled():
-        return loading.find_weights(presets.WEIGHTS_FOLDER / name)
+    if name in presets.bundled():
+        return loading.find_weights(presets.bundled_weights(name))
     path = Path(checkpoint).expanduser()
     if path.exists():
         return loading.find_weights(path)
@@ -91,8 +78,8 @@ def locate(checkpoint: str | Path) -> Path:
                 pass  # an interrupted download left only small files
         return loading.find_weights(hub.download(checkpoint))
     raise CheckpointError(
-        f"{name} is neither a bundled model ({', '.join(bundled()) or 'none'}), nor an existing "
-        "file or folder, nor a hub id like facebook/sam3"
+        f"{name} is neither a bundled model ({', '.join(presets.bundled()) or 'none'}), nor an "
+        "existing file or folder, nor a hub id like facebook/sam3"
     )
 
 

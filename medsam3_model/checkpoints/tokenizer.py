@@ -7,14 +7,13 @@ one blank; words are split into learned pieces; what no piece covers falls back 
 UTF-8. So every text in every script gets tokens, and there is no unknown token.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from medsam3_model.errors import CheckpointError, PromptError
+from medsam3_model.errors import CheckpointError
 
 if TYPE_CHECKING:
-    import torch
     from transformers import PreTrainedTokenizerFast
 
 VOCABULARY_SIZE = 1024
@@ -71,22 +70,6 @@ def load_tokenizer(folder: Path) -> "PreTrainedTokenizerFast":
         return _wrap(Tokenizer.from_file(str(path)))
     except Exception as error:  # the library raises bare Exception for a damaged file
         raise CheckpointError(f"The tokenizer {path} is damaged: {error}") from error
-
-
-def tokenize(
-    tokenizer: "PreTrainedTokenizerFast", phrases: Sequence[str]
-) -> tuple["torch.Tensor", "torch.Tensor"]:
-    """Token ids and mask of `phrases`, both int64 (phrases, longest phrase), padded to the right.
-
-    Longer texts are cut after `MAX_TOKENS`. Raises PromptError when there is no phrase, or one is
-    empty.
-    """
-    if not phrases or any(not phrase.strip() for phrase in phrases):
-        raise PromptError("A text prompt is empty: name the concept, for example 'polyp'.")
-    batch = tokenizer(
-        list(phrases), padding=True, truncation=True, max_length=MAX_TOKENS, return_tensors="pt"
-    )
-    return batch["input_ids"], batch["attention_mask"]
 
 
 def _wrap(tokenizer: object) -> "PreTrainedTokenizerFast":

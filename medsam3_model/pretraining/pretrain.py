@@ -26,7 +26,7 @@ from medsam3_model.checkpoints.bundle import write_bundle
 from medsam3_model.checkpoints.presets import PRESETS
 from medsam3_model.checkpoints.tokenizer import build_tokenizer
 from medsam3_model.checkpoints.weight_files import replacing
-from medsam3_model.detector import answer_prompts, vision_features
+from medsam3_model.detector import answer_prompts, feature_levels, vision_hidden
 from medsam3_model.device import keep_freed_memory
 from medsam3_model.pretraining.data import SourceImage, how_often_asked, load_sources
 from medsam3_model.pretraining.initialisation import POSITIONS, initialise, resize_positions
@@ -214,16 +214,16 @@ class Pretraining:
             group["lr"] = rate
         rng = np.random.default_rng([self.seed, self.phase, self.step])
         pixels, prompts = self._draw(phase, rng)
-        vision = vision_features(self.model, pixels)
+        levels = feature_levels(self.model, vision_hidden(self.model, pixels))
         asked = [(image, prompt.phrase, prompt.box) for image, prompt in prompts]
         output = answer_prompts(
             self.model,
-            vision,
+            levels,
             encode_prompts(self.model, self.tokenizer, asked),
             torch.tensor([n for n, (_, prompt) in enumerate(prompts) if prompt.wants_masks]),
         )
         losses = detector_loss(output, [prompt.target for _, prompt in prompts], self.config.loss)
-        losses["loudness"] = self.config.loudness * loudness(vision.levels)
+        losses["loudness"] = self.config.loudness * loudness(levels)
         losses["total"] = losses["total"] + losses["loudness"]
         self.optimiser.zero_grad()
         losses["total"].backward()

@@ -14,10 +14,11 @@ from torchvision.ops import box_convert
 
 from medsam3_model.boxes import BOX_ERROR, tight_box
 from medsam3_model.checkpoints.bundle import PIXEL_MEAN, PIXEL_STD
-from medsam3_model.checkpoints.tokenizer import tokenize
+from medsam3_model.checkpoints.tokenizer import MAX_TOKENS
 from medsam3_model.data.template import TEMPLATE_DEMO_SLICES
-from medsam3_model.detector import Prompts, answer_prompts, vision_features
+from medsam3_model.detector import Prompts, answer_prompts, feature_levels, vision_hidden
 from medsam3_model.evaluation.metrics import dice
+from medsam3_model.preprocessing import phrase_tokens
 from medsam3_model.pretraining.data import SourceImage, read_folder, template_image
 from medsam3_model.training.augmentation import WHOLE, disturb_box, sample_image
 
@@ -67,7 +68,9 @@ class Validation:
                     asked.append((0, concept, box_convert(drawn, "xyxy", "cxcywh")))
             pixels = normalise(sample_image(sample.image, WHOLE, model.config.image_size))
             output = answer_prompts(
-                model, vision_features(model, pixels[None]), encode_prompts(model, tokenizer, asked)
+                model,
+                feature_levels(model, vision_hidden(model, pixels[None])),
+                encode_prompts(model, tokenizer, asked),
             )
             scores.setdefault("false", []).append(float(output.presence[-1, 0] > 0))
             for row, (_, concept, box) in enumerate(asked[1:], start=1):
@@ -114,7 +117,8 @@ def encode_prompts(
     prompts: Sequence[tuple[int, str, Tensor | None]],
 ) -> Prompts:
     """A batch of (image, phrase, cxcywh box or None), the phrases encoded."""
-    ids, mask = tokenize(tokenizer, [phrase for _, phrase, _ in prompts])
+    phrases = [phrase for _, phrase, _ in prompts]
+    ids, mask = phrase_tokens(tokenizer, phrases, MAX_TOKENS, padding="longest")
     text = model.get_text_features(input_ids=ids, attention_mask=mask).pooler_output
     images, boxes = [image for image, _, _ in prompts], [box for _, _, box in prompts]
     return Prompts.with_one_box(images, text, mask, boxes)

@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from medsam3_model.detector import Prompts, VisionFeatures
+from medsam3_model.detector import Prompts
 from medsam3_model.pretraining.phrases import GENERIC_PHRASES
 from medsam3_model.training.augmentation import (
     WHOLE,
@@ -103,7 +103,6 @@ class TrainingData:
         self._row = {phrase: index for index, phrase in enumerate(ordered)}
         side = model.image_size // int(model.config.vision_config.backbone_config.patch_size)
         self.mask_size = 4 * side
-        self._positions = model.model.vision_encoder.neck.position_encoding
 
     def view(self, image: TrainingImage, number: int) -> tuple[View, ImageEmbedding]:
         """View `number` of an image with its embedding; 0 is the image as it is.
@@ -150,18 +149,14 @@ class TrainingData:
             attention_mask=self._text.attention_mask[rows],
         )
 
-    def features(self, embeddings: Sequence[ImageEmbedding]) -> VisionFeatures:
-        """A batch of images as the detector reads them."""
+    def levels(self, embeddings: Sequence[ImageEmbedding]) -> list[Tensor]:
+        """The feature levels of a batch of images, as the detector reads them."""
         levels = [
             torch.cat([embedding.fpn_hidden_states[index] for embedding in embeddings])
             for index in range(len(embeddings[0].fpn_hidden_states))
         ]
         levels[-1] = levels[-1].float()  # the detector's residual stream starts here
-        position = self._positions(
-            torch.Size((1, *levels[-1].shape[1:])), self._model.device, torch.float32
-        )
-        positions = position.expand(len(embeddings), -1, -1, -1)
-        return VisionFeatures(tuple(levels), (positions,) * len(levels))
+        return levels
 
     def prompts(self, drawn: Sequence[tuple[int, DrawnPrompt]]) -> Prompts:
         """A batch of (position of the image, prompt); without a box it gets a padded one."""

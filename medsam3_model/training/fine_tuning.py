@@ -319,7 +319,7 @@ class _Run:
         with devices.autocast(device, self.model.dtype):
             output = answer_prompts(
                 self.model.model,
-                self.data.features(batch.embeddings),
+                self.data.levels(batch.embeddings),
                 self.data.prompts(batch.prompts),
                 torch.tensor(masked, dtype=torch.long, device=device),
             )

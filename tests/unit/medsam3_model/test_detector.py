@@ -3,7 +3,7 @@ import torch
 from transformers import Sam3Model
 
 from medsam3_model.checkpoints.presets import tiny_config
-from medsam3_model.detector import Prompts, answer_prompts, vision_features
+from medsam3_model.detector import Prompts, answer_prompts, feature_levels, vision_hidden
 from medsam3_model.preprocessing import PADDED_BOX
 from medsam3_model.pretraining.initialisation import POSITIONS, initialise, resize_positions
 
@@ -14,6 +14,10 @@ def model() -> Sam3Model:
     model = Sam3Model(tiny_config(72)).eval()
     initialise(model)
     return model
+
+
+def _levels(model: Sam3Model, pixels: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    return feature_levels(model, vision_hidden(model, pixels))
 
 
 def _prompts(model: Sam3Model) -> tuple[Prompts, dict[str, torch.Tensor]]:
@@ -31,7 +35,7 @@ def _prompts(model: Sam3Model) -> tuple[Prompts, dict[str, torch.Tensor]]:
 def test_last_layer_equals_the_models_own_forward(model: Sam3Model) -> None:
     pixels = torch.randn(1, 3, 72, 72, generator=torch.Generator().manual_seed(1))
     prompts, asked = _prompts(model)
-    ours = answer_prompts(model, vision_features(model, pixels), prompts)
+    ours = answer_prompts(model, _levels(model, pixels), prompts)
     theirs = model(pixel_values=pixels.expand(2, -1, -1, -1), **asked)
     torch.testing.assert_close(ours.logits[-1], theirs.pred_logits, atol=1e-4, rtol=1e-4)
     torch.testing.assert_close(
@@ -50,7 +54,7 @@ def test_last_layer_equals_the_models_own_forward(model: Sam3Model) -> None:
 def test_masks_of_some_prompts_are_those_of_all(model: Sam3Model) -> None:
     pixels = torch.randn(1, 3, 72, 72, generator=torch.Generator().manual_seed(2))
     prompts, _ = _prompts(model)
-    vision = vision_features(model, pixels)
+    vision = _levels(model, pixels)
     every, second = (
         answer_prompts(model, vision, prompts),
         answer_prompts(model, vision, prompts, torch.tensor([1])),
@@ -66,7 +70,7 @@ def test_masks_of_some_prompts_are_those_of_all(model: Sam3Model) -> None:
 def test_masks_can_be_painted_after_mixed_precision(model: Sam3Model) -> None:
     pixels = torch.randn(1, 3, 72, 72, generator=torch.Generator().manual_seed(3))
     prompts, _ = _prompts(model)
-    vision, queries = vision_features(model, pixels), torch.tensor([0, 5])
+    vision, queries = _levels(model, pixels), torch.tensor([0, 5])
     exact = answer_prompts(model, vision, prompts).masks(0, queries)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         output = answer_prompts(model, vision, prompts)

@@ -61,7 +61,7 @@ def test_every_key_of_the_full_adapter_has_its_place(
     tensors = {key: torch.zeros(shape, dtype=torch.float16) for key, shape in keys}
     save_file(tensors, tmp_path / "lora.safetensors")
 
-    adapter = lora.Adapter.open(tmp_path / "lora.safetensors")
+    adapter = lora.Adapter(open_tensors(tmp_path / "lora.safetensors"))
 
     assert len(keys) == 916
     assert len(adapter.modules) == 458
@@ -99,7 +99,7 @@ def test_adapter_adds_scaled_product_to_fused_and_split_projections(
 
 def test_adapter_file_may_say_its_own_alpha(tmp_path: Path) -> None:
     save_file(sam3_reference.adapter_tensors(), tmp_path / "a.safetensors", {"alpha": "8"})
-    assert lora.Adapter.open(tmp_path / "a.safetensors").alpha == 8
+    assert lora.Adapter(open_tensors(tmp_path / "a.safetensors")).alpha == 8
 
 
 # -- refusals -------------------------------------------------------------------------------

@@ -11,10 +11,14 @@ from medsam3_model.checkpoints.tokenizer import (
     VOCABULARY_SIZE,
     build_tokenizer,
     load_tokenizer,
-    tokenize,
 )
 from medsam3_model.errors import CheckpointError, PromptError
+from medsam3_model.preprocessing import phrase_tokens
 from medsam3_model.pretraining.phrases import all_phrases
+
+
+def tokenize(tokenizer, phrases: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
+    return phrase_tokens(tokenizer, phrases, MAX_TOKENS, padding="longest")
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +32,7 @@ def test_known_words_are_one_token_between_start_and_end(tokenizer) -> None:
     assert ids[0, 0] == START_ID
     assert ids[0, -1] == END_ID
     assert mask.tolist() == [[1, 1, 1, 1]]
-    assert ids.dtype == mask.dtype == torch.int64
+    assert (ids.dtype, mask.dtype) == (torch.int64, torch.bool)
 
 
 def test_shorter_phrases_are_padded_on_the_right(tokenizer) -> None:
