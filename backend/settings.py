@@ -70,7 +70,7 @@ class Settings(BaseSettings):
         None, description="Its password; empty: generated once and kept in the data folder."
     )
     api_token: SecretStr | None = Field(
-        None, description="Bearer token for scripts; empty: generated once, kept likewise."
+        None, description="Bearer token for scripts; empty: generated once and kept as well."
     )
     webhook_secret: SecretStr | None = Field(
         None, description="Secret header of Label Studio's webhook; empty: generated once."
@@ -105,7 +105,7 @@ class Settings(BaseSettings):
         3, ge=1, description="Times that a task may take its worker down before it is given up."
     )
     lease_s: float = Field(
-        15.0, gt=1, description="Seconds without a sign of life after which a job is done again."
+        15.0, gt=1, description="Seconds without a sign of life after which a job starts again."
     )
     worker_max_jobs: int = Field(
         5000, ge=1, description="Jobs after which a worker is replaced by a fresh process."
@@ -125,8 +125,8 @@ class Settings(BaseSettings):
     sync_minutes: float = Field(
         15.0,
         ge=0,
-        description="Minutes between two looks at Label Studio for corrections whose webhook was "
-        "lost, and for masks past their retention time; 0: never.",
+        description="Minutes between two syncs with Label Studio, which bring in corrections whose "
+        "webhook was lost and remove masks past their retention time; 0: never.",
     )
     max_annotation_mb: int = Field(
         32, ge=1, description="Largest annotation; a larger one is quarantined with that reason."
@@ -178,16 +178,16 @@ class Settings(BaseSettings):
         "latest", description="What several annotators' masks of one image become for training."
     )
     strategy: Strategy = Field(
-        "uncertainty", description="Which tasks are served first, after a prediction."
+        "uncertainty", description="How predictions are scored: which tasks annotators get first."
     )
     gate_min_images: int = Field(
-        5, ge=1, description="Validation images below which no version is promoted by itself."
+        5, ge=1, description="Validation images below which no version is promoted automatically."
     )
     gate_tolerance: float = Field(
         0.02, ge=0, le=1, description="Mean Dice that any one concept may lose in a promotion."
     )
     auto_promote: bool = Field(
-        True, description="Put a version that passes the gate into service by itself."
+        True, description="Put a version that passes the gate into service automatically."
     )
     detectors_in_memory: int = Field(
         8, ge=1, description="Trained detectors that a GPU worker keeps loaded."

@@ -31,7 +31,7 @@ def list_(
     limit: Annotated[int, typer.Option(help="How many at most.")] = 100,
     as_json: AsJson = False,
 ) -> None:
-    """List the annotations that Label Studio has, as the store knows them.
+    """List the annotations that Label Studio has, as the backend keeps them.
 
     Example: `medsam3 corrections list --project 3 --state quarantined`
     """
@@ -94,7 +94,7 @@ def show(
 
 @corrections.command()
 def stats(project: ProjectOption = None, as_json: AsJson = False) -> None:
-    """Count what was accepted, edited, rejected and added, and what it cost.
+    """Count accepted, edited, rejected and added regions, and the time they took.
 
     Example: `medsam3 corrections stats --project 3 --json`
     """
@@ -156,7 +156,7 @@ def forget(
 ) -> None:
     """Remove all that is kept about a task or a project: masks, predictions, embeddings.
 
-    It stays away: later events about it are ignored. Label Studio's own copy is not touched.
+    The backend ignores later events about it. Label Studio's own copy is not touched.
 
     Example: `medsam3 corrections forget --project 3 --task 487 --yes`
     """
@@ -191,14 +191,14 @@ def export(
     format_: Annotated[ExportFormat, typer.Option("--format", help="What to write.")],
     version: Annotated[
         str | None,
-        typer.Option(help="Name of the dataset version; made now if new. Default: by content."),
+        typer.Option(help="Dataset version; made if it is new. Default: named by its content."),
     ] = None,
     images: Annotated[
         bool, typer.Option("--images/--no-images", help="Also fetch the image files.")
     ] = True,
     as_json: AsJson = False,
 ) -> None:
-    """Write the corrections of a project as a dataset that is the same every time.
+    """Write a project's corrections as a dataset; the same version always has the same bytes.
 
     Example: `medsam3 export data/spring --project 3 --format coco --version spring`
     """

@@ -1,4 +1,4 @@
-"""`medsam3 evaluate`: how good a model is on a folder of images with masks."""
+"""`medsam3 evaluate`: the figures of a model on a folder of images with masks."""
 
 from pathlib import Path
 from typing import Annotated, Literal

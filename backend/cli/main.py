@@ -92,9 +92,9 @@ def demo(
     labels: Annotated[str, typer.Option(help="What to look for, comma-separated.")] = "",
     folder: Annotated[Path, typer.Option(help="Where the demo keeps its data.")] = Path(".demo"),
     port: Annotated[int, typer.Option(help="Label Studio's port; a free one if taken.")] = 8080,
-    backend_port: Annotated[int, typer.Option(help="This backend's port, likewise.")] = 9090,
+    backend_port: Annotated[int, typer.Option(help="This backend's; a free one if taken.")] = 9090,
     check: Annotated[
-        bool, typer.Option("--check", help="Do it all, measure, print one JSON line, and leave.")
+        bool, typer.Option("--check", help="Start, measure, print one JSON line, and stop.")
     ] = False,
 ) -> None:
     """Start Label Studio with a project of real images and masks on them.
@@ -133,7 +133,7 @@ def connect(
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Connect a project of Label Studio to this backend; says what it changed, safe to repeat.
+    """Connect a Label Studio project to this backend, and say what changed; safe to repeat.
 
     Example: `medsam3 connect 12 --url http://backend.example.org:9090`
     """

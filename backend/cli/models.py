@@ -1,4 +1,4 @@
-"""`medsam3 models ...`: versions that serve, and the weights files that they begin with."""
+"""`medsam3 models ...`: model versions, and the weights files that they begin with."""
 
 from collections import defaultdict
 from dataclasses import asdict
@@ -13,7 +13,9 @@ if TYPE_CHECKING:
     from backend.tables import Promotion
 
 models = typer.Typer(
-    name="models", help="Versions: list, show, promote, roll back, prune.", no_args_is_help=True
+    name="models",
+    help="Model versions (list, show, promote, roll back, prune) and weights files.",
+    no_args_is_help=True,
 )
 
 ProjectId = Annotated[int, typer.Argument(help="Label Studio's project id.")]
@@ -29,7 +31,7 @@ Config = Annotated[
 
 @models.command("list")
 def list_versions(as_json: AsJson = False) -> None:
-    """Every version, and which one serves which project.
+    """List every version, and which one serves which project.
 
     Example: `medsam3 models list`
     """
@@ -66,7 +68,7 @@ def list_versions(as_json: AsJson = False) -> None:
 
 @models.command()
 def show(version: Version) -> None:
-    """A version's model card: data, training, figures of the gate.
+    """Show a version's model card: data, training, figures of the gate.
 
     Example: `medsam3 models show tiny-p12-1a2b3c4d`
     """
