@@ -1,8 +1,8 @@
-"""What an annotator did to a suggestion, region by region.
+"""The comparison: what an annotator did to a suggestion, region by region.
 
 Regions are recognised by their ids first: the editor keeps the id of a predicted region, and of a
 smart tool's suggestion that was accepted. What the ids leave over is compared by geometry, since
-an annotator may delete a region and draw it anew. The region's `origin` is not asked: it says
+an annotator may delete a region and draw it again. The region's `origin` does not help: it says
 "manual" for an accepted smart suggestion.
 
 Every suggested region gets one outcome, and so does every final region without a suggestion:
@@ -17,9 +17,13 @@ Every suggested region gets one outcome, and so does every final region without 
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from backend.corrections.cropped_mask import CroppedMask, common_windows, iou, overlap, union
 from backend.corrections.tables import OutcomeKind, Relation
+
+if TYPE_CHECKING:
+    from medsam3_model.evaluation.metrics import MaskScores
 
 # The usual threshold for "the same object" in detection (Everingham et al. 2010), and for "most
 # of it" where parts are concerned.
@@ -56,16 +60,6 @@ class FinalRegion:
 
 
 @dataclass(frozen=True)
-class Scores:
-    """Suggested against final mask; distances and lengths in pixels."""
-
-    dice: float
-    surface_dice: float
-    hd95: float
-    added_path_length: float
-
-
-@dataclass(frozen=True)
 class ComparedRegion:
     """One row of the comparison; see `backend.corrections.tables.RegionOutcome`."""
 
@@ -95,51 +89,51 @@ def compare(
         final: with unique ids; the masks of one page have one size, also the suggested ones.
     """
     outcomes: list[ComparedRegion] = []
-    pages = {one.item_index for one in suggested} | {one.item_index for one in final}
-    for page in sorted(pages):
+    for page in sorted({region.item_index for region in (*suggested, *final)}):
         outcomes += _compare_page(
-            sorted((one for one in suggested if one.item_index == page), key=lambda one: one.id),
-            sorted((one for one in final if one.item_index == page), key=lambda one: one.id),
+            sorted((r for r in suggested if r.item_index == page), key=lambda region: region.id),
+            sorted((r for r in final if r.item_index == page), key=lambda region: region.id),
         )
     return outcomes
 
 
+SUGGESTED, FINAL = 0, 1
+
+
 class _Links:
-    """Which final regions stand for which suggestions, as indices."""
+    """Which final regions stand for which suggestions, as indices on two sides."""
 
     def __init__(self, suggested: Sequence[SuggestedRegion], final: Sequence[FinalRegion]) -> None:
-        self.suggested, self.final = suggested, final
-        self.finals_of: list[set[int]] = [set() for _ in suggested]
-        self.suggestions_of: list[set[int]] = [set() for _ in final]
+        self.masks = [region.mask for region in suggested], [region.mask for region in final]
+        self.labels = [{region.label} for region in suggested], [set(one.labels) for one in final]
+        # For each region of a side the indices on the other side.
+        self.linked: tuple[list[set[int]], list[set[int]]] = (
+            [set() for _ in suggested],
+            [set() for _ in final],
+        )
 
     def add(self, suggestion: int, final: int) -> None:
-        self.finals_of[suggestion].add(final)
-        self.suggestions_of[final].add(suggestion)
+        self.linked[SUGGESTED][suggestion].add(final)
+        self.linked[FINAL][final].add(suggestion)
 
-    def free_suggestions(self) -> list[int]:
-        return [index for index, linked in enumerate(self.finals_of) if not linked]
+    def free(self, side: int) -> list[int]:
+        return [index for index, linked in enumerate(self.linked[side]) if not linked]
 
-    def free_finals(self) -> list[int]:
-        return [index for index, linked in enumerate(self.suggestions_of) if not linked]
-
-    def same_label(self, suggestion: int, final: int) -> bool:
-        return self.suggested[suggestion].label in self.final[final].labels
-
-    def masks_of_finals(self, indices: Iterable[int]) -> list[CroppedMask]:
-        return [self.final[index].mask for index in sorted(indices)]
-
-    def masks_of_suggestions(self, indices: Iterable[int]) -> list[CroppedMask]:
-        return [self.suggested[index].mask for index in sorted(indices)]
+    def same_label(self, side: int, index: int, other: int) -> bool:
+        return bool(self.labels[side][index] & self.labels[1 - side][other])
 
 
 def _compare_page(
     suggested: Sequence[SuggestedRegion], final: Sequence[FinalRegion]
 ) -> list[ComparedRegion]:
     links = _Links(suggested, final)
-    _link_ids(links)
+    # Each step leaves alone what an earlier one linked: an id is certain, geometry is a guess.
+    _link_ids(links, suggested, final)
     _link_same_objects(links)
-    _link_parts(links)
-    _link_wholes(links)
+    # A split: new regions take over what their suggestion's own region gave up.
+    _link_pieces(links, FINAL)
+    # A merge: suggestions are in a region that grew beyond its own suggestion.
+    _link_pieces(links, SUGGESTED)
     outcomes = [
         outcome
         for suggestions, finals in _components(links)
@@ -147,14 +141,16 @@ def _compare_page(
             [suggested[index] for index in suggestions], [final[index] for index in finals]
         )
     ]
-    outcomes += [_rejected(suggested[index]) for index in links.free_suggestions()]
-    outcomes += [_added(final[index]) for index in links.free_finals()]
+    outcomes += [_rejected(suggested[index]) for index in links.free(SUGGESTED)]
+    outcomes += [_added(final[index]) for index in links.free(FINAL)]
     return outcomes
 
 
-def _link_ids(links: _Links) -> None:
-    finals = {region.id: index for index, region in enumerate(links.final)}
-    for index, region in enumerate(links.suggested):
+def _link_ids(
+    links: _Links, suggested: Sequence[SuggestedRegion], final: Sequence[FinalRegion]
+) -> None:
+    finals = {region.id: index for index, region in enumerate(final)}
+    for index, region in enumerate(suggested):
         if region.id in finals:
             links.add(index, finals[region.id])
 
@@ -162,91 +158,65 @@ def _link_ids(links: _Links) -> None:
 def _link_same_objects(links: _Links) -> None:
     """One to one, best first; a pair with the same label before any without."""
     pairs = []
-    for suggestion in links.free_suggestions():
-        for final in links.free_finals():
-            found = iou(links.suggested[suggestion].mask, links.final[final].mask)
-            if found >= SAME_OBJECT_IOU:
-                pairs.append((not links.same_label(suggestion, final), -found, suggestion, final))
+    for suggestion in links.free(SUGGESTED):
+        for final in links.free(FINAL):
+            share = iou(links.masks[SUGGESTED][suggestion], links.masks[FINAL][final])
+            if share >= SAME_OBJECT_IOU:
+                relabelled = not links.same_label(SUGGESTED, suggestion, final)
+                pairs.append((relabelled, -share, suggestion, final))
     for _, _, suggestion, final in sorted(pairs):
-        if not links.finals_of[suggestion] and not links.suggestions_of[final]:
+        # A better pair may have taken either of them.
+        if not links.linked[SUGGESTED][suggestion] and not links.linked[FINAL][final]:
             links.add(suggestion, final)
 
 
-def _link_parts(links: _Links) -> None:
-    """A split: new regions that take over what their suggestion's own region gave up."""
-    parts: dict[int, list[int]] = {}
-    for final in links.free_finals():
-        mask = links.final[final].mask
-        taken_over = [
-            (
-                overlap(
-                    mask,
-                    region.mask,
-                    without=links.masks_of_finals(links.finals_of[index]),
-                ),
-                -index,
-            )
-            for index, region in enumerate(links.suggested)
-            if links.same_label(index, final)
-        ]
-        shared, index = max(taken_over, default=(0, 0))
-        if shared and shared >= MOST * mask.area:
-            parts.setdefault(-index, []).append(final)
-    for suggestion, finals in parts.items():
-        whole = links.suggested[suggestion].mask
-        if links.finals_of[suggestion] or (
-            iou(whole, union(links.masks_of_finals(finals))) >= SAME_OBJECT_IOU
-        ):
-            for final in finals:
-                links.add(suggestion, final)
+def _link_pieces(links: _Links, side: int) -> None:
+    """Link the free regions of a side that are pieces of a region of the other side.
 
-
-def _link_wholes(links: _Links) -> None:
-    """A merge: suggestions that lie in a region which grew beyond its own suggestion."""
-    wholes: dict[int, list[int]] = {}
-    for suggestion in links.free_suggestions():
-        mask = links.suggested[suggestion].mask
-        covered = [
-            (
-                overlap(
-                    mask,
-                    region.mask,
-                    without=links.masks_of_suggestions(links.suggestions_of[index]),
-                ),
-                -index,
-            )
-            for index, region in enumerate(links.final)
-            if links.same_label(suggestion, index)
-        ]
-        shared, index = max(covered, default=(0, 0))
-        if shared and shared >= MOST * mask.area:
-            wholes.setdefault(-index, []).append(suggestion)
-    for final, suggestions in wholes.items():
-        whole = links.final[final].mask
-        if links.suggestions_of[final] or (
-            iou(whole, union(links.masks_of_suggestions(suggestions))) >= SAME_OBJECT_IOU
+    Final regions are pieces after a split of their suggestion, suggestions after a merge into
+    their final region.
+    """
+    pieces_of: dict[int, list[int]] = {}
+    masks, wholes, linked = links.masks[side], links.masks[1 - side], links.linked[1 - side]
+    for piece in links.free(side):
+        best, best_shared = -1, 0
+        for index, whole in enumerate(wholes):
+            if not links.same_label(side, piece, index):
+                continue
+            # What is already linked with the whole has its place: only the rest can be this piece.
+            shared = overlap(masks[piece], whole, without=[masks[i] for i in sorted(linked[index])])
+            if shared > best_shared:
+                best, best_shared = index, shared
+        if best_shared and best_shared >= MOST * masks[piece].area:
+            pieces_of.setdefault(best, []).append(piece)
+    for index, pieces in pieces_of.items():
+        # A whole without a counterpart of its own needs proof: the pieces together must be that
+        # object, or a large region would swallow whatever is in it.
+        if linked[index] or (
+            iou(wholes[index], union([masks[piece] for piece in pieces])) >= SAME_OBJECT_IOU
         ):
-            for suggestion in suggestions:
-                links.add(suggestion, final)
+            for piece in pieces:
+                links.add(*((piece, index) if side == SUGGESTED else (index, piece)))
 
 
 def _components(links: _Links) -> list[tuple[list[int], list[int]]]:
     """Suggestions and finals that hang together, as sorted lists of indices."""
-    found = []
+    components = []
     visited: set[int] = set()
-    for start, linked in enumerate(links.finals_of):
+    for start, linked in enumerate(links.linked[SUGGESTED]):
         if not linked or start in visited:
             continue
         suggestions, finals, waiting = {start}, set[int](), [start]
+        # From side to side until nothing new is reached.
         while waiting:
-            for final in links.finals_of[waiting.pop()] - finals:
+            for final in links.linked[SUGGESTED][waiting.pop()] - finals:
                 finals.add(final)
-                new = links.suggestions_of[final] - suggestions
+                new = links.linked[FINAL][final] - suggestions
                 suggestions |= new
                 waiting += new
         visited |= suggestions
-        found.append((sorted(suggestions), sorted(finals)))
-    return found
+        components.append((sorted(suggestions), sorted(finals)))
+    return components
 
 
 def _changed(
@@ -276,7 +246,7 @@ def _changed(
             suggestion_id=region.suggestion_id,
             model_version=region.model_version,
             region_id=region.id,
-            final_ids=tuple(one.id for one in final),
+            final_ids=tuple(part.id for part in final),
             dice=scores.dice,
             surface_dice=scores.surface_dice,
             hd95=scores.hd95,
@@ -319,15 +289,15 @@ def _added(region: FinalRegion) -> ComparedRegion:
     )
 
 
-def score(suggested: CroppedMask, final: CroppedMask) -> Scores:
-    """Figures of `evaluation.metrics`, computed where one of the masks has something."""
-    from medsam3_model.evaluation.metrics import score_mask
+def score(suggested: CroppedMask, final: CroppedMask) -> "MaskScores":
+    """Suggested against final mask, computed where one of them has something."""
+    from medsam3_model.evaluation.metrics import MaskScores, score_mask
 
     if suggested.same(final):
-        return Scores(dice=1.0, surface_dice=1.0, hd95=0.0, added_path_length=0.0)
+        # Most suggestions are accepted; this saves their distance transforms.
+        return MaskScores(1.0, 1.0, 1.0, hd95=0.0, added_path_length=0.0)
     if not suggested.area or not final.area:
         # The distance to nothing is the image's diagonal, not the window's.
-        found = score_mask(suggested.full(), final.full())
-    else:
-        found = score_mask(*common_windows([suggested, final], margin=1))
-    return Scores(found.dice, found.surface_dice, found.hd95, found.added_path_length)
+        return score_mask(suggested.full(), final.full())
+    # One pixel around both, so that a boundary at the window's edge is one.
+    return score_mask(*common_windows([suggested, final], margin=1))
