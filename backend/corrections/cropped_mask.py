@@ -1,4 +1,4 @@
-"""A mask cut to what it shows, so that comparing regions costs their size and not the image's."""
+"""Cropped masks: cut to what they show, so that comparing regions costs their size only."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-BoolMask = NDArray[np.bool_]
+from backend.labeling.masks import Mask, extent
 
 
 @dataclass(frozen=True, eq=False)
@@ -20,19 +20,13 @@ class CroppedMask:
     width: int
     top: int
     left: int
-    pixels: BoolMask
+    pixels: Mask
 
     @classmethod
-    def of(cls, mask: BoolMask) -> "CroppedMask":
+    def of(cls, mask: Mask) -> "CroppedMask":
         """Cut a mask bool (H, W) of a whole image."""
-        height, width = mask.shape
-        rows = np.flatnonzero(mask.any(axis=1))
-        if not rows.size:
-            return cls(height, width, 0, 0, np.zeros((0, 0), np.bool_))
-        first, last = int(rows[0]), int(rows[-1]) + 1
-        columns = np.flatnonzero(mask[first:last].any(axis=0))
-        start, stop = int(columns[0]), int(columns[-1]) + 1
-        return cls(height, width, first, start, mask[first:last, start:stop].copy())
+        top, left, bottom, right = extent(mask) or (0, 0, 0, 0)
+        return cls(*mask.shape, top, left, mask[top:bottom, left:right].copy())
 
     @property
     def area(self) -> int:
@@ -49,7 +43,7 @@ class CroppedMask:
         """The column after the last one with foreground."""
         return self.left + self.pixels.shape[1]
 
-    def full(self) -> BoolMask:
+    def full(self) -> Mask:
         """The mask at the image's size, bool (height, width)."""
         return self.within(0, 0, self.height, self.width)
 
@@ -67,7 +61,7 @@ class CroppedMask:
             rows[self.top : self.bottom, first : first + packed.shape[1]] = packed
         return rows
 
-    def within(self, top: int, left: int, bottom: int, right: int) -> BoolMask:
+    def within(self, top: int, left: int, bottom: int, right: int) -> Mask:
         """The part of the mask in a window of the image, bool (bottom − top, right − left)."""
         window = np.zeros((bottom - top, right - left), np.bool_)
         first, last = max(top, self.top), min(bottom, self.bottom)
@@ -88,54 +82,64 @@ class CroppedMask:
         )
 
 
-def common_windows(masks: Sequence[CroppedMask], margin: int = 0) -> list[BoolMask]:
+def common_windows(masks: Sequence[CroppedMask], margin: int = 0) -> list[Mask]:
     """All masks, each in the smallest window of the image that shows every one of them.
 
     Args:
         masks: of one image.
         margin: pixels around them, as far as the image goes.
     """
-    filled = [mask for mask in masks if mask.pixels.size]
-    if not filled:
+    window = _window(masks)
+    if window is None:
         return [np.zeros((1, 1), np.bool_) for _ in masks]
-    top = max(min(mask.top for mask in filled) - margin, 0)
-    left = max(min(mask.left for mask in filled) - margin, 0)
-    bottom = min(max(mask.bottom for mask in filled) + margin, filled[0].height)
-    right = min(max(mask.right for mask in filled) + margin, filled[0].width)
+    top, left = max(window[0] - margin, 0), max(window[1] - margin, 0)
+    bottom = min(window[2] + margin, masks[0].height)
+    right = min(window[3] + margin, masks[0].width)
     return [mask.within(top, left, bottom, right) for mask in masks]
 
 
 def union(masks: Sequence[CroppedMask]) -> CroppedMask:
     """Every pixel that one of the masks has; `masks` is not empty."""
-    if len(masks) == 1:
+    window = _window(masks)
+    if len(masks) == 1 or window is None:
         return masks[0]
-    filled = [mask for mask in masks if mask.pixels.size]
-    if not filled:
-        return masks[0]
-    top, left = min(mask.top for mask in filled), min(mask.left for mask in filled)
-    bottom, right = max(mask.bottom for mask in filled), max(mask.right for mask in filled)
+    top, left, bottom, right = window
     together = np.zeros((bottom - top, right - left), np.bool_)
-    for mask in filled:
+    # Into one array: a window for each of a hundred regions would fill the memory.
+    for mask in masks:
         together[mask.top - top : mask.bottom - top, mask.left - left : mask.right - left] |= (
             mask.pixels
         )
-    return CroppedMask(filled[0].height, filled[0].width, top, left, together)
+    return CroppedMask(masks[0].height, masks[0].width, top, left, together)
 
 
-def overlap(one: CroppedMask, other: CroppedMask, without: Sequence[CroppedMask] = ()) -> int:
-    """Pixels that `one` and `other` share and none of `without` has."""
-    top, bottom = max(one.top, other.top), min(one.bottom, other.bottom)
-    left, right = max(one.left, other.left), min(one.right, other.right)
+def overlap(mask: CroppedMask, other: CroppedMask, without: Sequence[CroppedMask] = ()) -> int:
+    """Pixels that `mask` and `other` share and none of `without` has."""
+    top, bottom = max(mask.top, other.top), min(mask.bottom, other.bottom)
+    left, right = max(mask.left, other.left), min(mask.right, other.right)
     if top >= bottom or left >= right:
         return 0
     window = (top, left, bottom, right)
-    shared = one.within(*window) & other.within(*window)
-    for mask in without:
-        shared &= ~mask.within(*window)
+    shared = mask.within(*window) & other.within(*window)
+    for excluded in without:
+        shared &= ~excluded.within(*window)
     return int(np.count_nonzero(shared))
 
 
-def iou(one: CroppedMask, other: CroppedMask) -> float:
+def iou(mask: CroppedMask, other: CroppedMask) -> float:
     """Intersection over union; 0 when both are empty."""
-    shared = overlap(one, other)
-    return shared / (one.area + other.area - shared) if shared else 0.0
+    shared = overlap(mask, other)
+    return shared / (mask.area + other.area - shared) if shared else 0.0
+
+
+def _window(masks: Sequence[CroppedMask]) -> tuple[int, int, int, int] | None:
+    """(top, left, bottom, right) of the foreground of all masks; None when all are empty."""
+    filled = [mask for mask in masks if mask.pixels.size]
+    if not filled:
+        return None
+    return (
+        min(mask.top for mask in filled),
+        min(mask.left for mask in filled),
+        max(mask.bottom for mask in filled),
+        max(mask.right for mask in filled),
+    )
