@@ -1,4 +1,4 @@
-"""Label Studio's two kinds of API tokens, and what its error answers say."""
+"""Authentication at Label Studio with both kinds of API tokens, and the errors of its answers."""
 
 import base64
 import binascii
@@ -28,9 +28,12 @@ HOW_TO_GET_ONE = (
 
 
 class TokenAuth(httpx.Auth):
-    """Adds the token: a legacy token as it is, a personal access token (a JWT that only serves
-    to get short-lived access tokens) by exchange, again when the access token ends or a 401 says
-    that it is no longer accepted."""
+    """Adds the token to every request.
+
+    A legacy token goes out as it is. A personal access token is a JWT that is exchanged for
+    short-lived access tokens: before the last one ends, and when a 401 says that Label Studio no
+    longer accepts it.
+    """
 
     def __init__(self, url: str, token: str) -> None:
         self._token = token.strip()
@@ -58,12 +61,14 @@ class TokenAuth(httpx.Auth):
             yield request
 
     def _refreshed(self, old: str) -> Generator[httpx.Request, httpx.Response, str]:
+        # Threads whose token ended at the same moment wait here; the first of them exchanges it,
+        # the others find that it is no longer the one that they had.
         with self._lock:
             if self._access != old:
-                return self._access  # another thread was faster
+                return self._access
             response = yield httpx.Request("POST", self._refresh_url, json={"refresh": self._token})
+            response.read()
             if response.status_code != 200:
-                response.read()
                 if response.status_code in (400, 401, 403):
                     raise LabelStudioAuthError(self._refusal(response), response.status_code)
                 raise LabelStudioUnavailableError(
@@ -71,7 +76,6 @@ class TokenAuth(httpx.Auth):
                     "personal access token: try again later.",
                     response.status_code,
                 )
-            response.read()
             self._access = response.json()["access"]
             self._access_ends = token_expiry(self._access) or 0.0
             return self._access

@@ -11,7 +11,6 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import islice
-from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -196,7 +195,6 @@ class LabelStudio:
         *,
         include: Sequence[str] = ("id", "data"),
         filters: Sequence[Mapping[str, Any]] = (),
-        resolve_uri: bool = False,
         page_size: int = 100,
     ) -> Iterator[Json]:
         """The project's tasks in the order of their ids, page by page.
@@ -207,13 +205,12 @@ class LabelStudio:
         Args:
             include: the fields of each task; "predictions" and "annotations" carry all masks.
             filters: of `task_filter`; all of them must hold.
-            resolve_uri: replace cloud addresses by links through Label Studio.
         """
         params: Json = {
             "project": project_id,
             "page_size": page_size,
             "include": ",".join({"id": None, **dict.fromkeys(include)}),
-            "resolve_uri": str(resolve_uri).lower(),
+            "resolve_uri": "false",
         }
         if {"predictions", "annotations", "drafts"} & set(include):
             params["fields"] = "all"
@@ -235,20 +232,13 @@ class LabelStudio:
         missing = task_filter("predictions_model_versions", "not_contains", "List", [model_version])
         yield from self.tasks(project_id, filters=[missing])
 
-    def upload_files(self, project_id: int, files: Iterable[Path | tuple[str, bytes]]) -> list[int]:
-        """Upload images, one task each; returns the tasks' ids in the order of the files.
-
-        Args:
-            files: paths, or pairs of a file name and its bytes.
-        """
+    def upload_files(self, project_id: int, files: Iterable[tuple[str, bytes]]) -> list[int]:
+        """Upload images (name, bytes), one task each; returns the tasks' ids in their order."""
         path = f"/api/projects/{project_id}/import?return_task_ids=true"
         ids: list[int] = []
         remaining = iter(files)
         while batch := list(islice(remaining, _FILES_PER_UPLOAD)):
-            parts = []
-            for index, file in enumerate(batch):
-                name, content = (file.name, file.read_bytes()) if isinstance(file, Path) else file
-                parts.append((f"file{index}", (name, content)))
+            parts = [(f"file{index}", file) for index, file in enumerate(batch)]
             ids += self._json("POST", path, files=parts)["task_ids"]
         return ids
 

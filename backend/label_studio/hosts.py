@@ -91,8 +91,8 @@ def open_foreign(
 ) -> Iterator[httpx.Response]:
     """GET `url` from one of the checked `addresses`; no credentials, no redirects followed.
 
-    The connection goes to the address that was checked, not to the name: a second look-up could
-    give another answer. TLS still verifies the certificate of the name.
+    The connection goes to the address that was checked, not to the name, because a second look-up
+    could give another answer. TLS still verifies the certificate of the name.
 
     Raises:
         httpx.TransportError: no address could be reached in time.
@@ -103,6 +103,7 @@ def open_foreign(
         trust_env=False,
         verify=_tls(),
     ) as client:
+        # A name may have addresses that this machine has no way to (IPv6): the next one is tried.
         for index, address in enumerate(addresses):
             request = client.build_request(
                 "GET",
@@ -136,17 +137,17 @@ def _ascii_host(url: httpx.URL) -> str:
 def _resolve(url: httpx.URL) -> list[str]:
     port = url.port or _DEFAULT_PORTS.get(url.scheme)
     try:
-        found = socket.getaddrinfo(_ascii_host(url), port, type=socket.SOCK_STREAM)
+        entries = socket.getaddrinfo(_ascii_host(url), port, type=socket.SOCK_STREAM)
     except (OSError, UnicodeError) as error:
         raise ImageSourceError(f"the host of {shown(str(url))} is not known") from error
-    return list(dict.fromkeys(str(entry[4][0]).partition("%")[0] for entry in found))
+    return list(dict.fromkeys(str(entry[4][0]).partition("%")[0] for entry in entries))
 
 
 def _may_connect(address: str, named: bool) -> bool:
     ip = ipaddress.ip_address(address)
     if isinstance(ip, ipaddress.IPv6Address) and ip.ipv4_mapped:
         ip = ip.ipv4_mapped
-    # Cloud machines answer with their own credentials at a link-local address.
+    # At a link-local address, cloud machines hand out their own credentials.
     if ip.is_link_local or ip.is_multicast or ip.is_unspecified:
         return False
     return named or ip.is_global

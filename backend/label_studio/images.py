@@ -18,11 +18,7 @@ from urllib.parse import parse_qs, urlsplit
 
 import httpx
 
-from backend.errors import (
-    ImageSourceError,
-    LabelStudioAuthError,
-    LabelStudioUnavailableError,
-)
+from backend.errors import ImageSourceError, LabelStudioAuthError, LabelStudioUnavailableError
 from backend.label_studio.auth import TRY_AGAIN, failure
 from backend.label_studio.client import LabelStudio
 from backend.label_studio.hosts import ImageHosts, open_foreign
@@ -106,7 +102,8 @@ def decode(content: bytes, settings: Settings) -> "NDArray[np.uint8]":
     Raises:
         ImageError: it is damaged, too large, or of an unknown format.
     """
-    from medsam3_model.images.reading import ImageLimits, read_image
+    from medsam3_model.images.limits import ImageLimits
+    from medsam3_model.images.reading import read_image
 
     limits = ImageLimits(
         max_bytes=settings.max_image_mb * 2**20,
@@ -123,7 +120,7 @@ def fetch_image(
     task_id: int | None = None,
     project_id: int | None = None,
 ) -> bytes:
-    """Return the encoded image behind a task's `$image` value.
+    """The encoded image behind a task's `$image` value.
 
     Args:
         reference: `/data/upload/...`, `/data/local-files/?d=...`, `http(s)://...`, `s3://...`,
@@ -187,7 +184,7 @@ def _inline(reference: str, limits: _Limits) -> bytes:
 
 
 def _resolve_link(reference: str, task_id: int | None, project_id: int | None) -> str:
-    """Label Studio's link for a cloud address: it holds the storage's credentials, we do not."""
+    """Label Studio's link for a cloud address: Label Studio has the storage's credentials."""
     encoded = base64.urlsafe_b64encode(reference.encode()).decode()
     if task_id is not None:
         return f"/tasks/{task_id}/resolve/?fileuri={encoded}"
@@ -207,7 +204,7 @@ def _from_local_roots(reference: str, roots: Iterable[Path], limits: _Limits) ->
     for root in roots:
         base = root.expanduser().resolve()
         path = (base / relative).resolve()
-        # After resolving: neither `..` nor a symbolic link may lead out of the root.
+        # Checked after resolving: neither `..` nor a symbolic link may lead out of the root.
         if path.is_relative_to(base) and path.is_file():
             limits.check_size(path.stat().st_size)
             return path.read_bytes()
@@ -218,6 +215,7 @@ def _from_label_studio(
     reference: str, client: LabelStudio, settings: Settings, limits: _Limits
 ) -> bytes:
     path, pauses = reference, iter(_PAUSES_S)
+    # Each round is a redirect that is followed or a 500 that is tried again.
     for _ in range(_MAX_REDIRECTS + len(_PAUSES_S)):
         with client.stream(path, timeout_s=limits.remaining_s()) as response:
             pause = next(pauses, None) if response.status_code == 500 else None
@@ -307,7 +305,7 @@ def _read(response: httpx.Response, limits: _Limits) -> bytes:
 
 
 def _shown(reference: str) -> str:
-    """What a message may say of a reference: no query of a signed link, no password, no data."""
+    """What a message may show of a reference: no query of a signed link, no password, no data."""
     reference = str(reference).strip()
     if reference.startswith("data:"):
         return "data:..."

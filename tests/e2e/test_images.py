@@ -120,7 +120,8 @@ def test_a_bucket_that_label_studio_reads_for_us(
     )
     assert by_project == image
     # Sent to us already resolved, as in the tasks that the editor opens.
-    (task,) = label_studio.tasks(project.id, resolve_uri=True)
+    query = {"project": project.id, "resolve_uri": "true", "fields": "all"}
+    (task,) = label_studio.get("/api/tasks", **query)["tasks"]
     assert "/resolve/?fileuri=" in task["data"]["image"]
     assert fetch_image(task["data"]["image"], client=label_studio, settings=settings()) == image
     with pytest.raises(ImageSourceError, match="no cloud storage of the project"):
