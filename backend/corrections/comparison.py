@@ -89,7 +89,8 @@ def compare(
         final: with unique ids; the masks of one page have one size, also the suggested ones.
     """
     outcomes: list[ComparedRegion] = []
-    for page in sorted({region.item_index for region in (*suggested, *final)}):
+    pages = {region.item_index for region in suggested} | {region.item_index for region in final}
+    for page in sorted(pages):
         outcomes += _compare_page(
             sorted((r for r in suggested if r.item_index == page), key=lambda region: region.id),
             sorted((r for r in final if r.item_index == page), key=lambda region: region.id),

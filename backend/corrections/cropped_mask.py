@@ -26,7 +26,8 @@ class CroppedMask:
     def of(cls, mask: Mask) -> "CroppedMask":
         """Cut a mask bool (H, W) of a whole image."""
         top, left, bottom, right = extent(mask) or (0, 0, 0, 0)
-        return cls(*mask.shape, top, left, mask[top:bottom, left:right].copy())
+        height, width = mask.shape
+        return cls(height, width, top, left, mask[top:bottom, left:right].copy())
 
     @property
     def area(self) -> int:

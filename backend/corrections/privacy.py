@@ -1,17 +1,18 @@
-"""Removing corrections for good: on request, and after the retention time.
+"""Removal of corrections for good: on request, and after the retention time.
 
 Rows go first, in one transaction that also writes down which files are to go; the files follow,
-each checked again not to be needed by anything else. Whoever dies in between is finished by the
-next call.
+each checked again not to be needed by anything else. If a process dies in between, the next call
+does the rest.
 """
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
+from typing import Any, cast
 
-from sqlalchemy import delete, func, or_, select, update
-from sqlalchemy.orm import Session
+from sqlalchemy import ColumnElement, CursorResult, delete, func, select, update
+from sqlalchemy.orm import InstrumentedAttribute, Session
 
 from backend.corrections import store
 from backend.corrections.mask_store import MaskStore
@@ -29,10 +30,9 @@ from backend.corrections.tables import (
     Removal,
     Revision,
 )
-from backend.database import Database, insert_or_ignore
-from backend.tables import Event, Suggestion, now
+from backend.database import Database, chunked, insert_or_ignore
+from backend.tables import Base, Event, ImageVector, Suggestion, TaskRank, now
 
-_CHUNK = 500
 _MASK, _EMBEDDING = "mask", "embedding"
 
 
@@ -67,27 +67,36 @@ def forget(
     deleted there. Workers may keep an image's embedding in memory until they are restarted.
     """
     removed = Removed()
+
+    def mine(table: Any) -> list[ColumnElement[bool]]:
+        of_project = table.project_id == project_id
+        return [of_project] if task_id is None else [of_project, table.task_id == task_id]
+
     with database.session() as session:
-        insert_or_ignore(
-            session,
-            Forgotten,
-            {"project_id": project_id, "task_id": task_id or 0, "forgotten_at": now()},
+        forgotten = {"project_id": project_id, "task_id": task_id or 0, "forgotten_at": now()}
+        insert_or_ignore(session, Forgotten, forgotten)
+        revisions = select(Revision.id).join(Annotation, Annotation.id == Revision.annotation_id)
+        _remove_revisions(
+            session, session.scalars(revisions.where(*mine(Annotation))).all(), removed
         )
-        of_task = [] if task_id is None else [task_id]
-        annotations = _ids(session, Annotation, project_id, of_task)
-        revisions = list(
-            session.scalars(select(Revision.id).where(Revision.annotation_id.in_(annotations)))
-        )
-        _remove_revisions(session, revisions, removed)
-        removed.annotations = _delete(session, Annotation.id, annotations)
-        _remove_images(session, project_id, of_task, removed)
-        suggestions = select(Suggestion.id).where(Suggestion.project_id == project_id)
-        if task_id is not None:
-            suggestions = suggestions.where(Suggestion.task_id == task_id)
-        removed.suggestions = _delete(session, Suggestion.id, session.scalars(suggestions).all())
-        _remove_traces(session, project_id, task_id, removed)
+        removed.annotations = _delete(session, Annotation, *mine(Annotation))
+        hashes = {
+            *session.scalars(select(Image.hash).where(*mine(Image))),
+            *session.scalars(select(Suggestion.image_hash).where(*mine(Suggestion))),
+        }
+        _write_down(session, _EMBEDDING, [hash_ for hash_ in hashes if hash_])
+        removed.images = _delete(session, Image, *mine(Image))
+        removed.suggestions = _delete(session, Suggestion, *mine(Suggestion))
+        removed.ranks = _delete(session, TaskRank, *mine(TaskRank))
+        events = session.execute(
+            select(Event.id, Event.task_ids).where(Event.project_id == project_id)
+        ).all()
+        # An event about several tasks stays for the others' sake.
+        heard = [row.id for row in events if task_id is None or list(row.task_ids) == [task_id]]
+        for chunk in chunked(heard):
+            removed.events += _delete(session, Event, Event.id.in_(chunk))
         if task_id is None:
-            session.execute(delete(ProjectRecord).where(ProjectRecord.project_id == project_id))
+            _delete(session, ProjectRecord, ProjectRecord.project_id == project_id)
     finish_removals(database, masks, embedding_folder, removed)
     return removed
 
@@ -108,14 +117,13 @@ def retain(database: Database, masks: MaskStore, embedding_folder: Path, *, days
                 Revision.id.not_in(in_datasets),
             )
         ).all()
-        _remove_revisions(session, list(old), removed)
-        bare = session.scalars(
-            select(Annotation.id).where(
-                Annotation.state == AnnotationState.DELETED,
-                Annotation.id.not_in(select(Revision.annotation_id)),
-            )
-        ).all()
-        removed.annotations = _delete(session, Annotation.id, bare)
+        _remove_revisions(session, old, removed)
+        removed.annotations = _delete(
+            session,
+            Annotation,
+            Annotation.state == AnnotationState.DELETED,
+            Annotation.id.not_in(select(Revision.annotation_id)),
+        )
     finish_removals(database, masks, embedding_folder, removed)
     return removed
 
@@ -124,23 +132,23 @@ def finish_removals(
     database: Database, masks: MaskStore, embedding_folder: Path, removed: Removed
 ) -> None:
     """Remove the files that are written down to go and that nothing names any more."""
-    from backend.tables import ImageVector
     from medsam3_model.embedding_cache import remove_embeddings
 
     with database.session() as session:
+        # From here to the end nobody can name a file that is about to go.
         store.lock_files(session, shared=False)
         rows = session.scalars(select(Removal)).all()
-        waiting = {
-            kind: {row.name for row in rows if row.kind == kind} for kind in (_MASK, _EMBEDDING)
-        }
-        for name in sorted(waiting[_MASK] - _named(session, waiting[_MASK])):
+        mask_names = {row.name for row in rows if row.kind == _MASK}
+        image_hashes = {row.name for row in rows if row.kind == _EMBEDDING}
+        named = _named(session, mask_names, RegionMask.mask_hash, ConceptMask.mask_hash)
+        for name in sorted(mask_names - named):
             size = masks.remove(name)
             removed.masks += size > 0
             removed.mask_bytes += size
-        used = set(session.scalars(select(Image.hash).where(Image.hash.in_(waiting[_EMBEDDING]))))
-        gone = waiting[_EMBEDDING] - used
+        gone = image_hashes - _named(session, image_hashes, Image.hash)
         if gone:
-            session.execute(delete(ImageVector).where(ImageVector.image_hash.in_(gone)))
+            for chunk in chunked(gone):
+                _delete(session, ImageVector, ImageVector.image_hash.in_(chunk))
             files, size = remove_embeddings(embedding_folder, gone)
             removed.embeddings += files
             removed.embedding_bytes += size
@@ -153,8 +161,7 @@ def write_down_masks(session: Session, names: Iterable[str]) -> None:
 
 
 def _remove_revisions(session: Session, ids: Sequence[int], removed: Removed) -> None:
-    for start in range(0, len(ids), _CHUNK):
-        chunk = ids[start : start + _CHUNK]
+    for chunk in chunked(ids):
         for table in (RegionMask, ConceptMask):
             names = session.scalars(
                 select(table.mask_hash).where(table.revision_id.in_(chunk)).distinct()
@@ -173,76 +180,34 @@ def _remove_revisions(session: Session, ids: Sequence[int], removed: Removed) ->
             )
             removed.dataset_entries += count
         for part in (RegionMask, ConceptMask, RegionOutcome, DatasetItem):
-            session.execute(delete(part).where(part.revision_id.in_(chunk)))
+            _delete(session, part, part.revision_id.in_(chunk))
         session.execute(
             update(Annotation).where(Annotation.revision_id.in_(chunk)).values(revision_id=None)
         )
-        session.execute(delete(Revision).where(Revision.id.in_(chunk)))
-        removed.revisions += len(chunk)
+        removed.revisions += _delete(session, Revision, Revision.id.in_(chunk))
 
 
-def _remove_images(
-    session: Session, project_id: int, task_ids: Sequence[int], removed: Removed
-) -> None:
-    mine = [Image.project_id == project_id]
-    suggested = [Suggestion.project_id == project_id, Suggestion.image_hash.is_not(None)]
-    if task_ids:
-        mine.append(Image.task_id.in_(task_ids))
-        suggested.append(Suggestion.task_id.in_(task_ids))
-    hashes = set(session.scalars(select(Image.hash).where(*mine)))
-    hashes |= {
-        hash_ for hash_ in session.scalars(select(Suggestion.image_hash).where(*suggested)) if hash_
+def _named(
+    session: Session, names: Iterable[str], *columns: InstrumentedAttribute[str]
+) -> set[str]:
+    """Those names that are still in one of the columns."""
+    return {
+        name
+        for chunk in chunked(names)
+        for column in columns
+        for name in session.scalars(select(column).where(column.in_(chunk)))
     }
-    _write_down(session, _EMBEDDING, sorted(hashes))
-    removed.images = len(
-        session.execute(delete(Image).where(*mine).returning(Image.task_id, Image.item_index)).all()
-    )
-
-
-def _remove_traces(
-    session: Session, project_id: int, task_id: int | None, removed: Removed
-) -> None:
-    """Remove webhooks' events, and places in the order of labelling."""
-    from backend.tables import TaskRank
-
-    ranks = delete(TaskRank).where(TaskRank.project_id == project_id)
-    if task_id is not None:
-        ranks = ranks.where(TaskRank.task_id == task_id)
-    removed.ranks = len(session.execute(ranks.returning(TaskRank.task_id)).all())
-    heard = session.execute(
-        select(Event.id, Event.task_ids).where(Event.project_id == project_id)
-    ).all()
-    # An event about several tasks stays for the others' sake.
-    events = [row.id for row in heard if task_id is None or list(row.task_ids) == [task_id]]
-    removed.events = _delete(session, Event.id, events)
-
-
-def _named(session: Session, names: Iterable[str]) -> set[str]:
-    """Those masks that a revision still has."""
-    listed, found = sorted(names), set[str]()
-    for start in range(0, len(listed), _CHUNK):
-        chunk = listed[start : start + _CHUNK]
-        for table in (RegionMask, ConceptMask):
-            found |= set(session.scalars(select(table.mask_hash).where(table.mask_hash.in_(chunk))))
-    return found
 
 
 def _write_down(session: Session, kind: str, names: Iterable[str]) -> None:
-    for name in names:
-        insert_or_ignore(session, Removal, {"kind": kind, "name": name})
+    rows = [{"kind": kind, "name": name} for name in sorted(names)]
+    if rows:
+        insert_or_ignore(session, Removal, rows)
 
 
-def _ids(
-    session: Session, table: type[Annotation], project_id: int, task_ids: Sequence[int]
-) -> list[int]:
-    wanted = select(table.id).where(table.project_id == project_id)
-    if task_ids:
-        wanted = wanted.where(or_(*(table.task_id == task_id for task_id in task_ids)))
-    return list(session.scalars(wanted))
-
-
-def _delete(session: Session, column: "object", ids: Sequence[object]) -> int:
-    for start in range(0, len(ids), _CHUNK):
-        chunk = list(ids[start : start + _CHUNK])
-        session.execute(delete(column.class_).where(column.in_(chunk)))  # type: ignore[attr-defined]
-    return len(ids)
+def _delete(session: Session, table: type[Base], *conditions: ColumnElement[bool]) -> int:
+    """Delete rows; returns how many."""
+    deleted = session.execute(
+        delete(table).where(*conditions), execution_options={"synchronize_session": False}
+    )
+    return cast(CursorResult[Any], deleted).rowcount

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-BoolMask = NDArray[np.bool_]
+from backend.labeling.masks import Mask
 
 _MOST_ITERATIONS = 50
 _CONVERGED = 1e-6
@@ -13,13 +13,13 @@ _CONVERGED = 1e-6
 _SUREST = 0.999999
 
 
-def majority(masks: Sequence[BoolMask]) -> BoolMask:
+def majority(masks: Sequence[Mask]) -> Mask:
     """Pixels that more than half of the masks bool (H, W) have; of two masks, the overlap."""
     votes = np.sum(np.stack(masks), axis=0)
     return np.asarray(2 * votes > len(masks))
 
 
-def staple(masks: Sequence[BoolMask]) -> BoolMask:
+def staple(masks: Sequence[Mask]) -> Mask:
     """The most probable truth behind several raters' masks bool (H, W).
 
     STAPLE (Warfield et al. 2004, doi:10.1109/TMI.2004.828354) for two classes estimates each
@@ -52,7 +52,7 @@ def staple(masks: Sequence[BoolMask]) -> BoolMask:
         truth = updated
         if done:
             break
-    consensus: BoolMask = np.array(stacked.all(axis=0))
+    consensus: Mask = np.array(stacked.all(axis=0))
     consensus[undecided] = truth > 0.5
     return consensus
 
