@@ -6,8 +6,12 @@ It changes nothing, starts nothing and imports no torch.
 from contextlib import closing
 
 from backend.doctor.check import Check, Status
-from backend.doctor.corrections import check_quarantined
-from backend.doctor.database import check_events, check_failed_tasks, open_existing_database
+from backend.doctor.database import (
+    check_events,
+    check_failed_tasks,
+    check_quarantined,
+    open_existing_database,
+)
 from backend.doctor.label_studio import check_label_studio, check_token
 from backend.doctor.machine import check_data_folder, check_image_sources, check_model, check_web
 from backend.doctor.projects import check_projects

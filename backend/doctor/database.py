@@ -1,4 +1,4 @@
-"""The database, and what it says about work that failed."""
+"""The database, and the predictions, events and corrections in it that failed."""
 
 from pathlib import Path
 
@@ -6,6 +6,7 @@ from sqlalchemy import exists, func, make_url, or_, select
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import aliased
 
+from backend.corrections.tables import Annotation, AnnotationState
 from backend.database import Database, newest_revision
 from backend.doctor.check import Check, fail, ok, warn
 from backend.settings import Settings
@@ -94,4 +95,28 @@ def check_events(database: Database) -> Check:
         "events",
         f"{sum(count for _, count in rows)} wait with an error, most often: {error}",
         "they are tried again; the annotations themselves are safe in Label Studio",
+    )
+
+
+def check_quarantined(database: Database) -> Check:
+    """Quarantined annotations, the most frequent reasons first."""
+    query = (
+        select(Annotation.reason, func.count(), func.min(Annotation.id))
+        .where(Annotation.state == AnnotationState.QUARANTINED)
+        .group_by(Annotation.reason)
+        .order_by(func.count().desc(), func.min(Annotation.id))
+    )
+    with database.reading() as session:
+        rows = session.execute(query).all()
+    if not rows:
+        return ok("corrections", "no annotation is quarantined")
+    total = sum(count for _, count, _ in rows)
+    reasons = "; ".join(
+        f"annotation {first}{f' and {count - 1} more' if count > 1 else ''}: {reason}"
+        for reason, count, first in rows[:_SHOWN_ERRORS]
+    )
+    return warn(
+        "corrections",
+        f"{total} annotations are quarantined: {reasons}",
+        "`medsam3 corrections list --state quarantined` shows all of them",
     )

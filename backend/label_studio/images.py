@@ -10,9 +10,7 @@ import hashlib
 import re
 import time
 from collections import OrderedDict
-from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import parse_qs, urlsplit
 
@@ -38,8 +36,11 @@ _SIGNING_PATH = re.compile(r"/(tasks|projects)/\d+/(resolve|presign)/")
 
 
 @dataclass(frozen=True)
-class _Limits:
-    max_bytes: int
+class _Fetch:
+    """One image that is being fetched: from where, and what it may cost."""
+
+    client: LabelStudio
+    settings: Settings
     deadline: float
 
     def remaining_s(self) -> float:
@@ -49,9 +50,9 @@ class _Limits:
         return left
 
     def check_size(self, size: int) -> None:
-        if size > self.max_bytes:
+        if size > self.settings.max_image_mb * 2**20:
             raise ImageSourceError(
-                f"it is larger than the {self.max_bytes // 2**20} MB that MEDSAM3_MAX_IMAGE_MB "
+                f"it is larger than the {self.settings.max_image_mb} MB that MEDSAM3_MAX_IMAGE_MB "
                 "allows"
             )
 
@@ -135,12 +136,9 @@ def fetch_image(
         LabelStudioAuthError: the token is refused.
         LabelStudioUnavailableError: Label Studio does not answer; trying again later helps.
     """
-    limits = _Limits(
-        max_bytes=settings.max_image_mb * 2**20,
-        deadline=time.monotonic() + settings.image_timeout_s,
-    )
+    fetch = _Fetch(client, settings, time.monotonic() + settings.image_timeout_s)
     try:
-        content = _fetch(str(reference).strip(), client, settings, limits, task_id, project_id)
+        content = _content(fetch, str(reference).strip(), task_id, project_id)
         if not content:
             raise ImageSourceError("the file is empty")
     except ImageSourceError as error:
@@ -148,35 +146,28 @@ def fetch_image(
     return content
 
 
-def _fetch(
-    reference: str,
-    client: LabelStudio,
-    settings: Settings,
-    limits: _Limits,
-    task_id: int | None,
-    project_id: int | None,
-) -> bytes:
+def _content(fetch: _Fetch, reference: str, task_id: int | None, project_id: int | None) -> bytes:
     if reference.startswith("data:"):
-        return _inline(reference, limits)
+        return _inline(fetch, reference)
     scheme = reference.partition("://")[0].lower() if "://" in reference else ""
     if scheme in _CLOUD_SCHEMES:
         reference = _resolve_link(reference, task_id, project_id)
     elif scheme in ("http", "https"):
-        if not client.is_own(reference):
-            return _from_web(reference, settings, limits)
+        if not fetch.client.is_own(reference):
+            return _from_web(fetch, reference)
     elif scheme or reference.startswith("//") or not reference.startswith("/"):
         raise ImageSourceError(
             "it is neither a path of Label Studio nor an http, s3, gs or azure-blob address"
         )
-    local = _from_local_roots(reference, settings.allowed_local_roots, limits)
-    return local if local is not None else _from_label_studio(reference, client, settings, limits)
+    local = _from_local_roots(fetch, reference)
+    return local if local is not None else _from_label_studio(fetch, reference)
 
 
-def _inline(reference: str, limits: _Limits) -> bytes:
+def _inline(fetch: _Fetch, reference: str) -> bytes:
     header, _, payload = reference.partition(",")
     if not header.endswith(";base64"):
         raise ImageSourceError("a data: address must be base64")
-    limits.check_size(len(payload) * 3 // 4)
+    fetch.check_size(len(payload) * 3 // 4)
     try:
         return base64.b64decode(payload, validate=True)
     except binascii.Error as error:
@@ -193,7 +184,7 @@ def _resolve_link(reference: str, task_id: int | None, project_id: int | None) -
     raise ImageSourceError("a cloud address needs the task or the project that it belongs to")
 
 
-def _from_local_roots(reference: str, roots: Iterable[Path], limits: _Limits) -> bytes | None:
+def _from_local_roots(fetch: _Fetch, reference: str) -> bytes | None:
     """The file below an allowed root, or None when Label Studio has to be asked."""
     parts = urlsplit(reference)
     if not parts.path.endswith(_LOCAL_FILES):
@@ -201,34 +192,33 @@ def _from_local_roots(reference: str, roots: Iterable[Path], limits: _Limits) ->
     relative = "".join(parse_qs(parts.query).get("d", [])).lstrip("/")
     if not relative or "\0" in relative:
         raise ImageSourceError("it names no file")
-    for root in roots:
+    for root in fetch.settings.allowed_local_roots:
         base = root.expanduser().resolve()
         path = (base / relative).resolve()
         # Checked after resolving: neither `..` nor a symbolic link may lead out of the root.
         if path.is_relative_to(base) and path.is_file():
-            limits.check_size(path.stat().st_size)
+            fetch.check_size(path.stat().st_size)
             return path.read_bytes()
     return None
 
 
-def _from_label_studio(
-    reference: str, client: LabelStudio, settings: Settings, limits: _Limits
-) -> bytes:
+def _from_label_studio(fetch: _Fetch, reference: str) -> bytes:
     path, pauses = reference, iter(_PAUSES_S)
     # Each round is a redirect that is followed or a 500 that is tried again.
     for _ in range(_MAX_REDIRECTS + len(_PAUSES_S)):
-        with client.stream(path, timeout_s=limits.remaining_s()) as response:
+        with fetch.client.stream(path, timeout_s=fetch.remaining_s()) as response:
             pause = next(pauses, None) if response.status_code == 500 else None
             if pause is None and not response.is_redirect:
-                _check_label_studio_status(path, response, client)
-                return _read(response, limits)
-            target = httpx.URL(client.url).join(path).join(response.headers.get("Location", ""))
+                _check_label_studio_status(path, response, fetch.client)
+                return _read(fetch, response)
+            target = httpx.URL(fetch.client.url).join(path)
+            target = target.join(response.headers.get("Location", ""))
         if pause is not None:
             time.sleep(pause)
             continue
-        if not client.is_own(str(target)):
+        if not fetch.client.is_own(str(target)):
             signed = _SIGNING_PATH.search(urlsplit(path).path) is not None
-            return _from_web(str(target), settings, limits, vouched=signed)
+            return _from_web(fetch, str(target), vouched=signed)
         if "/user/login" in target.path:
             raise LabelStudioAuthError(
                 "Label Studio asks to log in for an image: its token is no longer accepted."
@@ -269,17 +259,17 @@ def _check_label_studio_status(path: str, response: httpx.Response, client: Labe
         raise ImageSourceError(f"Label Studio answered {status}")
 
 
-def _from_web(reference: str, settings: Settings, limits: _Limits, vouched: bool = False) -> bytes:
-    hosts = ImageHosts(settings.allowed_image_hosts)
+def _from_web(fetch: _Fetch, reference: str, *, vouched: bool = False) -> bytes:
+    hosts = ImageHosts(fetch.settings.allowed_image_hosts)
     try:
         url = httpx.URL(reference)
         for _ in range(_MAX_REDIRECTS):
             addresses = hosts.addresses(url, vouched=vouched)
-            with open_foreign(url, addresses, limits.remaining_s()) as response:
+            with open_foreign(url, addresses, fetch.remaining_s()) as response:
                 if not response.is_redirect:
                     if response.status_code != 200:
                         raise ImageSourceError(f"{url.host} answered {response.status_code}")
-                    return _read(response, limits)
+                    return _read(fetch, response)
                 url = url.join(response.headers["Location"])
             # Only the link that Label Studio signed is vouched for, not where it leads on to.
             vouched = False
@@ -292,15 +282,15 @@ def _from_web(reference: str, settings: Settings, limits: _Limits, vouched: bool
     raise ImageSourceError("its host redirects in a circle")
 
 
-def _read(response: httpx.Response, limits: _Limits) -> bytes:
+def _read(fetch: _Fetch, response: httpx.Response) -> bytes:
     announced = response.headers.get("Content-Length", "")
     if announced.isdigit():
-        limits.check_size(int(announced))
+        fetch.check_size(int(announced))
     content = bytearray()
     for chunk in response.iter_bytes():
         content += chunk
-        limits.check_size(len(content))
-        limits.remaining_s()
+        fetch.check_size(len(content))
+        fetch.remaining_s()
     return bytes(content)
 
 

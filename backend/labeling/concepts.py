@@ -31,7 +31,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from backend.errors import LabelConfigError
-from backend.labeling.config import Control, Label, LabelConfig
+from backend.labeling.config import Control, Label, LabelConfig, quoted
 
 # One pass of the detector each; beyond this a task would take minutes.
 MOST_CONCEPTS = 256
@@ -109,13 +109,14 @@ def remarks(config: LabelConfig) -> tuple[str, ...]:
     foreign = [label.value for label in config.labels if not _is_latin(label.prompt)]
     if foreign:
         advice.append(
-            f"{_listed(foreign)}: the model understands English; add an English phrase, such as "
-            f'<Label value="{foreign[0]}" prompt="tumor"/>.'
+            f"Label {quoted(foreign)}: the model understands English; add an English phrase, such "
+            f'as <Label value="{foreign[0]}" prompt="tumor"/>.'
         )
     wordy = [label.value for label in config.labels if len(label.prompt.split()) > 3]
     if wordy:
         advice.append(
-            f"{_listed(wordy)}: the prompt has more than three words; short noun phrases work best."
+            f"Label {quoted(wordy)}: the prompt has more than three words; short noun phrases work "
+            "best."
         )
     if len(config.labels) > MOST_CONCEPTS:
         advice.append(
@@ -240,8 +241,3 @@ def _folded(name: str) -> str:
 
 def _is_latin(text: str) -> bool:
     return all(not letter.isalpha() or "LATIN" in unicodedata.name(letter, "") for letter in text)
-
-
-def _listed(names: Sequence[str]) -> str:
-    shown = ", ".join(f'"{name}"' for name in names[:5])
-    return f"Label {shown}" + (f" and {len(names) - 5} more" if len(names) > 5 else "")

@@ -144,7 +144,7 @@ class ImageObject:
                 raise ImageSourceError(
                     f'The task has no image under "{self.value_key}", where the labeling config '
                     f'looks for <Image name="{self.name}">; its data has '
-                    f"{_quoted(list(map(str, task_data))) or 'nothing'}."
+                    f"{quoted(list(map(str, task_data))) or 'nothing'}."
                 ) from None
         pages = value if isinstance(value, list) else [value]
         if not pages or not all(isinstance(page, str) and page for page in pages):
@@ -198,9 +198,6 @@ class LabelConfig:
     def control(self, name: str) -> Control | None:
         """The control of that name; the name of a `<Labels>` is that of the first one it labels."""
         return self._by_name.get(name)
-
-    def image(self, name: str) -> ImageObject | None:
-        return next((image for image in self.images if image.name == name), None)
 
     @cached_property
     def labels(self) -> tuple[Label, ...]:
@@ -334,7 +331,7 @@ def _controls(nodes: Sequence[ConfigTag], images: set[str]) -> Iterator[Control]
             if to_name in object_names:
                 continue  # a control of a text, an audio or the like
             raise LabelConfigError(
-                f'{node} has toName="{to_name}", but the images are {_quoted(sorted(images))}: '
+                f'{node} has toName="{to_name}", but the images are {quoted(sorted(images))}: '
                 "correct the toName."
             )
         labels_node = labels_of.get(to_name) if tag in _LABELLESS_TAGS else None
@@ -409,7 +406,7 @@ def _check_outputs(config: LabelConfig, nodes: Sequence[ConfigTag]) -> None:
             "give one of them a phrase."
         )
     if config.controls:
-        tools = _quoted([control.name for control in config.controls])
+        tools = quoted([control.name for control in config.controls])
         raise LabelConfigError(
             f"The controls {tools} are only prompts, so predictions have nowhere to go: {_ADVICE}."
         )
@@ -420,6 +417,7 @@ def _check_outputs(config: LabelConfig, nodes: Sequence[ConfigTag]) -> None:
     )
 
 
-def _quoted(names: Sequence[str]) -> str:
+def quoted(names: Sequence[str]) -> str:
+    """The first ten names in quotes, and how many more there are."""
     shown = [f'"{name}"' for name in names[:10]]
     return ", ".join(shown) + (f" and {len(names) - 10} more" if len(names) > 10 else "")

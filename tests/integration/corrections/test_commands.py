@@ -13,7 +13,7 @@ from flask.testing import FlaskClient
 
 from backend.corrections.sync import keep_up
 from backend.doctor.check import Status
-from backend.doctor.corrections import check_quarantined
+from backend.doctor.database import check_quarantined
 from backend.services import open_services
 from backend.settings import Settings, get_settings
 from backend.web.app import create_app

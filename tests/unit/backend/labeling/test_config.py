@@ -29,7 +29,6 @@ def test_the_smallest_config():
     assert config.labels == (label,)
     assert config.control("brush") is config.controls[0]
     assert config.control("nothing") is None
-    assert config.image("image") is config.images[0]
 
 
 def test_prompts_aliases_and_thresholds():
