@@ -1,8 +1,8 @@
-"""Which suggestion an annotation started from.
+"""Baselines: the suggestions that annotations started from.
 
-`parent_prediction` cannot be relied on: it is missing after a resumed draft, and names Label
-Studio's id, which this backend does not keep. So the regions' ids decide; where none is left,
-the newest suggestion that was there before the annotation was.
+`parent_prediction` is not reliable: it is missing after a resumed draft, and names Label Studio's
+id, which this backend does not keep. So the regions' ids decide; where none is left, the newest
+suggestion that was there before the annotation.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -97,74 +97,72 @@ def find_baseline(
         a smart tool proposed and nobody kept is a step of prompting, not a rejection.
     """
     kept = {str(entry.get("id")) for entry in record.result}
-    sharing = [one for one in stored if one.ids & kept]
-    interactive = [one for one in sharing if one.interactive]
-    chosen = _choose([one for one in sharing if not one.interactive], kept)
-    if chosen is None and record.parent_prediction is not None:
-        chosen = _from_label_studio(prediction(record.parent_prediction))
-    if chosen is None:
-        chosen = _newest_before(stored, record)
-
-    own = {region.id: region for region in regions}
-    sizes = {one.item_index: (one.mask.height, one.mask.width) for one in regions}
-    drawn = _entries_of(record, own)
-    found: dict[str, SuggestedRegion] = {}
+    interactive = [
+        suggestion for suggestion in stored if suggestion.interactive and suggestion.ids & kept
+    ]
+    chosen = _choose(stored, record, kept, prediction)
+    submitted = {region.id: region for region in regions}
+    sizes = {region.item_index: _size(region) for region in regions}
+    drawn = _entries_of(record, submitted)
+    suggested: dict[str, SuggestedRegion] = {}
     for suggestion in [*([chosen] if chosen else []), *interactive]:
         for entry in suggestion.result:
+            # Of a smart tool's proposals only those that were accepted count, see above.
             if suggestion.interactive and entry.get("id") not in kept:
                 continue
-            untouched = _untouched(entry, drawn, own)
-            for region in _decoded(entry, pages, max_pixels, untouched):
-                if sizes.get(region.item_index, (region.mask.height, region.mask.width)) != (
-                    region.mask.height,
-                    region.mask.width,
-                ):
+            for region in _decoded(entry, pages, max_pixels, _untouched(entry, drawn, submitted)):
+                if sizes.get(region.item_index, _size(region)) != _size(region):
                     continue  # of another image: nothing to compare
-                submitted = own.get(region.id)
-                found.setdefault(
+                # One object for equal masks: comparing and storing it then costs nothing.
+                same = submitted.get(region.id)
+                mask = same.mask if same and same.mask.same(region.mask) else region.mask
+                suggested.setdefault(
                     region.id,
                     SuggestedRegion(
                         id=region.id,
                         label=region.labels[0] if region.labels else "",
                         item_index=region.item_index,
-                        mask=(
-                            submitted.mask
-                            if submitted and submitted.mask.same(region.mask)
-                            else region.mask
-                        ),
+                        mask=mask,
                         suggestion_id=suggestion.id,
                         model_version=suggestion.model_version,
                         interactive=suggestion.interactive,
                     ),
                 )
+    leading = chosen or (interactive[-1] if interactive else None)
     return Baseline(
         suggestion_id=chosen.id if chosen else None,
-        model_version=chosen.model_version if chosen else _version_of(interactive),
-        regions=tuple(found.values()),
+        model_version=leading.model_version if leading else None,
+        regions=tuple(suggested.values()),
     )
 
 
-def _choose(batch: Sequence[StoredSuggestion], kept: set[str]) -> StoredSuggestion | None:
-    """Most shared ids; the newer one when two share as many."""
-    ranked = [(len(one.ids & kept), position) for position, one in enumerate(batch)]
-    return batch[max(ranked)[1]] if ranked else None
-
-
-def _newest_before(
-    stored: Sequence[StoredSuggestion], record: AnnotationRecord
+def _choose(
+    stored: Sequence[StoredSuggestion],
+    record: AnnotationRecord,
+    kept: set[str],
+    prediction: Callable[[int], Mapping[str, Any] | None],
 ) -> StoredSuggestion | None:
+    """The batch suggestion that the annotator was shown."""
+    batch = [suggestion for suggestion in stored if not suggestion.interactive]
+    sharing = [suggestion for suggestion in batch if suggestion.ids & kept]
+    if sharing:
+        # Most shared ids; the newer one when two share as many.
+        return max(reversed(sharing), key=lambda suggestion: len(suggestion.ids & kept))
+    if record.parent_prediction is not None:
+        sent = prediction(record.parent_prediction)
+        if sent:
+            return _of_result(None, sent.get("model_version"), sent.get("result"))
+    # No region was kept, so no id tells. The annotator saw the newest one that was there.
     before = [
-        one
-        for one in stored
-        if not one.interactive and one.finished_at and one.finished_at <= record.created_at
+        suggestion
+        for suggestion in batch
+        if suggestion.finished_at and suggestion.finished_at <= record.created_at
     ]
     return before[-1] if before else None
 
 
-def _from_label_studio(prediction: Mapping[str, Any] | None) -> StoredSuggestion | None:
-    if not prediction:
-        return None
-    return _of_result(None, prediction.get("model_version"), prediction.get("result"))
+def _size(region: SubmittedRegion) -> tuple[int, int]:
+    return region.mask.height, region.mask.width
 
 
 def _of_result(
@@ -174,25 +172,20 @@ def _of_result(
     interactive: bool = False,
     finished_at: datetime | None = None,
 ) -> StoredSuggestion:
-    entries = (
-        [one for one in result if isinstance(one, Mapping)] if isinstance(result, list) else []
-    )
-    ids = frozenset(str(one.get("id")) for one in entries)
+    listed = result if isinstance(result, list) else []
+    entries = [entry for entry in listed if isinstance(entry, Mapping)]
+    ids = frozenset(str(entry.get("id")) for entry in entries)
     return StoredSuggestion(id_, str(model_version or ""), entries, ids, interactive, finished_at)
 
 
-def _version_of(interactive: Sequence[StoredSuggestion]) -> str | None:
-    return interactive[-1].model_version if interactive else None
-
-
 def _entries_of(
-    record: AnnotationRecord, own: Mapping[str, SubmittedRegion]
+    record: AnnotationRecord, submitted: Mapping[str, SubmittedRegion]
 ) -> dict[str, Mapping[str, Any]]:
     """What each submitted region was decoded from."""
     entries: dict[str, Mapping[str, Any]] = {}
     for entry in record.result:
         id_ = str(entry.get("id"))
-        if id_ in own and entry.get("type") == own[id_].shape:
+        if id_ in submitted and entry.get("type") == submitted[id_].shape:
             entries.setdefault(id_, entry)
     return entries
 
@@ -200,14 +193,14 @@ def _entries_of(
 def _untouched(
     entry: Mapping[str, Any],
     drawn: Mapping[str, Mapping[str, Any]],
-    own: Mapping[str, SubmittedRegion],
+    submitted: Mapping[str, SubmittedRegion],
 ) -> dict[str, CroppedMask]:
     """The mask of a suggested entry that was submitted as it was: it is decoded already."""
     id_ = str(entry.get("id"))
-    submitted = drawn.get(id_)
-    if submitted is None or any(entry.get(key) != submitted.get(key) for key in _OUTLINE_KEYS):
+    final = drawn.get(id_)
+    if final is None or any(entry.get(key) != final.get(key) for key in _OUTLINE_KEYS):
         return {}
-    return {id_: own[id_].mask}
+    return {id_: submitted[id_].mask}
 
 
 def _decoded(
