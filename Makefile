@@ -12,7 +12,7 @@ IMAGES ?=
 LABELS ?=
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo demo-check test lint types unit integration e2e bench bench-full docs install browser clean
+.PHONY: demo demo-check test lint types unit integration e2e bench bench-full docs pictures install browser clean
 
 demo: install
 	$(BIN)/medsam3 demo $(if $(IMAGES),--images "$(IMAGES)") $(if $(LABELS),--labels "$(LABELS)")
@@ -47,6 +47,10 @@ bench-full: install
 # The tables that are made from the code.
 docs: install
 	$(BIN)/python docs/reference.py
+
+# The README's strip of pictures, from a real demo in a real browser (about five minutes).
+pictures: install browser
+	$(BIN)/python docs/pictures.py
 
 install: $(VENV)/.installed $(LABEL_STUDIO_VENV)/.installed
 
