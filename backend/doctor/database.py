@@ -1,6 +1,7 @@
 """The database, and the predictions, events and corrections in it that failed."""
 
 from pathlib import Path
+from typing import Any
 
 from sqlalchemy import exists, func, make_url, or_, select
 from sqlalchemy.exc import SQLAlchemyError
@@ -54,14 +55,8 @@ def check_failed_tasks(database: Database) -> Check:
         later.error.is_(None),
     )
     failed = or_(Suggestion.state == SuggestionState.FAILED, Suggestion.delivery == Delivery.NONE)
-    query = (
-        select(Suggestion.error, func.count(), func.min(Suggestion.task_id))
-        .where(Suggestion.error.is_not(None), failed, ~superseded)
-        .group_by(Suggestion.error)
-        .order_by(func.count().desc())
-    )
-    with database.reading() as session:
-        rows = list(session.execute(query))
+    unpredicted = (Suggestion.error.is_not(None), failed, ~superseded)
+    rows = _by_reason(database, Suggestion.error, Suggestion.task_id, *unpredicted)
     if not rows:
         return ok("failed tasks", "none")
     total = sum(count for _, count, _ in rows)
@@ -80,34 +75,21 @@ def check_failed_tasks(database: Database) -> Check:
 
 def check_events(database: Database) -> Check:
     """Webhook events that could not be handled."""
-    query = (
-        select(Event.error, func.count())
-        .where(Event.error.is_not(None), Event.finished_at.is_(None))
-        .group_by(Event.error)
-        .order_by(func.count().desc())
-    )
-    with database.reading() as session:
-        rows = list(session.execute(query))
+    waiting = (Event.error.is_not(None), Event.finished_at.is_(None))
+    rows = _by_reason(database, Event.error, Event.id, *waiting)
     if not rows:
         return ok("events", "none waits with an error")
-    error, _ = rows[0]
     return warn(
         "events",
-        f"{sum(count for _, count in rows)} wait with an error, most often: {error}",
+        f"{sum(count for _, count, _ in rows)} wait with an error, most often: {rows[0][0]}",
         "they are tried again; the annotations themselves are safe in Label Studio",
     )
 
 
 def check_quarantined(database: Database) -> Check:
     """Quarantined annotations, the most frequent reasons first."""
-    query = (
-        select(Annotation.reason, func.count(), func.min(Annotation.id))
-        .where(Annotation.state == AnnotationState.QUARANTINED)
-        .group_by(Annotation.reason)
-        .order_by(func.count().desc(), func.min(Annotation.id))
-    )
-    with database.reading() as session:
-        rows = session.execute(query).all()
+    quarantined = Annotation.state == AnnotationState.QUARANTINED
+    rows = _by_reason(database, Annotation.reason, Annotation.id, quarantined)
     if not rows:
         return ok("corrections", "no annotation is quarantined")
     total = sum(count for _, count, _ in rows)
@@ -120,3 +102,13 @@ def check_quarantined(database: Database) -> Check:
         f"{total} annotations are quarantined: {reasons}",
         "`medsam3 corrections list --state quarantined` shows all of them",
     )
+
+
+def _by_reason(
+    database: Database, reason: Any, id_: Any, *conditions: Any
+) -> list[tuple[str, int, Any]]:
+    """Each reason with its number of rows and the first of their ids, most frequent first."""
+    query = select(reason, func.count(), func.min(id_)).where(*conditions).group_by(reason)
+    with database.reading() as session:
+        rows = session.execute(query.order_by(func.count().desc(), func.min(id_)))
+        return [(text, count, first) for text, count, first in rows]

@@ -71,9 +71,7 @@ class Prediction:
     """A stored prediction without its regions."""
 
     id: int
-    task_id: int
     model_version: str
-    score: float | None
 
 
 def task_filter(column: str, operator: str, kind: str, value: Any) -> Json:
@@ -245,12 +243,7 @@ class LabelStudio:
     def predictions(self, task_id: int) -> list[Prediction]:
         """The predictions of a task; Label Studio sends their regions too, which are dropped."""
         return [
-            Prediction(
-                id=prediction["id"],
-                task_id=prediction["task"],
-                model_version=prediction["model_version"] or "",
-                score=prediction["score"],
-            )
+            Prediction(prediction["id"], prediction["model_version"] or "")
             for prediction in self.get("/api/predictions/", task=task_id)
         ]
 

@@ -162,7 +162,6 @@ class Control:
     Attributes:
         name, to_name: its name and that of its `<Image>`.
         tag: canonical spelling, such as `BrushLabels`.
-        result_type: the `type` of its regions, such as `brushlabels`.
         labels: in the config's order; empty for a `TextArea` and a tool without labels.
         smart: whether the config marks it as a smart tool (`smart` or `smartOnly`). The editor
             also offers unmarked controls as smart tools while Auto-Annotation is on.
@@ -175,13 +174,17 @@ class Control:
     name: str
     to_name: str
     tag: str
-    result_type: str
     labels: tuple[Label, ...]
     smart: bool = False
     score_threshold: float | None = None
     model_output: bool | None = None
     negative: bool = False
     labels_name: str | None = None
+
+    @property
+    def result_type(self) -> str:
+        """The `type` of its regions, such as `brushlabels`."""
+        return self.tag.lower()
 
     @cached_property
     def label_values(self) -> frozenset[str]:
@@ -343,7 +346,6 @@ def _controls(nodes: Sequence[ConfigTag], images: set[str]) -> Iterator[Control]
             name=node.get("name"),
             to_name=to_name,
             tag=tag,
-            result_type=tag.lower(),
             labels=() if has_no_labels else _labels(labels_node or node, prompts),
             smart=node.is_true("smart") or node.is_true("smartOnly"),
             score_threshold=_threshold(node),

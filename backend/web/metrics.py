@@ -53,20 +53,13 @@ class Collector:
             "medsam3_predictions", "Predictions by state and delivery", labels=["state", "delivery"]
         )
         events = GaugeMetricFamily("medsam3_events", "Webhook events by state", labels=["state"])
+        columns = ((predictions, (Suggestion.state, Suggestion.delivery)), (events, (Event.state,)))
         with self._services.database.reading() as session:
-            counted = session.execute(
-                select(Suggestion.state, Suggestion.delivery, func.count()).group_by(
-                    Suggestion.state, Suggestion.delivery
-                )
-            )
-            for state, delivery, count in counted:
-                predictions.add_metric([state, delivery], count)
-            for state, count in session.execute(
-                select(Event.state, func.count()).group_by(Event.state)
-            ):
-                events.add_metric([state], count)
-        yield predictions
-        yield events
+            for gauge, labels in columns:
+                rows = session.execute(select(*labels, func.count()).group_by(*labels))
+                for *values, count in rows:
+                    gauge.add_metric(values, count)
+        yield from (predictions, events)
 
     def _redis(self) -> Iterator[Metric]:
         waiting = GaugeMetricFamily(

@@ -25,7 +25,7 @@ def test_the_smallest_config():
     config = parse_label_config(view(IMAGE, BRUSH))
     assert config.images == (ImageObject("image", "image", multi_page=False),)
     label = Label("Tumor", "Tumor")
-    assert config.controls == (Control("brush", "image", "BrushLabels", "brushlabels", (label,)),)
+    assert config.controls == (Control("brush", "image", "BrushLabels", (label,)),)
     assert config.labels == (label,)
     assert config.control("brush") is config.controls[0]
     assert config.control("nothing") is None
