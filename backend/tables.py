@@ -118,8 +118,8 @@ class Suggestion(Base):
     """One prediction of one task: the durable row behind a job, and later its result.
 
     `active_key` is set while the suggestion is under way and unique among those, so that a task
-    asked for twice at the same time is predicted once. `region_ids` of the result are how an
-    accepted suggestion is recognised in an annotation.
+    asked for twice at the same time is predicted once. The ids of the regions in `result` tell
+    later which suggestion an annotation started from.
     """
 
     __tablename__ = "suggestions"

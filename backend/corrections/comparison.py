@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from backend.corrections.cropped_mask import CroppedMask, common_windows, iou, overlap, union
+from backend.corrections.submissions import SubmittedRegion
 from backend.corrections.tables import OutcomeKind, Relation
 
 if TYPE_CHECKING:
@@ -48,17 +49,6 @@ class SuggestedRegion:
     interactive: bool = False
 
 
-@dataclass(frozen=True, eq=False)
-class FinalRegion:
-    """A region that the annotator submitted; `shape` is its Label Studio type."""
-
-    id: str
-    labels: tuple[str, ...]
-    item_index: int
-    mask: CroppedMask
-    shape: str
-
-
 @dataclass(frozen=True)
 class ComparedRegion:
     """One row of the comparison; see `backend.corrections.tables.RegionOutcome`."""
@@ -80,7 +70,7 @@ class ComparedRegion:
 
 
 def compare(
-    suggested: Sequence[SuggestedRegion], final: Sequence[FinalRegion]
+    suggested: Sequence[SuggestedRegion], final: Sequence[SubmittedRegion]
 ) -> list[ComparedRegion]:
     """The outcomes of all regions, in an order that does not depend on the order of the input.
 
@@ -98,15 +88,21 @@ def compare(
     return outcomes
 
 
-SUGGESTED, FINAL = 0, 1
+# The two sides of the links.
+_SUGGESTED, _FINAL = 0, 1
 
 
 class _Links:
     """Which final regions stand for which suggestions, as indices on two sides."""
 
-    def __init__(self, suggested: Sequence[SuggestedRegion], final: Sequence[FinalRegion]) -> None:
+    def __init__(
+        self, suggested: Sequence[SuggestedRegion], final: Sequence[SubmittedRegion]
+    ) -> None:
         self.masks = [region.mask for region in suggested], [region.mask for region in final]
-        self.labels = [{region.label} for region in suggested], [set(one.labels) for one in final]
+        self.labels = (
+            [{region.label} for region in suggested],
+            [set(region.labels) for region in final],
+        )
         # For each region of a side the indices on the other side.
         self.linked: tuple[list[set[int]], list[set[int]]] = (
             [set() for _ in suggested],
@@ -114,8 +110,8 @@ class _Links:
         )
 
     def add(self, suggestion: int, final: int) -> None:
-        self.linked[SUGGESTED][suggestion].add(final)
-        self.linked[FINAL][final].add(suggestion)
+        self.linked[_SUGGESTED][suggestion].add(final)
+        self.linked[_FINAL][final].add(suggestion)
 
     def free(self, side: int) -> list[int]:
         return [index for index, linked in enumerate(self.linked[side]) if not linked]
@@ -125,16 +121,16 @@ class _Links:
 
 
 def _compare_page(
-    suggested: Sequence[SuggestedRegion], final: Sequence[FinalRegion]
+    suggested: Sequence[SuggestedRegion], final: Sequence[SubmittedRegion]
 ) -> list[ComparedRegion]:
     links = _Links(suggested, final)
     # Each step leaves alone what an earlier one linked: an id is certain, geometry is a guess.
     _link_ids(links, suggested, final)
     _link_same_objects(links)
     # A split: new regions take over what their suggestion's own region gave up.
-    _link_pieces(links, FINAL)
+    _link_pieces(links, _FINAL)
     # A merge: suggestions are in a region that grew beyond its own suggestion.
-    _link_pieces(links, SUGGESTED)
+    _link_pieces(links, _SUGGESTED)
     outcomes = [
         outcome
         for suggestions, finals in _components(links)
@@ -142,13 +138,13 @@ def _compare_page(
             [suggested[index] for index in suggestions], [final[index] for index in finals]
         )
     ]
-    outcomes += [_rejected(suggested[index]) for index in links.free(SUGGESTED)]
-    outcomes += [_added(final[index]) for index in links.free(FINAL)]
+    outcomes += [_rejected(suggested[index]) for index in links.free(_SUGGESTED)]
+    outcomes += [_added(final[index]) for index in links.free(_FINAL)]
     return outcomes
 
 
 def _link_ids(
-    links: _Links, suggested: Sequence[SuggestedRegion], final: Sequence[FinalRegion]
+    links: _Links, suggested: Sequence[SuggestedRegion], final: Sequence[SubmittedRegion]
 ) -> None:
     finals = {region.id: index for index, region in enumerate(final)}
     for index, region in enumerate(suggested):
@@ -159,15 +155,15 @@ def _link_ids(
 def _link_same_objects(links: _Links) -> None:
     """One to one, best first; a pair with the same label before any without."""
     pairs = []
-    for suggestion in links.free(SUGGESTED):
-        for final in links.free(FINAL):
-            share = iou(links.masks[SUGGESTED][suggestion], links.masks[FINAL][final])
+    for suggestion in links.free(_SUGGESTED):
+        for final in links.free(_FINAL):
+            share = iou(links.masks[_SUGGESTED][suggestion], links.masks[_FINAL][final])
             if share >= SAME_OBJECT_IOU:
-                relabelled = not links.same_label(SUGGESTED, suggestion, final)
+                relabelled = not links.same_label(_SUGGESTED, suggestion, final)
                 pairs.append((relabelled, -share, suggestion, final))
     for _, _, suggestion, final in sorted(pairs):
         # A better pair may have taken either of them.
-        if not links.linked[SUGGESTED][suggestion] and not links.linked[FINAL][final]:
+        if not links.linked[_SUGGESTED][suggestion] and not links.linked[_FINAL][final]:
             links.add(suggestion, final)
 
 
@@ -197,22 +193,22 @@ def _link_pieces(links: _Links, side: int) -> None:
             iou(wholes[index], union([masks[piece] for piece in pieces])) >= SAME_OBJECT_IOU
         ):
             for piece in pieces:
-                links.add(*((piece, index) if side == SUGGESTED else (index, piece)))
+                links.add(*((piece, index) if side == _SUGGESTED else (index, piece)))
 
 
 def _components(links: _Links) -> list[tuple[list[int], list[int]]]:
     """Suggestions and finals that hang together, as sorted lists of indices."""
     components = []
     visited: set[int] = set()
-    for start, linked in enumerate(links.linked[SUGGESTED]):
+    for start, linked in enumerate(links.linked[_SUGGESTED]):
         if not linked or start in visited:
             continue
         suggestions, finals, waiting = {start}, set[int](), [start]
         # From side to side until nothing new is reached.
         while waiting:
-            for final in links.linked[SUGGESTED][waiting.pop()] - finals:
+            for final in links.linked[_SUGGESTED][waiting.pop()] - finals:
                 finals.add(final)
-                new = links.linked[FINAL][final] - suggestions
+                new = links.linked[_FINAL][final] - suggestions
                 suggestions |= new
                 waiting += new
         visited |= suggestions
@@ -221,7 +217,7 @@ def _components(links: _Links) -> list[tuple[list[int], list[int]]]:
 
 
 def _changed(
-    suggested: Sequence[SuggestedRegion], final: Sequence[FinalRegion]
+    suggested: Sequence[SuggestedRegion], final: Sequence[SubmittedRegion]
 ) -> Iterable[ComparedRegion]:
     relation = Relation.ONE
     if len(suggested) > 1:
@@ -271,7 +267,7 @@ def _rejected(region: SuggestedRegion) -> ComparedRegion:
     )
 
 
-def _added(region: FinalRegion) -> ComparedRegion:
+def _added(region: SubmittedRegion) -> ComparedRegion:
     from medsam3_model.evaluation.metrics import boundary
 
     (window,) = common_windows([region.mask])

@@ -22,7 +22,7 @@ from sqlalchemy.orm import Session
 
 from backend.corrections import events, store
 from backend.corrections.baselines import find_baseline, suggestions_of
-from backend.corrections.comparison import FinalRegion, compare
+from backend.corrections.comparison import compare
 from backend.corrections.cropped_mask import union
 from backend.corrections.draft import Draft
 from backend.corrections.label_rules import outlines, pages_of
@@ -167,10 +167,6 @@ class Ingest:
             max_pixels=max_pixels,
             prediction=self.source.prediction,
         )
-        final = [
-            FinalRegion(region.id, region.labels, region.item_index, region.mask, region.shape)
-            for region in regions
-        ]
         return Draft(
             record=record,
             content_hash=record.content_hash(),
@@ -189,7 +185,7 @@ class Ingest:
             },
             baseline=baseline,
             # Whoever skips a task says nothing about its regions.
-            outcomes=() if record.was_cancelled else tuple(compare(baseline.regions, final)),
+            outcomes=() if record.was_cancelled else tuple(compare(baseline.regions, regions)),
         )
 
     def save(self, number: int, draft: Draft) -> str | None:

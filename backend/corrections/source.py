@@ -1,4 +1,4 @@
-"""What corrections read from Label Studio's API: annotations, tasks, projects, images.
+"""The source of corrections: annotations, tasks, projects and images in Label Studio's API.
 
 Nothing here writes to Label Studio. What is gone (404) comes back as None; a Label Studio that
 does not answer raises, so that the work is tried again.
@@ -102,9 +102,9 @@ class AnnotationSource:
         Read through the Data Manager's list: opening a single task would send its masks along
         and make Label Studio ask for predictions.
         """
-        wanted = between(task_id, task_id)
+        this = between(task_id, task_id)
         try:
-            for task in self.client.tasks(project_id, include=("id", "data"), filters=[wanted]):
+            for task in self.client.tasks(project_id, include=("id", "data"), filters=[this]):
                 data: Mapping[str, Any] = task["data"]
                 return data
         except LabelStudioError as error:
@@ -119,7 +119,7 @@ class AnnotationSource:
 
     def annotated_tasks(
         self, project_id: int, filters: Sequence[Mapping[str, Any]]
-    ) -> Iterator["AnnotatedTask"]:
+    ) -> Iterator[AnnotatedTask]:
         """Tasks that have annotations or skips, in the order of their ids.
 
         Args:
@@ -127,22 +127,23 @@ class AnnotationSource:
         """
         last = 0
         while True:
+            # The Data Manager knows no "or": those with annotations and those with skips are two
+            # lists, read side by side.
             pages = [
                 self._tasks(project_id, filters=[*filters, after(last), more_than(column, 0)])[
                     "tasks"
                 ]
                 for column in ("total_annotations", "cancelled_annotations")
             ]
-            found = {int(task["id"]): task for page in pages for task in page}
-            # Behind the end of a full page there may be more of its kind.
+            tasks = {int(task["id"]): task for page in pages for task in page}
+            # Behind the end of a full page there may be more of its kind, so tasks of the other
+            # list beyond it wait, or the order of ids would be broken.
             full = [int(page[-1]["id"]) for page in pages if len(page) == PAGE_SIZE]
             reach = min(full, default=None)
-            for task_id in sorted(found):
+            for task_id, task in sorted(tasks.items()):
                 if reach is None or task_id <= reach:
-                    task = found[task_id]
-                    yield AnnotatedTask(
-                        task_id, task["data"], self._annotation_ids(project_id, task)
-                    )
+                    annotation_ids = self._annotation_ids(project_id, task)
+                    yield AnnotatedTask(task_id, task["data"], annotation_ids)
             if reach is None:
                 return
             last = reach
@@ -158,11 +159,11 @@ class AnnotationSource:
 
     def project(self, project_id: int) -> Mapping[str, Any] | None:
         """The project's JSON with its `label_config`; None when it is gone."""
-        return self._found(f"/api/projects/{project_id}")
+        return self._get(f"/api/projects/{project_id}")
 
     def prediction(self, prediction_id: int) -> Mapping[str, Any] | None:
         """A prediction with its result; None when it is gone."""
-        return self._found(f"/api/predictions/{prediction_id}/")
+        return self._get(f"/api/predictions/{prediction_id}/")
 
     def image(self, reference: str, *, project_id: int, task_id: int) -> bytes:
         """The image file behind an address of the task's data.
@@ -197,7 +198,7 @@ class AnnotationSource:
         }
         if filters:
             query["filters"] = {"conjunction": "and", "items": list(filters)}
-        found: Mapping[str, Any] = self.client.get(
+        answer: Mapping[str, Any] = self.client.get(
             "/api/tasks",
             project=project_id,
             page_size=page_size,
@@ -205,25 +206,25 @@ class AnnotationSource:
             resolve_uri="false",
             query=json.dumps(query),
         )
-        return found
+        return answer
 
     def _annotation_ids(self, project_id: int, task: Mapping[str, Any]) -> tuple[int, ...]:
         listed = str(task.get("annotations_ids") or "")
         if len(listed) < _CUT_OFF:
             return tuple(sorted({int(id_) for id_ in re.findall(r"\d+", listed)}))
         # The Data Manager cuts long columns off; then the annotations themselves are read.
-        wanted = between(int(task["id"]), int(task["id"]))
-        (whole,) = self.client.tasks(project_id, include=("annotations",), filters=[wanted])
-        return tuple(sorted(int(one["id"]) for one in whole["annotations"]))
+        this = between(int(task["id"]), int(task["id"]))
+        (whole,) = self.client.tasks(project_id, include=("annotations",), filters=[this])
+        return tuple(sorted(int(annotation["id"]) for annotation in whole["annotations"]))
 
-    def _found(self, path: str) -> Mapping[str, Any] | None:
+    def _get(self, path: str) -> Mapping[str, Any] | None:
         try:
-            found: Mapping[str, Any] = self.client.get(path)
+            answer: Mapping[str, Any] = self.client.get(path)
         except LabelStudioError as error:
             if error.status_code == 404:
                 return None
             raise
-        return found
+        return answer
 
 
 def changed_since(moment: datetime) -> dict[str, Any]:

@@ -1,7 +1,7 @@
-"""An annotation as Label Studio's API gives it, read into regions with masks.
+"""Submissions: annotations as Label Studio's API gives them, read into regions with masks.
 
-What is read here is what was submitted, and nothing else: the same JSON gives the same
-`Submission`, whatever the store holds already.
+What is read here is what was submitted, and nothing else: the same JSON gives the same regions,
+whatever the store holds already.
 """
 
 import hashlib
@@ -19,20 +19,9 @@ from backend.errors import BackendError, QuarantineError, Trouble
 # Regions that outline something. Key points are prompts of the smart tools; choices, text and
 # relations have no place in a mask; a video's rectangles have one place per frame.
 _SHAPES = frozenset(
-    {
-        "brush",
-        "brushlabels",
-        "bitmask",
-        "bitmasklabels",
-        "polygon",
-        "polygonlabels",
-        "rectangle",
-        "rectanglelabels",
-        "ellipse",
-        "ellipselabels",
-        "vector",
-        "vectorlabels",
-    }
+    f"{shape}{labels}"
+    for shape in ("brush", "bitmask", "polygon", "rectangle", "ellipse", "vector")
+    for labels in ("", "labels")
 )
 _BOXES = frozenset({"rectangle", "rectanglelabels"})
 
@@ -105,7 +94,7 @@ class SubmittedRegion:
 
 @dataclass(frozen=True)
 class Pages:
-    """Where each image tag's pages lie in one count over all images of a task.
+    """Where each image tag's pages are in one count over all images of a task.
 
     Attributes:
         first: image tag's name → index of its first page.
@@ -125,9 +114,8 @@ def read_annotation(payload: object) -> AnnotationRecord:
     try:
         record = AnnotationRecord.model_validate(payload)
     except ValidationError as error:
-        where = ", ".join(
-            sorted({".".join(map(str, one["loc"])) or "the whole" for one in error.errors()})
-        )
+        fields = {".".join(map(str, fault["loc"])) or "the whole" for fault in error.errors()}
+        where = ", ".join(sorted(fields))
         raise QuarantineError(
             Trouble.CONTENT, f"Label Studio's answer is no annotation: look at {where[:200]}"
         ) from None
@@ -201,14 +189,13 @@ def regions_of_concepts(
     A region with several labels belongs to each. Boxes count where a label has nothing but boxes
     on the page; beside an outline they only say where the thing is.
     """
-    found: dict[tuple[int, str], list[SubmittedRegion]] = {}
+    concepts: dict[tuple[int, str], list[SubmittedRegion]] = {}
     for region in regions:
         for label in region.labels:
-            found.setdefault((region.item_index, label), []).append(region)
-    for key, members in found.items():
-        outlined = [region for region in members if region.shape not in _BOXES]
-        found[key] = outlined or members
-    return dict(sorted(found.items()))
+            concepts.setdefault((region.item_index, label), []).append(region)
+    for key, members in concepts.items():
+        concepts[key] = [region for region in members if region.shape not in _BOXES] or members
+    return dict(sorted(concepts.items()))
 
 
 def _is_open(entry: Mapping[str, Any]) -> bool:
@@ -219,26 +206,23 @@ def _is_open(entry: Mapping[str, Any]) -> bool:
 
 def _labels_by_id(result: Sequence[Mapping[str, Any]]) -> dict[str, tuple[str, ...]]:
     """A brush with a separate `<Labels>` sends its labels in an entry of its own, same id."""
-    found: dict[str, list[str]] = {}
+    labels: dict[str, list[str]] = {}
     for entry in result:
         kind, value, id_ = entry.get("type"), entry.get("value"), entry.get("id")
         if not (isinstance(kind, str) and isinstance(value, Mapping) and isinstance(id_, str)):
             continue
         listed = value.get(kind) if kind.endswith("labels") else None
         if isinstance(listed, list):
-            found.setdefault(id_, []).extend(str(label) for label in listed)
-    return {id_: tuple(dict.fromkeys(listed)) for id_, listed in found.items()}
+            labels.setdefault(id_, []).extend(str(label) for label in listed)
+    return {id_: tuple(dict.fromkeys(listed)) for id_, listed in labels.items()}
 
 
 def _size(entry: Mapping[str, Any], name: str, max_pixels: float) -> tuple[int, int]:
     height, width = entry.get("original_height"), entry.get("original_width")
-    whole = isinstance(height, int) and isinstance(width, int) and height > 0 and width > 0
-    if not whole:
+    if not (isinstance(height, int) and isinstance(width, int) and height > 0 and width > 0):
         raise QuarantineError(
             Trouble.CONTENT, f"{name} has no original_width and original_height in whole pixels"
         )
-    assert isinstance(height, int)
-    assert isinstance(width, int)
     if height * width > max_pixels:
         raise QuarantineError(
             Trouble.CONTENT,
@@ -260,7 +244,7 @@ def _page(entry: Mapping[str, Any], pages: Pages, name: str) -> int:
     page = pages.first[image] + index if isinstance(index, int) and index >= 0 else -1
     if not 0 <= page < len(pages.references):
         raise QuarantineError(
-            Trouble.CONTENT, f"{name} lies on page {index!r}, which the task does not have"
+            Trouble.CONTENT, f"{name} is on page {index!r}, which the task does not have"
         )
     return page
 

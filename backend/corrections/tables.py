@@ -1,9 +1,9 @@
 """The tables of the corrections; ids of Label Studio's objects are Label Studio's own.
 
 An annotation has revisions, one for each version of it that was seen, and points at the current
-one. A revision is never changed. What depends on when something was taken in (`observed`,
-`ingested_at`) is kept apart from what was submitted, so that two stores that saw the same
-annotations in another order hold the same corrections.
+one. A revision never changes. What depends on the time of ingestion (`observed`, `ingested_at`) is
+kept apart from what was submitted, so that two stores that saw the same annotations in another
+order hold the same corrections.
 """
 
 from datetime import datetime
@@ -56,8 +56,8 @@ class Annotation(Base):
         revision_id: the current version, also while its labels are missing from the labeling
             config; None when it is deleted or cannot be decoded.
         content_hash: of the version last seen, decodable or not.
-        observed: number of the observation that this row tells of; a later one replaces it, an
-            earlier one that comes late does not.
+        observed: number of the observation that this row tells of (see `ingest`); a later one
+            replaces it, an earlier one that comes late does not.
     """
 
     __tablename__ = "annotations"
@@ -218,8 +218,8 @@ class ProjectRecord(Base):
     Attributes:
         label_config_hash: the labeling config last seen; see `backend.tables.LabelConfigText`.
         observed: number of the observation that saw it.
-        tasks_changed_until: how far the reconciliation has come, in Label Studio's own time.
-        report: what the last reconciliation did.
+        tasks_changed_until: how far the sync has come, in Label Studio's own time.
+        report: a `SyncReport` of the last sync, which was at `synchronized_at`.
     """
 
     __tablename__ = "project_records"

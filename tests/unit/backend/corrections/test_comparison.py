@@ -6,8 +6,9 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
-from backend.corrections.comparison import ComparedRegion, FinalRegion, SuggestedRegion, compare
+from backend.corrections.comparison import ComparedRegion, SuggestedRegion, compare
 from backend.corrections.cropped_mask import CroppedMask, iou, overlap, union
+from backend.corrections.submissions import SubmittedRegion
 from medsam3_model.evaluation.metrics import score_mask
 
 Box = tuple[int, int, int, int]
@@ -27,9 +28,9 @@ def suggested(id_: str, *boxes: Box, label: str = "tumor", **fields: object) -> 
     return SuggestedRegion(id=id_, label=label, mask=CroppedMask.of(mask(*boxes)), **values)
 
 
-def final(id_: str, *boxes: Box, label: str = "tumor", **fields: object) -> FinalRegion:
-    values = {"item_index": 0, "shape": "brushlabels", **fields}
-    return FinalRegion(id=id_, labels=(label,), mask=CroppedMask.of(mask(*boxes)), **values)
+def final(id_: str, *boxes: Box, label: str = "tumor", **fields: object) -> SubmittedRegion:
+    values = {"control": "brush", "item_index": 0, "shape": "brushlabels", **fields}
+    return SubmittedRegion(id=id_, labels=(label,), mask=CroppedMask.of(mask(*boxes)), **values)
 
 
 def told(outcomes: Sequence[ComparedRegion]) -> list[tuple[str, str, str | None, tuple[str, ...]]]:
@@ -67,7 +68,7 @@ CASES = {
         [final("m", ELSEWHERE)],
         [("rejected", "none", "a", ()), ("added", "none", None, ("m",))],
     ),
-    "deleted and drawn anew in the same place": (
+    "deleted and drawn again in the same place": (
         [suggested("a", LEFT)],
         [final("m", (11, 10, 31, 30))],
         [("edited", "one", "a", ("m",))],
