@@ -62,29 +62,20 @@ def show(
 
     Example: `medsam3 corrections show 36 --json`
     """
-    from backend.corrections.revisions import history
-    from backend.corrections.tables import Annotation
+    from backend.corrections.revisions import with_history
 
     with _services() as services, services.database.reading() as session:
-        row = session.get(Annotation, annotation)
-        if row is None:
-            raise CorrectionsError(
-                f"annotation {annotation} is not in the store: `medsam3 corrections sync` looks"
-            )
-        versions = history(session, annotation)
-        known = {
-            "annotation": row.id,
-            "project": row.project_id,
-            "task": row.task_id,
-            "state": row.state,
-            "reason": row.reason,
-            "versions": versions,
-        }
+        known = with_history(session, annotation)
+    if known is None:
+        raise CorrectionsError(
+            f"annotation {annotation} is not in the store: `medsam3 corrections sync` looks"
+        )
     if as_json:
         print_json(known)
         return
-    typer.echo(f"annotation {row.id} of task {row.task_id}: {row.reason or row.state}")
-    for version in versions:
+    state = known["reason"] or known["state"]
+    typer.echo(f"annotation {annotation} of task {known['task']}: {state}")
+    for version in known["versions"]:
         seconds = version["lead_time"] or 0
         typer.echo(f"{version['updated_at']}  annotator {version['annotator']}  {seconds:.0f} s")
         for outcome in version["outcomes"]:

@@ -245,6 +245,22 @@ def history(session: Session, annotation_id: int) -> list[dict[str, Any]]:
     return [described[row.id] for row in rows]
 
 
+def with_history(session: Session, annotation_id: int) -> dict[str, Any] | None:
+    """An annotation with all its versions as a JSON object; None where none of that id came in."""
+    row = session.get(Annotation, annotation_id)
+    if row is None:
+        return None
+    return {
+        "annotation": row.id,
+        "project": row.project_id,
+        "task": row.task_id,
+        "state": row.state,
+        "trouble": row.trouble,
+        "reason": row.reason,
+        "versions": history(session, annotation_id),
+    }
+
+
 def _parts(kind: type[PartT], rows: Iterable[Base]) -> tuple[PartT, ...]:
     """Rows as `kind`, whose fields are columns of the same names; in the order of its fields."""
     names = [field.name for field in fields(kind)]

@@ -5,9 +5,9 @@ from typing import Any
 from flask import Blueprint, abort, request
 from sqlalchemy import select
 
-from backend.corrections.revisions import current_state, history
+from backend.corrections.revisions import current_state, with_history
 from backend.corrections.statistics import compute
-from backend.corrections.tables import Annotation, ProjectRecord
+from backend.corrections.tables import ProjectRecord
 from backend.web.requests import query_choice, query_project, services
 
 blueprint = Blueprint("corrections", __name__, url_prefix="/api/v1/corrections")
@@ -36,18 +36,8 @@ def corrections() -> dict[str, Any]:
 def correction(annotation_id: int) -> dict[str, Any]:
     """One annotation with all its versions."""
     with services().database.reading() as session:
-        row = session.get(Annotation, annotation_id)
-        if row is None:
-            abort(404, f"no correction of annotation {annotation_id}")
-        return {
-            "annotation": row.id,
-            "project": row.project_id,
-            "task": row.task_id,
-            "state": row.state,
-            "trouble": row.trouble,
-            "reason": row.reason,
-            "versions": history(session, annotation_id),
-        }
+        known = with_history(session, annotation_id)
+    return known or abort(404, f"no correction of annotation {annotation_id}")
 
 
 @blueprint.get("/stats")
