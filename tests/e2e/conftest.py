@@ -12,10 +12,10 @@ from backend.label_studio.connect import connect
 from backend.label_studio.server import REPOSITORY, LabelStudioServer
 from backend.settings import Settings
 from tests.support.annotating import AnnotatingLabelStudio
-from tests.support.backend_server import BackendServer
 from tests.support.editor import BRAIN_LABELS, regions
 from tests.support.images import disc_file
 from tests.support.label_configs import BRIGHT_DISC_CONFIG
+from tests.support.processes import BackendServer
 from tests.support.projects import LabelStudioProject, ProjectFactory
 
 

@@ -1,4 +1,4 @@
-"""What an annotator sees and does, in a real Chromium on a real Label Studio."""
+"""The editor in a real Chromium on a real Label Studio: what an annotator sees and does."""
 
 import numpy as np
 from PIL import Image

@@ -1,4 +1,4 @@
-"""What annotators do in a real Label Studio, by its API and in the browser, is in the store."""
+"""Corrections made in a real Label Studio, by its API and in the browser, are in the store."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -22,8 +22,8 @@ from backend.labeling.region_masks import region_mask
 from backend.services import open_services
 from backend.settings import Settings
 from tests.support.annotating import AnnotatingLabelStudio
-from tests.support.backend_server import BackendServer
 from tests.support.editor import brush_stroke, delete_annotation, regions, submit
+from tests.support.processes import BackendServer
 from tests.support.projects import LabelStudioProject, ProjectFactory
 from tests.support.regions import brush
 

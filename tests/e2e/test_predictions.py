@@ -12,7 +12,7 @@ from backend.label_studio.server import LabelStudioServer
 from backend.predictions.preannotate import preannotate
 from backend.services import open_services
 from tests.support.annotating import AnnotatingLabelStudio
-from tests.support.backend_server import BackendServer
+from tests.support.processes import BackendServer
 from tests.support.projects import ProjectFactory
 
 EVERYTHING = {

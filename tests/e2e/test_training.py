@@ -22,8 +22,8 @@ from backend.training.tables import RunState, TrainingRun, Trigger
 from medsam3_model.data.samples import split_of_group
 from medsam3_model.data.template import demo_slices
 from tests.support.annotating import AnnotatingLabelStudio
-from tests.support.backend_server import BackendServer
 from tests.support.masks import dice
+from tests.support.processes import BackendServer
 from tests.support.projects import ProjectFactory
 from tests.support.regions import brush
 from tests.support.waiting import wait_until

@@ -13,8 +13,8 @@ from backend.settings import Settings
 from backend.web.app import create_app
 from tests.support.corrections_stage import CONFIG, HEIGHT, WIDTH, Stage, stage_at
 from tests.support.images import ellipse_file
+from tests.support.processes import StartWorker, WorkerProcess
 from tests.support.stand_in_label_studio import StandInLabelStudio
-from tests.support.workers import StartWorker, WorkerProcess
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""What fine-tuning costs on cached embeddings, and what the bundled model forgets by it."""
+"""Fine-tuning on cached embeddings: its cost, and what the bundled model forgets by it."""
 
 import tempfile
 import time

@@ -1,4 +1,4 @@
-"""What a prompt costs the bundled model: the first on an image, and the next on the same one."""
+"""Prompts to the bundled model: the cost of the first on an image, and of the next on the same."""
 
 import time
 

@@ -1,4 +1,4 @@
-"""How much faster `labeling.brush_rle` is than the SDK's converter, measured in the same run.
+"""Brush RLE: how much faster `labeling.brush_rle` is than the SDK's converter, in the same run.
 
 Both sides work on the same masks and give the same answer (checked here too). Each figure is
 the SDK's best time divided by ours; repetitions alternate between the two, so that a busy machine

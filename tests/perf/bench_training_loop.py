@@ -21,7 +21,7 @@ from backend.training.tables import TrainingRun, Trigger
 from backend.training.trainer import train_run
 from tests.perf import bench_web
 from tests.support.images import ellipse_file, png
-from tests.support.running import Running, running
+from tests.support.processes import Running, running
 from tests.support.stand_in_label_studio import StandInLabelStudio
 from tests.support.training_stage import CONFIG, TrainingStage, groups, publish
 from tests.support.waiting import wait_until

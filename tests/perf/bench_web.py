@@ -1,4 +1,4 @@
-"""What the web process and the queue cost around the model."""
+"""The web process and the queue: their cost around the model."""
 
 import threading
 import time
@@ -9,7 +9,7 @@ import numpy as np
 from sqlalchemy import select
 
 from backend.tables import Suggestion
-from tests.support.running import Running, memory_mb, running
+from tests.support.processes import Running, memory_mb, running
 
 CONFIG = """
 <View>

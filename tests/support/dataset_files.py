@@ -1,4 +1,4 @@
-"""Small pictures and masks, and how tests save them."""
+"""Small pictures and masks for data sets, and how tests save them."""
 
 from pathlib import Path
 from typing import Any

@@ -1,4 +1,4 @@
-"""A fine-tuning run as its own process: `python -m tests.support.fine_tune_discs FOLDER STEPS`.
+"""Fine-tuning in a process of its own: `python -m tests.support.fine_tune_discs FOLDER STEPS`.
 
 Keeps its state and at the end its detector in FOLDER; says each step on standard output.
 """

@@ -1,4 +1,4 @@
-"""How alike two masks are, counted apart from the product's own metrics."""
+"""Dice of two masks, counted apart from the product's own metrics."""
 
 import numpy as np
 from numpy.typing import NDArray

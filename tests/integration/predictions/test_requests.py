@@ -13,8 +13,8 @@ from backend.services import Services
 from backend.tables import Delivery, Suggestion, SuggestionState
 from tests.support.images import inline_tasks
 from tests.support.label_configs import BRAIN_CONFIG
+from tests.support.processes import StartWorker
 from tests.support.waiting import wait_until
-from tests.support.workers import StartWorker
 
 
 def predict(web: FlaskClient, batch: list[dict[str, object]], **body: Any) -> dict[str, Any]:

@@ -23,8 +23,8 @@ from backend.services import Services
 from backend.tables import Event
 from tests.support.images import inline_tasks
 from tests.support.label_configs import BRAIN_CONFIG
+from tests.support.processes import StartWorker
 from tests.support.waiting import wait_until
-from tests.support.workers import StartWorker
 
 # The release, and what it needs beside this backend's own packages.
 PACKAGES = ["label-studio-ml==1.0.9", "label-studio-tools==0.0.4", "colorama==0.4.6"]

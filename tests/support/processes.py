@@ -1,24 +1,111 @@
-"""A web process and a GPU worker on this machine, for measuring them from outside."""
+"""Processes of the backend: a worker, all of them for a real Label Studio, some to be measured."""
 
 import os
+import signal
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
 
-from backend.label_studio.server import free_port
+from backend.label_studio.server import LabelStudioServer, free_port
 from backend.processes.redis_server import RedisServer
 from backend.services import Services, load_credentials, open_services
 from backend.settings import Settings
 from tests.support.http_server import Handler, HttpServer
 from tests.support.images import ellipse_file
 from tests.support.waiting import wait_until
+
+
+class WorkerProcess:
+    """`medsam3 worker` of one queue, which a test may kill.
+
+    Attributes:
+        process: the running process.
+        log_path: where it writes what it says.
+    """
+
+    def __init__(self, settings: Settings, queue: str) -> None:
+        environment = os.environ | {
+            "MEDSAM3_DATA_DIR": str(settings.data_dir),
+            "MEDSAM3_LEASE_S": str(settings.lease_s),
+            "LABEL_STUDIO_URL": settings.label_studio_url,
+            "LABEL_STUDIO_API_KEY": "0" * 40,
+            "DATABASE_URL": settings.database,
+        }
+        self.log_path = settings.data_dir / f"worker-{queue}.log"
+        with self.log_path.open("ab") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "backend.cli.main", "-v", "worker", "--queue", queue],
+                env=environment,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+
+    def kill(self) -> None:
+        """SIGKILL: no handler runs, nothing is cleaned up."""
+        self.process.send_signal(signal.SIGKILL)
+        self.process.wait()
+
+
+StartWorker = Callable[..., WorkerProcess]
+
+
+class BackendServer:
+    """`medsam3 serve`: all processes of the backend, as a user starts them.
+
+    Attributes:
+        settings: the same settings, for code that runs in the test's process.
+        url: where Label Studio reaches it.
+    """
+
+    def __init__(self, data_dir: Path, studio: LabelStudioServer, **settings: str) -> None:
+        port = free_port()
+        self.url = f"http://127.0.0.1:{port}"
+        self.log_path = data_dir / "serve.log"
+        self._environment = os.environ | {
+            "MEDSAM3_DATA_DIR": str(data_dir),
+            "MEDSAM3_PORT": str(port),
+            "LABEL_STUDIO_URL": studio.url,
+            "LABEL_STUDIO_API_KEY": studio.token,
+            **settings,
+        }
+        self.settings = Settings(
+            data_dir=data_dir,
+            port=port,
+            label_studio_url=studio.url,
+            label_studio_api_key=studio.token,
+        )
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        """Start `medsam3 serve` and wait until the web process answers."""
+        with self.log_path.open("ab") as log:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "backend.cli.main", "-v", "serve"],
+                env=self._environment,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+        wait_until(
+            lambda: answers(self.url),
+            pause_s=0.1,
+            otherwise=lambda: self.log_path.read_text()[-2000:],
+        )
+
+    def stop(self) -> None:
+        """SIGTERM, as a service manager does."""
+        if self._process is not None:
+            self._process.terminate()
+            self._process.wait(60)
+            self._process = None
 
 
 @dataclass(frozen=True)
