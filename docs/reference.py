@@ -1,7 +1,7 @@
-"""Fill in the tables of this folder that are made from the code: `make docs`.
+"""The documents' tables that are made from the code; `make docs` fills them in.
 
-A table stands between `<!-- made by docs/reference.py: NAME -->` and `<!-- end -->`. Tests compare
-what stands there with what the code says, so a table cannot go stale.
+A table is between `<!-- made by docs/reference.py: NAME -->` and `<!-- end -->`. Tests compare it
+with what the code says, so a table cannot go stale.
 """
 
 import inspect
@@ -58,8 +58,8 @@ def every_command() -> Iterator[tuple[str, Any]]:
     while waiting:
         path, command = waiting.pop(0)
         yield path, command
-        found = getattr(command, "commands", {})
-        waiting = [(f"{path} {name}", one) for name, one in found.items()] + waiting
+        below = getattr(command, "commands", {})
+        waiting = [(f"{path} {name}", below[name]) for name in below] + waiting
 
 
 def endpoints_table() -> str:
@@ -114,7 +114,7 @@ TABLES: dict[str, Callable[[], str]] = {
 
 
 def filled(text: str) -> str:
-    """A document with its tables made anew."""
+    """A document with its tables regenerated."""
     return BLOCK.sub(
         lambda match: match["begin"] + TABLES[match["name"]]() + "\n" + match["end"], text
     )
@@ -165,10 +165,10 @@ def _names(parameter: Any) -> str:
 
 
 def _kind(annotation: Any) -> str:
-    """What stands behind an option: its choices, or the kind of its value."""
+    """The word behind an option: its choices, or the kind of its value."""
     choices = get_args(annotation) if get_origin(annotation) is Literal else None
     if isinstance(annotation, type) and issubclass(annotation, Enum):
-        choices = tuple(one.value for one in annotation)
+        choices = tuple(choice.value for choice in annotation)
     if choices:
         return " / ".join(f"`{choice}`" for choice in choices)
     kinds = {int: "NUMBER", float: "NUMBER", Path: "PATH"}
