@@ -47,14 +47,9 @@ class StoredSuggestion:
 # What a region's mask follows from.
 _OUTLINE_KEYS = ("type", "original_width", "original_height", "value")
 _columns = Suggestion.__table__.c
+_NEEDED = ("id", "model_version", "result", "interactive", "finished_at")
 _OF_TASK = (
-    select(
-        _columns.id,
-        _columns.model_version,
-        _columns.result,
-        _columns.interactive,
-        _columns.finished_at,
-    )
+    select(*(_columns[name] for name in _NEEDED))
     .where(
         _columns.project_id == bindparam("project"),
         _columns.task_id == bindparam("task"),

@@ -57,12 +57,12 @@ class ComparedRegion:
     relation: Relation
     item_index: int
     label: str
-    label_changed: bool
-    interactive: bool
-    suggestion_id: str | None
-    model_version: str | None
-    region_id: str | None
-    final_ids: tuple[str, ...]
+    label_changed: bool = False
+    interactive: bool = False
+    suggestion_id: str | None = None
+    model_version: str | None = None
+    region_id: str | None = None
+    final_ids: tuple[str, ...] = ()
     dice: float | None = None
     surface_dice: float | None = None
     hd95: float | None = None
@@ -258,12 +258,10 @@ def _rejected(region: SuggestedRegion) -> ComparedRegion:
         relation=Relation.NONE,
         item_index=region.item_index,
         label=region.label,
-        label_changed=False,
         interactive=region.interactive,
         suggestion_id=region.suggestion_id,
         model_version=region.model_version,
         region_id=region.id,
-        final_ids=(),
     )
 
 
@@ -276,11 +274,6 @@ def _added(region: SubmittedRegion) -> ComparedRegion:
         relation=Relation.NONE,
         item_index=region.item_index,
         label=min(region.labels, default=""),
-        label_changed=False,
-        interactive=False,
-        suggestion_id=None,
-        model_version=None,
-        region_id=None,
         final_ids=(region.id,),
         added_path_length=float(boundary(window).sum()),
     )

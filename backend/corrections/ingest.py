@@ -72,23 +72,18 @@ class Hint:
     data: Mapping[str, Any] | None = None
 
 
+@dataclass(frozen=True)
 class Ingest:
-    """Takes annotations of one Label Studio into one store.
+    """Takes annotations of one Label Studio (`source`) into one store of rows and mask files.
 
-    Args:
-        database: rows.
-        masks: files.
-        source: Label Studio.
+    Attributes:
         settings: limits and the rule for groups.
     """
 
-    def __init__(
-        self, database: Database, masks: MaskStore, source: AnnotationSource, settings: Settings
-    ) -> None:
-        self.database = database
-        self.masks = masks
-        self.source = source
-        self.settings = settings
+    database: Database
+    masks: MaskStore
+    source: AnnotationSource
+    settings: Settings
 
     def take_in(self, hint: Hint) -> str | None:
         """Bring the store in line with what Label Studio says about one annotation.

@@ -49,13 +49,22 @@ class MaskStore:
         self._local = "file" in ((protocols,) if isinstance(protocols, str) else protocols)
         self._writers = ThreadPoolExecutor(_WRITERS, thread_name_prefix="masks")
 
-    def put(self, mask: Mask) -> str:
-        """Store a mask bool (H, W), unless it is there already; returns its hash."""
-        return self._put([(np.packbits(mask, axis=1), mask.shape[1])])[0]
-
     def put_all(self, masks: Sequence[CroppedMask]) -> list[str]:
-        """Store masks at the size of their images, at the same time; returns their hashes."""
-        return self._put([(mask.packed(), mask.width) for mask in masks])
+        """Store masks at the size of their images, at the same time; returns their hashes.
+
+        A mask that is there already is not written again.
+        """
+        packed = [(mask.packed(), mask.width) for mask in masks]
+        names = [_hash(rows, len(rows), width) for rows, width in packed]
+        new = {
+            self._path(name): encode_png(*mask)
+            for name, mask in dict(zip(names, packed, strict=True)).items()
+            if not self.has(name)
+        }
+        # A single file needs no other thread; several wait for the disk at the same time.
+        write_all = map if len(new) < 2 else self._writers.map
+        list(write_all(self._write, new.keys(), new.values()))
+        return names
 
     def has(self, name: str) -> bool:
         """Whether the mask of a hash is there."""
@@ -108,19 +117,6 @@ class MaskStore:
     def _path(self, name: str) -> str:
         # Two levels of folders would be too many for object stores and one is enough for files.
         return f"{self._root}/{name[:2]}/{name}.png"
-
-    def _put(self, masks: Sequence[tuple[NDArray[np.uint8], int]]) -> list[str]:
-        """Store masks given as packed rows and width."""
-        names = [_hash(packed, len(packed), width) for packed, width in masks]
-        new = {
-            self._path(name): encode_png(*mask)
-            for name, mask in dict(zip(names, masks, strict=True)).items()
-            if not self.has(name)
-        }
-        # A single file needs no other thread; several wait for the disk at the same time.
-        write_all = map if len(new) < 2 else self._writers.map
-        list(write_all(self._write, new.keys(), new.values()))
-        return names
 
     def _write(self, path: str, content: bytes) -> None:
         if self._local:

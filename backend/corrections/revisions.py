@@ -93,7 +93,6 @@ def latest_revisions(
     project_id: int,
     *,
     per_annotator: bool = False,
-    include_unreviewed: bool = False,
 ) -> list[CorrectedTask]:
     """The valid revision that counts for each task, in the order of task and annotation.
 
@@ -102,19 +101,19 @@ def latest_revisions(
         project_id: one project.
         per_annotator: one revision per task and annotator; else one per task, a ground truth
             before others and then the newest.
-        include_unreviewed: also annotations made from predictions in bulk, at which nobody looked.
 
-    Skipped, deleted and quarantined annotations are left out.
+    Skipped, deleted and quarantined annotations are left out, and those made from predictions in
+    bulk, at which nobody looked.
     """
-    conditions = [
-        Annotation.project_id == project_id,
-        Annotation.state == AnnotationState.VALID,
-        Revision.was_cancelled.is_(False),
-    ]
-    if not include_unreviewed:
-        conditions.append(Revision.from_prediction.is_(False))
     rows = session.scalars(
-        select(Revision).join(Annotation, Annotation.revision_id == Revision.id).where(*conditions)
+        select(Revision)
+        .join(Annotation, Annotation.revision_id == Revision.id)
+        .where(
+            Annotation.project_id == project_id,
+            Annotation.state == AnnotationState.VALID,
+            Revision.was_cancelled.is_(False),
+            Revision.from_prediction.is_(False),
+        )
     ).all()
     chosen: dict[tuple[int, int | None], Revision] = {}
     # The last one of a key stays.

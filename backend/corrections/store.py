@@ -10,7 +10,6 @@ from typing import Any, cast
 
 from sqlalchemy import (
     CursorResult,
-    Insert,
     RowMapping,
     bindparam,
     insert,
@@ -186,22 +185,16 @@ def save_revision(
     if row["observed"] >= number:
         return "revision" if is_new else None
     _remember_images(session, draft)
-    config = current_config(session, record.project) or ""
-    reason = missing_label(_labels_of(draft), config)
+    labels = {
+        (region.control, label) for region in draft.regions for label in region.labels or ("",)
+    }
+    verdict = _verdict(labels, current_config(session, record.project) or "")
     changed = _set(
-        session,
-        row,
-        number,
-        record,
-        draft.content_hash,
-        state=AnnotationState.QUARANTINED if reason else AnnotationState.VALID,
-        trouble=Trouble.CONFIG if reason else None,
-        reason=reason,
-        revision_id=revision_id,
+        session, row, number, record, draft.content_hash, **verdict, revision_id=revision_id
     )
     if is_new:
         return "revision"
-    return ("quarantined" if reason else "restored") if changed else None
+    return ("quarantined" if verdict["reason"] else "restored") if changed else None
 
 
 def save_state(
@@ -272,54 +265,42 @@ def _add_revision(session: Session, draft: Draft, hashes: Mapping[CroppedMask, s
     )
     (revision_id,) = cast(CursorResult[Any], added).inserted_primary_key or (None,)
     assert revision_id is not None
-    for statement, rows in _rows_below(draft, hashes):
+    regions = [
+        {
+            "region_id": region.id,
+            "label": label,
+            "control": region.control,
+            "item_index": region.item_index,
+            "shape": region.shape,
+            "area": region.mask.area,
+            "mask_hash": hashes[region.mask],
+        }
+        for region in draft.regions
+        for label in region.labels or ("",)
+    ]
+    concepts = [
+        {
+            "item_index": page,
+            "label": label,
+            "height": mask.height,
+            "width": mask.width,
+            "area": mask.area,
+            "mask_hash": hashes[mask],
+        }
+        for (page, label), mask in draft.concepts.items()
+    ]
+    outcomes = [
+        {"ordinal": ordinal, **vars(outcome), "final_ids": list(outcome.final_ids)}
+        for ordinal, outcome in enumerate(draft.outcomes)
+    ]
+    for statement, rows in (
+        (_ADD_REGIONS, regions),
+        (_ADD_CONCEPTS, concepts),
+        (_ADD_OUTCOMES, outcomes),
+    ):
         if rows:
-            numbered = [{"revision_id": revision_id, **row} for row in rows]
-            session.execute(statement, numbered)
+            session.execute(statement, [{"revision_id": revision_id, **row} for row in rows])
     return int(revision_id)
-
-
-def _rows_below(
-    draft: Draft, hashes: Mapping[CroppedMask, str]
-) -> Iterable[tuple[Insert, list[dict[str, Any]]]]:
-    """The rows below a revision."""
-    yield (
-        _ADD_REGIONS,
-        [
-            {
-                "region_id": region.id,
-                "label": label,
-                "control": region.control,
-                "item_index": region.item_index,
-                "shape": region.shape,
-                "area": region.mask.area,
-                "mask_hash": hashes[region.mask],
-            }
-            for region in draft.regions
-            for label in region.labels or ("",)
-        ],
-    )
-    yield (
-        _ADD_CONCEPTS,
-        [
-            {
-                "item_index": page,
-                "label": label,
-                "height": mask.height,
-                "width": mask.width,
-                "area": mask.area,
-                "mask_hash": hashes[mask],
-            }
-            for (page, label), mask in draft.concepts.items()
-        ],
-    )
-    yield (
-        _ADD_OUTCOMES,
-        [
-            {"ordinal": ordinal, **vars(outcome), "final_ids": list(outcome.final_ids)}
-            for ordinal, outcome in enumerate(draft.outcomes)
-        ],
-    )
 
 
 def _remember_images(session: Session, draft: Draft) -> None:
@@ -395,8 +376,12 @@ def _set(
     return any(row[name] != value for name, value in values.items())
 
 
-def _labels_of(draft: Draft) -> set[tuple[str, str]]:
-    return {(region.control, label) for region in draft.regions for label in region.labels or ("",)}
+def _verdict(labels: Iterable[tuple[str, str]], xml: str) -> dict[str, str | None]:
+    """Whether a decoded version is valid by the labeling config, as columns of its annotation."""
+    reason = missing_label(labels, xml)
+    if reason is None:
+        return {"state": AnnotationState.VALID, "trouble": None, "reason": None}
+    return {"state": AnnotationState.QUARANTINED, "trouble": Trouble.CONFIG, "reason": reason}
 
 
 def _judge_labels(session: Session, project_id: int, xml: str) -> int:
@@ -406,9 +391,8 @@ def _judge_labels(session: Session, project_id: int, xml: str) -> int:
         .join(Annotation, Annotation.revision_id == RegionMask.revision_id)
         .where(Annotation.project_id == project_id)
     )
-    pairs = session.execute(of_project.distinct()).all()
     labels: dict[int, set[tuple[str, str]]] = {}
-    for control, label, annotation_id in pairs:
+    for control, label, annotation_id in session.execute(of_project.distinct()):
         labels.setdefault(annotation_id, set()).add((control, label))
     changed = 0
     judged = session.scalars(
@@ -419,10 +403,9 @@ def _judge_labels(session: Session, project_id: int, xml: str) -> int:
         )
     )
     for row in judged:
-        reason = missing_label(labels.get(row.id, ()), xml)
-        state = AnnotationState.QUARANTINED if reason else AnnotationState.VALID
-        if (row.state, row.reason) != (state, reason):
-            row.state, row.reason = state, reason
-            row.trouble = Trouble.CONFIG if reason else None
+        verdict = _verdict(labels.get(row.id, ()), xml)
+        if (row.state, row.reason) != (verdict["state"], verdict["reason"]):
+            for column, value in verdict.items():
+                setattr(row, column, value)
             changed += 1
     return changed

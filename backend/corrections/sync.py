@@ -15,14 +15,14 @@ The sync of a project has three steps, each of which costs what changed and not 
 
 import logging
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 
 from sqlalchemy import ColumnElement, func, select
 
 from backend.corrections import events, store
 from backend.corrections.ingest import Hint, Ingest, open_ingest
-from backend.corrections.privacy import Removed, retain
+from backend.corrections.privacy import retain
 from backend.corrections.source import AnnotatedTask, between, changed_since
 from backend.corrections.tables import Annotation, AnnotationState, Forgotten, ProjectRecord
 from backend.errors import (
@@ -69,15 +69,6 @@ class SyncReport:
         )
 
 
-@dataclass(frozen=True)
-class Upkeep:
-    """What one round of upkeep did; `removed` is None where no retention time is set."""
-
-    reports: tuple[SyncReport, ...]
-    removed: Removed | None
-    pruned_events: int
-
-
 def keep_up_job(_ids: Sequence[str]) -> None:
     """Handler on queue `ingest`: `keep_up`, or the next time if Label Studio is not there."""
     try:
@@ -86,7 +77,7 @@ def keep_up_job(_ids: Sequence[str]) -> None:
         log.warning("the sync with Label Studio waits for its next turn: %s", error)
 
 
-def keep_up(services: Services) -> Upkeep:
+def keep_up(services: Services) -> None:
     """Sync all known projects, remove what is past its retention time, prune events.
 
     A project that Label Studio refuses does not keep the others from their turn.
@@ -94,27 +85,20 @@ def keep_up(services: Services) -> Upkeep:
     Raises:
         LabelStudioUnavailableError, LabelStudioAuthError: the next round tries again.
     """
-    reports = []
     settings = services.settings
     with open_ingest(services) as ingest:
         for project_id in known_projects(ingest):
             try:
-                reports.append(sync_project(ingest, project_id))
+                sync_project(ingest, project_id)
             except (LabelStudioUnavailableError, LabelStudioAuthError):
                 raise
             except LabelStudioError as error:
                 log.warning("project %s was not synced: %s", project_id, error)
-        removed = None
         if settings.retention_days is not None:
-            removed = retain(
-                services.database,
-                ingest.masks,
-                settings.embedding_dir,
-                days=settings.retention_days,
-            )
+            embeddings, days = settings.embedding_dir, settings.retention_days
+            retain(services.database, ingest.masks, embeddings, days=days)
     with services.database.session() as session:
-        pruned = events.prune(session, now() - KEEP_EVENTS)
-    return Upkeep(tuple(reports), removed, pruned)
+        events.prune(session, now() - KEEP_EVENTS)
 
 
 def known_projects(ingest: Ingest) -> list[int]:
@@ -173,51 +157,46 @@ def sync_project(
     return report
 
 
+@dataclass
 class _Sync:
     """One sync of one project; it reads each annotation at most once."""
 
-    def __init__(
-        self,
-        ingest: Ingest,
-        report: SyncReport,
-        config: str | None,
-        progress: Callable[[int], None],
-    ) -> None:
-        self._ingest = ingest
-        self._project_id = report.project_id
-        self._report = report
-        self._config = config
-        self._progress = progress
-        self._read: set[int] = set()
+    ingest: Ingest
+    report: SyncReport
+    config: str | None
+    progress: Callable[[int], None]
+    read: set[int] = field(default_factory=set)
+
+    @property
+    def project_id(self) -> int:
+        return self.report.project_id
 
     def take_in(self, hints: Iterable[Hint]) -> None:
-        report = self._report
+        report = self.report
         for hint in hints:
-            if hint.annotation_id in self._read:
+            if hint.annotation_id in self.read:
                 continue
-            self._read.add(hint.annotation_id)
-            changed = self._ingest.take_in(replace(hint, config=self._config))
+            self.read.add(hint.annotation_id)
+            changed = self.ingest.take_in(replace(hint, config=self.config))
             report.read += 1
             report.revisions += changed == "revision"
             report.deleted += changed == AnnotationState.DELETED
             report.restored += changed == "restored"
             report.quarantined += changed == AnnotationState.QUARANTINED
-            self._progress(report.read)
+            self.progress(report.read)
 
     def read_changed(self, cursor: datetime | None) -> None:
         """Read the tasks that changed since the cursor, all of them where there is none."""
         filters = [changed_since(cursor - OVERLAP)] if cursor else []
-        for task in self._ingest.source.annotated_tasks(self._project_id, filters):
-            self._report.changed_tasks += 1
+        for task in self.ingest.source.annotated_tasks(self.project_id, filters):
+            self.report.changed_tasks += 1
             self._read_task(task)
 
     def find_deleted(self) -> None:
         """Halve the range of task ids until the difference in numbers is found."""
-        with self._ingest.database.reading() as session:
+        with self.ingest.database.reading() as session:
             highest = session.scalar(
-                select(func.max(Annotation.task_id)).where(
-                    Annotation.project_id == self._project_id
-                )
+                select(func.max(Annotation.task_id)).where(Annotation.project_id == self.project_id)
             )
         ranges = [(1, highest)] if highest else []
         while ranges:
@@ -225,7 +204,7 @@ class _Sync:
             annotations, skipped, tasks = self._counts(first, last)
             # What was added or changed is in the store since step 1, so only deletions still make
             # a difference, and equal numbers mean that nothing was deleted here.
-            if (annotations, skipped) == self._ingest.source.counts(self._project_id, first, last):
+            if (annotations, skipped) == self.ingest.source.counts(self.project_id, first, last):
                 continue
             if tasks > LEAF_TASKS and first < last:
                 # Halved where half of the stored tasks are, not half of the ids: ids have gaps.
@@ -234,9 +213,7 @@ class _Sync:
                 continue
             # Few enough to look at each: those that the store has, then those that it lacks.
             self.take_in(self.stored(first, last))
-            for task in self._ingest.source.annotated_tasks(
-                self._project_id, [between(first, last)]
-            ):
+            for task in self.ingest.source.annotated_tasks(self.project_id, [between(first, last)]):
                 self._read_task(task)
 
     def try_again(self) -> None:
@@ -244,7 +221,7 @@ class _Sync:
         waiting = (
             select(Annotation.id, Annotation.task_id)
             .where(
-                Annotation.project_id == self._project_id,
+                Annotation.project_id == self.project_id,
                 Annotation.state == AnnotationState.QUARANTINED,
                 (Annotation.trouble.in_(_RETRIED))
                 | ((Annotation.trouble == Trouble.CONFIG) & Annotation.revision_id.is_(None)),
@@ -252,21 +229,21 @@ class _Sync:
             .order_by(Annotation.observed)  # those first that were tried longest ago
             .limit(MOST_RETRIES)
         )
-        with self._ingest.database.reading() as session:
+        with self.ingest.database.reading() as session:
             rows = session.execute(waiting).all()
-        self.take_in(Hint(row.id, row.task_id, self._project_id) for row in rows)
+        self.take_in(Hint(row.id, row.task_id, self.project_id) for row in rows)
 
     def stored(self, first: int = 0, last: int = 2**31 - 1) -> list[Hint]:
         """The annotations of tasks first..last that the store holds for living."""
         living = select(Annotation.id, Annotation.task_id).where(*self._living(first, last))
-        with self._ingest.database.reading() as session:
+        with self.ingest.database.reading() as session:
             rows = session.execute(living.order_by(Annotation.id)).all()
-        return [Hint(row.id, row.task_id, self._project_id) for row in rows]
+        return [Hint(row.id, row.task_id, self.project_id) for row in rows]
 
     def _read_task(self, task: AnnotatedTask) -> None:
         """Read a task's annotations, and those of its stored ones that are not among them."""
         listed = [
-            Hint(id_, task.id, self._project_id, data=task.data) for id_ in task.annotation_ids
+            Hint(id_, task.id, self.project_id, data=task.data) for id_ in task.annotation_ids
         ]
         self.take_in([*listed, *self.stored(task.id, task.id)])
 
@@ -277,21 +254,21 @@ class _Sync:
             func.count(Annotation.task_id.distinct()).filter(Annotation.was_cancelled),
             func.count(Annotation.task_id.distinct()),
         ).where(*self._living(first, last))
-        with self._ingest.database.reading() as session:
+        with self.ingest.database.reading() as session:
             annotations, skipped, tasks = session.execute(numbers).one()
         return annotations, skipped, tasks
 
     def _middle_task(self, first: int, last: int) -> int:
         """A task that has half of the range's stored tasks before it; below `last`."""
         living = select(Annotation.task_id).where(*self._living(first, last))
-        with self._ingest.database.reading() as session:
+        with self.ingest.database.reading() as session:
             tasks = session.scalars(living.distinct().order_by(Annotation.task_id)).all()
         # Below `last`, or one half would be the whole range again.
         return min(tasks[(len(tasks) - 1) // 2], last - 1)
 
     def _living(self, first: int, last: int) -> list[ColumnElement[bool]]:
         return [
-            Annotation.project_id == self._project_id,
+            Annotation.project_id == self.project_id,
             Annotation.state != AnnotationState.DELETED,
             Annotation.task_id.between(first, last),
         ]

@@ -6,16 +6,20 @@ import pty
 import subprocess
 import sys
 from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
 from flask.testing import FlaskClient
+from sqlalchemy import select, update
 
 from backend.corrections.sync import keep_up
+from backend.corrections.tables import Revision
 from backend.doctor.check import Status
 from backend.doctor.database import check_quarantined
 from backend.services import open_services
 from backend.settings import Settings, get_settings
+from backend.tables import Event, now
 from backend.web.app import create_app
 from tests.support.commands import json_of, run
 from tests.support.corrections_stage import CONFIG, Stage, brush, drawn, image_file, stage_at
@@ -174,8 +178,16 @@ def test_doctor_shows_what_is_quarantined(stage: Stage) -> None:
 
 def test_upkeep_syncs_and_removes(stage: Stage) -> None:
     stage.label_studio.delete_task(stage.state()[0]["task"])
-    done = keep_up(stage.services)
-    assert [report.deleted for report in done.reports] == [1]
-    assert done.removed is not None
-    assert done.removed.revisions == 0  # thirty days have not gone by
-    assert done.pruned_events == 0
+    keep_up(stage.services)
+    assert len(stage.state()) == 2
+    with stage.services.database.session() as session:
+        # Thirty days have not gone by.
+        assert len(session.scalars(select(Revision)).all()) == 2
+        assert len(session.scalars(select(Event)).all()) == 3
+        session.execute(update(Revision).values(ingested_at=now() - timedelta(days=31)))
+        session.execute(update(Event).values(finished_at=now() - timedelta(days=31)))
+    keep_up(stage.services)
+    with stage.services.database.reading() as session:
+        (kept,) = session.scalars(select(Revision.annotation_id))
+        assert kept == stage.state()[0]["annotation"]
+        assert session.scalars(select(Event)).all() == []
