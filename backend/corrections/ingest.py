@@ -27,7 +27,7 @@ from backend.corrections.cropped_mask import union
 from backend.corrections.draft import Draft
 from backend.corrections.label_rules import outlines, pages_of
 from backend.corrections.mask_store import MaskStore
-from backend.corrections.privacy import Removed, finish_removals, write_down_masks
+from backend.corrections.privacy import Removed, finish_removals, write_down
 from backend.corrections.source import AnnotationSource, ImageFacts, image_facts
 from backend.corrections.submissions import (
     AnnotationRecord,
@@ -200,7 +200,7 @@ class Ingest:
                 session, draft.record.project, draft.record.task
             )
             if unwanted:
-                write_down_masks(session, hashes.values())
+                write_down(session, hashes.values())
         if unwanted:
             # Forgotten while it was read: what was written here must go too.
             finish_removals(self.database, self.masks, self.settings.embedding_dir, Removed())

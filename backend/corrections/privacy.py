@@ -84,7 +84,7 @@ def forget(
             *session.scalars(select(Image.hash).where(*mine(Image))),
             *session.scalars(select(Suggestion.image_hash).where(*mine(Suggestion))),
         }
-        _write_down(session, _EMBEDDING, [hash_ for hash_ in hashes if hash_])
+        write_down(session, [hash_ for hash_ in hashes if hash_], _EMBEDDING)
         removed.images = _delete(session, Image, *mine(Image))
         removed.suggestions = _delete(session, Suggestion, *mine(Suggestion))
         removed.ranks = _delete(session, TaskRank, *mine(TaskRank))
@@ -155,18 +155,13 @@ def finish_removals(
         session.execute(delete(Removal))
 
 
-def write_down_masks(session: Session, names: Iterable[str]) -> None:
-    """Have `finish_removals` remove mask files that no row names."""
-    _write_down(session, _MASK, names)
-
-
 def _remove_revisions(session: Session, ids: Sequence[int], removed: Removed) -> None:
     for chunk in chunked(ids):
         for table in (RegionMask, ConceptMask):
             names = session.scalars(
                 select(table.mask_hash).where(table.revision_id.in_(chunk)).distinct()
             )
-            _write_down(session, _MASK, names.all())
+            write_down(session, names)
         entries = session.execute(
             select(DatasetItem.dataset_id, func.count())
             .where(DatasetItem.revision_id.in_(chunk))
@@ -199,7 +194,8 @@ def _named(
     }
 
 
-def _write_down(session: Session, kind: str, names: Iterable[str]) -> None:
+def write_down(session: Session, names: Iterable[str], kind: str = _MASK) -> None:
+    """Have `finish_removals` remove those of these files that no row names any more."""
     rows = [{"kind": kind, "name": name} for name in sorted(names)]
     if rows:
         insert_or_ignore(session, Removal, rows)

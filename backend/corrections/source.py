@@ -10,10 +10,9 @@ import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any
 
-from backend.corrections.submissions import as_utc
 from backend.errors import ImageSourceError, LabelStudioError, QuarantineError, Trouble
 from backend.label_studio.client import LabelStudio, task_filter
 from backend.settings import Settings
@@ -21,23 +20,22 @@ from backend.settings import Settings
 PAGE_SIZE = 500
 # Left out of the Data Manager's answer: it would join and send all masks to compute them.
 _COSTLY_COLUMNS = [
-    f"tasks:{name}"
-    for name in (
-        "annotations_results",
-        "predictions_results",
-        "predictions_score",
-        "predictions_model_versions",
-        "file_upload",
-        "storage_filename",
-        "draft_exists",
-        "avg_lead_time",
-        "state",
-        "completed_at",
-        "annotators",
-    )
+    "tasks:annotations_results",
+    "tasks:predictions_results",
+    "tasks:predictions_score",
+    "tasks:predictions_model_versions",
+    "tasks:file_upload",
+    "tasks:storage_filename",
+    "tasks:draft_exists",
+    "tasks:avg_lead_time",
+    "tasks:state",
+    "tasks:completed_at",
+    "tasks:annotators",
 ]
 # Length at which the Data Manager cuts a column off, less than one more id.
 _CUT_OFF = 480
+_ANNOTATED = task_filter("total_annotations", "greater", "Number", 0)
+_SKIPPED = task_filter("cancelled_annotations", "greater", "Number", 0)
 _EXIF_ORIENTATION = 0x0112
 _SIDEWAYS = frozenset({5, 6, 7, 8})
 
@@ -61,12 +59,12 @@ class AnnotatedTask:
     annotation_ids: tuple[int, ...]
 
 
+@dataclass(frozen=True)
 class AnnotationSource:
     """Reads one Label Studio with the limits of `settings`."""
 
-    def __init__(self, client: LabelStudio, settings: Settings) -> None:
-        self.client = client
-        self._settings = settings
+    client: LabelStudio
+    settings: Settings
 
     def annotation(self, annotation_id: int) -> Any:
         """The annotation's JSON; None when it does not exist.
@@ -75,7 +73,7 @@ class AnnotationSource:
             QuarantineError: it is larger than `max_annotation_mb` or no JSON.
             LabelStudioError: there is no answer, or none that this user may see.
         """
-        limit = self._settings.max_annotation_mb
+        limit = self.settings.max_annotation_mb
         path = f"/api/annotations/{annotation_id}/"
         try:
             content = self.client.download(path, max_bytes=limit * 2**20)
@@ -127,13 +125,12 @@ class AnnotationSource:
         """
         last = 0
         while True:
+            behind = [*filters, task_filter("id", "greater", "Number", last)]
             # The Data Manager knows no "or": those with annotations and those with skips are two
             # lists, read side by side.
             pages = [
-                self._tasks(project_id, filters=[*filters, after(last), more_than(column, 0)])[
-                    "tasks"
-                ]
-                for column in ("total_annotations", "cancelled_annotations")
+                self._tasks(project_id, filters=[*behind, some])["tasks"]
+                for some in (_ANNOTATED, _SKIPPED)
             ]
             tasks = {int(task["id"]): task for page in pages for task in page}
             # Behind the end of a full page there may be more of its kind, so tasks of the other
@@ -152,9 +149,7 @@ class AnnotationSource:
         """Annotations, and tasks with skips, among the tasks with ids first..last."""
         within = between(first, last)
         annotations = self._tasks(project_id, filters=[within], page_size=1)
-        skips = self._tasks(
-            project_id, filters=[within, more_than("cancelled_annotations", 0)], page_size=1
-        )
+        skips = self._tasks(project_id, filters=[within, _SKIPPED], page_size=1)
         return int(annotations["total_annotations"]), int(skips["total"])
 
     def project(self, project_id: int) -> Mapping[str, Any] | None:
@@ -177,7 +172,7 @@ class AnnotationSource:
             return fetch_image(
                 reference,
                 client=self.client,
-                settings=self._settings,
+                settings=self.settings,
                 task_id=task_id,
                 project_id=project_id,
             )
@@ -229,22 +224,14 @@ class AnnotationSource:
 
 def changed_since(moment: datetime) -> dict[str, Any]:
     """A filter: tasks that changed at or after a moment of Label Studio's time."""
-    return task_filter("updated_at", "greater_or_equal", "Datetime", as_utc(moment))
+    # With microseconds and Z, as Label Studio writes times.
+    written = moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+    return task_filter("updated_at", "greater_or_equal", "Datetime", written)
 
 
 def between(first: int, last: int) -> dict[str, Any]:
     """A filter: tasks with ids first..last."""
     return task_filter("id", "in", "Number", {"min": first, "max": last})
-
-
-def after(task_id: int) -> dict[str, Any]:
-    """A filter: tasks with higher ids."""
-    return task_filter("id", "greater", "Number", task_id)
-
-
-def more_than(column: str, number: int) -> dict[str, Any]:
-    """A filter: tasks whose counter is higher."""
-    return task_filter(column, "greater", "Number", number)
 
 
 def image_facts(content: bytes) -> ImageFacts:

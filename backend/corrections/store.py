@@ -8,16 +8,7 @@ from collections.abc import Iterable, Mapping
 from functools import lru_cache
 from typing import Any, cast
 
-from sqlalchemy import (
-    CursorResult,
-    RowMapping,
-    bindparam,
-    insert,
-    or_,
-    select,
-    text,
-    update,
-)
+from sqlalchemy import CursorResult, RowMapping, bindparam, insert, or_, select, text, update
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Session
 
@@ -169,7 +160,7 @@ def save_revision(
     session.execute(_LOCK_CONFIG, {"project": record.project})
     if is_forgotten(session, record.project, record.task):
         return None
-    row = _locked(session, record.id, record.project, record.task)
+    row = _make_and_lock(session, record.id, record.project, record.task)
     version = {
         "annotation": record.id,
         "updated_at": record.updated_at,
@@ -220,7 +211,7 @@ def save_state(
             return None
         if is_forgotten(session, project_id, task_id):
             return None
-        row = _locked(session, annotation_id, project_id, task_id)
+        row = _make_and_lock(session, annotation_id, project_id, task_id)
     if row["observed"] >= number:
         return None
     changed = _set(
@@ -338,9 +329,11 @@ def _lock(session: Session, annotation_id: int) -> RowMapping | None:
     return session.execute(_LOCK_ANNOTATION, {"annotation": annotation_id}).mappings().first()
 
 
-def _locked(session: Session, annotation_id: int, project_id: int, task_id: int) -> RowMapping:
+def _make_and_lock(
+    session: Session, annotation_id: int, project_id: int, task_id: int
+) -> RowMapping:
     """The annotation's row, made if needed; `observed` is 0 in one that was made now."""
-    fresh = {
+    new = {
         "id": annotation_id,
         "project_id": project_id,
         "task_id": task_id,
@@ -348,7 +341,7 @@ def _locked(session: Session, annotation_id: int, project_id: int, task_id: int)
         "was_cancelled": False,
         "observed": 0,
     }
-    insert_or_ignore(session, _annotations, fresh)
+    insert_or_ignore(session, _annotations, new)
     row = _lock(session, annotation_id)
     assert row is not None
     return row

@@ -8,7 +8,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC
 from typing import Any
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, ValidationError
@@ -247,8 +247,3 @@ def _page(entry: Mapping[str, Any], pages: Pages, name: str) -> int:
             Trouble.CONTENT, f"{name} is on page {index!r}, which the task does not have"
         )
     return page
-
-
-def as_utc(moment: datetime) -> str:
-    """ISO 8601 with microseconds and Z, as Label Studio writes times."""
-    return moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
