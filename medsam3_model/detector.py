@@ -185,6 +185,7 @@ def answer_prompts(
             img_feats=(coarse.float(),),
             img_pos_embeds=(position.float(),),
         )
+    # The detector reads boxes as further words of the phrase.
     features = torch.cat([prompts.text, geometry.last_hidden_state.to(prompts.text.dtype)], dim=1)
     valid = torch.cat([prompts.text_mask, geometry.attention_mask.bool()], dim=1)
     encoded = model.detr_encoder(
@@ -212,21 +213,14 @@ def answer_prompts(
 
     if mask_rows is None:
         mask_rows = torch.arange(len(prompts.images), device=prompts.images.device)
-    decoder, last = model.mask_decoder, hidden[-1][mask_rows]
-    if len(mask_rows) == 0:
-        finest = levels[0].shape
-        pixels = last.new_zeros(0, finest[1], *finest[2:])
-        semantic = last.new_zeros(0, *finest[2:])
-    else:
-        images = prompts.images[mask_rows]
-        pixels = _decode_pixels(
-            model,
-            [level[images] for level in levels],
-            encoded.last_hidden_state[mask_rows],
-            features[mask_rows],
-            valid[mask_rows],
-        )
-        semantic = decoder.semantic_projection(pixels).squeeze(1)
+    decoder, last, images = model.mask_decoder, hidden[-1][mask_rows], prompts.images[mask_rows]
+    pixels, semantic = _decode_pixels(
+        model,
+        [level[images] for level in levels],
+        encoded.last_hidden_state[mask_rows],
+        features[mask_rows],
+        valid[mask_rows],
+    )
     # The projection of the pixels is taken to the queries: a dot product has two sides, and there
     # are fewer queries than pixels.
     asked, projection = decoder.mask_embedder(last), decoder.instance_projection
@@ -247,8 +241,13 @@ def answer_prompts(
 
 def _decode_pixels(
     model: Sam3Model, levels: Sequence[Tensor], encoded: Tensor, features: Tensor, valid: Tensor
-) -> Tensor:
-    """What `Sam3MaskDecoder.forward` multiplies with the queries, (R, C, h, w)."""
+) -> tuple[Tensor, Tensor]:
+    """What `Sam3MaskDecoder.forward` multiplies with the queries, (R, C, h, w), and the semantic
+    logits (R, h, w).
+    """
+    if len(encoded) == 0:  # no prompt asks for masks
+        nothing = encoded.new_zeros(levels[0].shape)
+        return nothing, nothing[:, 0]
     decoder = model.mask_decoder
     normed = decoder.prompt_cross_attn_norm(encoded)
     mask = create_bidirectional_mask(
@@ -262,4 +261,5 @@ def _decode_pixels(
     )
     encoded = encoded + decoder.prompt_cross_attn_dropout(attended)
     coarse = encoded.transpose(1, 2).unflatten(2, levels[-1].shape[-2:])
-    return decoder.pixel_decoder([*levels[:-1], coarse])
+    pixels = decoder.pixel_decoder([*levels[:-1], coarse])
+    return pixels, decoder.semantic_projection(pixels).squeeze(1)

@@ -33,8 +33,7 @@ _DTYPES = {
 def resolve_device(device: str | torch.device) -> torch.device:
     """The device for a name; "auto" takes CUDA, else Apple's MPS, else the CPU.
 
-    Raises:
-        MedSAM3Error: the name is unknown or this machine has no such device.
+    Raises MedSAM3Error where the name is unknown or this machine has no such device.
     """
     if isinstance(device, str) and device == "auto":
         if torch.cuda.is_available():
@@ -54,8 +53,7 @@ def resolve_device(device: str | torch.device) -> torch.device:
 def resolve_dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtype:
     """The computing precision for a name; "auto" is bfloat16 on CUDA, float32 elsewhere.
 
-    Raises:
-        MedSAM3Error: another precision than float32 and bfloat16.
+    Raises MedSAM3Error for another precision than float32 and bfloat16.
     """
     if isinstance(dtype, str):
         if dtype == "auto":

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import nn
 from transformers import PreTrainedTokenizerBase, Sam3Model
-from typing_extensions import TypeVar
 
 from medsam3_model import detector as forward
 from medsam3_model import device as devices
@@ -24,10 +23,13 @@ from medsam3_model.postprocessing import SAM3_SETTINGS, DetectionSettings, to_de
 from medsam3_model.tracker import Tracker
 from medsam3_model.types import Detections, ImageEmbedding, TextEmbedding
 
+if TYPE_CHECKING:
+    from typing_extensions import TypeVar
+
+    Reading = TypeVar("Reading", default=Detections)
+
 # As many phrases in a pass as have copies of the finest level within half a gigabyte.
 _FINEST_LEVEL_BYTES_PER_PASS = 512 * 2**20
-
-Reading = TypeVar("Reading", default=Detections)
 
 
 class MedSAM3:
@@ -251,8 +253,7 @@ class MedSAM3:
     def encode_text(self, phrases: Sequence[str]) -> TextEmbedding:
         """Run the frozen text encoder on phrases of a few words ("breast tumor").
 
-        Raises:
-            PromptError: no phrase, or an empty one.
+        Raises PromptError where there is no phrase, or an empty one.
         """
         ids, mask = preprocessing.phrase_tokens(
             self.tokenizer, phrases, self.config.text_config.max_position_embeddings

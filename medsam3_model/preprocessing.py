@@ -71,6 +71,7 @@ def text_mask(input_ids: torch.Tensor, end_of_text: int) -> torch.Tensor:
     """
     if end_of_text == 2:  # named by early CLIP configs, used by no tokenizer
         end_of_text = 49407
+    # All tokens up to the first end of text: those before which there was none.
     is_end = (input_ids == end_of_text).long()
     ends_before = is_end.cumsum(dim=1) - is_end
     padded_with_zero = input_ids[:, -1:] == 0
@@ -99,6 +100,7 @@ def per_phrase_boxes(
             raise PromptError("box_labels were given without boxes")
         return [np.zeros((0, 4))] * phrases, [np.zeros(0, dtype=np.int64)] * phrases
 
+    # One box or a list of boxes is for all phrases; one level deeper each phrase has its own.
     shared = _depth(boxes) <= 2
     if shared:
         row = _box_array(boxes)

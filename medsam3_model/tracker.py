@@ -73,6 +73,7 @@ class Tracker:
                 multimask_output=prompts["input_points"].shape[2] == 1 and box is None,
                 **{key: value.to(levels[0].device) for key, value in prompts.items()},
             )
+        # Of the masks that compete the one that the model itself trusts most.
         scores = outputs.iou_scores[0, 0].float()
         best = int(scores.argmax())
         logits = F.interpolate(

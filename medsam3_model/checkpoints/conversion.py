@@ -74,8 +74,7 @@ class Verification:
 def describe(checkpoint: str | Path) -> Description:
     """What a bundled model, file, folder or hub id holds; nothing but headers is read.
 
-    Raises:
-        CheckpointError: it is not a weights file; the message says what it seems to be.
+    Raises CheckpointError where it is not a weights file; the message says what it seems to be.
     """
     path = pretrained.locate(checkpoint)
     file = open_tensors(path)
@@ -167,6 +166,7 @@ def convert(
     sizes = pretrained.parse_config(config)
     adapter = None if adapter is None else Path(adapter).expanduser()
     loaded = loading.load_model(weights, adapter=adapter, config=sizes)
+    # Merged weights no longer tell what they were made from: the base's hash is kept beside them.
     base = loaded.hashes if adapter is None else loading.load_model(weights, config=sizes).hashes
     architecture = json.dumps(loaded.model.config.to_dict(), sort_keys=True)
     stored_config = {**json.loads(architecture), "model_type": "sam3"}

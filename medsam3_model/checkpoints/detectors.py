@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from transformers import Sam3Model
 
 from medsam3_model.checkpoints import hashes
-from medsam3_model.checkpoints.hashes import DETECTOR_MODULES, is_detector
+from medsam3_model.checkpoints.hashes import is_detector
 from medsam3_model.checkpoints.loading import DETECTOR_FORMAT, Layout, empty_model, layout_of
 from medsam3_model.checkpoints.weight_files import open_tensors, replacing
 from medsam3_model.errors import CheckpointError
@@ -148,6 +148,7 @@ def with_detector(base: Sam3Model, detector: DetectorCheckpoint, encoder_hash: s
     model = empty_model(base.config)
     for name in ("vision_encoder", "text_encoder", "text_projection"):
         setattr(model, name, getattr(base, name))
+    # A detector of another size would be a different architecture, whatever its encoder hash says.
     expected = {key: value.shape for key, value in model.state_dict().items() if is_detector(key)}
     for key in expected.keys() ^ detector.state.keys():
         kind = "lacks" if key in expected else "has an unknown"
@@ -156,12 +157,7 @@ def with_detector(base: Sam3Model, detector: DetectorCheckpoint, encoder_hash: s
         if detector.state[key].shape != shape:
             raise CheckpointError(f"the detector {detector.name!r} has another shape of {key}")
     device = next(base.parameters()).device
-    for name in DETECTOR_MODULES:
-        prefix = f"{name}."
-        part = {
-            key.removeprefix(prefix): tensor.to(device)
-            for key, tensor in detector.state.items()
-            if key.startswith(prefix)
-        }
-        getattr(model, name).load_state_dict(part, strict=True, assign=True)
+    state = {key: tensor.to(device) for key, tensor in detector.state.items()}
+    # Not strict: the encoders' tensors are there already, and the detector's keys were compared.
+    model.load_state_dict(state, strict=False, assign=True)
     return model.eval().requires_grad_(False)

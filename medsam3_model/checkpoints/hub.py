@@ -97,8 +97,7 @@ def cached(repo_id: str) -> Path | None:
 def weights_patterns(files: list[str]) -> tuple[str, ...]:
     """Which weights of a repository to fetch: safetensors, else whatever there is.
 
-    Raises:
-        CheckpointError: there are none.
+    Raises CheckpointError where there are none.
     """
     top = [name for name in files if "/" not in name]
     if any(name.endswith(".safetensors") for name in top):

@@ -87,8 +87,7 @@ class LoadedModel:
 def find_weights(checkpoint: Path) -> Path:
     """The weights file of a folder, or the file itself.
 
-    Raises:
-        CheckpointError: there is none.
+    Raises CheckpointError where there is none.
     """
     if checkpoint.is_file():
         return checkpoint
@@ -105,8 +104,7 @@ def find_weights(checkpoint: Path) -> Path:
 def find_config(weights: Path, file: TensorFile) -> Sam3Config | None:
     """The architecture's sizes, from the file's notes or a config.json beside it.
 
-    Raises:
-        CheckpointError: the config is not one of SAM 3.
+    Raises CheckpointError where the config is not one of SAM 3.
     """
     beside = weights.parent / "config.json"
     try:
@@ -122,8 +120,7 @@ def find_config(weights: Path, file: TensorFile) -> Sam3Config | None:
 def image_config(config: Mapping[str, Any]) -> Sam3Config:
     """A `Sam3Config` from the dict of an image or video model's config.json.
 
-    Raises:
-        CheckpointError: it is another model's.
+    Raises CheckpointError where it is another model's.
     """
     if isinstance(config.get("detector_config"), Mapping):
         config = config["detector_config"]
@@ -206,6 +203,7 @@ def load_model(
                 tensor = delta.add_to(key, tensor.to(torch.float32))
             yield key, tensor
 
+    # Hashing and copying let go of the interpreter's lock: the threads share that work.
     state, digests = {}, {}
     with ThreadPoolExecutor(available_cpus()) as pool:
         pending = iter(stored())

@@ -42,8 +42,7 @@ class Preset:
 def preset_from_json(text: str) -> Preset:
     """Read a preset, ignoring what other versions may have added.
 
-    Raises:
-        CheckpointError: it is not a preset, or a setting is out of range.
+    Raises CheckpointError where it is not a preset, or a setting is out of range.
     """
     try:
         content = json.loads(text)
@@ -111,8 +110,7 @@ def _bundle_preset(folder: Path) -> Preset:
 def tokenizer_of(weights: Path, config: Sam3Config) -> PreTrainedTokenizerBase:
     """The tokenizer beside the weights, else CLIP's, which all published SAM 3 models use.
 
-    Raises:
-        CheckpointError: there is none, and the model's vocabulary is not CLIP's.
+    Raises CheckpointError where there is none, and the model's vocabulary is not CLIP's.
     """
     if (weights.parent / "tokenizer.json").is_file():
         return load_tokenizer(weights.parent)
@@ -130,8 +128,7 @@ def tracker_of(
 ) -> Tracker | None:
     """The tracker of a checkpoint that holds one and comes with its config.json, else None.
 
-    Raises:
-        CheckpointError: it is incomplete.
+    Raises CheckpointError where it is incomplete.
     """
     beside = weights.parent / "config.json"
     if not has_tracker(loaded.file) or not beside.is_file():

@@ -56,13 +56,13 @@ class TensorFile(ABC):
     def read(self, key: str) -> torch.Tensor:
         """One tensor in its stored type, usually a view of the mapped file.
 
-        Raises:
-            CheckpointError: the file is damaged at this place.
+        Raises CheckpointError where the file is damaged at this place.
         """
         try:
             tensor = self._read(key)
         except (SafetensorError, RuntimeError, OSError) as error:
             raise CheckpointError(f"{self.path.name} is damaged: {key} cannot be read") from error
+        # Pages that were read stay in memory until the mapping is given up.
         self._unmapped_after += tensor.numel() * tensor.element_size()
         if self._unmapped_after > _REOPEN_BYTES:
             self._unmapped_after = 0
@@ -139,8 +139,7 @@ class TorchFile(TensorFile):
 def open_tensors(path: Path) -> TensorFile:
     """Open a weights file by its content, whatever its name says.
 
-    Raises:
-        CheckpointError: it is not a weights file; the message says what it seems to be.
+    Raises CheckpointError where it is not a weights file; the message says what it seems to be.
     """
     if path.name.endswith(".index.json"):
         return SafetensorsFile(path)

@@ -57,6 +57,7 @@ def read_mask_file(path: Path) -> ConceptTruth:
         pixels = pixels[..., :3].max(2)
     if pixels.dtype.kind == "f":
         return from_mask(pixels > 0.5)
+    # An 8-bit file does not say whether it holds grey values or numbers; numbers are small.
     if not numbered and pixels.max() >= 128:
         return from_mask(pixels >= 128)
     if len(np.unique(pixels)) > 2:

@@ -220,6 +220,7 @@ class _Judge:
             x0, y0, x1, y1 = window
             return self.model.encode_image(image[y0:y1, x0:x1])
 
+        # The clock runs for the model alone: not for reading files, nor for scoring masks.
         with self._clock():
             embedding = self.model.encode_image(image)
         if self.text is not None:
@@ -235,6 +236,7 @@ class _Judge:
                 continue
             boxes = mask.boxes
             if self.mode == "ti-jitter":
+                # Named by image and concept, so that every model is asked with the same boxes.
                 key = f"{sample.name}/{concept}"
                 boxes = disturbed_boxes(boxes, *image.shape[:2], key=key, seed=self.seed)
             with self._clock():

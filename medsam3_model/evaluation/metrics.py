@@ -131,6 +131,7 @@ def score_mask(
 
 def boundary(mask: BoolMask) -> BoolMask:
     """Pixels of `mask` with a 4-neighbour outside it; beyond the image counts as outside."""
+    # Four shifted copies: a pixel is inner where all its neighbours are in the mask.
     padded = np.pad(mask, 1)
     inner = padded[:-2, 1:-1] & padded[2:, 1:-1] & padded[1:-1, :-2] & padded[1:-1, 2:]
     return mask & ~inner

@@ -81,11 +81,13 @@ def _windowed(dataset: Dataset, stored: npt.NDArray[Any], frame: int) -> npt.NDA
     if "VOILUTSequence" in dataset and "WindowCenter" not in dataset:
         table = apply_voi_lut(apply_modality_lut(stored, dataset), dataset)
         return to_bytes(table, 0, 2 ** int(dataset.VOILUTSequence[0].LUTDescriptor[2]) - 1)
+    # An enhanced file says it for each frame, an ordinary one once.
     rescale = _functional_group(dataset, frame, "PixelValueTransformationSequence")
     values = apply_modality_lut(stored, rescale if rescale is not None else dataset)
     window = _functional_group(dataset, frame, "FrameVOILUTSequence")
     limits = _window(window if window is not None else dataset)
     if limits is None:
+        # Padding around the field of view would take up most of the range.
         padding = dataset.get("PixelPaddingValue")
         kept = values if padding is None else values[stored != padding]
         limits = full_range(kept)

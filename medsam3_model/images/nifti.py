@@ -101,10 +101,12 @@ def _volume(file: BinaryIO, limits: ImageLimits) -> _Volume:
             raise ImageError(f"the NIfTI file holds no volume: its shape is {shape}")
         if kept.fields is not None:
             raise ImageError("the NIfTI file holds colours or other records, not grey values")
+        # The header alone says how large the values are; none is read before this.
         limits.check_size(int(np.prod(shape, dtype=np.int64)) * kept.itemsize)
         values: Any = image.dataobj
         if len(shape) == 2:
             values = values.reshape((*shape, 1))
+        # Row n: which patient axis the stored axis n runs along, and in which direction.
         orientation = nibabel.io_orientation(image.affine)
         stored = [int(np.flatnonzero(orientation[:, 0] == axis)[0]) for axis in range(3)]
     except (ImageFileError, HeaderDataError, OSError, EOFError, ValueError, TypeError) as error:
@@ -129,6 +131,7 @@ def _unpacked(file: BinaryIO, limits: ImageLimits) -> bytes:
     unpacked = io.BytesIO()
     try:
         with gzip.GzipFile(fileobj=file) as packed:
+            # Piece by piece: a small file may unpack to more than the memory holds.
             while piece := packed.read(2**20):
                 unpacked.write(piece)
                 if unpacked.tell() > limits.max_bytes:

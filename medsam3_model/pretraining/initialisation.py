@@ -39,10 +39,12 @@ def initialise(model: "Sam3Model") -> None:
     embeddings = model.vision_encoder.backbone.embeddings
     count, width = embeddings.position_embeddings.shape[1:]
     embeddings.position_embeddings.copy_(0.5 * _sine_positions(round(count**0.5), width))
+    # The queries differ from the start: equal ones would all learn the same.
     decoder = model.detr_decoder
     nn.init.normal_(decoder.query_embed.weight)
     nn.init.normal_(decoder.presence_token.weight)
     decoder.reference_points.weight.copy_(_spread_boxes(len(decoder.reference_points.weight)))
+    # Boxes begin where their queries are, masks faint, and most pixels as background.
     weights = dict(model.named_parameters())
     weights["detr_decoder.box_head.layer3.weight"].zero_()
     weights["mask_decoder.mask_embedder.layers.2.weight"].mul_(0.1)

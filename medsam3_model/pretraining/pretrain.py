@@ -145,6 +145,7 @@ class Pretraining:
                 moments["state"].pop((decayed + plain).index(POSITIONS), None)
             self.model.load_state_dict(resize_positions(state, tokens))
             self.optimiser.load_state_dict(moments)
+        # Forks write to these very tensors; each has an optimiser of its own.
         self.model.share_memory()
 
     def run(self) -> None:
@@ -182,6 +183,8 @@ class Pretraining:
         steps_terms: list[dict[str, float]] = []
         reported = validated = self.step
         while True:
+            # The counter is all that the processes agree on. The weights are shared and written
+            # without a lock: an update that is half overwritten costs less than waiting for it.
             with counter.get_lock():
                 self.step = counter.value
                 if self.step >= phase.steps:
@@ -209,6 +212,7 @@ class Pretraining:
                 saved = now
 
     def _one_step(self, phase: Phase) -> dict[str, float]:
+        """One update of the shared weights; the terms of its loss."""
         rate = phase.rate(self.step)
         for group in self.optimiser.param_groups:
             group["lr"] = rate
@@ -237,6 +241,7 @@ class Pretraining:
     def _average(self) -> None:
         """Move the averaged weights towards the current ones."""
         self.averaged += 1
+        # Short at first: the starting weights should not linger in the average.
         decay = min(self.config.average, (1 + self.averaged) / (10 + self.averaged))
         names = list(self.average)
         current = self.model.state_dict()
@@ -346,10 +351,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         help="a data set to train on (isic2017, kvasir_seg, ...); repeat for each",
     )
     options = parser.parse_args(arguments)
-    folders = {}
-    for entry in options.data:
-        name, _, folder = entry.partition("=")
-        folders[name] = Path(folder)
+    folders = {
+        name: Path(folder) for name, _, folder in (entry.partition("=") for entry in options.data)
+    }
     keep_freed_memory()
     torch.set_num_threads(1)  # one process per core; forks must not inherit a thread pool
     options.out.mkdir(parents=True, exist_ok=True)

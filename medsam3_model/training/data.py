@@ -63,23 +63,18 @@ class TrainingImage:
 class _Layers:
     """Instance maps of one image, compressed: masks shrink to a hundredth."""
 
-    size: tuple[int, int]
-    packed: Mapping[str, bytes]
+    phrases: tuple[str, ...]
+    shape: tuple[int, ...]
+    packed: bytes
 
     @classmethod
     def of(cls, layers: Mapping[str, NDArray[np.int32]]) -> "_Layers":
-        size = next(iter(layers.values())).shape
-        packed = {
-            phrase: zlib.compress(np.ascontiguousarray(layer.astype(np.uint16)).tobytes(), 1)
-            for phrase, layer in layers.items()
-        }
-        return cls((size[0], size[1]), packed)
+        stack = np.stack(list(layers.values())).astype(np.uint16)
+        return cls(tuple(layers), stack.shape, zlib.compress(stack.tobytes(), 1))
 
-    def unpacked(self) -> dict[str, NDArray[np.uint16]]:
-        return {
-            phrase: np.frombuffer(zlib.decompress(packed), np.uint16).reshape(self.size)
-            for phrase, packed in self.packed.items()
-        }
+    def unpacked(self) -> NDArray[np.uint16]:
+        """The maps, (phrases, H, W)."""
+        return np.frombuffer(zlib.decompress(self.packed), np.uint16).reshape(self.shape)
 
 
 class TrainingData:
@@ -97,7 +92,7 @@ class TrainingData:
         """
         self._model, self._cache = model, cache
         self._layers = {image.key: _Layers.of(image.layers()) for image in images}
-        phrases = {phrase for layers in self._layers.values() for phrase in layers.packed}
+        phrases = {phrase for layers in self._layers.values() for phrase in layers.phrases}
         ordered = sorted(phrases | set(GENERIC_PHRASES))
         self._text = model.encode_text(ordered)
         self._row = {phrase: index for index, phrase in enumerate(ordered)}
@@ -116,9 +111,10 @@ class TrainingData:
             )
             return WHOLE, plain
         layers = self._layers[image.key]
-        sided = any(_SIDED.search(phrase) for phrase in layers.packed)
+        sided = any(_SIDED.search(phrase) for phrase in layers.phrases)
+        # The same numbers draw geometry and look, here and in every later run.
         rng = np.random.default_rng([zlib.crc32(image.key.encode()), number])
-        height, width = layers.size
+        _, height, width = layers.shape
         view = random_view(rng, "chest" if sided else "", width / height)
 
         def encode() -> ImageEmbedding:
@@ -131,13 +127,14 @@ class TrainingData:
 
     def labels(self, image: TrainingImage, view: View) -> dict[str, Tensor]:
         """Instance numbers in a view by phrase, int64 (S, S), S twice the masks' side."""
-        layers = self._layers[image.key].unpacked()
-        seen = sample_labels(np.stack(list(layers.values())), view, 2 * self.mask_size)
-        return dict(zip(layers, seen, strict=True))
+        layers = self._layers[image.key]
+        labels = sample_labels(layers.unpacked(), view, 2 * self.mask_size)
+        return dict(zip(layers.phrases, labels, strict=True))
 
     def truth(self, image: TrainingImage) -> dict[str, NDArray[np.bool_]]:
         """The masks by phrase, bool (H, W)."""
-        return {phrase: layer > 0 for phrase, layer in self._layers[image.key].unpacked().items()}
+        layers = self._layers[image.key]
+        return dict(zip(layers.phrases, layers.unpacked() > 0, strict=True))
 
     def text(self, phrases: Sequence[str]) -> TextEmbedding:
         """The embedding of some of the run's phrases."""

@@ -195,7 +195,7 @@ class _Run:
     ) -> None:
         self.settings, self.name, self.base = settings, name, base
         self.start, self.processes = model, joined()
-        self.model = model.with_detector(self._checkpoint(detector_state(model.model)))
+        self.model = self._version(detector_state(model.model))
         self.images, self.spared = spare(images)
         self.replay, self.spared_replay = spare(replay)
         self.data = TrainingData(model, (*images, *replay), cache)
@@ -264,8 +264,7 @@ class _Run:
         if not state.history or state.history[-1][0] != state.step:
             state.history.append((state.step, _mean(state.losses), None))
         weights = state.best[1] if state.best else detector_state(self.model.model)
-        tuned = self.start.with_detector(self._checkpoint(weights))
-        return FineTuned(tuned, state.step, tuple(state.history), stopped)
+        return FineTuned(self._version(weights), state.step, tuple(state.history), stopped)
 
     def report(self, file: Path | None, on_progress: Callable[[TrainingProgress], None]) -> None:
         """Tell of the step; where that raises, all processes save and end together."""
@@ -349,12 +348,13 @@ class _Run:
 
         Where there is something to forget, weights on the way back to the start are tried too.
         """
+        # Copies: the optimiser goes on changing the model's own tensors.
         start, tuned = detector_state(self.start.model), detector_state(self.model.model)
         learned = self._dice(self.model, self.spared)
         candidates = [(learned - self._forgotten(self.model), tuned)]
         if self.spared_replay:
             between = {key: start[key].lerp(tuned[key], _WAY) for key in tuned}
-            model = self.start.with_detector(self._checkpoint(between))
+            model = self._version(between)
             score = self._dice(model, self.spared) - self._forgotten(model)
             candidates.append((score, between))
         score, weights = max(candidates, key=lambda candidate: candidate[0])
@@ -384,6 +384,7 @@ class _Run:
                 (detections.phrase, dice(detections.concept_mask()[0], mask))
                 for detections, mask in zip(answers, truth.values(), strict=True)
             ]
+        # Sorted, so that the sums round alike in every process and at every restart.
         by_phrase: dict[str, list[float]] = {}
         everybodys = (score for part in self.processes.gather(scores) for score in part)
         for phrase, value in sorted(everybodys):
@@ -419,9 +420,12 @@ class _Run:
         text = repr((self.start.encoder_hash, self.start.detector_hash, self.settings, keys))
         return hashlib.sha256(text.encode()).hexdigest()
 
-    def _checkpoint(self, state: Mapping[str, Tensor]) -> DetectorCheckpoint:
-        hashed = hashes.of_state(state).detector
-        return DetectorCheckpoint(state, self.start.encoder_hash, hashed, self.base, self.name)
+    def _version(self, state: Mapping[str, Tensor]) -> "MedSAM3":
+        """The model with these weights of the detector."""
+        encoder, detector = self.start.encoder_hash, hashes.of_state(state).detector
+        return self.start.with_detector(
+            DetectorCheckpoint(state, encoder, detector, self.base, self.name)
+        )
 
 
 def _mean(values: Sequence[float]) -> float:
