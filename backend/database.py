@@ -10,7 +10,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
-from sqlalchemy import Engine, create_engine, event
+from sqlalchemy import ColumnElement, Engine, create_engine, event, update
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Session, sessionmaker
 
@@ -48,6 +48,16 @@ class Database:
         """A session that only reads: on SQLite it never waits for a writer."""
         with self._readers() as session:
             yield session
+
+    def update(self, table: Any, *conditions: ColumnElement[bool], **values: Any) -> None:
+        """Set columns of the rows that meet all conditions, in a transaction of its own."""
+        with self.session() as session:
+            session.execute(
+                update(table)
+                .where(*conditions)
+                .values(**values)
+                .execution_options(synchronize_session=False)
+            )
 
     def migrate(self) -> None:
         """Bring the tables to the newest revision; safe to call from several processes."""

@@ -1,7 +1,7 @@
-"""Trained detectors by version: written once, complete or not at all, never changed.
+"""The store of trained detectors, by version: a file is written once, complete or not at all.
 
-They lie beside the mask files when those are in an object store (`STORAGE_URL`), so that workers
-on other machines find them, else below the data folder.
+Where the mask files are in an object store (`STORAGE_URL`) the detectors are there, too, so that
+workers on other machines find them; else they are below the data folder.
 """
 
 import shutil

@@ -1,7 +1,7 @@
-"""Which version serves a project: put into service and taken back, in one transaction each.
+"""Promotion: puts a version into service for a project, and takes it back.
 
 The row of the project says which version is in service; workers read it for every prediction, so
-the next one after the transaction carries the new version. Label Studio is told afterwards
+the next one after the transaction carries the new version. A job tells Label Studio afterwards
 (`backend.training.roll_out`), as often as it takes.
 """
 
@@ -77,30 +77,27 @@ def rollback(services: Services, project_id: int) -> Promotion:
         history = session.scalars(
             select(Promotion).where(Promotion.project_id == project_id).order_by(Promotion.id)
         ).all()
+        # A rollback takes the last standing promotion back, like a closing bracket.
         standing: list[Promotion] = []
-        for one in history:
-            if one.kind != PromotionKind.ROLLBACK:
-                standing.append(one)
+        for row in history:
+            if row.kind != PromotionKind.ROLLBACK:
+                standing.append(row)
             elif standing:
                 standing.pop()
         if not standing:
             raise ModelVersionError(
                 f"Project {project_id} has no promotion that could be taken back."
             )
+        last = standing[-1]
         made = _put_into_service(
-            session,
-            services,
-            project_id,
-            standing[-1].previous,
-            PromotionKind.ROLLBACK,
-            standing[-1].run_id,
+            session, services, project_id, last.previous, PromotionKind.ROLLBACK, last.run_id
         )
     enqueue_roll_out(services, made.id)
     return made
 
 
 def enqueue_roll_out(services: Services, promotion_id: int, attempt: int = 0) -> None:
-    """Have Label Studio told by an ingest worker."""
+    """Have an ingest worker tell Label Studio."""
     try:
         enqueue(
             services.redis,

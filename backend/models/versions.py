@@ -1,4 +1,4 @@
-"""Which model version serves a project, and what a version is called."""
+"""Versions of models: what they are called, and which one serves a project."""
 
 import hashlib
 import json
@@ -6,7 +6,6 @@ from functools import lru_cache
 from pathlib import Path
 
 from sqlalchemy import select
-from sqlalchemy.orm import Session
 
 from backend.database import insert_or_ignore
 from backend.services import Services
@@ -20,8 +19,8 @@ FINGERPRINT_BYTES = 2**20
 def in_service(services: Services, project_id: int) -> str:
     """The version whose predictions a project gets: its own, else the default model's."""
     with services.database.reading() as session:
-        own = session.scalar(select(Project.model_version).where(Project.id == project_id))
-    return own or default_version(services)
+        version = session.scalar(select(Project.model_version).where(Project.id == project_id))
+    return version or default_version(services)
 
 
 def register_project(services: Services, project_id: int, label_config: str) -> str:
@@ -41,23 +40,17 @@ def register_project(services: Services, project_id: int, label_config: str) -> 
             project = session.get(Project, project_id) or Project(id=project_id)
             project.label_config = label_config
             session.add(project)
-            register(session, default, services.settings.model, services.settings.adapter)
+            weights = {"checkpoint": services.settings.model, "adapter": services.settings.adapter}
+            insert_or_ignore(session, ModelVersion, {"version": default, **weights})
     return (known.model_version if known else None) or default
-
-
-def register(session: Session, version: str, checkpoint: str, adapter: str | None) -> None:
-    """Add a version to those that predictions may carry; one that exists stays as it is."""
-    insert_or_ignore(
-        session, ModelVersion, {"version": version, "checkpoint": checkpoint, "adapter": adapter}
-    )
 
 
 def all_versions(services: Services) -> list[str]:
     """Every version that was ever registered, oldest first; at least the default one."""
     with services.database.reading() as session:
-        found = list(session.scalars(select(ModelVersion.version).order_by(ModelVersion.id)))
+        known = list(session.scalars(select(ModelVersion.version).order_by(ModelVersion.id)))
     default = default_version(services)
-    return found if default in found else [*found, default]
+    return known if default in known else [*known, default]
 
 
 def default_version(services: Services) -> str:

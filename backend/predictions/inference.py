@@ -101,7 +101,7 @@ class Inference:
         answers = [
             self._predict_page(model, row, page, asked, prompt, strategy)
             for page in _pages(config, row.task_data, prompt)
-            if (asked := [one for one in concepts if one.controls_of(page.image.name)])
+            if (asked := [c for c in concepts if c.controls_of(page.image.name)])
         ]
         regions = [region for answer in answers for region in answer.regions]
         validate(regions, label_config)
@@ -178,8 +178,10 @@ class Inference:
             mirror = image.mirrored()
             closer_look = partial(mirror.part, model, keep=False)
             mirrored = [
-                replace(one, masks=one.masks[:, :, ::-1], semantic=one.semantic[:, ::-1])
-                for one in self._detect(model, mirror.whole(model), concepts, None, closer_look)
+                replace(
+                    concept, masks=concept.masks[:, :, ::-1], semantic=concept.semantic[:, ::-1]
+                )
+                for concept in self._detect(model, mirror.whole(model), concepts, None, closer_look)
             ]
         return _PageAnswer(image_hash, detections, mirrored, regions, model_s)
 
@@ -208,7 +210,10 @@ class Inference:
         # One pass for all concepts, with the lowest threshold; each concept's own comes after it.
         settings = replace(model.settings, score_threshold=min(thresholds))
         detected = model.detect_all(embedding, texts, settings=settings)
-        kept = [one.above(limit) for one, limit in zip(detected, thresholds, strict=True)]
+        kept = [
+            concept.above(threshold)
+            for concept, threshold in zip(detected, thresholds, strict=True)
+        ]
         return look_closer(model, embedding, texts, kept, closer_look)
 
 
@@ -273,7 +278,8 @@ def smallest_first(
     def largest(answer: tuple[Concept, list[InstanceMask]]) -> int:
         return max((int(instance.mask.sum()) for instance in answer[1]), default=0)
 
-    return sorted(((concept, instances_of(found)) for concept, found in answers), key=largest)
+    instances = ((concept, instances_of(detections)) for concept, detections in answers)
+    return sorted(instances, key=largest)
 
 
 def instances_of(detections: "Detections") -> list[InstanceMask]:
@@ -291,7 +297,7 @@ def instances_of(detections: "Detections") -> list[InstanceMask]:
 
 
 def confidence(detections: "Detections") -> float:
-    """How sure the model is of its answer for one concept, 0 to 1, found or absent."""
+    """How sure the model is of its answer for one concept, 0 to 1, present or absent."""
     if len(detections):
         return float(detections.scores.mean())
     return max(detections.presence, 1 - detections.presence)

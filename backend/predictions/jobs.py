@@ -1,4 +1,4 @@
-"""The handlers that RQ calls. Each takes ids of rows, claims them, and may be called twice."""
+"""The jobs of predictions: each takes ids of rows, claims them, and may be called twice."""
 
 import logging
 from collections.abc import Sequence
@@ -27,7 +27,7 @@ RETRY_LATER_S = 30
 
 
 def predict_chunk(ids: Sequence[str]) -> None:
-    """Predict the rows that nobody else is working on, store each result as it comes."""
+    """Predict the rows that nobody else is working on; store each result as it comes."""
     from backend.predictions.inference import current_inference
 
     services = current_services()
@@ -73,11 +73,8 @@ def _predict_row(services: Services, inference: "Inference", row: Suggestion) ->
         # One bad task must not take its neighbours along. The text of an unforeseen error may
         # hold anything, so only its type leaves the worker; the traceback is in the worker's log.
         log.exception("task %s of project %s failed", row.task_id, row.project_id)
-        _fail(
-            services,
-            row,
-            f"unexpected {type(error).__name__}; the worker's log has the traceback",
-        )
+        reason = f"unexpected {type(error).__name__}; the worker's log has the traceback"
+        _fail(services, row, reason)
     else:
         if row.interactive:
             # An annotator waits: the answer goes out before it is stored.
@@ -106,7 +103,11 @@ def _fail(services: Services, row: Suggestion, reason: str) -> None:
 
 
 def _claim(services: Services, ids: Sequence[str]) -> list[Suggestion]:
-    """Take the rows that are free, in the given order."""
+    """Take the rows that are free, in the given order.
+
+    One statement decides: of two workers with the same job, the database lets the second one see
+    the state that the first one wrote.
+    """
     moment = now()
     free = or_(
         Suggestion.state == SuggestionState.QUEUED,
@@ -135,19 +136,18 @@ _label_configs: dict[str, str] = {}
 def _label_config(services: Services, config_hash: str) -> str:
     if config_hash not in _label_configs:
         with services.database.reading() as session:
-            found = session.get_one(LabelConfigText, config_hash)
-        _label_configs[config_hash] = found.xml
+            _label_configs[config_hash] = session.get_one(LabelConfigText, config_hash).xml
     return _label_configs[config_hash]
 
 
 def _renew(services: Services, ids: list[str]) -> None:
     """Keep the rows ours: a worker that died stops renewing, and `recover` sees it."""
-    with services.database.session() as session:
-        session.execute(
-            update(Suggestion)
-            .where(Suggestion.id.in_(ids), Suggestion.state == SuggestionState.RUNNING)
-            .values(lease_until=now() + timedelta(seconds=services.settings.lease_s))
-        )
+    services.database.update(
+        Suggestion,
+        Suggestion.id.in_(ids),
+        Suggestion.state == SuggestionState.RUNNING,
+        lease_until=now() + timedelta(seconds=services.settings.lease_s),
+    )
 
 
 def _store(services: Services, row: Suggestion, **values: object) -> None:
@@ -157,27 +157,20 @@ def _store(services: Services, row: Suggestion, **values: object) -> None:
         values["delivery"] = case(
             (Suggestion.delivery == Delivery.REPLY, reached), else_=Suggestion.delivery
         )
-    with services.database.session() as session:
-        session.execute(
-            update(Suggestion)
-            .where(Suggestion.id == row.id, Suggestion.state == SuggestionState.RUNNING)
-            .values(finished_at=now(), lease_until=None, **values)
-            .execution_options(synchronize_session=False)
-        )
+    # Not if the lease ran out meanwhile and another worker finished the row.
+    ours = (Suggestion.id == row.id, Suggestion.state == SuggestionState.RUNNING)
+    services.database.update(Suggestion, *ours, finished_at=now(), lease_until=None, **values)
 
 
 def _put_back(services: Services, row: Suggestion, *, wait_s: float) -> None:
     """Queue a row again; neither a stop nor a Label Studio that is down is the task's fault."""
-    with services.database.session() as session:
-        session.execute(
-            update(Suggestion)
-            .where(Suggestion.id == row.id)
-            .values(
-                state=SuggestionState.QUEUED,
-                attempts=Suggestion.attempts - 1,
-                lease_until=now() + timedelta(seconds=wait_s),
-            )
-        )
+    services.database.update(
+        Suggestion,
+        Suggestion.id == row.id,
+        state=SuggestionState.QUEUED,
+        attempts=Suggestion.attempts - 1,
+        lease_until=now() + timedelta(seconds=wait_s),
+    )
 
 
 def _wake(services: Services, rows: Sequence[Suggestion], message: str = "") -> None:
@@ -193,6 +186,8 @@ def _wake(services: Services, rows: Sequence[Suggestion], message: str = "") -> 
 
 def _after(services: Services, ids: Sequence[str]) -> None:
     """Have pushed what nobody waits for any more."""
+    # Read after the results are stored: a request that gave up before has handed its rows over,
+    # one that gives up later pushes what it finds done.
     with services.database.session() as session:
         rows = session.execute(
             select(Suggestion.id, Suggestion.state, Suggestion.delivery)

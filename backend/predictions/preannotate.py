@@ -1,9 +1,8 @@
-"""Predicting every task of a project that lacks a prediction of the version in service."""
+"""Pre-annotation: every task of a project gets a prediction of the version in service."""
 
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import islice
 
 from sqlalchemy import func, select
 
@@ -11,12 +10,10 @@ from backend.database import chunked
 from backend.errors import BackendError
 from backend.label_studio.client import LabelStudio
 from backend.models import versions
-from backend.predictions.requests import request_push
+from backend.predictions.requests import request_pushes
 from backend.services import Services
 from backend.tables import Delivery, Suggestion, SuggestionState
 
-# Tasks whose rows are written and queued together.
-BATCH_TASKS = 200
 POLL_S = 0.5
 
 
@@ -70,8 +67,8 @@ def preannotate(
         version = versions.in_service(services, project_id)
         tasks = client.tasks_without_version(project_id, version)
         ids: list[str] = []
-        while batch := list(islice(tasks, BATCH_TASKS)):
-            ids += request_push(services, batch, project_id, project["label_config"])
+        for batch in request_pushes(services, tasks, project_id, project["label_config"]):
+            ids += batch
             on_progress(_progress(services, ids))
     deadline = time.monotonic() + timeout_s if timeout_s is not None else None
     while not (progress := _progress(services, ids)).finished:

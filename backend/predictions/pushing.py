@@ -1,11 +1,11 @@
-"""Bringing finished predictions to Label Studio through its API, each exactly once."""
+"""Pushing: finished predictions go to Label Studio through its API, each exactly once."""
 
 import logging
 from collections import defaultdict
 from collections.abc import Sequence
 from datetime import timedelta
 
-from sqlalchemy import or_, select, update
+from sqlalchemy import or_, select
 
 from backend.errors import (
     LabelStudioAuthError,
@@ -52,8 +52,8 @@ def _push(
             _settle(services, [row.id], Delivery.DELIVERED)
         else:
             by_project[row.project_id].append(row)
-    for project_id, group in by_project.items():
-        _push_project(services, client, project_id, group)
+    for project_id, project_rows in by_project.items():
+        _push_project(services, client, project_id, project_rows)
 
 
 def _push_project(
@@ -101,6 +101,7 @@ def _claim(services: Services, ids: Sequence[str]) -> tuple[list[Suggestion], se
                 .with_for_update()
             )
         )
+        # Marked before and not settled: the process that sent it died, or the answer was lost.
         doubtful = {row.id for row in rows if row.delivery == Delivery.PUSHING}
         for row in rows:
             row.delivery = Delivery.PUSHING
@@ -110,19 +111,15 @@ def _claim(services: Services, ids: Sequence[str]) -> tuple[list[Suggestion], se
 
 def _arrived(client: LabelStudio, row: Suggestion) -> bool:
     """Whether Label Studio already holds a prediction of this version for the task."""
-    stored = client.predictions(row.task_id)
+    stored = client.predictions(row.task_id) if row.task_id is not None else []
     return any(prediction.model_version == row.model_version for prediction in stored)
 
 
 def _settle(
     services: Services, ids: list[str], delivery: Delivery, error: str | None = None
 ) -> None:
-    with services.database.session() as session:
-        session.execute(
-            update(Suggestion)
-            .where(Suggestion.id.in_(ids))
-            .values(delivery=delivery, active_key=None, lease_until=None, error=error)
-        )
+    settled = {"delivery": delivery, "active_key": None, "lease_until": None, "error": error}
+    services.database.update(Suggestion, Suggestion.id.in_(ids), **settled)
 
 
 def _postpone(services: Services, rows: list[Suggestion], error: LabelStudioError) -> None:
@@ -131,10 +128,7 @@ def _postpone(services: Services, rows: list[Suggestion], error: LabelStudioErro
     hopeless = [row.id for row in rows if row.finished_at and row.finished_at < old]
     if hopeless:
         _settle(services, hopeless, Delivery.NONE, error=f"not pushed: {error}")
-    with services.database.session() as session:
-        session.execute(
-            update(Suggestion)
-            .where(Suggestion.id.in_([row.id for row in rows if row.id not in hopeless]))
-            # Still marked as being sent: the answer may be lost while the predictions arrived.
-            .values(lease_until=now() + timedelta(seconds=RETRY_LATER_S))
-        )
+    waiting = [row.id for row in rows if row.id not in hopeless]
+    # Still marked as being sent: the answer may be lost while the predictions arrived.
+    later = now() + timedelta(seconds=RETRY_LATER_S)
+    services.database.update(Suggestion, Suggestion.id.in_(waiting), lease_until=later)

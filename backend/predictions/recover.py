@@ -1,13 +1,11 @@
-"""Picking up what a killed worker, an emptied Redis or a dead web process left behind."""
+"""Recovery: queues again what a killed worker, an emptied Redis or a dead web process left."""
 
 import logging
 from dataclasses import dataclass
 from datetime import timedelta
 
-from redis.exceptions import RedisError
 from sqlalchemy import or_, select, update
 
-from backend.errors import QueueError
 from backend.predictions.requests import UNFINISHED, enqueue_pushes
 from backend.processes.leases import Periodic
 from backend.processes.queues import Handler, QueueName, enqueue, waiting_row_ids
@@ -42,15 +40,15 @@ def recover(services: Services) -> Repairs:
     Raises:
         QueueError: Redis cannot be reached; nothing is lost, the next call does it.
     """
+    # Before the orphans: a row that killed its last worker must not be queued once more.
     given_up = _give_up(services)
     pushed = _push_forgotten(services)
     events = _enqueue_forgotten_events(services)
     rows = _orphans(services)
     if rows:
-        try:
-            waiting = waiting_row_ids(services.redis, QueueName.GPU)
-        except RedisError as error:
-            raise QueueError(f"Redis does not answer ({type(error).__name__})") from error
+        # Rows first, queue second: a job that a worker takes in between has claimed its rows by
+        # then. What is enqueued needlessly does no harm, because a job only claims free rows.
+        waiting = waiting_row_ids(services.redis, QueueName.GPU)
         rows = [row for row in rows if row.id not in waiting]
     for row in rows:
         # One task per job: if the task is what killed the worker, it goes alone.
@@ -59,6 +57,7 @@ def recover(services: Services) -> Repairs:
             QueueName.GPU,
             Handler.PREDICT,
             [row.id],
+            # With the attempts in its name the job is another one than the one that died.
             job_id=f"predict-{row.id}-{row.attempts}",
             at_front=row.interactive,
         )
@@ -114,6 +113,8 @@ def _push_forgotten(services: Services) -> int:
     """Have pushed what a dead web process was waiting for, and what a dead pusher left."""
     moment = now()
     with services.database.session() as session:
+        # No request waits past `reply_until`, so its web process is dead. An interactive answer
+        # then has nobody to go to; the others are pushed.
         late = (Suggestion.delivery == Delivery.REPLY) & (Suggestion.reply_until < moment)
         session.execute(
             update(Suggestion)
@@ -134,6 +135,7 @@ def _push_forgotten(services: Services) -> int:
                 select(Suggestion.id).where(
                     Suggestion.delivery.in_((Delivery.PUSH, Delivery.PUSHING)),
                     Suggestion.state.not_in(UNFINISHED),
+                    # The lease of a pusher that is alive, or its pause before the next attempt.
                     or_(Suggestion.lease_until.is_(None), Suggestion.lease_until < moment),
                     Suggestion.finished_at < moment - timedelta(seconds=SETTLING_S),
                 )
@@ -157,10 +159,7 @@ def _enqueue_forgotten_events(services: Services) -> int:
         )
     if not ids:
         return 0
-    try:
-        waiting = waiting_row_ids(services.redis, QueueName.INGEST)
-    except RedisError as error:
-        raise QueueError(f"Redis does not answer ({type(error).__name__})") from error
+    waiting = waiting_row_ids(services.redis, QueueName.INGEST)
     forgotten = [event_id for event_id in ids if event_id not in waiting]
     for event_id in forgotten:
         # The same job id as the webhook's: enqueued twice, it is one job.

@@ -1,4 +1,4 @@
-"""Answering /predict: rows first, then jobs, then a bounded wait.
+"""Requests for predictions: rows first, then jobs, then a bounded wait.
 
 A request either brings a result for every one of its tasks or none at all (Label Studio drops a
 batch with holes). What it cannot bring in time, or beside a task that failed, goes out through
@@ -10,9 +10,10 @@ import hashlib
 import json
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
+from itertools import islice
 from typing import Any
 
 from redis.exceptions import RedisError
@@ -42,6 +43,10 @@ REPLY_GRACE_S = 30
 # How often a waiting request looks into the database even if nobody woke it: Redis may have
 # been restarted in between, and another request may be the one that is woken.
 POLL_S = 1.0
+# Tasks to be pushed whose rows are written and queued together.
+BATCH_TASKS = 200
+# Finished rows that one job pushes.
+PUSHED_TOGETHER = 25
 
 
 @dataclass(frozen=True)
@@ -93,7 +98,7 @@ def predict(services: Services, request: PredictRequest) -> PredictAnswer:
             enqueue_chunks(services, ids, request_id, interactive=True)
             message = _answer(services, request_id, deadline)
             if message:
-                return _read_answer(message)
+                return PredictAnswer(**json.loads(message))
         else:
             enqueue_chunks(services, _mine(services, request_id), request_id)
             _wait(services, request_id, sorted(set(ids)), deadline)
@@ -102,26 +107,28 @@ def predict(services: Services, request: PredictRequest) -> PredictAnswer:
     return _finish(services, request, request_id, ids)
 
 
-def request_push(
+def request_pushes(
     services: Services,
-    tasks: Sequence[Mapping[str, Any]],
+    tasks: Iterable[Mapping[str, Any]],
     project_id: int,
     label_config: str,
-) -> list[str]:
-    """Have tasks predicted and pushed, without waiting.
+) -> Iterator[list[str]]:
+    """Have tasks predicted and pushed, without waiting, batch by batch.
 
-    Returns:
-        Ids of the rows, in the order of the tasks; a task that is under way keeps its row.
+    Yields:
+        Ids of a batch's rows, in the order of the tasks; a task that is under way keeps its row.
     """
-    request = PredictRequest(tasks, project_id, label_config)
-    request_id = new_id()
-    version = versions.in_service(services, project_id)
-    ids = _create_rows(services, request, request_id, version, delivery=Delivery.PUSH)
-    try:
-        enqueue_chunks(services, _mine(services, request_id), request_id)
-    except QueueError as error:
-        log.warning("%s", error)
-    return ids
+    remaining = iter(tasks)
+    while batch := list(islice(remaining, BATCH_TASKS)):
+        request = PredictRequest(batch, project_id, label_config)
+        request_id = new_id()
+        version = versions.in_service(services, project_id)
+        ids = _create_rows(services, request, request_id, version, delivery=Delivery.PUSH)
+        try:
+            enqueue_chunks(services, _mine(services, request_id), request_id)
+        except QueueError as error:
+            log.warning("%s", error)
+        yield ids
 
 
 def enqueue_chunks(
@@ -151,15 +158,10 @@ def answer_message(task_id: int | None, prediction: dict[str, Any] | None, error
     return json.dumps({"predictions": [prediction]})
 
 
-def _read_answer(message: str) -> PredictAnswer:
-    return PredictAnswer(**json.loads(message))
-
-
 def enqueue_pushes(services: Services, ids: Sequence[str]) -> None:
     """Have finished rows with `Delivery.PUSH` brought to Label Studio by an ingest worker."""
-    size = 25
-    for start in range(0, len(ids), size):
-        chunk = ids[start : start + size]
+    for start in range(0, len(ids), PUSHED_TOGETHER):
+        chunk = ids[start : start + PUSHED_TOGETHER]
         try:
             enqueue(
                 services.redis, QueueName.INGEST, Handler.PUSH, chunk, job_id=f"push-{chunk[0]}"
@@ -199,11 +201,8 @@ def _create_rows(
                 "task_data": data,
                 "context": dict(request.context) if request.context is not None else None,
                 "model_version": version,
-                "state": SuggestionState.QUEUED,
                 "delivery": delivery,
                 "reply_until": reply_until if delivery == Delivery.REPLY else None,
-                "attempts": 0,
-                "created_at": now(),
             }
         )
     with services.database.session() as session:
@@ -212,10 +211,10 @@ def _create_rows(
         keys = [row["active_key"] for row in rows if row["active_key"]]
         by_key: dict[str | None, str] = {}
         for chunk in chunked(keys):
-            found = session.execute(
-                select(Suggestion.active_key, Suggestion.id).where(Suggestion.active_key.in_(chunk))
-            )
-            by_key.update((key, id_) for key, id_ in found)
+            # The row of this request, or of one that was first: the unique key decides.
+            named = select(Suggestion.active_key, Suggestion.id)
+            rows_of_keys = session.execute(named.where(Suggestion.active_key.in_(chunk)))
+            by_key.update((key, id_) for key, id_ in rows_of_keys)
     return [by_key[row["active_key"]] if row["active_key"] else row["id"] for row in rows]
 
 
@@ -267,6 +266,8 @@ def _finish(
     """Take the results out, or hand the rows over to be pushed; one transaction decides."""
     to_push: list[str] = []
     answer: PredictAnswer | None = None
+    # The rows are locked from here on, so a worker that finishes one of them comes before (and its
+    # result goes into the answer) or after (and it sees the new delivery and has it pushed).
     with services.database.session() as session:
         rows = _load(session, set(ids))
         errors = [
@@ -309,6 +310,7 @@ def _claimable(row: Suggestion, request_id: str) -> bool:
 
 def _hand_over(session: Session, request_id: str, *, interactive: bool) -> list[str]:
     """Give up this request's rows; returns the ids of those that can be pushed at once."""
+    # Only rows that this request still owns: what another one delivered or pushes stays with it.
     mine = (Suggestion.request_id == request_id, Suggestion.delivery == Delivery.REPLY)
     failed = Suggestion.state == SuggestionState.FAILED
     gone = mine if interactive else (*mine, failed)

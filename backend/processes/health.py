@@ -1,4 +1,4 @@
-"""Whether this machine's process is at work: `python -m backend.processes.health web|gpu|ingest`.
+"""Health checks of this machine's processes: `python -m backend.processes.health web|gpu|ingest`.
 
 Exit status 0 when it is. The web process must answer `/health`; a worker must be registered in
 Redis, which it is once its model is loaded and as long as it gives signs of life.

@@ -103,11 +103,19 @@ def enqueue(
 
 
 def waiting_row_ids(redis: Redis, name: QueueName) -> set[str]:
-    """The rows for which a job waits on a queue, or was just handed to a worker."""
-    jobs = queue(redis, name)
-    job_ids = [*jobs.get_job_ids(), *jobs.intermediate_queue.get_job_ids()]
-    found = Job.fetch_many(job_ids, connection=redis, serializer=JSONSerializer)
-    return {row_id for job in found if job is not None for row_id in job.args[0]}
+    """The rows for which a job waits on a queue, or was just handed to a worker.
+
+    Raises:
+        QueueError: Redis cannot be reached.
+    """
+    waiting = queue(redis, name)
+    try:
+        job_ids = [*waiting.get_job_ids(), *waiting.intermediate_queue.get_job_ids()]
+        jobs = Job.fetch_many(job_ids, connection=redis, serializer=JSONSerializer)
+    except RedisError as error:
+        raise QueueError(f"Redis does not answer ({type(error).__name__})") from error
+    # A job that a worker took between the two calls is gone: its rows have a lease by then.
+    return {row_id for job in jobs if job is not None for row_id in job.args[0]}
 
 
 def wake(redis: Redis, request_ids: Sequence[str], message: str = "") -> None:
@@ -121,8 +129,8 @@ def wake(redis: Redis, request_ids: Sequence[str], message: str = "") -> None:
 
 def wait(redis: Redis, request_id: str, timeout_s: float) -> str | None:
     """Block until `wake` names the request: its message, or None when `timeout_s` went by."""
-    found = redis.blpop([_done_key(request_id)], timeout=timeout_s)
-    return None if found is None else as_text(found[1])
+    woken = redis.blpop([_done_key(request_id)], timeout=timeout_s)
+    return None if woken is None else as_text(woken[1])
 
 
 def _done_key(request_id: str) -> str:

@@ -15,7 +15,7 @@ class RedisServer:
     """A Redis on a Unix socket with an append-only file, in a folder of its own.
 
     Args:
-        socket: path of the Unix socket; the data lies beside it in `redis/`.
+        socket: path of the Unix socket; the data is beside it in `redis/`.
     """
 
     def __init__(self, socket: Path) -> None:

@@ -1,4 +1,4 @@
-"""`medsam3 serve`: every process on one machine, watched and restarted."""
+"""The supervisor of `medsam3 serve`: starts every process on one machine, restarts what ends."""
 
 import ctypes
 import logging
@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from types import FrameType
 
 from backend.processes.queues import QueueName
@@ -27,14 +27,14 @@ HEALTHY_S = 30.0
 
 @dataclass
 class Child:
-    """A process of ours: how to start it and how it fares."""
+    """A process that the supervisor started: its command, and when to start it again."""
 
     name: str
     arguments: list[str]
     process: subprocess.Popen[bytes] | None = None
     started_at: float = 0.0
     pause_s: float = FIRST_PAUSE_S
-    due_at: float = field(default=0.0)
+    due_at: float = 0.0
 
 
 class Supervisor:

@@ -1,1 +1,1 @@
-"""The learning loop: corrections in, a better detector out, and never a worse one."""
+"""Training: corrections go in, a better detector comes out, and never a worse one."""

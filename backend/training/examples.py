@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any, Literal
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
-from backend.corrections.datasets import create_version
-from backend.corrections.revisions import CorrectedTask, corrected_tasks, latest_revisions
+from backend.corrections.datasets import VersionItem, create_version, version_items
+from backend.corrections.revisions import CorrectedTask, latest_revisions
 from backend.corrections.tables import Annotation, DatasetItem, DatasetVersion, Revision
 from backend.database import chunked
 from backend.errors import TrainingError
@@ -108,20 +108,15 @@ def load(session: Session, dataset_id: int, config: LabelConfig) -> TrainingSet:
         config: the project's labeling config, which says what its labels are asked as.
     """
     version = session.get_one(DatasetVersion, dataset_id)
-    rows = session.execute(
-        select(Revision, DatasetItem.split)
-        .join(DatasetItem, DatasetItem.revision_id == Revision.id)
-        .where(DatasetItem.dataset_id == dataset_id)
-    ).all()
-    splits = {revision.id: split for revision, split in rows}
-    by_task: dict[int, list[CorrectedTask]] = {}
-    for corrected in corrected_tasks(session, (revision for revision, _ in rows)):
-        by_task.setdefault(corrected.task_id, []).append(corrected)
+    by_task: dict[int, list[VersionItem]] = {}
+    for item in version_items(session, dataset_id):
+        by_task.setdefault(item.task.task_id, []).append(item)
     data = _task_data(session, version.project_id, by_task)
     examples: list[Example] = []
-    for task_id, annotators in by_task.items():
-        split: Split = "val" if splits[annotators[0].revision_id] == "val" else "train"
-        examples += _pages(annotators, phrases_of(config, data.get(task_id, {})), split)
+    for task_id, items in by_task.items():
+        split: Split = "val" if items[0].split == "val" else "train"
+        phrases = phrases_of(config, data.get(task_id, {}))
+        examples += _pages([item.task for item in items], phrases, split)
     return TrainingSet(dataset_id, version.digest, tuple(examples))
 
 

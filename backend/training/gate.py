@@ -18,13 +18,12 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from backend.corrections.mask_store import MaskStore
     from backend.training.examples import Example
     from backend.training.images import Images
     from medsam3_model import MedSAM3
     from medsam3_model.prompting import EncodeWindow
 
-Mode = Literal["T", "T+I"]
+GateMode = Literal["T", "T+I"]
 
 
 @dataclass(frozen=True)
@@ -34,7 +33,7 @@ class GateAnswer:
     image: str
     group: str
     phrase: str
-    mode: Mode
+    mode: GateMode
     dice: float
 
 
@@ -62,7 +61,7 @@ class Verdict:
     passed: bool
     reasons: tuple[str, ...]
     overall: Comparison | None
-    parts: Mapping[tuple[str, Mode], Comparison]
+    parts: Mapping[tuple[str, GateMode], Comparison]
 
     def figures(self) -> dict[str, Any]:
         """As JSON has it."""
@@ -132,7 +131,6 @@ def answers(
     model: "MedSAM3",
     examples: Sequence["Example"],
     images: "Images",
-    masks: "MaskStore",
     rule: Consensus,
     *,
     on_image: Callable[[], None] = lambda: None,
@@ -142,8 +140,7 @@ def answers(
     Args:
         model: the version that answers.
         examples: validation images with their true masks.
-        images: embeddings, shared by all versions.
-        masks: files of the true masks.
+        images: embeddings, shared by all versions, and the true masks.
         rule: what several annotators' masks become.
         on_image: called after each.
     """
@@ -157,7 +154,7 @@ def answers(
             texts[phrases] = model.encode_text(phrases)
         image = images.encoded(example)
         embedding = image.whole(model)
-        truth = example.layers(masks, rule, embedding.original_size)
+        truth = images.layers(example, rule, embedding.original_size)
         closer_look = partial(image.part, model)
         given += _of_image(model, example, embedding, texts[phrases], truth, closer_look)
         on_image()
@@ -179,7 +176,7 @@ def _of_image(
     from medsam3_model.prompting import SpatialPrompt, segment_prompted
     from medsam3_model.small_objects import look_closer
 
-    def answer(phrase: str, mode: Mode, mask: "NDArray[np.bool_]") -> GateAnswer:
+    def answer(phrase: str, mode: GateMode, mask: "NDArray[np.bool_]") -> GateAnswer:
         score = dice(mask, truth[phrase] > 0)
         return GateAnswer(f"{example.task_id}/{example.key}", example.group, phrase, mode, score)
 

@@ -1,13 +1,15 @@
-"""The images of a run's examples: fetched once, encoded once for all versions."""
+"""The images of a run's examples with their masks: fetched once, encoded once for all versions."""
 
 import math
 from typing import TYPE_CHECKING
 
+from backend.corrections.mask_store import MaskStore
 from backend.errors import TrainingError
 from backend.label_studio.client import LabelStudio
 from backend.label_studio.images import FetchedImages, decode
 from backend.models.encoding import EncodedImage, embedding_cache
 from backend.services import Services
+from backend.settings import Consensus
 from backend.training.examples import Example
 
 if TYPE_CHECKING:
@@ -16,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class Images:
-    """Pixels, sizes and embeddings of examples; the embeddings' folder is the GPU workers' own.
+    """Pixels, masks and embeddings of examples; the embeddings' folder is the GPU workers' own.
 
     A file is fetched when an embedding of the image or of a view of it is missing, and kept for the
     whole run within `image_cache_mb`.
@@ -26,6 +28,7 @@ class Images:
         self._settings = services.settings
         client = LabelStudio.from_settings(services.settings)
         self._files = FetchedImages(client, services.settings, keep_s=math.inf)
+        self._masks = MaskStore(services.settings.storage)
         self._sizes: dict[str, tuple[int, int]] = {}
         self.cache = embedding_cache(services.settings)
 
@@ -50,13 +53,22 @@ class Images:
         self._sizes[example.key] = (height, width)
         return rgb
 
-    def size(self, example: Example) -> tuple[int, int]:
-        """(height, width) in pixels; raises as `rgb` where the image must be read for it."""
-        if example.size is not None:
-            return example.size
-        if example.key not in self._sizes:
-            self.rgb(example)
-        return self._sizes[example.key]
+    def layers(
+        self, example: Example, rule: Consensus, size: tuple[int, int] | None = None
+    ) -> "dict[str, NDArray[np.int32]]":
+        """Instance numbers by phrase, see `Example.layers`.
+
+        Args:
+            example: whose masks are read.
+            rule: what several annotators' masks become.
+            size: (height, width) of the image, where the caller knows it; else the recorded one.
+                An image of which none is recorded is read, once.
+        """
+        size = size or example.size or self._sizes.get(example.key)
+        if size is None:
+            height, width, _ = self.rgb(example).shape
+            size = (height, width)
+        return example.layers(self._masks, rule, size)
 
     def encoded(self, example: Example) -> EncodedImage:
         """The image as the model sees it."""

@@ -3,7 +3,7 @@
 import dataclasses
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -13,7 +13,6 @@ from redis.exceptions import RedisError
 from sqlalchemy import select
 
 from backend.corrections import store
-from backend.corrections.mask_store import MaskStore
 from backend.errors import StoppedError
 from backend.labeling.config import parse_label_config
 from backend.models import versions
@@ -21,6 +20,7 @@ from backend.models.loading import VersionWeights
 from backend.processes.queues import INTERACTIVE_KEY
 from backend.processes.stopping import stopping
 from backend.services import Services
+from backend.settings import Consensus
 from backend.tables import Promotion
 from backend.training import examples, runs
 from backend.training.images import Images
@@ -28,9 +28,6 @@ from backend.training.options import RunOptions
 from backend.training.tables import TrainingRun
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
     from medsam3_model import MedSAM3
     from medsam3_model.training.fine_tuning import TrainingImage, TrainingProgress
 
@@ -59,7 +56,6 @@ def fine_tune(
     source: VersionWeights,
     training_set: examples.TrainingSet,
     images: Images,
-    masks: MaskStore,
     folder: Path,
 ) -> Trained:
     """Train a run's candidate, resuming what an earlier trainer left in `folder`.
@@ -70,8 +66,7 @@ def fine_tune(
         model: the incumbent, from which it starts.
         source: where the incumbent comes from.
         training_set: what to train on.
-        images: pixels and embeddings.
-        masks: the annotators' masks.
+        images: pixels, masks and embeddings.
         folder: for the state and the draft of the detector.
 
     Raises:
@@ -90,7 +85,7 @@ def fine_tune(
     )
     if options.learning_rate is not None:
         settings = dataclasses.replace(settings, learning_rate=options.learning_rate)
-    as_image = partial(_training_image, images, masks, options)
+    as_image = partial(_training_image, images, options.consensus)
     current = [as_image(example) for example in training_set.of("train") if example.masks]
     replay = list(_replay(services, run, model, training_set, as_image)) if options.replay else []
     started = time.monotonic()
@@ -136,15 +131,8 @@ class _Reporter:
         moment = time.monotonic()
         if moment - self._written > REPORT_EVERY_S or progress.step == progress.steps:
             self._written = moment
-            runs.report(
-                self._services,
-                self._run_id,
-                step=progress.step,
-                steps=progress.steps,
-                loss=progress.loss,
-                validation_dice=progress.validation_dice,
-                eta_s=progress.eta_s,
-            )
+            # Its fields are columns of the run.
+            runs.report(self._services, self._run_id, **dataclasses.asdict(progress))
         if stopping.is_set():
             raise StoppedError("the trainer was told to stop")
         wait_for_annotators(self._services)
@@ -163,16 +151,13 @@ def wait_for_annotators(services: Services) -> float:
     return time.monotonic() - started
 
 
-def _training_image(
-    images: Images, masks: MaskStore, options: RunOptions, example: examples.Example
-) -> "TrainingImage":
+def _training_image(images: Images, rule: Consensus, example: examples.Example) -> "TrainingImage":
     from medsam3_model.training.fine_tuning import TrainingImage
 
-    def layers() -> "Mapping[str, NDArray[np.int32]]":
-        # The recorded size: an image whose embeddings are all in the cache is not fetched.
-        return example.layers(masks, options.consensus, images.size(example))
-
-    return TrainingImage(example.key, lambda: images.rgb(example), layers)
+    # Both are called when they are needed: an image whose embeddings are in the cache is not read.
+    return TrainingImage(
+        example.key, partial(images.rgb, example), partial(images.layers, example, rule)
+    )
 
 
 def _replay(

@@ -1,4 +1,4 @@
-"""What a run is started with: the settings, overruled by the project's policy."""
+"""Options of a training run: the settings, overruled by the project's policy."""
 
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, cast
@@ -46,13 +46,13 @@ class Policy:
 
 def policy_of(session: Session, settings: Settings, project_id: int) -> Policy:
     """The policy of a project."""
-    own = session.get(TrainingPolicy, project_id) or TrainingPolicy()
-    schedule = own.schedule if own.schedule is not None else settings.train_schedule
+    row = session.get(TrainingPolicy, project_id) or TrainingPolicy()
+    # An empty schedule means none, and 0 and False are choices, too: only None is no choice.
     return Policy(
-        after_corrections=_first(own.after_corrections, settings.train_after_corrections),
-        schedule=schedule or None,
-        consensus=cast(Consensus, own.consensus or settings.consensus),
-        auto_promote=_first(own.auto_promote, settings.auto_promote),
+        after_corrections=_first(row.after_corrections, settings.train_after_corrections),
+        schedule=_first(row.schedule, settings.train_schedule) or None,
+        consensus=cast(Consensus, row.consensus or settings.consensus),
+        auto_promote=_first(row.auto_promote, settings.auto_promote),
     )
 
 
@@ -75,5 +75,5 @@ def options_of(
     return replace(options, **{name: v for name, v in overrides.items() if v is not None})
 
 
-def _first(own: Any, default: Any) -> Any:
-    return default if own is None else own
+def _first(choice: Any, default: Any) -> Any:
+    return default if choice is None else choice

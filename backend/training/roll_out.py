@@ -1,18 +1,17 @@
-"""After a promotion: Label Studio is told, and unlabelled tasks are predicted and ranked anew."""
+"""Roll-out: after a promotion Label Studio is told, and unlabelled tasks are predicted again."""
 
 import logging
 from collections.abc import Sequence
 from datetime import timedelta
-from itertools import islice
 
 from sqlalchemy import func, or_, select
 
 from backend.errors import LabelStudioError
-from backend.label_studio.client import LabelStudio
+from backend.label_studio.client import LabelStudio, task_filter
 from backend.label_studio.connect import announce_version
 from backend.models.promotion import enqueue_roll_out
 from backend.predictions import acquisition
-from backend.predictions.requests import request_push
+from backend.predictions.requests import request_pushes
 from backend.services import Services, current_services
 from backend.tables import Promotion, now
 
@@ -20,13 +19,7 @@ log = logging.getLogger(__name__)
 
 RETRY_LATER_S = 30
 MOST_ATTEMPTS = 20
-_BATCH_TASKS = 200
-UNLABELLED = {
-    "filter": "filter:tasks:total_annotations",
-    "operator": "equal",
-    "type": "Number",
-    "value": 0,
-}
+_UNLABELLED = task_filter("total_annotations", "equal", "Number", 0)
 
 
 def roll_out(ids: Sequence[str]) -> None:
@@ -36,12 +29,12 @@ def roll_out(ids: Sequence[str]) -> None:
         _roll_out(services, int(id_))
 
 
-def pending(services: Services) -> list[tuple[int, int]]:
-    """Promotions of which Label Studio does not know yet: (id, attempts)."""
+def enqueue_pending(services: Services) -> None:
+    """Queue the promotions of which Label Studio does not know yet."""
     moment = now() - timedelta(seconds=RETRY_LATER_S)
     with services.database.reading() as session:
         newest = select(func.max(Promotion.id)).group_by(Promotion.project_id)
-        found = session.execute(
+        rows = session.execute(
             select(Promotion.id, Promotion.attempts).where(
                 Promotion.id.in_(newest),
                 Promotion.rolled_out_at.is_(None),
@@ -49,16 +42,9 @@ def pending(services: Services) -> list[tuple[int, int]]:
                 Promotion.created_at < moment,
                 or_(Promotion.tried_at.is_(None), Promotion.tried_at < moment),
             )
-        )
-        return [(row.id, row.attempts) for row in found]
-
-
-def enqueue_pending(services: Services) -> int:
-    """Queue what `pending` says; returns how many."""
-    found = pending(services)
-    for id_, attempts in found:
+        ).all()
+    for id_, attempts in rows:
         enqueue_roll_out(services, id_, attempts)
-    return len(found)
 
 
 def prune(services: Services, project_id: int, *, keep: int = 1) -> int:
@@ -78,18 +64,15 @@ def prune(services: Services, project_id: int, *, keep: int = 1) -> int:
             .where(Promotion.project_id == project_id)
             .order_by(Promotion.id.desc())
         ).all()
-    order = list(dict.fromkeys([one for row in served for one in (row.version, row.previous)]))
-    kept, removed = set(order[: keep + 1]), 0
+    newest_first = list(
+        dict.fromkeys(name for row in served for name in (row.version, row.previous))
+    )
+    removed = 0
     with LabelStudio.from_settings(services.settings) as client:
-        for version in set(order) - kept:
-            held = {
-                "filter": "filter:tasks:predictions_model_versions",
-                "operator": "contains",
-                "type": "List",
-                "value": [version],
-            }
+        for version in newest_first[keep + 1 :]:
+            held = task_filter("predictions_model_versions", "contains", "List", [version])
             for task in list(client.tasks(project_id, filters=[held])):
-                for prediction in client.predictions(task_id=task["id"]):
+                for prediction in client.predictions(task["id"]):
                     if prediction.model_version == version:
                         client.delete_prediction(prediction.id)
                         removed += 1
@@ -105,8 +88,11 @@ def _roll_out(services: Services, promotion_id: int) -> None:
             select(func.max(Promotion.id)).where(Promotion.project_id == row.project_id)
         )
         if newest != row.id:
+            # Two promotions in a row: the older one must not tell its version after the newer.
             row.rolled_out_at, row.error = now(), "another promotion came first"
             return
+        # Counted before Label Studio is asked: a worker that dies there leaves a trace, and the
+        # transaction, with its lock on the row, does not last as long as the calls.
         row.attempts += 1
         row.tried_at = now()
         project_id, version = row.project_id, row.version
@@ -132,19 +118,11 @@ def _roll_out(services: Services, promotion_id: int) -> None:
 def _predict(services: Services, client: LabelStudio, project_id: int, version: str) -> int:
     """Queue the unlabelled tasks without a prediction of the version; returns how many."""
     config = client.project(project_id)["label_config"]
-    missing = {
-        "filter": "filter:tasks:predictions_model_versions",
-        "operator": "not_contains",
-        "type": "List",
-        "value": [version],
-    }
-    tasks = client.tasks(project_id, filters=[UNLABELLED, missing])
-    count = 0
-    while batch := list(islice(tasks, _BATCH_TASKS)):
-        count += len(request_push(services, batch, project_id, config))
-    return count
+    missing = task_filter("predictions_model_versions", "not_contains", "List", [version])
+    tasks = client.tasks(project_id, filters=[_UNLABELLED, missing])
+    return sum(len(ids) for ids in request_pushes(services, tasks, project_id, config))
 
 
 def _rank(services: Services, client: LabelStudio, project_id: int) -> None:
-    unlabelled = {task["id"] for task in client.tasks(project_id, filters=[UNLABELLED])}
+    unlabelled = {task["id"] for task in client.tasks(project_id, filters=[_UNLABELLED])}
     acquisition.rank_by_diversity(services, project_id, unlabelled)

@@ -1,4 +1,4 @@
-"""Training runs as rows: asked for, taken, reported on, cancelled. One per project at a time.
+"""Training runs as rows: requested, claimed, reported on, cancelled; one per project at a time.
 
 A request while a run waits is that run; a request while one is at work makes another one follow.
 """
@@ -59,12 +59,7 @@ def request_run(
                 "active_key": str(project_id),
                 "trigger": trigger,
                 "options": options.as_json(),
-                "state": RunState.QUEUED,
                 "steps": options.steps,
-                "step": 0,
-                "attempts": 0,
-                "cancel_requested": False,
-                "created_at": now(),
             },
         )
         run = session.scalars(
@@ -177,16 +172,16 @@ def list_runs(
     session: Session, project_id: int | None = None, limit: int = 50
 ) -> Sequence[TrainingRun]:
     """Runs, newest first."""
-    wanted = select(TrainingRun).order_by(TrainingRun.created_at.desc(), TrainingRun.id)
+    query = select(TrainingRun).order_by(TrainingRun.created_at.desc(), TrainingRun.id)
     if project_id is not None:
-        wanted = wanted.where(TrainingRun.project_id == project_id)
-    return session.scalars(wanted.limit(limit)).all()
+        query = query.where(TrainingRun.project_id == project_id)
+    return session.scalars(query.limit(limit)).all()
 
 
 def orphans(services: Services) -> list[tuple[str, int]]:
     """Runs that wait without a job, or whose worker is gone: (id, attempts)."""
     with services.database.reading() as session:
-        found = session.execute(
+        rows = session.execute(
             select(TrainingRun.id, TrainingRun.attempts).where(
                 or_(
                     TrainingRun.state == RunState.QUEUED,
@@ -194,7 +189,7 @@ def orphans(services: Services) -> list[tuple[str, int]]:
                 )
             )
         )
-        return [(row.id, row.attempts) for row in found]
+        return [(row.id, row.attempts) for row in rows]
 
 
 def summary(run: TrainingRun, verdict: GateVerdict | None = None) -> dict[str, Any]:
@@ -229,9 +224,5 @@ def at_stage(services: Services, run_id: str, stage: Stage) -> None:
 
 
 def _update(services: Services, run_id: str, **values: Any) -> None:
-    with services.database.session() as session:
-        session.execute(
-            update(TrainingRun)
-            .where(TrainingRun.id == run_id, TrainingRun.state == RunState.RUNNING)
-            .values(**values)
-        )
+    ours = (TrainingRun.id == run_id, TrainingRun.state == RunState.RUNNING)
+    services.database.update(TrainingRun, *ours, **values)

@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 from backend.corrections import store
-from backend.corrections.mask_store import MaskStore
 from backend.database import insert_or_ignore
 from backend.errors import (
     BackendError,
@@ -34,7 +33,7 @@ from backend.processes.leases import Periodic, renewing
 from backend.processes.queues import QueueName, waiting_row_ids
 from backend.processes.worker import work
 from backend.services import Services, current_services
-from backend.tables import GateVerdict, ModelVersion, PromotionKind, now
+from backend.tables import GateVerdict, ModelVersion, PromotionKind
 from backend.training import examples, gate, roll_out, runs, triggers
 from backend.training.images import Images
 from backend.training.learn import fine_tune
@@ -108,7 +107,6 @@ class _Stages:
         self._run = run
         self._options = RunOptions.from_json(run.options)
         self._models = Models(services)
-        self._masks = MaskStore(services.settings.storage)
         self._images = Images(services)
 
     def do(self) -> None:
@@ -125,6 +123,7 @@ class _Stages:
         incumbent = versions.in_service(self._services, self._run.project_id)
         with self._services.database.session() as session:
             run = session.get_one(TrainingRun, self._run.id, with_for_update=True)
+            # A dataset version and its incumbent belong together: both are from the first attempt.
             if run.dataset_id is None:
                 examples.take(session, run)
                 run.incumbent = incumbent
@@ -156,14 +155,7 @@ class _Stages:
         folder = _state_folder(self._services, self._run.id)
         folder.mkdir(parents=True, exist_ok=True)
         trained = fine_tune(
-            self._services,
-            self._run,
-            model,
-            source,
-            training_set,
-            self._images,
-            self._masks,
-            folder,
+            self._services, self._run, model, source, training_set, self._images, folder
         )
         DetectorStore(self._services.settings).publish(trained.file, trained.version)
         with self._services.database.session() as session:
@@ -179,7 +171,6 @@ class _Stages:
                     "parent": parent,
                     "run_id": self._run.id,
                     "card": _card(training_set, self._options, trained.figures),
-                    "created_at": now(),
                 },
             )
             run = session.get_one(TrainingRun, self._run.id)
@@ -200,7 +191,6 @@ class _Stages:
                 self._models.get(version),
                 judged_by,
                 self._images,
-                self._masks,
                 self._options.consensus,
                 on_image=lambda: runs.at_stage(self._services, self._run.id, Stage.GATE),
             )
@@ -223,7 +213,6 @@ class _Stages:
                     "passed": verdict.passed,
                     "reasons": list(verdict.reasons),
                     "figures": verdict.figures(),
-                    "created_at": now(),
                 },
             )
         return verdict.passed

@@ -1,4 +1,4 @@
-"""What starts a run: enough new corrections, a schedule, Label Studio's button."""
+"""Triggers of a training run: enough new corrections, a schedule, Label Studio's button."""
 
 import logging
 from collections.abc import Sequence
@@ -41,15 +41,16 @@ def after_events(services: Services, event_ids: Sequence[str]) -> list[Requested
     """
     with services.database.reading() as session:
         events = session.execute(
-            select(Event.action, Event.project_id).where(Event.id.in_(list(event_ids)))
+            select(Event.action, Event.project_id).where(
+                Event.id.in_(list(event_ids)), Event.project_id.is_not(None)
+            )
         ).all()
     pressed = {row.project_id for row in events if row.action == START_TRAINING}
     changed = {row.project_id for row in events if row.action.startswith("ANNOTATION")}
     requested = [
-        request_run(services, project_id, Trigger.BUTTON)
-        for project_id in sorted(one for one in pressed if one is not None)
+        request_run(services, project_id, Trigger.BUTTON) for project_id in sorted(pressed)
     ]
-    for project_id in sorted(one for one in changed - pressed if one is not None):
+    for project_id in sorted(changed - pressed):
         if enough_corrections(services, project_id):
             requested.append(request_run(services, project_id, Trigger.CORRECTIONS))
     return requested
@@ -58,8 +59,8 @@ def after_events(services: Services, event_ids: Sequence[str]) -> list[Requested
 def enough_corrections(services: Services, project_id: int) -> bool:
     """Whether a project has as many new corrections as its policy asks for."""
     with services.database.reading() as session:
-        wanted = policy_of(session, services.settings, project_id).after_corrections
-        return wanted > 0 and examples.new_corrections(session, project_id) >= wanted
+        enough = policy_of(session, services.settings, project_id).after_corrections
+        return enough > 0 and examples.new_corrections(session, project_id) >= enough
 
 
 def run_schedules(services: Services, moment: datetime | None = None) -> list[Requested]:
@@ -93,5 +94,5 @@ def next_time(schedule: str, after: datetime) -> datetime:
     """The first moment of a cron line after another moment, UTC."""
     from croniter import croniter
 
-    found: datetime = croniter(schedule, after).get_next(datetime)
-    return found
+    due: datetime = croniter(schedule, after).get_next(datetime)
+    return due

@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 
-from backend.training.gate import GateAnswer, Mode, decide
+from backend.training.gate import GateAnswer, GateMode, decide
 
 
 def answers(
-    dice: list[float], phrase: str = "polyp", mode: Mode = "T", per_group: int = 1
+    dice: list[float], phrase: str = "polyp", mode: GateMode = "T", per_group: int = 1
 ) -> list[GateAnswer]:
     return [
         GateAnswer(f"image{index}", f"group{index // per_group}", phrase, mode, value)
