@@ -1,7 +1,7 @@
 """Examples: what a run is trained on and judged by, from a dataset version of the corrections.
 
 The version is an immutable list of revisions, so what a model was trained on can be exported by its
-name. Its split follows from each group's name alone (`medsam3_model.data.datasets`): a patient who
+name. Its split follows from each group's name alone (`medsam3_model.data.samples`): a patient who
 is for validation stays there in every later version, of every project.
 """
 
