@@ -98,7 +98,12 @@ def find_baseline(
     chosen = _choose(stored, record, kept, prediction)
     submitted = {region.id: region for region in regions}
     sizes = {region.item_index: _size(region) for region in regions}
-    drawn = _entries_of(record, submitted)
+    # What each submitted region was decoded from: the first entry of its id with an outline.
+    drawn = {
+        str(entry.get("id")): entry
+        for entry in reversed(record.result)
+        if (region := submitted.get(str(entry.get("id")))) and entry.get("type") == region.shape
+    }
     suggested: dict[str, SuggestedRegion] = {}
     for suggestion in [*([chosen] if chosen else []), *interactive]:
         for entry in suggestion.result:
@@ -171,18 +176,6 @@ def _of_result(
     entries = [entry for entry in listed if isinstance(entry, Mapping)]
     ids = frozenset(str(entry.get("id")) for entry in entries)
     return StoredSuggestion(id_, str(model_version or ""), entries, ids, interactive, finished_at)
-
-
-def _entries_of(
-    record: AnnotationRecord, submitted: Mapping[str, SubmittedRegion]
-) -> dict[str, Mapping[str, Any]]:
-    """What each submitted region was decoded from."""
-    entries: dict[str, Mapping[str, Any]] = {}
-    for entry in record.result:
-        id_ = str(entry.get("id"))
-        if id_ in submitted and entry.get("type") == submitted[id_].shape:
-            entries.setdefault(id_, entry)
-    return entries
 
 
 def _untouched(

@@ -1,4 +1,4 @@
-"""What a project's labeling config says about submitted regions."""
+"""Label rules: what a project's labeling config says about submitted regions."""
 
 from collections.abc import Iterable, Mapping
 from functools import lru_cache

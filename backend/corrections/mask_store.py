@@ -1,4 +1,4 @@
-"""Mask files: 1-bit PNG, named after what they show, in a folder or an object store (fsspec).
+"""The mask store: 1-bit PNG files, named after what they show, in a folder or an object store.
 
 The name is the first 128 bits of the SHA-256 over height, width and pixels, not over the file:
 another zlib writes other bytes for the same mask, and the mask must keep its name. A file is
@@ -11,10 +11,9 @@ import io
 import os
 import struct
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,7 +26,7 @@ from backend.labeling.masks import Mask
 _SIGNATURE = b"\x89PNG\r\n\x1a\n"
 # PNG's row filters work on bytes and make 1-bit rows longer, not shorter.
 _FILTER_NONE = 0
-# A disk and an object store take several files in the time of one: whoever writes waits, mostly.
+# A disk and an object store take several files in the time of one: a writer mostly waits.
 _WRITERS = 4
 
 
@@ -37,13 +36,12 @@ class MaskStore:
     Args:
         url: a folder, or an address such as `s3://bucket/prefix`; what the protocol needs (such
             as keys of S3) comes from fsspec's configuration and environment variables.
-        options: keyword arguments of fsspec's file system.
     """
 
-    def __init__(self, url: str, **options: Any) -> None:
+    def __init__(self, url: str) -> None:
         import fsspec
 
-        self._fs, root = fsspec.core.url_to_fs(url, **options)
+        self._fs, root = fsspec.core.url_to_fs(url)
         self._root = root.rstrip("/")
         protocols = self._fs.protocol
         self._local = "file" in ((protocols,) if isinstance(protocols, str) else protocols)
@@ -105,14 +103,6 @@ class MaskStore:
         except FileNotFoundError:
             return 0
         return size
-
-    def names(self) -> Iterator[str]:
-        """The hashes of all masks in the store."""
-        self._fs.invalidate_cache()
-        for path in self._fs.find(self._root) if self._fs.exists(self._root) else ():
-            stem, _, extension = path.rpartition("/")[2].partition(".")
-            if extension == "png":
-                yield stem
 
     def _path(self, name: str) -> str:
         # Two levels of folders would be too many for object stores and one is enough for files.

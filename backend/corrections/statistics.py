@@ -7,7 +7,6 @@ themselves, annotations made from predictions in bulk not at all.
 import statistics as numbers
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from datetime import datetime
 from typing import Any
 
 from sqlalchemy import ColumnElement, func, select
@@ -124,7 +123,7 @@ def compute(
         "by_concept": by_concept,
         "by_annotator": by(lambda row: str(row.annotator)),
         "by_model_version": by(lambda row: row.model_version or "none"),
-        "by_week": by(lambda row: week_of(row.updated_at)),
+        "by_week": by(lambda row: f"{row.updated_at:%G-W%V}"),
     }
 
 
@@ -138,12 +137,6 @@ def _counts(session: Session, conditions: Sequence[ColumnElement[bool]]) -> dict
     ):
         counts["skipped" if skipped and state == AnnotationState.VALID else state] += number
     return counts
-
-
-def week_of(moment: datetime) -> str:
-    """The ISO week, such as `2026-W09`."""
-    year, week, _ = moment.isocalendar()
-    return f"{year}-W{week:02d}"
 
 
 def _grouped(rows: Sequence[Any], key: Callable[[Any], str]) -> dict[str, list[Any]]:

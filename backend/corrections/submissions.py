@@ -9,9 +9,9 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import AwareDatetime, BaseModel, ConfigDict, ValidationError
+from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, ValidationError
 
 from backend.corrections.cropped_mask import CroppedMask
 from backend.errors import BackendError, QuarantineError, Trouble
@@ -24,6 +24,7 @@ _SHAPES = frozenset(
     for labels in ("", "labels")
 )
 _BOXES = frozenset({"rectangle", "rectanglelabels"})
+_Utc = Annotated[AwareDatetime, AfterValidator(lambda moment: moment.astimezone(UTC))]
 
 
 class AnnotationRecord(BaseModel):
@@ -37,8 +38,8 @@ class AnnotationRecord(BaseModel):
     result: list[dict[str, Any]]
     completed_by: int | dict[str, Any] | None = None
     updated_by: int | dict[str, Any] | None = None
-    created_at: AwareDatetime
-    updated_at: AwareDatetime
+    created_at: _Utc
+    updated_at: _Utc
     lead_time: float | None = None
     was_cancelled: bool = False
     ground_truth: bool = False
@@ -112,19 +113,13 @@ def read_annotation(payload: object) -> AnnotationRecord:
         QuarantineError: it is no annotation as Label Studio documents it.
     """
     try:
-        record = AnnotationRecord.model_validate(payload)
+        return AnnotationRecord.model_validate(payload)
     except ValidationError as error:
         fields = {".".join(map(str, fault["loc"])) or "the whole" for fault in error.errors()}
         where = ", ".join(sorted(fields))
         raise QuarantineError(
             Trouble.CONTENT, f"Label Studio's answer is no annotation: look at {where[:200]}"
         ) from None
-    return record.model_copy(
-        update={
-            "created_at": record.created_at.astimezone(UTC),
-            "updated_at": record.updated_at.astimezone(UTC),
-        }
-    )
 
 
 def read_regions(

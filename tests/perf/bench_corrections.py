@@ -128,12 +128,12 @@ def _figures(ingest: Ingest, count: int, shares: list[Share]) -> dict[str, float
             found = compute(session)
         timings.append(time.perf_counter() - began)
     assert found["annotations"]["valid"] == count
-    names = list(ingest.masks.names())
-    file_bytes = sum(len(ingest.masks.read(name)) for name in names)
+    files = list(Path(ingest.settings.storage).rglob("*.png"))
+    file_bytes = sum(file.stat().st_size for file in files)
     stored = file_bytes + _row_bytes(ingest.database)
-    pngs = sum(one.png_bytes for one in shares) / sum(one.weighed for one in shares) * len(names)
+    pngs = sum(one.png_bytes for one in shares) / sum(one.weighed for one in shares) * len(files)
     print(
-        f"{len(names)} masks: files {file_bytes / pngs:.2f} of their PNGs' bytes, rows "
+        f"{len(files)} masks: files {file_bytes / pngs:.2f} of their PNGs' bytes, rows "
         f"{(stored - file_bytes) / pngs:.2f}",
         file=sys.stderr,
     )

@@ -6,8 +6,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
+import fsspec
 import numpy as np
 
 from backend.corrections.events import receive
@@ -116,6 +118,13 @@ class Stage:
     @property
     def masks(self) -> MaskStore:
         return self.ingest.masks
+
+    def mask_names(self) -> list[str]:
+        """The hashes of all mask files, in a folder or an object store."""
+        files, root = fsspec.core.url_to_fs(self.services.settings.storage)
+        files.invalidate_cache()
+        paths = files.find(root) if files.exists(root) else []
+        return [Path(path).stem for path in paths if path.endswith(".png")]
 
     def mask_of(self, label: str, item_index: int = 0) -> np.ndarray:
         (found,) = [

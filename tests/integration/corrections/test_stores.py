@@ -148,7 +148,7 @@ def test_a_mask_is_stored_once(stage: Stage) -> None:
         task = stage.label_studio.add_task(image_file(seed))
         stage.label_studio.annotate(task, [brush("a", drawn(7))])
     stage.hear_all()
-    assert len(list(stage.masks.names())) == 1
+    assert len(stage.mask_names()) == 1
 
 
 def test_missing_mask_says_so(stage: Stage) -> None:
@@ -237,7 +237,7 @@ def test_forgotten_while_it_is_read_leaves_no_file(stage: Stage) -> None:
     forget(stage.services.database, stage.masks, embeddings, project_id=project, task_id=task)
     assert ingest.save(number, draft) is None
     assert stage.state() == []
-    assert list(stage.masks.names()) == []
+    assert stage.mask_names() == []
 
 
 def test_forgetting_a_project_leaves_no_file(stage: Stage) -> None:
@@ -248,7 +248,7 @@ def test_forgetting_a_project_leaves_no_file(stage: Stage) -> None:
     with stage.services.database.session() as session:
         session.add(ImageVector(image_hash=image["hash"], encoder_hash="e", vector=b"v"))
         session.add(ImageVector(image_hash="another", encoder_hash="e", vector=b"v"))
-    assert list(stage.masks.names())
+    assert stage.mask_names()
     removed = forget(
         stage.services.database,
         stage.masks,
@@ -256,7 +256,7 @@ def test_forgetting_a_project_leaves_no_file(stage: Stage) -> None:
         project_id=stage.label_studio.project_id,
     )
     assert (removed.annotations, removed.masks) == (3, 3)
-    assert list(stage.masks.names()) == []
+    assert stage.mask_names() == []
     with stage.services.database.reading() as session:
         assert session.scalars(select(ImageVector.image_hash)).all() == ["another"]
     stage.hear_all()
@@ -275,9 +275,9 @@ def test_removal_cut_short_is_finished_by_the_next(
         patch.setattr(MaskStore, "remove", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             forget(stage.services.database, stage.masks, settings.embedding_dir, project_id=project)
-    assert len(list(stage.masks.names())) == 1
+    assert len(stage.mask_names()) == 1
     retain(stage.services.database, stage.masks, settings.embedding_dir, days=1000)
-    assert list(stage.masks.names()) == []
+    assert stage.mask_names() == []
     with stage.services.database.reading() as session:
         assert session.scalars(select(Removal)).all() == []
 
