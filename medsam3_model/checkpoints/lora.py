@@ -29,7 +29,6 @@ class Adapter:
 
     Attributes:
         modules: facebook's names of the modules that it changes.
-        ignored: those without a counterpart in transformers (point prompts).
         alpha: numerator of the scale.
     """
 
@@ -53,21 +52,19 @@ class Adapter:
         self.modules = tuple(sorted({key.rsplit(".lora.", 1)[0] for key in file.shapes}))
         # Modules with what each adds to a transformers tensor, by that tensor's name.
         self._parts: dict[str, list[tuple[str, Target]]] = {}
-        ignored: list[str] = []
         unknown: list[str] = []
         for module in self.modules:
             self._check_halves(module)
             targets = key_mapping.module_targets(module)
-            if not targets:
-                known = key_mapping.has_no_counterpart(f"{module}.weight")
-                (ignored if known else unknown).append(module)
+            # Point prompts, which the adapter changes too, have no counterpart.
+            if not targets and not key_mapping.has_no_counterpart(f"{module}.weight"):
+                unknown.append(module)
             for target in targets:
                 self._parts.setdefault(target.key, []).append((module, target))
         if unknown:
             raise AdapterError(
                 f"{name} changes modules that SAM 3 does not have: {some_names(unknown)}"
             )
-        self.ignored = tuple(ignored)
 
     def check_fits(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
         """Make sure that every change has a tensor of its shape in the base.

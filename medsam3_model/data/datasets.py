@@ -27,6 +27,7 @@ from medsam3_model.data.template import TEMPLATE_CONCEPTS, demo_slices
 from medsam3_model.errors import DatasetError
 
 TEMPLATE = "template"
+_SUFFIXES = ", ".join(sorted(IMAGE_SUFFIXES))  # for messages
 
 
 def load_dataset(path: Path | str, *, concept: str = "object") -> Dataset:
@@ -107,7 +108,7 @@ def _load_folder(root: Path, concept: str) -> Dataset:
     groups = read_groups(root)
     images = _image_files(root / "images")
     if not images:
-        raise DatasetError(f"{root / 'images'} holds no images ({_suffixes()}).")
+        raise DatasetError(f"{root / 'images'} holds no images ({_SUFFIXES}).")
     truth: dict[str, dict[str, Callable[[], ConceptTruth]]] = {name: {} for name in images}
     concepts: set[str] = set()
     # Instances after masks: where both are there, the separated instances are the better truth.
@@ -123,7 +124,7 @@ def _load_folder(root: Path, concept: str) -> Dataset:
             for name, file in files.items():
                 truth[name][masked] = partial(reader, file)
     if not concepts:
-        raise DatasetError(f"{root / 'masks'} holds no masks ({_suffixes()}).")
+        raise DatasetError(f"{root / 'masks'} holds no masks ({_SUFFIXES}).")
     samples = [_sample(name, file, groups, truth[name]) for name, file in images.items()]
     for name, file in _image_files(root / "negatives").items():
         if name in images:
@@ -192,7 +193,3 @@ def _image_files(folder: Path) -> dict[str, Path]:
             )
         files[file.stem] = file
     return files
-
-
-def _suffixes() -> str:
-    return ", ".join(sorted(IMAGE_SUFFIXES))

@@ -121,11 +121,6 @@ class Dataset:
     def __iter__(self) -> Iterator[Sample]:
         return iter(self.samples)
 
-    @property
-    def groups(self) -> tuple[str, ...]:
-        """The different groups, sorted."""
-        return tuple(sorted({sample.group for sample in self.samples}))
-
     def split(self, split: Split, *, seed: int = 0, val_fraction: float = VAL_FRACTION) -> Dataset:
         """The samples whose group belongs to `split` by `split_of_group`."""
         kept = tuple(
