@@ -157,11 +157,13 @@ def finish_removals(
 
 def _remove_revisions(session: Session, ids: Sequence[int], removed: Removed) -> None:
     for chunk in chunked(ids):
+        # The names are only known as long as the rows are there.
         for table in (RegionMask, ConceptMask):
             names = session.scalars(
                 select(table.mask_hash).where(table.revision_id.in_(chunk)).distinct()
             )
             write_down(session, names)
+        # A dataset version says how many of its revisions are missing; its digest stays.
         entries = session.execute(
             select(DatasetItem.dataset_id, func.count())
             .where(DatasetItem.revision_id.in_(chunk))

@@ -164,17 +164,15 @@ def _figures(times: Mapping[int, float | None], outcomes: Iterable[Any]) -> Corr
         edited=counted[OutcomeKind.EDITED],
         rejected=counted[OutcomeKind.REJECTED],
         added=counted[OutcomeKind.ADDED],
-        acceptance_rate=_rounded(counted[OutcomeKind.ACCEPTED] / suggested if suggested else None),
-        dice=_rounded(numbers.fmean(row.dice for row in compared) if compared else None),
-        surface_dice=_rounded(
-            numbers.fmean(row.surface_dice for row in compared) if compared else None
-        ),
-        hd95=_rounded(numbers.median(row.hd95 for row in compared) if compared else None),
-        added_path_length=_rounded(drawn / len(times) if times else None),
-        seconds=_rounded(numbers.median(known_times) if known_times else None),
+        acceptance_rate=round(counted[OutcomeKind.ACCEPTED] / suggested, 4) if suggested else None,
+        dice=_rounded(numbers.fmean, [row.dice for row in compared]),
+        surface_dice=_rounded(numbers.fmean, [row.surface_dice for row in compared]),
+        hd95=_rounded(numbers.median, [row.hd95 for row in compared]),
+        added_path_length=round(drawn / len(times), 4) if times else None,
+        seconds=_rounded(numbers.median, known_times),
         total_seconds=round(sum(known_times), 3),
     )
 
 
-def _rounded(value: float | None) -> float | None:
-    return None if value is None else round(value, 4)
+def _rounded(summary: Callable[[list[float]], float], values: list[float]) -> float | None:
+    return round(summary(values), 4) if values else None

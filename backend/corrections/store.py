@@ -85,6 +85,7 @@ def observe(session: Session) -> int:
     """Draw the number of an observation that is about to be made."""
     number = session.scalar(_DRAW_NUMBER)
     if number is None:
+        # The very first observation; another worker may make the row at the same time.
         insert_or_ignore(session, Counter, {"name": _OBSERVATIONS, "value": 0})
         number = session.scalar(_DRAW_NUMBER)
     assert number is not None
@@ -111,6 +112,7 @@ def see_config(session: Session, number: int, project_id: int, xml: str) -> int:
     Returns:
         How many annotations changed their state.
     """
+    # Made first, so that there is a row to lock: two workers may see a project's first config.
     insert_or_ignore(session, ProjectRecord, {"project_id": project_id, "observed": 0})
     record = session.get(ProjectRecord, project_id, with_for_update=True)
     assert record is not None

@@ -147,11 +147,13 @@ def read_regions(
     sizes: dict[int, tuple[int, int]] = {}
     for entry in result:
         shape, id_ = entry.get("type"), entry.get("id")
+        # An id has one outline; other entries with it carry its labels, choices or text.
         if shape not in _SHAPES or not isinstance(id_, str) or id_ in regions or _is_open(entry):
             continue
         name = f"region {id_[:40]!r} ({shape})"
         size = _size(entry, name, max_pixels)
         page = _page(entry, pages, name)
+        # Masks of one page must fit on each other: their union is a concept's mask.
         if sizes.setdefault(page, size) != size:
             first = sizes[page]
             raise QuarantineError(
