@@ -1,8 +1,13 @@
-"""Images as the model sees them: decoded at most once, their embeddings from the cache."""
+"""Images as the model sees them: decoded at most once, their embeddings from the cache.
 
-from collections.abc import Callable
+All workers count in one Redis hash what their caches did; `/metrics` shows the sums.
+"""
+
+from collections.abc import Callable, Mapping
 from functools import cached_property
 from typing import TYPE_CHECKING
+
+from redis import Redis
 
 from backend.settings import Settings
 
@@ -13,6 +18,8 @@ if TYPE_CHECKING:
     from medsam3_model import ImageEmbedding, MedSAM3
     from medsam3_model.box_answers import Window
     from medsam3_model.embedding_cache import EmbeddingCache
+
+COUNTERS_KEY = "medsam3:counters"
 
 
 def embedding_cache(settings: Settings) -> "EmbeddingCache":
@@ -76,3 +83,17 @@ class EncodedImage:
             return self.rgb[:, ::-1].copy()
 
         return EncodedImage(self._cache, f"{self._key}-mirrored", read)
+
+
+def add_to_counters(redis: Redis, increments: Mapping[str, float]) -> None:
+    """Add to the counters that `backend.web.metrics.COUNTERS` names.
+
+    Raises:
+        RedisError: Redis does not answer.
+    """
+    if not increments:
+        return
+    with redis.pipeline(transaction=False) as pipeline:
+        for name, amount in increments.items():
+            pipeline.hincrbyfloat(COUNTERS_KEY, name, amount)
+        pipeline.execute()

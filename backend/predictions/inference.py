@@ -18,10 +18,9 @@ from backend.labeling.config import ImageObject, LabelConfig, parse_label_config
 from backend.labeling.prompts import InteractivePrompt, read_context
 from backend.labeling.regions import InstanceMask, regions_for, validate
 from backend.models import versions
-from backend.models.encoding import EncodedImage, embedding_cache
+from backend.models.encoding import EncodedImage, add_to_counters, embedding_cache
 from backend.models.loading import Models
 from backend.predictions import acquisition
-from backend.processes.counters import add_to_counters
 from backend.services import Services, current_services
 from backend.settings import Strategy
 from backend.tables import Suggestion

@@ -13,7 +13,7 @@ from redis.exceptions import RedisError
 from rq.utils import as_text
 from sqlalchemy import func, select
 
-from backend.processes.counters import COUNTERS_KEY
+from backend.models.encoding import COUNTERS_KEY
 from backend.processes.queues import QueueName, queue
 from backend.services import Services
 from backend.tables import Event, Suggestion
