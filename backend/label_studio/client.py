@@ -198,7 +198,7 @@ class LabelStudio:
         """The project's tasks in the order of their ids, page by page.
 
         Every page begins after the last id of the one before: tasks that stop fitting the filters
-        in the meantime, or are deleted, cannot make others be passed over.
+        meanwhile, or are deleted, cannot make this skip others.
 
         Args:
             include: the fields of each task; "predictions" and "annotations" carry all masks.

@@ -221,8 +221,8 @@ def _backend(
                 before.id, project=project_id, url=url, title=before.title, **fields
             )
             old = f" (was {shown(before.url)})" if before.url.rstrip("/") != url else ""
-            told = f"connected {url} again{old}, with its password"
-            steps.append(Step("backend", StepOutcome.CHANGED, told))
+            message = f"connected {url} again{old}, with its password"
+            steps.append(Step("backend", StepOutcome.CHANGED, message))
             if old:
                 _drop_webhooks(studio, hooks, before.url)
     except LabelStudioError as error:
@@ -267,14 +267,14 @@ def _webhook(studio: LabelStudio, project_id: int, url: str, credentials: Creden
         "is_active": True,
     }
     secret = {WEBHOOK_SECRET_HEADER: credentials.webhook_secret}
-    told = f"events go to {address} with our secret"
+    message = f"events go to {address} with our secret"
     hooks = [hook for hook in studio.webhooks(project_id) if hook.url == address]
     if not hooks:
         try:
             studio.create_webhook(project_id, address, headers=secret, **fields)
         except LabelStudioError as error:
             raise _explained(error, url) from error
-        return Step("webhook", StepOutcome.CREATED, told)
+        return Step("webhook", StepOutcome.CREATED, message)
     hook, *duplicates = hooks
     for duplicate in duplicates:
         studio.delete_webhook(duplicate.id)
@@ -286,9 +286,9 @@ def _webhook(studio: LabelStudio, project_id: int, url: str, credentials: Creden
         and hook.is_active
         and not hook.send_for_all_actions
     ):
-        return Step("webhook", StepOutcome.UNCHANGED, told)
+        return Step("webhook", StepOutcome.UNCHANGED, message)
     studio.update_webhook(hook.id, url=address, headers={**hook.headers, **secret}, **fields)
-    return Step("webhook", StepOutcome.CHANGED, told)
+    return Step("webhook", StepOutcome.CHANGED, message)
 
 
 def _drop_webhooks(studio: LabelStudio, hooks: list[Webhook], old_url: str) -> None:
@@ -323,7 +323,7 @@ def _project(studio: LabelStudio, before: Json, version: str, sampling: str | No
     fields: dict[str, Any] = {"show_collab_predictions": True, "model_version": version}
     if sampling is not None:
         fields["sampling"] = sampling
-    told = ", ".join(f"{name} = {value}" for name, value in fields.items())
+    message = ", ".join(f"{name} = {value}" for name, value in fields.items())
     # Label Studio has moved model_version along with the backend's title by now.
     current = studio.project(before["id"])
     changes = {name: value for name, value in fields.items() if current[name] != value}
@@ -331,9 +331,9 @@ def _project(studio: LabelStudio, before: Json, version: str, sampling: str | No
         studio.update_project(before["id"], **changes)
     different = [name for name, value in fields.items() if before[name] != value]
     if not different:
-        return Step("project", StepOutcome.UNCHANGED, told)
+        return Step("project", StepOutcome.UNCHANGED, message)
     was = ", ".join(f"{name} was {before[name] or 'empty'}" for name in different)
-    return Step("project", StepOutcome.CHANGED, f"{told} ({was})")
+    return Step("project", StepOutcome.CHANGED, f"{message} ({was})")
 
 
 def _login(credentials: Credentials) -> dict[str, str]:

@@ -42,12 +42,16 @@ def find_executable() -> Path:
         SettingsError: there is none.
     """
     configured = os.environ.get("MEDSAM3_LABEL_STUDIO_BIN")
-    own = REPOSITORY / ".venv-label-studio" / "bin" / "label-studio"
-    for candidate in (configured, str(own) if own.exists() else None, shutil.which("label-studio")):
+    installed = REPOSITORY / ".venv-label-studio" / "bin" / "label-studio"
+    for candidate in (
+        configured,
+        str(installed) if installed.exists() else None,
+        shutil.which("label-studio"),
+    ):
         if candidate:
             return Path(candidate)
     raise SettingsError(
-        f"Label Studio is not installed in {own.parent.parent}: "
+        f"Label Studio is not installed in {installed.parent.parent}: "
         "`make demo` and `make test` install it there."
     )
 
