@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
 from rich.console import Console
 
 from medsam3_model import boxes
@@ -22,6 +21,7 @@ from medsam3_model.prompting import SpatialPrompt, segment_prompted
 from medsam3_model.types import Detections
 from tests.support.colour_model import ColourModel
 from tests.support.commands import run
+from tests.support.dataset_files import save
 
 H, W = 48, 64
 
@@ -36,11 +36,6 @@ def detections(
         presence=presence,
         semantic=np.zeros((H, W), np.float32) if semantic is None else semantic,
     )
-
-
-def save(path: Path, pixels: np.ndarray) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(pixels).save(path)
 
 
 def disk(row: int, column: int, radius: int) -> np.ndarray:
