@@ -1,3 +1,5 @@
+"""Docstrings of tables, held against their columns."""
+
 import inspect
 import re
 

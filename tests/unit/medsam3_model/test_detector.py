@@ -1,3 +1,5 @@
+"""The detector's outputs beside those of the model's own forward pass."""
+
 import pytest
 import torch
 from transformers import Sam3Model

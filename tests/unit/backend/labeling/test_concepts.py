@@ -1,3 +1,5 @@
+"""Phrases to look for: from the task, what was typed and the labels, and back to labels."""
+
 import pytest
 
 from backend.errors import LabelConfigError

@@ -1,3 +1,5 @@
+"""Labeling configs: which controls are served, which prompts and labels they give."""
+
 import xml.etree.ElementTree as ET
 from functools import cache
 from pathlib import Path

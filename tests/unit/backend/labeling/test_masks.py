@@ -1,3 +1,5 @@
+"""The tight box around a mask."""
+
 import numpy as np
 
 from backend.labeling.masks import extent

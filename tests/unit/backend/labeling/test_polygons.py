@@ -1,3 +1,5 @@
+"""Outlines of masks as polygons, and polygons filled again."""
+
 import numpy as np
 import pytest
 from hypothesis import given, settings

@@ -1,3 +1,5 @@
+"""Boxes, points and texts in the context of a request."""
+
 import json
 from pathlib import Path
 

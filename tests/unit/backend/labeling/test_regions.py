@@ -1,3 +1,5 @@
+"""Regions from masks, of every type and as Label Studio takes them, and masks from regions."""
+
 import base64
 import io
 import math

@@ -1,3 +1,5 @@
+"""Presets and bundles: what ships with the package, and what a written bundle holds."""
+
 import json
 from hashlib import sha256
 from pathlib import Path

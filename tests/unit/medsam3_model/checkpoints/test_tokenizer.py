@@ -1,3 +1,5 @@
+"""The tokenizer of the bundled model."""
+
 from pathlib import Path
 
 import pytest

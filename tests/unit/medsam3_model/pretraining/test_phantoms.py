@@ -1,3 +1,5 @@
+"""Phantoms: drawn pictures whose truth is known."""
+
 import numpy as np
 import pytest
 from scipy import ndimage

@@ -1,3 +1,5 @@
+"""Pretraining: its configuration, its data, and a short run."""
+
 import json
 from pathlib import Path
 

@@ -1,3 +1,5 @@
+"""Views of training images: geometry, looks and errors of drawn boxes."""
+
 import numpy as np
 import pytest
 import torch

@@ -1,3 +1,5 @@
+"""Losses of the detector, by hand and at their limits."""
+
 import math
 
 import pytest

@@ -1,3 +1,5 @@
+"""The Hungarian matching of queries to targets."""
+
 import math
 
 import pytest

@@ -1,3 +1,5 @@
+"""Training prompts: what is asked about an image, and the right answers."""
+
 import numpy as np
 import pytest
 import torch
