@@ -18,8 +18,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from backend.training.examples import Example
-    from backend.training.images import Images
+    from backend.training.examples import Example, Images
     from medsam3_model import MedSAM3
     from medsam3_model.prompting import EncodeWindow
 

@@ -23,7 +23,7 @@ from backend.services import Services
 from backend.settings import Consensus
 from backend.tables import Promotion
 from backend.training import examples, runs
-from backend.training.images import Images
+from backend.training.examples import Images
 from backend.training.options import RunOptions
 from backend.training.tables import TrainingRun
 

@@ -35,7 +35,7 @@ from backend.processes.worker import work
 from backend.services import Services, current_services
 from backend.tables import GateVerdict, ModelVersion, PromotionKind
 from backend.training import examples, gate, roll_out, runs, triggers
-from backend.training.images import Images
+from backend.training.examples import Images
 from backend.training.learn import fine_tune
 from backend.training.options import RunOptions
 from backend.training.tables import RunState, Stage, TrainingRun
