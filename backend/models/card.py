@@ -8,59 +8,44 @@ def markdown(
 ) -> str:
     """A version's card for people."""
     card = version.card or {}
-    lines = [f"# {version.version}", ""]
-    lines += [
-        f"- base checkpoint: {version.checkpoint}"
-        + (f" + {version.adapter}" if version.adapter else "")
-    ]
+    adapter = f" + {version.adapter}" if version.adapter else ""
+    origin = [f"- base checkpoint: {version.checkpoint}{adapter}"]
     if version.parent:
-        lines += [f"- parent: {version.parent}", f"- project: {version.project_id}"]
-    lines += [f"- made: {version.created_at:%Y-%m-%d %H:%M} UTC", ""]
+        origin += [f"- parent: {version.parent}", f"- project: {version.project_id}"]
+    origin += [f"- made: {version.created_at:%Y-%m-%d %H:%M} UTC"]
+    blocks = [[f"# {version.version}"], origin]
     if data := card.get("data"):
-        lines += [
-            "## Data",
-            "",
+        sentence = (
             f"{data['training_images']} training and {data['validation_images']} validation images "
             f"of {data['groups']} groups; dataset version {data['dataset']} "
-            f"(`{data['digest'][:12]}`), consensus of annotators: {data['consensus']}.",
-            "",
-            "| concept | images with it | images without it |",
-            "| --- | --- | --- |",
-        ]
-        lines += [
+            f"(`{data['digest'][:12]}`), consensus of annotators: {data['consensus']}."
+        )
+        rows = [
             f"| {name} | {count['present']} | {count['absent']} |"
             for name, count in data["concepts"].items()
         ]
-        lines += [""]
+        head = ["| concept | images with it | images without it |", "| --- | --- | --- |"]
+        blocks += [["## Data"], [sentence], head + rows]
     if training := card.get("training"):
-        lines += ["## Training", ""]
-        lines += [f"- {name}: {value}" for name, value in training.items() if name != "options"]
-        lines += [f"- {name}: {value}" for name, value in training.get("options", {}).items()]
-        lines += [""]
+        figures = {name: value for name, value in training.items() if name != "options"}
+        values = [*figures.items(), *training.get("options", {}).items()]
+        blocks += [["## Training"], [f"- {name}: {value}" for name, value in values]]
     if verdict:
-        lines += [
-            "## Gate",
-            "",
-            f"{'Passed' if verdict.passed else 'Not passed'}, against {verdict.incumbent}:",
-            "",
-        ]
-        lines += [f"- {reason}" for reason in verdict.reasons]
-        lines += [
-            "",
-            "| concept | mode | images | before | after | change (95 %) |",
-            "| --- | --- | --- | --- | --- | --- |",
-        ]
-        lines += [
+        passed = "Passed" if verdict.passed else "Not passed"
+        blocks += [["## Gate"], [f"{passed}, against {verdict.incumbent}:"]]
+        blocks += [[f"- {reason}" for reason in verdict.reasons]]
+        head = ["| concept | mode | images | before | after | change (95 %) |"]
+        rows = [
             f"| {part['concept']} | {part['mode']} | {part['images']} | {part['incumbent']:.3f} | "
             f"{part['candidate']:.3f} | {part['difference']:+.3f} ({part['low']:+.3f} to "
             f"{part['high']:+.3f}) |"
             for part in verdict.figures["concepts"]
         ]
-        lines += [""]
+        blocks += [[*head, "| --- | --- | --- | --- | --- | --- |", *rows]]
     if promotions:
-        lines += ["## In service", ""]
-        lines += [
+        served = [
             f"- {row.created_at:%Y-%m-%d %H:%M} UTC, project {row.project_id}: {row.kind}"
             for row in promotions
         ]
-    return "\n".join(lines).rstrip() + "\n"
+        blocks += [["## In service"], served]
+    return "\n\n".join("\n".join(lines) for lines in blocks) + "\n"

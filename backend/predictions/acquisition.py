@@ -14,6 +14,8 @@ import hashlib
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, cast
 
+import numpy as np
+from numpy.typing import NDArray
 from sqlalchemy import delete, select
 from sqlalchemy.orm import Session
 
@@ -23,9 +25,6 @@ from backend.settings import Settings, Strategy
 from backend.tables import ImageVector, Suggestion, SuggestionState, TaskRank, TrainingPolicy
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
     from medsam3_model import Detections, ImageEmbedding
 
 # A pixel below this probability says nothing about where an outline runs.
@@ -79,8 +78,6 @@ def uncertainty(detections: "Detections") -> float:
     the mean binary entropy (bits) of the semantic map where it says anything. Where no instance
     passed, the best score that was not good enough counts as the score.
     """
-    import numpy as np
-
     scores = detections.scores if len(detections) else np.array([detections.max_score])
     parts = [1 - abs(2 * detections.presence - 1), float(np.mean(1 - np.abs(2 * scores - 1)))]
     inside = detections.semantic[detections.semantic > _LEAST_PROBABILITY]
@@ -119,8 +116,6 @@ def rank_by_diversity(services: Services, project_id: int, unlabelled: set[int])
 
     Tasks that were never predicted have no embedding yet; they keep a random place.
     """
-    import numpy as np
-
     with services.database.session() as session:
         rows = session.execute(
             select(Suggestion.task_id, ImageVector.vector)
@@ -151,14 +146,12 @@ def rank_by_diversity(services: Services, project_id: int, unlabelled: set[int])
 
 
 def k_center_order(
-    points: "NDArray[np.float32]", covered: "NDArray[np.float32] | None" = None
+    points: NDArray[np.float32], covered: NDArray[np.float32] | None = None
 ) -> list[int]:
     """Greedy k-center: indices of `points` (N, D), each farthest from all before and `covered`.
 
     Without covered points (M, D) the one nearest to the mean comes first.
     """
-    import numpy as np
-
     # Each dimension by its own spread: a few of an embedding's are a hundred times the others.
     scale = np.maximum(points.std(axis=0), 1e-6)
     scaled = points / scale
@@ -183,9 +176,7 @@ def k_center_order(
     return order
 
 
-def _entropy(probability: "NDArray[np.floating]") -> "NDArray[np.floating]":
-    import numpy as np
-
+def _entropy(probability: NDArray[np.floating]) -> NDArray[np.floating]:
     p = np.clip(probability, 1e-6, 1 - 1e-6)
     return np.asarray(-(p * np.log2(p) + (1 - p) * np.log2(1 - p)))
 

@@ -8,8 +8,10 @@ is for validation stays there in every later version, of every project.
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
+import numpy as np
+from numpy.typing import NDArray
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
@@ -28,10 +30,6 @@ from backend.services import Services
 from backend.settings import Consensus
 from backend.tables import Suggestion
 from backend.training.tables import TrainingRun
-
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
 
 Split = Literal["train", "val"]
 
@@ -60,7 +58,7 @@ class Example:
 
     def layers(
         self, store: MaskStore, rule: Consensus, size: tuple[int, int]
-    ) -> dict[str, "NDArray[np.int32]"]:
+    ) -> dict[str, NDArray[np.int32]]:
         """Instance numbers by phrase, int32 (height, width) = `size`; all 0: it is not there.
 
         Raises:
@@ -101,7 +99,7 @@ class Images:
         self._sizes: dict[str, tuple[int, int]] = {}
         self.cache = embedding_cache(services.settings)
 
-    def rgb(self, example: Example) -> "NDArray[np.uint8]":
+    def rgb(self, example: Example) -> NDArray[np.uint8]:
         """The image, RGB uint8 (H, W, 3).
 
         Raises:
@@ -124,7 +122,7 @@ class Images:
 
     def layers(
         self, example: Example, rule: Consensus, size: tuple[int, int] | None = None
-    ) -> "dict[str, NDArray[np.int32]]":
+    ) -> dict[str, NDArray[np.int32]]:
         """Instance numbers by phrase, see `Example.layers`.
 
         Args:
@@ -251,11 +249,9 @@ def _pages(
 
 
 def _layer(
-    drawn: Sequence[Sequence["NDArray[np.bool_]"]], rule: Consensus, size: tuple[int, int]
-) -> "NDArray[np.int32]":
+    drawn: Sequence[Sequence[NDArray[np.bool_]]], rule: Consensus, size: tuple[int, int]
+) -> NDArray[np.int32]:
     """The instance map of one phrase from the masks of each annotator."""
-    import numpy as np
-
     from backend.training import consensus
     from medsam3_model.boxes import connected_instances
 

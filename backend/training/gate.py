@@ -12,13 +12,13 @@ from functools import partial
 from statistics import fmean
 from typing import TYPE_CHECKING, Any, Literal
 
+import numpy as np
+from numpy.typing import NDArray
+
 from backend.settings import Consensus
+from backend.training.examples import Example, Images
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
-    from backend.training.examples import Example, Images
     from medsam3_model import MedSAM3
     from medsam3_model.prompting import EncodeWindow
 
@@ -128,8 +128,8 @@ def decide(
 
 def answers(
     model: "MedSAM3",
-    examples: Sequence["Example"],
-    images: "Images",
+    examples: Sequence[Example],
+    images: Images,
     rule: Consensus,
     *,
     on_image: Callable[[], None] = lambda: None,
@@ -162,20 +162,18 @@ def answers(
 
 def _of_image(
     model: "MedSAM3",
-    example: "Example",
+    example: Example,
     embedding: Any,
     text: Any,
-    truth: Mapping[str, "NDArray[np.int32]"],
+    truth: Mapping[str, NDArray[np.int32]],
     closer_look: "EncodeWindow",
 ) -> list[GateAnswer]:
-    import numpy as np
-
     from medsam3_model.boxes import disturbed_boxes, instance_boxes
     from medsam3_model.evaluation.metrics import dice
     from medsam3_model.prompting import SpatialPrompt, segment_prompted
     from medsam3_model.small_objects import look_closer
 
-    def answer(phrase: str, mode: GateMode, mask: "NDArray[np.bool_]") -> GateAnswer:
+    def answer(phrase: str, mode: GateMode, mask: NDArray[np.bool_]) -> GateAnswer:
         score = dice(mask, truth[phrase] > 0)
         return GateAnswer(f"{example.task_id}/{example.key}", example.group, phrase, mode, score)
 
