@@ -7,7 +7,6 @@ environment of its own (`.venv-label-studio`) and is only ever run as a process.
 import fcntl
 import os
 import shutil
-import signal
 import socket
 import sqlite3
 import subprocess
@@ -16,9 +15,9 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import KW_ONLY, dataclass, field
 from pathlib import Path
-from types import TracebackType
 
 from backend.errors import LabelStudioUnavailableError, SettingsError
+from backend.processes.stopping import end_processes
 
 REPOSITORY = Path(__file__).parents[2]
 DEFAULT_USER = "demo@example.org"
@@ -152,26 +151,14 @@ class LabelStudioServer:
     def stop(self, timeout_s: float = 10.0) -> None:
         """End the process, if it runs: SIGTERM, then SIGKILL after `timeout_s`."""
         process, self._process = self._process, None
-        if process is None:
-            return
-        if process.poll() is None:
-            process.send_signal(signal.SIGTERM)
-            try:
-                process.wait(timeout_s)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
-        self._pid_path.unlink(missing_ok=True)
+        if process is not None:
+            end_processes([process], timeout_s)
+            self._pid_path.unlink(missing_ok=True)
 
     def __enter__(self) -> "LabelStudioServer":
         return self.start()
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.stop()
 
     @property

@@ -9,6 +9,7 @@ from redis import Redis
 from redis.exceptions import RedisError
 
 from backend.errors import QueueError
+from backend.processes.stopping import end_processes
 
 
 class RedisServer:
@@ -65,14 +66,7 @@ class RedisServer:
     def stop(self, timeout_s: float = 10.0) -> None:
         """End the server; its append-only file keeps what is queued."""
         process, self._process = self._process, None
-        if process is None or process.poll() is not None:
-            return
-        process.terminate()
-        try:
-            process.wait(timeout_s)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+        end_processes([process] if process else [], timeout_s)
 
     @property
     def process(self) -> subprocess.Popen[bytes] | None:

@@ -13,6 +13,7 @@ from types import FrameType
 
 from backend.processes.queues import QueueName
 from backend.processes.redis_server import RedisServer
+from backend.processes.stopping import end_processes
 from backend.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -78,19 +79,8 @@ class Supervisor:
 
     def stop(self) -> None:
         """End every process, politely first."""
-        running = [child for child in self.children if child.process]
-        for child in running:
-            if child.process and child.process.poll() is None:
-                child.process.terminate()
-        deadline = time.monotonic() + STOP_TIMEOUT_S
-        for child in running:
-            if child.process is None:
-                continue
-            try:
-                child.process.wait(max(0.1, deadline - time.monotonic()))
-            except subprocess.TimeoutExpired:
-                child.process.kill()
-                child.process.wait()
+        end_processes([child.process for child in self.children if child.process], STOP_TIMEOUT_S)
+        for child in self.children:
             child.process = None
         if self._redis:
             self._redis.stop()
