@@ -40,7 +40,7 @@ def stage(redis_server: RedisServer, data_dir: Path, model: Path) -> Iterator[Tr
         yield opened
 
 
-def test_requests_are_one_run_until_its_snapshot_is_taken(stage: TrainingStage) -> None:
+def test_requests_are_one_run_until_its_dataset_version_is_made(stage: TrainingStage) -> None:
     services = stage.services
     first = runs.request_run(services, 7, Trigger.BUTTON)
     again = runs.request_run(services, 7, Trigger.COMMAND)
@@ -104,7 +104,7 @@ def test_start_training_and_enough_corrections_start_runs(stage: TrainingStage) 
         assert session.get_one(TrainingRun, pressed.run_id).trigger == Trigger.BUTTON
 
 
-def test_a_snapshot_keeps_what_it_was_taken_from_and_never_moves_a_group(
+def test_a_dataset_version_keeps_what_it_was_made_of_and_never_moves_a_group(
     stage: TrainingStage,
 ) -> None:
     from backend.labeling.config import parse_label_config
@@ -118,11 +118,11 @@ def test_a_snapshot_keeps_what_it_was_taken_from_and_never_moves_a_group(
     stage.label_studio.update(annotation, result=[])
     stage.annotate(train=1)
     with services.database.reading() as session:
-        snapshot = examples.load(session, dataset, config)
-    assert len(snapshot.of("train")) == 3
-    assert len(snapshot.of("val")) == 2
-    assert all(len(one.masks["optic disc"][0]) == 1 for one in snapshot.examples)
-    assert all(one.masks["optic cup"] == ((),) for one in snapshot.examples)
+        training_set = examples.load(session, dataset, config)
+    assert len(training_set.of("train")) == 3
+    assert len(training_set.of("val")) == 2
+    assert all(len(one.masks["optic disc"][0]) == 1 for one in training_set.examples)
+    assert all(one.masks["optic cup"] == ((),) for one in training_set.examples)
 
 
 def test_several_annotators_make_one_example_by_the_rule(stage: TrainingStage) -> None:

@@ -137,6 +137,25 @@ def defined_types(module: str, tree: ast.Module) -> Iterator[tuple[str, str]]:
             yield found
 
 
+def test_errors_are_one_tree_in_each_package() -> None:
+    drawings = {
+        name: ast.get_docstring(modules()[f"{name}.errors"]) for name in MAX_TOP_LEVEL_FILES
+    }
+    elsewhere = []
+    for module, tree in modules().items():
+        package = module.partition(".")[0]
+        for node in ast.walk(tree):
+            bases = [ast.unparse(base) for base in getattr(node, "bases", ())]
+            # What inherits from an error, by its name, is one.
+            if isinstance(node, ast.ClassDef) and any(
+                base.endswith(("Exception", "Error")) for base in bases
+            ):
+                drawn = node.name in (drawings[package] or "")
+                if module != f"{package}.errors" or not drawn:
+                    elsewhere.append(f"{module}.{node.name}")
+    assert not elsewhere, "define these in errors.py, and draw them in its tree"
+
+
 def test_the_top_level_shows_the_rooms() -> None:
     files = {package: len(list((ROOT / package).glob("*.py"))) for package in MAX_TOP_LEVEL_FILES}
     crowded = {name: count for name, count in files.items() if count > MAX_TOP_LEVEL_FILES[name]}
