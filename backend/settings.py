@@ -148,7 +148,7 @@ class Settings(BaseSettings):
         "empty: never.",
     )
     image_cache_mb: int = Field(
-        512, ge=0, description="Memory for fetched images in each GPU worker."
+        512, ge=0, description="Memory for fetched images in each GPU worker and trainer."
     )
     embedding_memory_mb: int = Field(
         2048, ge=0, description="Memory for image embeddings in each GPU worker."

@@ -247,8 +247,10 @@ def _upright_size(content: bytes) -> tuple[int, int] | tuple[None, None]:
         with Image.open(io.BytesIO(content)) as image:
             width, height = image.size
             # A PNG without a note up front would be decoded in search of one behind its pixels.
+            # Browsers do not turn WebP, and Pillow gives the upright size of a TIFF by itself.
+            turned = image.format not in ("WEBP", "TIFF")
             noted = image.format != "PNG" or "exif" in image.info
-            sideways = noted and image.getexif().get(_EXIF_ORIENTATION) in _SIDEWAYS
+            sideways = turned and noted and image.getexif().get(_EXIF_ORIENTATION) in _SIDEWAYS
     except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError):
         return None, None
     return (height, width) if sideways else (width, height)

@@ -112,7 +112,8 @@ class Images:
         )
         rgb = decode(content, self._settings)
         height, width = rgb.shape[:2]
-        if example.size not in (None, (height, width)):
+        drawn = any(any(masks) for masks in example.masks.values())
+        if drawn and example.size not in (None, (height, width)):
             raise TrainingError(
                 f"The image of task {example.task_id} has {width}×{height} pixels, another size "
                 "than when it was annotated: it changed under its address. Annotate it again."
