@@ -174,7 +174,7 @@ def preannotate(
         report = run(
             open_services(),
             project,
-            on_progress=lambda progress: show(progress.predicted + progress.failed, progress.total),
+            on_progress=lambda progress: show(progress.done, progress.total),
             timeout_s=wait,
         )
     if as_json:

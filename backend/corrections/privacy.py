@@ -73,6 +73,8 @@ def forget(
         return [of_project] if task_id is None else [of_project, table.task_id == task_id]
 
     with database.session() as session:
+        # Whoever stores a version meanwhile waits, and then sees that its task is forgotten.
+        store.lock_files(session, shared=False)
         forgotten = {"project_id": project_id, "task_id": task_id or 0, "forgotten_at": now()}
         insert_or_ignore(session, Forgotten, forgotten)
         revisions = select(Revision.id).join(Annotation, Annotation.id == Revision.annotation_id)

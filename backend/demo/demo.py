@@ -121,7 +121,7 @@ def running_demo(options: DemoOptions, say: Say, show_progress: ShowProgress) ->
         def progressed(progress: PreannotationProgress) -> None:
             if progress.predicted and not first:
                 first.append(round(time.monotonic() - started, 2))
-            show_progress(progress.predicted + progress.failed, progress.total)
+            show_progress(progress.done, progress.total)
 
         report = preannotate(services, project.id, on_progress=progressed, timeout_s=1800)
         yield Demo(server, services, project, first[0] if first else None, report.errors)

@@ -40,15 +40,10 @@ def find_executable() -> Path:
     Raises:
         SettingsError: there is none.
     """
-    configured = os.environ.get("MEDSAM3_LABEL_STUDIO_BIN")
     installed = REPOSITORY / ".venv-label-studio" / "bin" / "label-studio"
-    for candidate in (
-        configured,
-        str(installed) if installed.exists() else None,
-        shutil.which("label-studio"),
-    ):
-        if candidate:
-            return Path(candidate)
+    own = str(installed) if installed.exists() else shutil.which("label-studio")
+    if executable := os.environ.get("MEDSAM3_LABEL_STUDIO_BIN") or own:
+        return Path(executable)
     raise SettingsError(
         f"Label Studio is not installed in {installed.parent.parent}: "
         "`make demo` and `make test` install it there."
@@ -208,22 +203,22 @@ class LabelStudioServer:
                     pass
                 time.sleep(0.1)
         status = self._process.poll()
-        happened = (
-            f"did not answer within {timeout_s:.0f} s"
-            if status is None
-            else f"ended with exit status {status}"
-        )
+        happened = f"ended with exit status {status}"
+        if status is None:
+            happened = f"did not answer within {timeout_s:.0f} s"
         raise LabelStudioUnavailableError(
             f"Label Studio {happened}; the end of {self.log_path}:\n{_last_lines(self.log_path)}"
         )
 
 
 def free_port(preferred: int = 0) -> int:
-    """A TCP port of the loopback address on which nothing listens: the preferred one, or any."""
-    if preferred and _is_free(preferred):
-        return preferred
+    """A TCP port of the loopback address that this process may take: the preferred one, or any."""
     with closing(socket.socket()) as probe:
-        probe.bind((_HOST, 0))
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((_HOST, preferred))
+        except OSError:
+            return free_port()
         port: int = probe.getsockname()[1]
         return port
 

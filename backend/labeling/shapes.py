@@ -25,7 +25,7 @@ def number(value: Mapping[str, Any], key: str) -> float:
 
 def direction(value: Mapping[str, Any]) -> Point:
     """Cosine and sine of the rotation; (1, 0) where there is none."""
-    angle = math.radians(number(value, "rotation") if value.get("rotation") else 0.0)
+    angle = 0.0 if value.get("rotation") is None else math.radians(number(value, "rotation"))
     return math.cos(angle), math.sin(angle)
 
 

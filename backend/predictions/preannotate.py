@@ -26,9 +26,9 @@ class PreannotationProgress:
     failed: int
 
     @property
-    def finished(self) -> bool:
-        """Whether no task is under way any more."""
-        return self.predicted + self.failed >= self.total
+    def done(self) -> int:
+        """Tasks that are not under way any more."""
+        return self.predicted + self.failed
 
 
 @dataclass(frozen=True)
@@ -71,13 +71,12 @@ def preannotate(
             ids += batch
             on_progress(_progress(services, ids))
     deadline = time.monotonic() + timeout_s if timeout_s is not None else None
-    while not (progress := _progress(services, ids)).finished:
+    while (progress := _progress(services, ids)).done < progress.total:
         on_progress(progress)
         if deadline is not None and time.monotonic() > deadline:
             raise BackendError(
-                f"{progress.total - progress.predicted - progress.failed} of {progress.total} "
-                "tasks are not predicted yet; is a GPU worker running (`medsam3 doctor`)? They "
-                "stay queued."
+                f"{progress.total - progress.done} of {progress.total} tasks are not predicted "
+                "yet; is a GPU worker running (`medsam3 doctor`)? They stay queued."
             )
         time.sleep(POLL_S)
     on_progress(progress)

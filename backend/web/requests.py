@@ -55,7 +55,7 @@ def query_project() -> int | None:
 
 def query_choice(name: str, choices: tuple[str, ...]) -> str | None:
     """A query argument that takes one of `choices`; 400 where it is something else."""
-    value = request.args.get(name) or None
+    value = request.args.get(name)
     if value is not None and value not in choices:
         abort(400, f"{name} is one of {', '.join(choices)}")
     return value

@@ -9,6 +9,7 @@ import numpy as np
 from backend.corrections.datasets import ExportedVersion
 from backend.corrections.export.pages import PagesWithImages, folder_name, write_file
 from backend.corrections.mask_store import MaskStore
+from backend.errors import DatasetVersionError
 
 
 def write(version: ExportedVersion, pages: PagesWithImages, folder: Path, masks: MaskStore) -> None:
@@ -22,7 +23,14 @@ def write(version: ExportedVersion, pages: PagesWithImages, folder: Path, masks:
                 write_file(folder / "images" / page.file_name, content)
             slices.append(page)
         stem = slices[0].stem.partition("-page-")[0]
-        for label in sorted({concept.label for page in slices for concept in page.concepts}):
+        labels = sorted({concept.label for page in slices for concept in page.concepts})
+        # A volume has one size, also where a page has no mask: nothing is invented or stretched.
+        if labels and len({page.size for page in slices}) > 1:
+            raise DatasetVersionError(
+                f"the pages of task {slices[0].item.task.task_id} differ in size, which a volume "
+                "cannot hold: export as masks or coco"
+            )
+        for label in labels:
             volume = np.zeros((*slices[0].size[::-1], len(slices)), np.uint8)
             for index, page in enumerate(slices):
                 for concept in page.concepts:

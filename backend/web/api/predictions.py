@@ -23,7 +23,8 @@ def predictions() -> dict[str, Any]:
     for name, column in (("project", Suggestion.project_id), ("task", Suggestion.task_id)):
         if name in request.args:
             query = query.where(column == request.args.get(name, type=int))
-    if state := query_choice("state", tuple(SuggestionState)):
+    if request.args.get("state"):
+        state = query_choice("state", tuple(SuggestionState))
         query = query.where(Suggestion.state == state)
     with services().database.reading() as session:
         if before := request.args.get("before"):

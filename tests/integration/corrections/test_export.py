@@ -30,6 +30,7 @@ from tests.support.corrections_stage import (
     image_file,
     stage_at,
 )
+from tests.support.images import noise_file
 from tests.support.masks import dice
 from tests.support.stand_in_label_studio import StandInLabelStudio
 
@@ -296,6 +297,27 @@ def test_pages_become_one_volume(stage: Stage, tmp_path: Path) -> None:
     assert np.array_equal(volume[:, :, 0].T, drawn(1))
     assert not volume[:, :, 1].any()
     assert np.array_equal(volume[:, :, 2].T, drawn(2))
+
+
+def test_pages_of_different_sizes_are_refused_as_a_volume(stage: Stage, tmp_path: Path) -> None:
+    label_studio = stage.label_studio
+    label_studio.label_config = CONFIG.replace('value="$image"', 'valueList="$images"')
+    pages = ["/data/upload/7/large.png", "/data/upload/7/small.png"]
+    label_studio.images[pages[0]] = image_file(0)
+    label_studio.images[pages[1]] = noise_file(1, 5, 7)
+    task = label_studio.add_task(b"", images=pages)
+    for number in list(label_studio.annotations):
+        label_studio.delete(number)
+    label_studio.annotate(task, [brush("a", drawn(1), item_index=0)])
+    stage.hear_all()
+    with pytest.raises(DatasetVersionError, match=f"the pages of task {task} differ in size"):
+        export(
+            version_of(stage, "mixed"),
+            stage.masks,
+            tmp_path / "out",
+            ExportFormat.NIFTI,
+            statistics={"overall": _no_figures()},
+        )
 
 
 def _no_figures() -> dict[str, object]:
