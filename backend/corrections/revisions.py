@@ -189,12 +189,7 @@ def current_state(
         described = describe(session, revisions.values())
         for row in chunk:
             yield {
-                "annotation": row.id,
-                "project": row.project_id,
-                "task": row.task_id,
-                "state": row.state,
-                "trouble": row.trouble,
-                "reason": row.reason,
+                **_as_seen(row),
                 "content_hash": row.content_hash,
                 "updated_at": row.updated_at.isoformat() if row.updated_at else None,
                 "revision": described.get(row.revision_id or 0),
@@ -249,6 +244,11 @@ def with_history(session: Session, annotation_id: int) -> dict[str, Any] | None:
     row = session.get(Annotation, annotation_id)
     if row is None:
         return None
+    return {**_as_seen(row), "versions": history(session, annotation_id)}
+
+
+def _as_seen(row: Annotation) -> dict[str, Any]:
+    """What the store makes of an annotation, as JSON has it."""
     return {
         "annotation": row.id,
         "project": row.project_id,
@@ -256,7 +256,6 @@ def with_history(session: Session, annotation_id: int) -> dict[str, Any] | None:
         "state": row.state,
         "trouble": row.trouble,
         "reason": row.reason,
-        "versions": history(session, annotation_id),
     }
 
 
