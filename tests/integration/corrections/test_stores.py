@@ -4,8 +4,11 @@ import json
 import random
 import shutil
 import threading
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -236,6 +239,32 @@ def test_forgotten_while_it_is_read_leaves_no_file(stage: Stage) -> None:
     embeddings = stage.services.settings.embedding_dir
     forget(stage.services.database, stage.masks, embeddings, project_id=project, task_id=task)
     assert ingest.save(number, draft) is None
+    assert stage.state() == []
+    assert stage.mask_names() == []
+
+
+def test_forget_waits_for_whoever_stores(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    annotated(stage, 1)
+    save_revision, storing = store.save_revision, threading.Event()
+
+    def slowly(*arguments: Any) -> str | None:
+        changed = save_revision(*arguments)
+        # Written, but not committed: nobody else can see it yet.
+        storing.set()
+        time.sleep(1)
+        return changed
+
+    monkeypatch.setattr(store, "save_revision", slowly)
+    with ThreadPoolExecutor() as pool:
+        heard = pool.submit(stage.hear_all)
+        assert storing.wait(30)
+        forget(
+            stage.services.database,
+            stage.masks,
+            stage.services.settings.embedding_dir,
+            project_id=stage.label_studio.project_id,
+        )
+        heard.result()
     assert stage.state() == []
     assert stage.mask_names() == []
 
