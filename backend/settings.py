@@ -4,16 +4,26 @@ Most carry the prefix `MEDSAM3_`; the five that other tools of the field read to
 (`LABEL_STUDIO_URL`, `LABEL_STUDIO_API_KEY`, `REDIS_URL`, `DATABASE_URL`, `STORAGE_URL`) do not.
 """
 
+import json
 import re
+from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
-from pydantic import AliasChoices, Field, SecretStr, field_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import AliasChoices, Field, SecretStr, ValidationError, field_validator
+from pydantic_core import ErrorDetails, PydanticUseDefault
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from backend.errors import SettingsError
 
 Consensus = Literal["latest", "majority", "staple"]
 Strategy = Literal["uncertainty", "tta", "diversity", "random", "random-foreground"]
+
+# Written with commas or as a JSON list; see `Settings._listed`.
+_Names = Annotated[tuple[str, ...], NoDecode]
+_Folders = Annotated[tuple[Path, ...], NoDecode]
 
 
 def _bare(name: str) -> AliasChoices:
@@ -25,7 +35,13 @@ class Settings(BaseSettings):
     """One validated value per setting; see docs/settings.md for the list with defaults."""
 
     model_config = SettingsConfigDict(
-        env_prefix="MEDSAM3_", env_file=".env", extra="ignore", populate_by_name=True
+        env_prefix="MEDSAM3_",
+        env_file=".env",
+        extra="ignore",
+        populate_by_name=True,
+        allow_inf_nan=False,
+        # An error must not repeat what may be a password.
+        hide_input_in_errors=True,
     )
 
     data_dir: Path = Field(
@@ -41,21 +57,31 @@ class Settings(BaseSettings):
         None,
         validation_alias=_bare("LABEL_STUDIO_API_KEY"),
         description="Personal access token or legacy token of a Label Studio user.",
+        examples=["0123456789abcdef0123456789abcdef01234567"],
+    )
+    label_studio_aliases: _Names = Field(
+        (),
+        description="Other addresses of the same Label Studio that tasks may carry, such as "
+        "https://labels.example.org; the one in its LABEL_STUDIO_HOST is found by itself.",
+        examples=["https://labels.example.org,http://label-studio:8080"],
     )
     redis_url: str | None = Field(
         None,
         validation_alias=_bare("REDIS_URL"),
         description="Redis for the job queues; empty: an embedded Redis below the data folder.",
+        examples=["redis://redis:6379/0"],
     )
     database_url: str | None = Field(
         None,
         validation_alias=_bare("DATABASE_URL"),
         description="SQLAlchemy URL (SQLite or PostgreSQL); empty: SQLite in the data folder.",
+        examples=["postgresql://user:password@host/medsam3"],
     )
     storage_url: str | None = Field(
         None,
         validation_alias=_bare("STORAGE_URL"),
         description="fsspec URL for mask files (folder or s3://bucket/prefix); empty: data folder.",
+        examples=["s3://bucket/masks"],
     )
 
     host: str = Field("127.0.0.1", description="Address on which the web process listens.")
@@ -89,6 +115,7 @@ class Settings(BaseSettings):
         False,
         description="Compile the image encoder with torch: a slow first image, faster ones after "
         "it. Needs a C++ compiler or CUDA.",
+        examples=["/models/lora.safetensors"],
     )
 
     predict_budget_s: float = Field(
@@ -111,11 +138,15 @@ class Settings(BaseSettings):
         5000, ge=1, description="Jobs after which a worker is replaced by a fresh process."
     )
 
-    allowed_image_hosts: tuple[str, ...] = Field(
-        (), description="Hosts (JSON list) besides Label Studio from which images may be fetched."
+    allowed_image_hosts: _Names = Field(
+        (),
+        description="Hosts besides Label Studio from which images may be fetched.",
+        examples=["images.example.org,*.example.net,10.0.0.5:8443"],
     )
-    allowed_local_roots: tuple[Path, ...] = Field(
-        (), description="Folders (JSON list) below which /data/local-files may be read directly."
+    allowed_local_roots: _Folders = Field(
+        (),
+        description="Folders below which /data/local-files may be read directly.",
+        examples=["/srv/images,/mnt/scans"],
     )
     max_image_mb: int = Field(512, ge=1, description="Largest image file.")
     max_image_megapixels: float = Field(
@@ -140,12 +171,14 @@ class Settings(BaseSettings):
         None,
         description="Regular expression that finds the group in an image's address, for tasks "
         "without the field; its first group counts.",
+        examples=["patient-(\\d+)_"],
     )
     retention_days: int | None = Field(
         None,
         ge=1,
         description="Days after which replaced and deleted corrections are removed for good; "
         "empty: never.",
+        examples=["365"],
     )
     image_cache_mb: int = Field(
         512, ge=0, description="Memory for fetched images in each GPU worker and trainer."
@@ -161,14 +194,19 @@ class Settings(BaseSettings):
         0, ge=0, description="New corrections of a project that start a training run; 0: never."
     )
     train_schedule: str | None = Field(
-        None, description="Cron line (UTC) at which projects with new corrections are trained."
+        None,
+        description="Cron line (UTC) at which projects with new corrections are trained.",
+        examples=["0 3 * * *"],
     )
     train_steps: int = Field(400, ge=1, description="Optimiser steps of a training run at most.")
     train_minutes: float = Field(
         120.0, gt=0, description="Minutes after which a training run stops where it is."
     )
     learning_rate: float | None = Field(
-        None, gt=0, description="Peak learning rate; empty: the model's own default."
+        None,
+        gt=0,
+        description="Peak learning rate; empty: the model's own default.",
+        examples=["0.0001"],
     )
     train_seed: int = Field(0, description="Seed of a training run.")
     train_replay: bool = Field(
@@ -193,27 +231,70 @@ class Settings(BaseSettings):
         8, ge=1, description="Trained detectors that a GPU worker keeps loaded."
     )
 
-    @field_validator("label_studio_url")
+    @field_validator("*", mode="before")
     @classmethod
-    def _no_trailing_slash(cls, value: str) -> str:
-        if not value.startswith(("http://", "https://")):
-            raise ValueError("LABEL_STUDIO_URL starts with http:// or https://")
-        return value.rstrip("/")
+    def _empty_is_default(cls, value: object) -> object:
+        """`NAME=` says nothing; an empty line of a file sets nothing."""
+        if isinstance(value, str):
+            value = value.strip()
+            if not value:
+                raise PydanticUseDefault
+        return value
 
     @field_validator(
-        "redis_url",
-        "database_url",
-        "storage_url",
-        "adapter",
-        "group_pattern",
-        "retention_days",
-        "train_schedule",
-        "learning_rate",
-        mode="before",
+        "label_studio_aliases", "allowed_image_hosts", "allowed_local_roots", mode="before"
     )
     @classmethod
-    def _empty_is_unset(cls, value: object) -> object:
-        return value or None
+    def _listed(cls, value: object) -> object:
+        if not isinstance(value, str):
+            return value
+        if value.startswith("["):
+            try:
+                return tuple(json.loads(value))
+            except ValueError:
+                raise ValueError("it begins like a JSON list and is none") from None
+        return tuple(entry.strip() for entry in value.split(",") if entry.strip())
+
+    @field_validator("label_studio_url")
+    @classmethod
+    def _is_address(cls, value: str) -> str:
+        _check_address(value)
+        return value.rstrip("/")
+
+    @field_validator("label_studio_aliases")
+    @classmethod
+    def _are_addresses(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for entry in value:
+            _check_address(entry if "://" in entry else f"http://{entry}")
+        return tuple(entry.rstrip("/") for entry in value)
+
+    @field_validator("allowed_image_hosts")
+    @classmethod
+    def _are_hosts(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for entry in value:
+            if not re.fullmatch(
+                r"(\*\.)?[\w-]+(\.[\w-]+)*\.?(:\d+)?|\[?[0-9a-fA-F:.]+\]?(:\d+)?", entry
+            ):
+                raise ValueError(
+                    f"{entry[:60]!r} is no host name: write it without http:// and path"
+                )
+        return value
+
+    @field_validator("label_studio_api_key")
+    @classmethod
+    def _is_token(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is not None and not re.fullmatch(
+            r"[\w.~+/=-]+", value.get_secret_value(), re.ASCII
+        ):
+            raise ValueError("it holds spaces, quotes or other characters that no token has")
+        return value
+
+    @field_validator("redis_url")
+    @classmethod
+    def _is_redis(cls, value: str | None) -> str | None:
+        if value is not None and not value.startswith(("redis://", "rediss://", "unix://")):
+            raise ValueError("it must begin with redis://, rediss:// or unix://")
+        return value
 
     @field_validator("group_pattern")
     @classmethod
@@ -221,7 +302,7 @@ class Settings(BaseSettings):
         try:
             re.compile(value or "")
         except re.error as error:
-            raise ValueError(f"MEDSAM3_GROUP_PATTERN is no regular expression: {error}") from None
+            raise ValueError(f"it is no regular expression: {error}") from None
         return value
 
     @field_validator("data_dir")
@@ -260,7 +341,69 @@ class Settings(BaseSettings):
         return self.data_dir / "embeddings"
 
 
+def _check_address(value: str) -> None:
+    parts = urlsplit(value)  # ValueError: brackets without an address in them
+    if parts.scheme not in ("http", "https"):
+        raise ValueError("it must begin with http:// or https://")
+    if not parts.hostname or re.search(r"\s", value) or parts.query or parts.fragment:
+        raise ValueError("it must be the address of a server, without ? and #")
+    try:
+        _ = parts.port
+    except ValueError:
+        raise ValueError("its port must be a number from 0 to 65535") from None
+
+
 @lru_cache(maxsize=1)
 def get_settings() -> Settings:
-    """The settings of this process, read once."""
-    return Settings()
+    """The settings of this process, read once.
+
+    Raises:
+        SettingsError: a value cannot be used; one sentence for each, with an example.
+    """
+    return read_settings()
+
+
+def read_settings(**values: Any) -> Settings:
+    """Settings from the environment, the file `.env`, and `values`, which go before both.
+
+    Raises:
+        SettingsError: see `get_settings`.
+    """
+    try:
+        return Settings(**values)
+    except ValidationError as error:
+        faults = error.errors(include_url=False, include_context=False, include_input=False)
+        raise SettingsError("\n".join(dict.fromkeys(map(_sentence, faults)))) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise SettingsError(
+            f"The file .env in this folder cannot be read ({type(error).__name__}): it is text in "
+            "UTF-8, one NAME=value a line."
+        ) from None
+
+
+def variable_of(name: str) -> str:
+    """The environment variable that a field of `Settings` is read from."""
+    alias = Settings.model_fields[name].validation_alias
+    if isinstance(alias, AliasChoices):
+        return str(alias.choices[0])
+    return f"{Settings.model_config['env_prefix']}{name}".upper()
+
+
+def _sentence(fault: ErrorDetails) -> str:
+    """What is wrong with one value, without the value: it may be a secret."""
+    place = str(fault["loc"][0]) if fault["loc"] else ""
+    name = next((name for name in Settings.model_fields if place in _names_of(name)), "")
+    if not name:
+        return f"The settings cannot be used: {fault['msg']}."
+    field, variable = Settings.model_fields[name], variable_of(name)
+    reason = fault["msg"].removeprefix("Value error, ").replace("Input should be", "it must be")
+    reason = reason.partition(", unable to")[0]
+    example = (field.examples or [field.default])[0]
+    shown = "" if example is None else f", for example {variable}={example}"
+    return f"{variable} cannot be used: {reason[0].lower()}{reason[1:]}{shown}."
+
+
+def _names_of(field: str) -> Iterator[str]:
+    yield field
+    yield variable_of(field)
+    yield variable_of(field).lower()

@@ -1,15 +1,16 @@
 """The client of Label Studio's API: both kinds of tokens, repeated requests, clear errors.
 
 Requests go to Label Studio's own address and nowhere else: no redirect is followed, so the token
-cannot travel to another host.
+cannot travel to another host. A link that carries another of its names is asked for there.
 """
 
 import json
 import random
+import re
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import Any
 from urllib.parse import urlsplit
@@ -17,12 +18,28 @@ from urllib.parse import urlsplit
 import httpx
 
 from backend.errors import LabelStudioAuthError, LabelStudioError
-from backend.label_studio.auth import HOW_TO_GET_ONE, TRY_AGAIN, TokenAuth, failure, unavailable
-from backend.label_studio.hosts import origin, shown
+from backend.label_studio.auth import (
+    HOW_TO_GET_ONE,
+    TRY_AGAIN,
+    TokenAuth,
+    failure,
+    retry_after_s,
+    unavailable,
+)
+from backend.label_studio.bodies import pieces
+from backend.label_studio.deadline import Deadline
+from backend.label_studio.hosts import is_this_machine, open_client, shown
+from backend.label_studio.own_addresses import OwnAddresses
 from backend.settings import Settings
 
 _IDEMPOTENT = frozenset({"GET", "HEAD", "PUT", "PATCH", "DELETE"})
 _FIRST_PAUSE_S = 0.2
+# Who is asked to wait for longer is told so, and comes back by itself.
+_LONGEST_PAUSE_S = 30.0
+# Its login page names its own files by the address that it was told to have.
+_PUBLIC_ADDRESS = re.compile(r'(?:href|src)="(https?://[^"\s]+?)/(?:static|react-app)/')
+_KEEP_PUBLIC_ADDRESS_S = 600.0
+_LONGEST_PAGE = 2**20
 # Django refuses a form with more than 100 files.
 _FILES_PER_UPLOAD = 50
 
@@ -99,20 +116,37 @@ class LabelStudio:
         token: a personal access token or a legacy token.
         timeout_s: seconds that one answer may take.
         attempts: tries of a request that may be repeated, when the server cannot be reached or
-            answers 502, 503 or 504; the pauses between them double from 0.2 s.
+            answers 429, 502, 503 or 504; the pauses between them double from 0.2 s, or are what
+            the server asks for.
+        aliases: other addresses of the same Label Studio, as tasks may carry them.
 
     Every method raises LabelStudioAuthError when the token is refused, LabelStudioUnavailableError
     when there is no answer, and LabelStudioError (with `status_code`) for any other error.
     """
 
-    def __init__(self, url: str, token: str, *, timeout_s: float = 60.0, attempts: int = 4) -> None:
+    def __init__(
+        self,
+        url: str,
+        token: str,
+        *,
+        timeout_s: float = 60.0,
+        attempts: int = 4,
+        aliases: Sequence[str] = (),
+    ) -> None:
         self.url = url.rstrip("/")
         self._attempts = attempts
-        self._auth = TokenAuth(self.url, token)
-        self._client = httpx.Client(
-            auth=self._auth,
-            timeout=httpx.Timeout(timeout_s, connect=10.0),
-            follow_redirects=False,
+        self._addresses = OwnAddresses(self.url, tuple(aliases))
+        self._public_address_asked_at: float | None = None
+        options: Json = {
+            "auth": TokenAuth(self.url, token),
+            "follow_redirects": False,
+            # No proxy leads to this machine.
+            "trust_env": not is_this_machine(self.url),
+        }
+        self._client = open_client(timeout_s, **options)
+        # Its connections are not kept: a deadline can cut those only that were made for it.
+        self._once = open_client(
+            timeout_s, limits=httpx.Limits(max_keepalive_connections=0), **options
         )
 
     @classmethod
@@ -124,11 +158,16 @@ class LabelStudio:
         """
         if settings.label_studio_api_key is None:
             raise LabelStudioAuthError(f"No Label Studio token is set: {HOW_TO_GET_ONE}.")
-        return cls(settings.label_studio_url, settings.label_studio_api_key.get_secret_value())
+        return cls(
+            settings.label_studio_url,
+            settings.label_studio_api_key.get_secret_value(),
+            aliases=settings.label_studio_aliases,
+        )
 
     def close(self) -> None:
         """Close the connections."""
         self._client.close()
+        self._once.close()
 
     def __enter__(self) -> "LabelStudio":
         return self
@@ -289,14 +328,29 @@ class LabelStudio:
         self.delete(f"/api/webhooks/{webhook_id}/")
 
     @contextmanager
-    def stream(self, path: str, *, timeout_s: float | None = None) -> Iterator[httpx.Response]:
+    def stream(
+        self, path: str, *, deadline: Deadline | None = None, signed: bool = True
+    ) -> Iterator[httpx.Response]:
         """GET a file of Label Studio's own origin with the token; the body is not read yet.
 
         The answer is handed on whatever its status is, redirects included.
+
+        Args:
+            path: a path, or an absolute address of Label Studio.
+            deadline: the end of all that the answer may take; without one, each of its bytes may
+                take as long as any request.
+            signed: whether the token goes along.
         """
-        timeout = httpx.USE_CLIENT_DEFAULT if timeout_s is None else httpx.Timeout(timeout_s)
+        client = self._client
+        options: Json = {"headers": {"Accept-Encoding": "identity"}}
+        if not signed:
+            options["auth"] = None
+        if deadline is not None:
+            client = self._once
+            options["timeout"] = httpx.Timeout(deadline.remaining_s())
+            options["extensions"] = deadline.extensions
         try:
-            with self._client.stream("GET", self._absolute(path), timeout=timeout) as response:
+            with client.stream("GET", self._absolute(path), **options) as response:
                 yield response
         except httpx.TransportError as error:
             raise unavailable(self.url, "GET", path, error) from error
@@ -312,24 +366,56 @@ class LabelStudio:
                 response.read()
                 raise failure(self.url, "GET", path, response)
             content = bytearray()
-            for chunk in response.iter_bytes():
-                content += chunk
-                if len(content) > max_bytes:
-                    raise LabelStudioError(f"{path} is larger than {max_bytes} bytes")
+            try:
+                for piece in pieces(response):
+                    content += piece
+                    if len(content) > max_bytes:
+                        raise LabelStudioError(f"{path} is larger than {max_bytes} bytes")
+            except httpx.DecodingError as error:
+                raise LabelStudioError(f"{path}: {error}", 200) from error
         return bytes(content)
 
-    def is_own(self, url: str) -> bool:
-        """Whether an absolute address has Label Studio's own origin."""
-        return origin(url) == origin(self.url)
+    def path_of(self, reference: str) -> str | None:
+        """Path and query of a link to this Label Studio, by any of its addresses that are known.
+
+        Returns:
+            None where the link leads elsewhere.
+        """
+        return self._addresses.path_of(reference)
+
+    def learn_public_address(self, deadline: Deadline | None = None) -> bool:
+        """Ask Label Studio for the address that it writes into links (`LABEL_STUDIO_HOST`).
+
+        Asked again after ten minutes: it may have been set meanwhile.
+
+        Returns:
+            Whether it gave one, which `path_of` then knows.
+
+        Raises:
+            LabelStudioUnavailableError: it does not answer.
+        """
+        asked_at = self._public_address_asked_at
+        if asked_at is not None and time.monotonic() - asked_at < _KEEP_PUBLIC_ADDRESS_S:
+            return bool(self._addresses.public)
+        with self.stream("/user/login/", deadline=deadline, signed=False) as response:
+            page = bytearray()
+            with suppress(httpx.DecodingError):
+                for piece in pieces(response):
+                    page += piece
+                    if len(page) > _LONGEST_PAGE:
+                        break
+        found = _PUBLIC_ADDRESS.search(page.decode(errors="replace"))
+        self._addresses = replace(self._addresses, public=found[1] if found else "")
+        self._public_address_asked_at = time.monotonic()
+        return found is not None
 
     def _absolute(self, path: str) -> str:
-        if path.startswith("/") and not path.startswith("//"):
-            # Below a path (https://host/labels), Label Studio's own links already begin with it.
-            prefix = urlsplit(self.url).path
-            return self.url + path.removeprefix(prefix if path.startswith(f"{prefix}/") else "")
-        if self.is_own(path):
-            return path
-        raise LabelStudioError(f"{shown(path)} is not Label Studio's own address {shown(self.url)}")
+        own = self.path_of(path)
+        if own is None:
+            raise LabelStudioError(
+                f"{shown(path)} is not Label Studio's own address {shown(self.url)}"
+            )
+        return self.url + own
 
     def _json(self, method: str, path: str, **options: Any) -> Any:
         response = self._request(method, path, **options)
@@ -348,6 +434,8 @@ class LabelStudio:
         url = self._absolute(path)
         for attempt in range(1, self._attempts + 1):
             last = attempt == self._attempts
+            # Spread out, so that many workers do not come back in the same moment.
+            pause_s = _FIRST_PAUSE_S * 2 ** (attempt - 1) * random.uniform(0.7, 1.3)
             try:
                 response = self._client.request(method, url, **options)
             except httpx.TransportError as error:
@@ -360,10 +448,18 @@ class LabelStudio:
             else:
                 if response.is_success:
                     return response
-                if last or method not in _IDEMPOTENT or response.status_code not in TRY_AGAIN:
+                # Who is told to come later was not served, so even a POST may be repeated.
+                repeatable = method in _IDEMPOTENT or response.status_code == 429
+                asked_s = retry_after_s(response) or 0.0
+                if (
+                    last
+                    or not repeatable
+                    or response.status_code not in TRY_AGAIN
+                    or asked_s > _LONGEST_PAUSE_S
+                ):
                     raise failure(self.url, method, path, response)
-            # Spread out, so that many workers do not come back in the same moment.
-            time.sleep(_FIRST_PAUSE_S * 2 ** (attempt - 1) * random.uniform(0.7, 1.3))
+                pause_s = max(pause_s, asked_s)
+            time.sleep(pause_s)
         raise AssertionError("the last attempt returns or raises")
 
 

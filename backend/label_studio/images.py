@@ -5,7 +5,6 @@ web address or an object in cloud storage.
 """
 
 import base64
-import binascii
 import hashlib
 import re
 import time
@@ -17,9 +16,19 @@ from urllib.parse import parse_qs, urlsplit
 import httpx
 
 from backend.errors import ImageSourceError, LabelStudioAuthError, LabelStudioUnavailableError
-from backend.label_studio.auth import TRY_AGAIN, failure
+from backend.label_studio.auth import TRY_AGAIN, failure, moved, moved_to, retry_after_s
+from backend.label_studio.bodies import pieces
 from backend.label_studio.client import LabelStudio
-from backend.label_studio.hosts import ImageHosts, open_foreign
+from backend.label_studio.deadline import Deadline
+from backend.label_studio.hosts import ImageHosts, open_foreign, proxy_for, shown
+from backend.label_studio.own_addresses import check_path, is_link
+from backend.label_studio.references import (
+    LOCAL_FILES,
+    cleaned,
+    inline,
+    is_inline,
+    shown_reference,
+)
 from backend.settings import Settings
 
 if TYPE_CHECKING:
@@ -27,7 +36,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 _CLOUD_SCHEMES = ("s3", "gs", "azure-blob")
-_LOCAL_FILES = "/data/local-files/"
 _MAX_REDIRECTS = 5
 # Label Studio answers 500 for a file that is missing, but also while its database is busy.
 _PAUSES_S = (0.3, 1.0)
@@ -37,17 +45,17 @@ _SIGNING_PATH = re.compile(r"/(tasks|projects)/\d+/(resolve|presign)/")
 
 @dataclass(frozen=True)
 class _Fetch:
-    """One image that is being fetched: from where, and what it may cost."""
+    """One image that is being fetched: for which task, and what it may cost."""
 
     client: LabelStudio
     settings: Settings
-    deadline: float
+    deadline: Deadline
+    task_id: int | None
+    project_id: int | None
 
-    def remaining_s(self) -> float:
-        left = self.deadline - time.monotonic()
-        if left <= 0:
-            raise ImageSourceError("it took longer than MEDSAM3_IMAGE_TIMEOUT_S allows")
-        return left
+    @property
+    def hosts(self) -> ImageHosts:
+        return ImageHosts(self.settings.allowed_image_hosts)
 
     def check_size(self, size: int) -> None:
         if size > self.settings.max_image_mb * 2**20:
@@ -55,6 +63,12 @@ class _Fetch:
                 f"it is larger than the {self.settings.max_image_mb} MB that MEDSAM3_MAX_IMAGE_MB "
                 "allows"
             )
+
+    def pause(self, wanted_s: float) -> None:
+        """Wait, if there is time for it."""
+        if wanted_s >= self.deadline.remaining_s():
+            raise ImageSourceError(f"its server asks to wait for {wanted_s:.0f} seconds")
+        time.sleep(wanted_s)
 
 
 class FetchedImages:
@@ -125,105 +139,142 @@ def fetch_image(
 
     Args:
         reference: `/data/upload/...`, `/data/local-files/?d=...`, `http(s)://...`, `s3://...`,
-            `gs://...`, `azure-blob://...` or `data:...;base64,...`.
+            `gs://...`, `azure-blob://...` or `data:...`.
         client: sends its token to Label Studio's own address only.
         settings: `allowed_image_hosts`, `allowed_local_roots`, `max_image_mb`, `image_timeout_s`.
-        task_id, project_id: where Label Studio looks up the storage of a cloud address; one of
-            them is needed for those.
+        task_id, project_id: whose image it is. Label Studio looks up the storage of a cloud
+            address there, so one of them is needed for those.
 
     Raises:
         ImageSourceError: the image cannot be had; trying again without a change does not help.
         LabelStudioAuthError: the token is refused.
         LabelStudioUnavailableError: Label Studio does not answer; trying again later helps.
     """
-    fetch = _Fetch(client, settings, time.monotonic() + settings.image_timeout_s)
     try:
-        content = _content(fetch, str(reference).strip(), task_id, project_id)
+        with Deadline(settings.image_timeout_s) as deadline:
+            fetch = _Fetch(client, settings, deadline, task_id, project_id)
+            content = _content(fetch, cleaned(reference))
         if not content:
             raise ImageSourceError("the file is empty")
-    except ImageSourceError as error:
-        raise ImageSourceError(f"The image {_shown(reference)} was not read: {error}.") from error
+    except (ImageSourceError, httpx.InvalidURL, httpx.DecodingError) as error:
+        reason = "it is not a valid address" if isinstance(error, httpx.InvalidURL) else error
+        raise ImageSourceError(
+            f"The image {shown_reference(reference)} was not read: {reason}."
+        ) from error
     return content
 
 
-def _content(fetch: _Fetch, reference: str, task_id: int | None, project_id: int | None) -> bytes:
-    if reference.startswith("data:"):
-        return _inline(fetch, reference)
+def _content(fetch: _Fetch, reference: str) -> bytes:
+    if is_inline(reference):
+        return inline(reference, fetch.check_size)
     scheme = reference.partition("://")[0].lower() if "://" in reference else ""
     if scheme in _CLOUD_SCHEMES:
-        reference = _resolve_link(reference, task_id, project_id)
-    elif scheme in ("http", "https"):
-        if not fetch.client.is_own(reference):
-            return _from_web(fetch, reference)
-    elif scheme or reference.startswith("//") or not reference.startswith("/"):
+        return _from_label_studio(fetch, _resolve_link(fetch, reference))
+    if scheme not in ("http", "https") and (not reference.startswith("/") or scheme):
         raise ImageSourceError(
             "it is neither a path of Label Studio nor an http, s3, gs or azure-blob address"
         )
     local = _from_local_roots(fetch, reference)
-    return local if local is not None else _from_label_studio(fetch, reference)
+    if local is not None:
+        return local
+    path = _own_path(fetch, reference)
+    return _from_web(fetch, reference) if path is None else _from_label_studio(fetch, path)
 
 
-def _inline(fetch: _Fetch, reference: str) -> bytes:
-    header, _, payload = reference.partition(",")
-    if not header.endswith(";base64"):
-        raise ImageSourceError("a data: address must be base64")
-    fetch.check_size(len(payload) * 3 // 4)
-    try:
-        return base64.b64decode(payload, validate=True)
-    except binascii.Error as error:
-        raise ImageSourceError("its base64 text is damaged") from error
+def _own_path(fetch: _Fetch, reference: str) -> str | None:
+    """Label Studio's path for a reference; None where it leads to another host.
+
+    Raises:
+        ImageSourceError: it names no host.
+    """
+    path = fetch.client.path_of(reference)
+    if path is None and reference.startswith("//"):
+        raise ImageSourceError(
+            "it is neither a path of Label Studio nor an http, s3, gs or azure-blob address"
+        )
+    if path is None and is_link(urlsplit(reference).path):
+        url = httpx.URL(reference)
+        # Label Studio writes its public address into links, and may be asked at another one.
+        if not fetch.hosts.includes(url) and fetch.client.learn_public_address(fetch.deadline):
+            path = fetch.client.path_of(reference)
+    return path
 
 
-def _resolve_link(reference: str, task_id: int | None, project_id: int | None) -> str:
+def _resolve_link(fetch: _Fetch, reference: str) -> str:
     """Label Studio's link for a cloud address: Label Studio has the storage's credentials."""
     encoded = base64.urlsafe_b64encode(reference.encode()).decode()
-    if task_id is not None:
-        return f"/tasks/{task_id}/resolve/?fileuri={encoded}"
-    if project_id is not None:
-        return f"/projects/{project_id}/resolve/?fileuri={encoded}"
+    if fetch.task_id is not None:
+        return f"/tasks/{fetch.task_id}/resolve/?fileuri={encoded}"
+    if fetch.project_id is not None:
+        return f"/projects/{fetch.project_id}/resolve/?fileuri={encoded}"
     raise ImageSourceError("a cloud address needs the task or the project that it belongs to")
 
 
 def _from_local_roots(fetch: _Fetch, reference: str) -> bytes | None:
-    """The file below an allowed root, or None when Label Studio has to be asked."""
-    parts = urlsplit(reference)
-    if not parts.path.endswith(_LOCAL_FILES):
+    """The file below an allowed root, or None when it has to be asked for.
+
+    The host of a link does not matter: Label Studio writes the one that people see, and which
+    folders may be read, the roots say.
+    """
+    try:
+        parts = urlsplit(reference)
+    except ValueError:
+        raise ImageSourceError("it is not a valid address") from None
+    if not parts.path.rstrip("/").endswith(LOCAL_FILES):
         return None
     relative = "".join(parse_qs(parts.query).get("d", [])).lstrip("/")
     if not relative or "\0" in relative:
         raise ImageSourceError("it names no file")
     for root in fetch.settings.allowed_local_roots:
         base = root.expanduser().resolve()
-        path = (base / relative).resolve()
-        # Checked after resolving: neither `..` nor a symbolic link may lead out of the root.
-        if path.is_relative_to(base) and path.is_file():
-            fetch.check_size(path.stat().st_size)
-            return path.read_bytes()
+        try:
+            path = (base / relative).resolve()
+            # Checked after resolving: neither `..` nor a symbolic link may lead out of the root.
+            if path.is_relative_to(base) and path.is_file():
+                with path.open("rb") as file:
+                    content = file.read(fetch.settings.max_image_mb * 2**20 + 1)
+                fetch.check_size(len(content))
+                return content
+        except (OSError, RuntimeError) as error:  # RuntimeError: links that lead in a circle
+            raise ImageSourceError(
+                f"the local file cannot be read ({type(error).__name__})"
+            ) from error
     return None
 
 
-def _from_label_studio(fetch: _Fetch, reference: str) -> bytes:
-    path, pauses = reference, iter(_PAUSES_S)
-    # Each round is a redirect that is followed or a 500 that is tried again.
+def _from_label_studio(fetch: _Fetch, path: str) -> bytes:
+    client, pauses = fetch.client, iter(_PAUSES_S)
+    # Each round is a redirect that is followed or an answer that is tried again.
     for _ in range(_MAX_REDIRECTS + len(_PAUSES_S)):
-        with fetch.client.stream(path, timeout_s=fetch.remaining_s()) as response:
-            pause = next(pauses, None) if response.status_code == 500 else None
+        check_path(path, task_id=fetch.task_id, project_id=fetch.project_id)
+        with client.stream(path, deadline=fetch.deadline) as response:
+            busy = response.status_code == 500 or (
+                response.status_code in TRY_AGAIN and "Retry-After" in response.headers
+            )
+            pause = next(pauses, None) if busy else None
             if pause is None and not response.is_redirect:
-                _check_label_studio_status(path, response, fetch.client)
+                _check_label_studio_status(path, response, client)
                 return _read(fetch, response)
-            target = httpx.URL(fetch.client.url).join(path)
-            target = target.join(response.headers.get("Location", ""))
+            asked_s = retry_after_s(response) or 0.0
+            if address := moved_to(response):
+                raise moved(address, response)
+            target = response.url.join(response.headers.get("Location", ""))
         if pause is not None:
-            time.sleep(pause)
+            if asked_s >= fetch.deadline.remaining_s():
+                raise LabelStudioUnavailableError(
+                    f"Label Studio asks to wait for {asked_s:.0f} seconds: try again later."
+                )
+            fetch.pause(max(pause, asked_s))
             continue
-        if not fetch.client.is_own(str(target)):
+        own = client.path_of(str(target))
+        if own is None:
             signed = _SIGNING_PATH.search(urlsplit(path).path) is not None
             return _from_web(fetch, str(target), vouched=signed)
         if "/user/login" in target.path:
             raise LabelStudioAuthError(
                 "Label Studio asks to log in for an image: its token is no longer accepted."
             )
-        path = str(target)
+        path = own
     raise ImageSourceError("Label Studio redirects in a circle")
 
 
@@ -240,7 +291,7 @@ def _check_label_studio_status(path: str, response: httpx.Response, client: Labe
         raise LabelStudioUnavailableError(
             f"Label Studio answered {status} for an image: try again later.", status
         )
-    elif where.endswith(_LOCAL_FILES):
+    elif where.rstrip("/").endswith(LOCAL_FILES):
         raise ImageSourceError(
             f"Label Studio answered {status}: it serves a local file only with "
             "LABEL_STUDIO_LOCAL_FILES_SERVING_ENABLED=true, when the file is below "
@@ -260,47 +311,74 @@ def _check_label_studio_status(path: str, response: httpx.Response, client: Labe
 
 
 def _from_web(fetch: _Fetch, reference: str, *, vouched: bool = False) -> bytes:
-    hosts = ImageHosts(fetch.settings.allowed_image_hosts)
     try:
         url = httpx.URL(reference)
-        for _ in range(_MAX_REDIRECTS):
-            addresses = hosts.addresses(url, vouched=vouched)
-            with open_foreign(url, addresses, fetch.remaining_s()) as response:
-                if not response.is_redirect:
+        waits = iter(_PAUSES_S)
+        for _ in range(_MAX_REDIRECTS + len(_PAUSES_S)):
+            addresses = _checked_addresses(fetch, url, vouched=vouched)
+            with open_foreign(url, addresses, fetch.deadline) as response:
+                wait = next(waits, None) if response.status_code in TRY_AGAIN else None
+                if wait is None and not response.is_redirect:
                     if response.status_code != 200:
-                        raise ImageSourceError(f"{url.host} answered {response.status_code}")
+                        raise ImageSourceError(_refusal(url, response.status_code))
                     return _read(fetch, response)
-                url = url.join(response.headers["Location"])
+                wait = None if wait is None else max(wait, retry_after_s(response) or 0.0)
+                target = url.join(response.headers.get("Location", ""))
+            if wait is not None:
+                fetch.pause(wait)
+                continue
             # Only the link that Label Studio signed is vouched for, not where it leads on to.
-            vouched = False
-    except httpx.InvalidURL as error:
-        raise ImageSourceError("it is not a valid address") from error
+            url, vouched = target, False
     except httpx.TimeoutException as error:
         raise ImageSourceError("its host did not answer in time") from error
+    except httpx.ProtocolError as error:
+        fetch.deadline.remaining_s()
+        raise ImageSourceError("its host does not answer as a web server does") from error
     except httpx.TransportError as error:
-        raise ImageSourceError(f"its host cannot be reached ({type(error).__name__})") from error
+        fetch.deadline.remaining_s()
+        proxy = proxy_for(url)
+        way = f" through the proxy {shown(proxy)}" if proxy else ""
+        raise ImageSourceError(
+            f"its host cannot be reached{way} ({type(error).__name__})"
+        ) from error
     raise ImageSourceError("its host redirects in a circle")
+
+
+def _checked_addresses(fetch: _Fetch, url: httpx.URL, *, vouched: bool) -> list[str]:
+    try:
+        return fetch.hosts.addresses(url, vouched=vouched, timeout_s=fetch.deadline.remaining_s())
+    except ImageSourceError as error:
+        if is_link(url.path) and not fetch.hosts.includes(url):
+            raise ImageSourceError(
+                f"{error}, or, where this is another address of Label Studio itself, add it to "
+                "MEDSAM3_LABEL_STUDIO_ALIASES"
+            ) from error
+        raise
+
+
+def _refusal(url: httpx.URL, status: int) -> str:
+    reason = f"{url.host} answered {status}"
+    if status in (401, 403, 404) and is_link(url.path):
+        return (
+            f"{reason}; where this is another address of Label Studio itself, add it to "
+            "MEDSAM3_LABEL_STUDIO_ALIASES, so that the token goes along"
+        )
+    return reason
 
 
 def _read(fetch: _Fetch, response: httpx.Response) -> bytes:
     announced = response.headers.get("Content-Length", "")
-    if announced.isdigit():
-        fetch.check_size(int(announced))
+    if announced.isdecimal() and announced.isascii():
+        fetch.check_size(int(announced[:20]))
     content = bytearray()
-    for chunk in response.iter_bytes():
-        content += chunk
-        fetch.check_size(len(content))
-        fetch.remaining_s()
+    try:
+        for piece in pieces(response):
+            content += piece
+            fetch.check_size(len(content))
+            fetch.deadline.remaining_s()
+    except httpx.TransportError:
+        # Cut at its end.
+        fetch.deadline.remaining_s()
+        raise
+    fetch.deadline.remaining_s()
     return bytes(content)
-
-
-def _shown(reference: str) -> str:
-    """What a message may show of a reference: no query of a signed link, no password, no data."""
-    reference = str(reference).strip()
-    if reference.startswith("data:"):
-        return "data:..."
-    parts = urlsplit(reference)
-    host = parts.netloc.rpartition("@")[2]
-    start = f"{parts.scheme}://{host}" if parts.scheme else ""
-    local = f"?{parts.query}" if parts.path.endswith(_LOCAL_FILES) else ""
-    return f"{start}{parts.path}{local}"[:200] or "''"

@@ -123,7 +123,11 @@ def test_a_bucket_that_label_studio_reads_for_us(
     query = {"project": project.id, "resolve_uri": "true", "fields": "all"}
     (task,) = label_studio.get("/api/tasks", **query)["tasks"]
     assert "/resolve/?fileuri=" in task["data"]["image"]
-    assert fetch_image(task["data"]["image"], client=label_studio, settings=settings()) == image
+    resolved = task["data"]["image"]
+    found = fetch_image(resolved, client=label_studio, settings=settings(), task_id=task_id)
+    assert found == image
+    with pytest.raises(ImageSourceError, match="another task or project"):
+        fetch_image(resolved, client=label_studio, settings=settings(), task_id=task_id + 1)
     with pytest.raises(ImageSourceError, match="no cloud storage of the project"):
         fetch_image(
             "s3://elsewhere/a.png", client=label_studio, settings=settings(), task_id=task_id

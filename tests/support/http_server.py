@@ -1,6 +1,8 @@
 """An HTTP server of a test's own, in a thread, on a free port of the loopback address."""
 
 import threading
+import time
+from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
@@ -66,3 +68,39 @@ class HttpServer:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+Answer = tuple[int, dict[str, str], bytes]
+
+
+class Site:
+    """A web server on the loopback address: paths to answers, and what was asked of it.
+
+    An answer that is a function is handed the open request. `pause_s` has the body repeated until
+    the reader hangs up.
+    """
+
+    def __init__(self) -> None:
+        self.answers: dict[str, Answer | Callable[[Handler], None]] = {}
+        self.requests: list[tuple[str, dict[str, str]]] = []
+        self.pause_s: float | None = None
+        site = self
+
+        class SiteHandler(Handler):
+            def answer(self) -> None:
+                site.requests.append((self.path, {k.lower(): v for k, v in self.headers.items()}))
+                answer = site.answers.get(self.path.partition("?")[0], (404, {}, b""))
+                if callable(answer):
+                    answer(self)
+                    return
+                self.send(*answer)
+                while site.pause_s is not None:
+                    time.sleep(site.pause_s)
+                    try:
+                        self.wfile.write(answer[2])
+                    except OSError:
+                        break
+
+        self._server = HttpServer(SiteHandler)
+        self.port, self.url = self._server.port, self._server.url
+        self.close = self._server.close

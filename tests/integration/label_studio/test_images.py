@@ -1,8 +1,7 @@
 """Where images may come from, and what must never leave: against real HTTP servers."""
 
 import base64
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,68 +14,10 @@ from backend.label_studio.hosts import ImageHosts
 from backend.label_studio.images import fetch_image
 from backend.label_studio.server import free_port
 from backend.settings import Settings
-from tests.support.http_server import Handler, HttpServer
+from tests.support.http_server import Answer, Site
 from tests.support.tokens import LEGACY_TOKEN
 
 IMAGE = b"\x89PNG\r\n\x1a\n" + bytes(range(256))
-Answer = tuple[int, dict[str, str], bytes]
-
-
-class Site:
-    """A web server on the loopback address: paths to answers, and what was asked of it."""
-
-    def __init__(self) -> None:
-        self.answers: dict[str, Answer] = {}
-        self.requests: list[tuple[str, dict[str, str]]] = []
-        self.pause_s: float | None = None  # the body is repeated until the reader hangs up
-        site = self
-
-        class SiteHandler(Handler):
-            def answer(self) -> None:
-                site.requests.append((self.path, {k.lower(): v for k, v in self.headers.items()}))
-                path = self.path.partition("?")[0]
-                status, headers, body = site.answers.get(path, (404, {}, b""))
-                self.send(status, headers, body)
-                while site.pause_s is not None:
-                    time.sleep(site.pause_s)
-                    try:
-                        self.wfile.write(body)
-                    except OSError:
-                        break
-
-        self._server = HttpServer(SiteHandler)
-        self.port, self.url = self._server.port, self._server.url
-        self.close = self._server.close
-
-
-@pytest.fixture
-def make_site() -> Iterator[Callable[[], Site]]:
-    sites: list[Site] = []
-
-    def make() -> Site:
-        sites.append(Site())
-        return sites[-1]
-
-    yield make
-    for site in sites:
-        site.close()
-
-
-@pytest.fixture
-def studio(make_site: Callable[[], Site]) -> Site:
-    """Answers as Label Studio does, where its own server cannot be brought to."""
-    return make_site()
-
-
-@pytest.fixture
-def web(make_site: Callable[[], Site]) -> Site:
-    return make_site()
-
-
-@pytest.fixture
-def client(studio: Site) -> Iterator[LabelStudio]:
-    with LabelStudio(studio.url, LEGACY_TOKEN, attempts=1) as client:
-        yield client
 
 
 def settings(**fields: Any) -> Settings:
@@ -141,9 +82,10 @@ def test_a_refused_token_and_an_absent_label_studio_are_told_apart(
 
 
 def test_a_page_in_place_of_an_image(studio: Site, client: LabelStudio) -> None:
-    studio.answers["/projects/"] = (200, {"Content-Type": "text/html; charset=utf-8"}, b"<html>")
+    page = (200, {"Content-Type": "text/html; charset=utf-8"}, b"<html>")
+    studio.answers["/data/upload/1/a.png"] = page
     with pytest.raises(ImageSourceError, match="web page"):
-        fetch_image("/projects/", client=client, settings=settings())
+        fetch_image("/data/upload/1/a.png", client=client, settings=settings())
 
 
 def test_size_is_limited_announced_or_not(studio: Site, client: LabelStudio) -> None:
@@ -282,9 +224,8 @@ def test_inline_images(client: LabelStudio) -> None:
     too_large = "data:image/png;base64," + "A" * (2 * 2**20)
     with pytest.raises(ImageSourceError, match=r"data:\.\.\. was not read: it is larger"):
         fetch_image(too_large, client=client, settings=settings(max_image_mb=1))
-    for damaged in ("data:image/png;base64,@@@", "data:image/svg+xml,<svg/>"):
-        with pytest.raises(ImageSourceError, match="base64"):
-            fetch_image(damaged, client=client, settings=settings())
+    with pytest.raises(ImageSourceError, match="base64"):
+        fetch_image("data:image/png;base64,@@@", client=client, settings=settings())
 
 
 def test_local_files_are_read_below_an_allowed_root_only(
