@@ -9,6 +9,7 @@ from pathlib import Path
 from redis import Redis
 
 from backend.database import Database, new_file, open_database
+from backend.errors import SettingsError
 from backend.settings import Settings, get_settings
 
 WEBHOOK_SECRET_HEADER = "X-MedSAM3-Secret"  # noqa: S105 a header name, no secret
@@ -88,9 +89,19 @@ class Services:
 
 
 def open_services(settings: Settings | None = None) -> Services:
-    """Open the database (migrating it) and a Redis pool for the given or the process's settings."""
+    """Open the database (migrating it) and a Redis pool for the given or the process's settings.
+
+    Raises:
+        SettingsError: the data folder cannot be made.
+    """
     settings = settings or get_settings()
-    settings.data_dir.mkdir(parents=True, exist_ok=True)
+    try:
+        settings.data_dir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise SettingsError(
+            f"The folder {settings.data_dir} cannot be made ({error.strerror}): set "
+            "MEDSAM3_DATA_DIR to a folder that this user may write."
+        ) from error
     return Services(settings, open_database(settings), connect_redis(settings))
 
 

@@ -248,7 +248,7 @@ class Settings(BaseSettings):
     def _listed(cls, value: object) -> object:
         if not isinstance(value, str):
             return value
-        if value.startswith("["):
+        if value.startswith("[") and not re.match(r"\[[0-9a-fA-F.]*:", value):  # an IPv6 address
             try:
                 return tuple(json.loads(value))
             except ValueError:
@@ -294,6 +294,32 @@ class Settings(BaseSettings):
     def _is_redis(cls, value: str | None) -> str | None:
         if value is not None and not value.startswith(("redis://", "rediss://", "unix://")):
             raise ValueError("it must begin with redis://, rediss:// or unix://")
+        return value
+
+    @field_validator("database_url")
+    @classmethod
+    def _is_database(cls, value: str | None) -> str | None:
+        from sqlalchemy import make_url
+        from sqlalchemy.exc import ArgumentError
+
+        if value is not None:
+            try:
+                kind = make_url(value).get_backend_name()
+            except (ArgumentError, ValueError):  # ValueError: a port that is no number
+                kind = ""
+            if kind not in ("postgresql", "sqlite"):
+                raise ValueError("it must be a URL that begins with postgresql:// or sqlite:///")
+        return value
+
+    @field_validator("storage_url")
+    @classmethod
+    def _is_storage(cls, value: str | None) -> str | None:
+        from fsspec import available_protocols
+
+        if value and "://" in value and value.partition("://")[0] not in available_protocols():
+            raise ValueError(
+                "it must be a folder, or begin with a protocol of fsspec such as s3://"
+            )
         return value
 
     @field_validator("group_pattern")

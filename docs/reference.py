@@ -14,13 +14,13 @@ from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
 import typer
-from pydantic import AliasChoices, SecretStr
+from pydantic import SecretStr
 from pydantic.fields import FieldInfo
 
 from backend.cli.main import app
 from backend.processes.redis_server import RedisServer
 from backend.services import Services, open_services
-from backend.settings import Settings
+from backend.settings import Settings, variable_of
 from backend.web.app import create_app
 from backend.web.metrics import Collector
 
@@ -34,17 +34,10 @@ BLOCK = re.compile(
 def settings_table() -> str:
     """Every setting: its variable, its default, its meaning."""
     rows = [
-        (f"`{variable_of(name, field)}`", _default(field), field.description or "")
+        (f"`{variable_of(name)}`", _default(field), field.description or "")
         for name, field in Settings.model_fields.items()
     ]
     return _table(("variable", "default", "meaning"), rows)
-
-
-def variable_of(name: str, field: FieldInfo) -> str:
-    """The environment variable that a field of `Settings` is read from."""
-    if isinstance(field.validation_alias, AliasChoices):
-        return str(field.validation_alias.choices[0])
-    return f"{Settings.model_config['env_prefix']}{name}".upper()
 
 
 def commands() -> str:

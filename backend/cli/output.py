@@ -24,12 +24,34 @@ class Commands(TyperGroup):
         try:
             return super().invoke(ctx)
         except Exception as error:
-            from medsam3_model.errors import MedSAM3Error
-
-            if not isinstance(error, BackendError | MedSAM3Error):
+            sentence = _sentence(error)
+            if sentence is None:
                 raise
-            say(f"medsam3: {error}")
+            say(f"medsam3: {sentence}")
             raise typer.Exit(1) from error
+
+
+def _sentence(error: Exception) -> str | None:
+    """What to say about an error whose cause is known; None where only a traceback helps."""
+    from redis.exceptions import ConnectionError as RedisConnectionError
+    from sqlalchemy.exc import OperationalError
+
+    from medsam3_model.errors import MedSAM3Error
+
+    if isinstance(error, BackendError | MedSAM3Error):
+        return str(error)
+    # Their own texts show addresses with users, and statements with parameters.
+    if isinstance(error, OperationalError):
+        return (
+            f"The database does not answer ({type(error.orig).__name__}): check DATABASE_URL, and "
+            "that the server runs and knows this user."
+        )
+    if isinstance(error, RedisConnectionError):
+        return "Redis does not answer: check REDIS_URL, and that it runs."
+    if isinstance(error, ImportError) and error.name in ("psycopg", "s3fs"):
+        extra = {"psycopg": "postgres", "s3fs": "s3"}[error.name]
+        return f"{error.name} is not installed: pip install 'medsam3-label-studio[{extra}]'."
+    return None
 
 
 def say(line: str) -> None:

@@ -21,7 +21,7 @@ from backend.label_studio.server import LabelStudioServer, free_port
 from backend.predictions.preannotate import PreannotationProgress, preannotate
 from backend.processes.supervisor import Supervisor
 from backend.services import Services, open_services
-from backend.settings import Settings
+from backend.settings import Settings, read_settings
 
 BRAIN_TITLE = "Brain MRI (demo)"
 BRAIN_CONFIG = "brain_mri.xml"
@@ -154,7 +154,7 @@ def _configure(options: DemoOptions) -> tuple[LabelStudioServer, Settings]:
         "LABEL_STUDIO_URL": server.url,
         "LABEL_STUDIO_API_KEY": server.token,
     }
-    return server, Settings()
+    return server, read_settings()
 
 
 def _login(folder: Path) -> dict[str, str]:

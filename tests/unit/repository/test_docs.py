@@ -13,7 +13,7 @@ from typing import Any
 from PIL import Image
 
 from backend.processes.queues import QueueName
-from backend.settings import Settings
+from backend.settings import Settings, variable_of
 from backend.tables import Delivery, SuggestionState
 from tests.support.import_graph import modules
 from tests.support.repository import DOCUMENTS, ROOT, name_of, reference
@@ -38,7 +38,7 @@ def test_every_setting_has_a_meaning_and_a_row() -> None:
     assert not [
         name
         for name, field in Settings.model_fields.items()
-        if not field.description or f"| `{reference().variable_of(name, field)}` |" not in table
+        if not field.description or f"| `{variable_of(name)}` |" not in table
     ]
 
 
@@ -137,7 +137,7 @@ def test_every_make_target_exists() -> None:
 
 
 def test_every_variable_exists() -> None:
-    known = {reference().variable_of(name, field) for name, field in Settings.model_fields.items()}
+    known = {variable_of(name) for name in Settings.model_fields}
     # Those of the demo, the tests and the compose file, which are no settings of a process.
     known |= {"MEDSAM3_LABEL_STUDIO_BIN", "MEDSAM3_DB_PASSWORD"}
     assert not offenders(r"\bMEDSAM3_[A-Z_]+[A-Z]\b", known)
