@@ -16,7 +16,7 @@ class Draft:
 
     Attributes:
         content_hash: of the record.
-        group: what must stay on one side of a split, see `ingest.group_of`.
+        group: what must stay on one side of a split, see `groups.group_of`.
         images: address and facts, one per page.
         concepts: union of the regions by page and label.
         baseline: the suggested regions; `outcomes` says what became of each.

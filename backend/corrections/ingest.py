@@ -11,7 +11,6 @@ still waiting.
 """
 
 import logging
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -25,6 +24,7 @@ from backend.corrections.baselines import find_baseline, suggestions_of
 from backend.corrections.comparison import compare
 from backend.corrections.cropped_mask import union
 from backend.corrections.draft import Draft
+from backend.corrections.groups import group_of
 from backend.corrections.label_rules import outlines, pages_of
 from backend.corrections.mask_store import MaskStore
 from backend.corrections.privacy import Removed, finish_removals, write_down
@@ -257,32 +257,6 @@ def _check_sizes(regions: list[SubmittedRegion], images: list[tuple[str, ImageFa
                 f"region {region.id[:40]!r} was drawn on {drawn[0]}×{drawn[1]} pixels, but the "
                 f"image has {facts.width}×{facts.height}: draw it again on this image",
             )
-
-
-def group_of(
-    data: Mapping[str, Any], reference: str, image_hash: str, *, field: str, pattern: str | None
-) -> str:
-    """What must stay on one side of a split: the images of one patient, of one sequence.
-
-    In this order: the field `field` of the task's data, what `pattern` matches in the image's
-    address, and else the image itself, so that a copy of an image is in its original's group.
-
-    Args:
-        data: the task's data.
-        reference: address of its (first) image.
-        image_hash: SHA-256 of that image.
-        field: name of the data field that holds a patient's or sequence's id.
-        pattern: regular expression; its first group counts, or all it matches.
-
-    Returns:
-        The id as found, or `image:` and the first 16 digits of the hash.
-    """
-    given = data.get(field)
-    if isinstance(given, str | int) and not isinstance(given, bool) and str(given).strip():
-        return str(given).strip()
-    match = re.search(pattern, reference) if pattern else None
-    id_ = match.group(1 if match.re.groups else 0) if match else None
-    return id_ or f"image:{image_hash[:16]}"
 
 
 @contextmanager

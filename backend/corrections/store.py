@@ -75,6 +75,10 @@ _VERSION = select(_revisions.c.id).where(
     _revisions.c.updated_at == bindparam("updated_at"),
     _revisions.c.content_hash == bindparam("content_hash"),
 )
+_REGROUP = update(_revisions).where(
+    _revisions.c.annotation_id == bindparam("annotation"),
+    _revisions.c.task_group != bindparam("group"),
+)
 _ADD_REVISION = insert(_revisions)
 _ADD_REGIONS = insert(table_of(RegionMask))
 _ADD_CONCEPTS = insert(table_of(ConceptMask))
@@ -178,6 +182,10 @@ def save_revision(
     if row["observed"] >= number:
         return "revision" if is_new else None
     _remember_images(session, draft)
+    if not is_new:
+        # Whoever corrects a task's group means all that was submitted for it.
+        group = {"annotation": record.id, "group": draft.group}
+        session.execute(_REGROUP.values(task_group=draft.group), group)
     labels = {
         (region.control, label) for region in draft.regions for label in region.labels or ("",)
     }

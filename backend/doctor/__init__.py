@@ -9,6 +9,7 @@ from backend.doctor.check import Check, Status
 from backend.doctor.database import (
     check_events,
     check_failed_tasks,
+    check_groups,
     check_quarantined,
     open_existing_database,
 )
@@ -49,6 +50,7 @@ def run_checks(settings: Settings) -> list[Check]:
                 check_failed_tasks(database),
                 check_events(database),
                 check_quarantined(database),
+                *check_groups(database),
             ]
             if label_studio_answers:
                 checks += check_projects(settings, database)

@@ -7,6 +7,7 @@ from sqlalchemy import exists, func, make_url, or_, select
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import aliased
 
+from backend.corrections.groups import count_groups
 from backend.corrections.tables import Annotation, AnnotationState
 from backend.database import Database, newest_revision
 from backend.doctor.check import Check, fail, ok, warn
@@ -102,6 +103,22 @@ def check_quarantined(database: Database) -> Check:
         f"{total} annotations are quarantined: {reasons}",
         "`medsam3 corrections list --state quarantined` shows all of them",
     )
+
+
+def check_groups(database: Database) -> list[Check]:
+    """How many groups a project's corrected images are in, and how many are in none."""
+    with database.reading() as session:
+        counted = count_groups(session)
+    checks = []
+    for project, (groups, images, alone) in counted.items():
+        name = f"groups of project {project}"
+        message = f"{groups} groups, {alone} of {images} images have none"
+        if groups and alone:
+            fill = "give each task the field that MEDSAM3_GROUP_FIELD names"
+            checks.append(warn(name, f"{message}: each of those is its own", fill))
+        else:
+            checks.append(ok(name, message))
+    return checks
 
 
 def _by_reason(

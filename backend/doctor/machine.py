@@ -56,21 +56,13 @@ def check_model(settings: Settings) -> Check:
 
 
 def check_image_sources(settings: Settings) -> Iterator[Check]:
-    """Local roots exist; allowed hosts are host names."""
+    """Local roots exist."""
     for root in settings.allowed_local_roots:
         if not (root.expanduser().is_dir() and os.access(root.expanduser(), os.R_OK | os.X_OK)):
             yield fail(
                 "local roots",
                 f"{root} is not a folder that can be read",
                 "correct MEDSAM3_ALLOWED_LOCAL_ROOTS, or mount the folder on this machine too",
-            )
-    for host in settings.allowed_image_hosts:
-        if "/" in host or not host.strip("*. "):
-            yield fail(
-                "image hosts",
-                f"{host!r} is not a host name",
-                "MEDSAM3_ALLOWED_IMAGE_HOSTS takes entries such as images.example.org, "
-                "images.example.org:8443 or *.example.org",
             )
 
 

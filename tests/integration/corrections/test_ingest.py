@@ -5,6 +5,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from backend.corrections.groups import count_groups
+from backend.corrections.ingest import open_ingest
+from backend.corrections.sync import sync_project
 from backend.processes.redis_server import RedisServer
 from backend.services import Services, open_services
 from backend.settings import Settings
@@ -290,6 +293,26 @@ def test_group_comes_from_data_pattern_or_image(data_dir: Path, redis_server: Re
     assert groups[-1] == str(tasks[-1])[:-1]
     assert len(set(groups[1:-1])) == 1
     assert groups[1].startswith("image:")
+
+
+def test_a_corrected_group_counts_for_what_is_stored(stage: Stage) -> None:
+    studio = stage.label_studio
+    tasks = [
+        studio.add_task(image_file(seed), group=group) for seed, group in ((1, 101.0), (2, ""))
+    ]
+    for task in tasks:
+        studio.annotate(task, [])
+    stage.hear_all()
+    groups = [one["revision"]["group"] for one in stage.state()]
+    assert groups[0] == "101"
+    assert groups[1].startswith("image:")
+    studio.tasks[tasks[1]]["data"]["group"] = "0101"
+    # The annotations themselves are what they were.
+    with open_ingest(stage.services) as ingest:
+        sync_project(ingest, studio.project_id, from_start=True)
+    assert [one["revision"]["group"] for one in stage.state()] == ["101", "101"]
+    with stage.services.database.reading() as session:
+        assert count_groups(session) == {studio.project_id: (1, 2, 0)}
 
 
 def test_events_carry_no_more_than_ids(services: Services) -> None:

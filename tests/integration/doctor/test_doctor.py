@@ -10,8 +10,14 @@ import pytest
 from rq.utils import utcformat
 from werkzeug.serving import make_server
 
+from backend.corrections.tables import Image
 from backend.doctor import Check, Status, run_checks
-from backend.doctor.database import check_events, check_failed_tasks, open_existing_database
+from backend.doctor.database import (
+    check_events,
+    check_failed_tasks,
+    check_groups,
+    open_existing_database,
+)
 from backend.doctor.machine import check_data_folder, check_image_sources, check_model, check_web
 from backend.doctor.redis import check_redis, check_workers
 from backend.label_studio.server import free_port
@@ -79,13 +85,26 @@ def test_image_sources(settings: Settings, tmp_path: Path) -> None:
     wrong = settings.model_copy(
         update={
             "allowed_local_roots": (tmp_path, tmp_path / "gone"),
-            "allowed_image_hosts": ("images.example.org", "https://example.org", "*."),
         }
     )
-    roots, *hosts = check_image_sources(wrong)
+    (roots,) = check_image_sources(wrong)
     assert "gone" in roots.message
-    assert [check.status for check in hosts] == [Status.FAIL, Status.FAIL]
-    assert "'https://example.org'" in hosts[0].message
+
+
+def test_groups(services: Services) -> None:
+    def image(task: int, project: int, group: str) -> Image:
+        facts = {"reference": "/a.png", "hash": "f" * 64, "size_bytes": 1}
+        return Image(task_id=task, item_index=0, project_id=project, task_group=group, **facts)
+
+    assert check_groups(services.database) == []
+    groups = ["7", "7", "8", "image:1", "image:2"]
+    with services.database.session() as session:
+        session.add_all([image(task, 1, group) for task, group in enumerate(groups)])
+        session.add(image(9, 2, "7"))
+    mixed, whole = check_groups(services.database)
+    assert mixed.status is Status.WARN
+    assert mixed.message.startswith("2 groups, 2 of 5 images have none")
+    assert (whole.status, whole.message) == (Status.OK, "1 groups, 0 of 1 images have none")
 
 
 def test_nothing_at_the_web_port(settings: Settings) -> None:
