@@ -43,6 +43,10 @@ _PROMPT_TAGS = frozenset({"KeyPointLabels", "KeyPoint", "TextArea"})
 # Tags whose labels are in a <Labels> beside them.
 _LABELLESS_TAGS = frozenset({"Brush", "Bitmask", "Polygon", "Rectangle", "Ellipse", "KeyPoint"})
 _SERVED_TAGS = {tag.lower(): tag for tag in MASK_TAGS | _SHAPE_TAGS | _PROMPT_TAGS}
+# Tags that say something of an image, or of regions on another one, and draw nothing on it.
+_DRAW_NOTHING = frozenset(
+    {"textarea", "choices", "rating", "number", "datetime", "taxonomy", "pairwise", "ranker"}
+)
 # What a config may hold instead, for a refusal that names it.
 _OTHER_MEDIA = ("Video", "Audio", "Text", "HyperText", "Paragraphs", "TimeSeries", "Pdf", "Chat")
 _ADVICE = (
@@ -193,7 +197,12 @@ class Control:
 
 @dataclass(frozen=True)
 class LabelConfig:
-    """A config that can be served: at least one image, and one label with an output."""
+    """A config that can be served: at least one image, and one label with an output.
+
+    Attributes:
+        images: those that regions can be on.
+        controls: theirs.
+    """
 
     images: tuple[ImageObject, ...]
     controls: tuple[Control, ...]
@@ -268,7 +277,7 @@ def parse_label_config(xml: str) -> LabelConfig:
             'A <Repeater> cannot be served: show the pages with <Image valueList="$images"/>.'
         )
     _check_names(nodes)
-    images = tuple(_image(node) for node in nodes if node.tag == "image")
+    images = tuple(_image(node) for node in _drawn_images(nodes))
     if not images:
         raise LabelConfigError(_without_image(nodes))
     controls = tuple(_controls(nodes, {image.name for image in images}))
@@ -287,6 +296,21 @@ def _check_names(nodes: Sequence[ConfigTag]) -> None:
                     f'Two tags have name="{name}": give each control and object its own name.'
                 )
             seen.add(name)
+
+
+def _drawn_images(nodes: Sequence[ConfigTag]) -> list[ConfigTag]:
+    """The `<Image>`s that regions can be on; all of them where there is none.
+
+    Others are there to be looked at: a task may lack them, and nothing is missing on them.
+    """
+    images = [node for node in nodes if node.tag == "image"]
+    drawn_on = {
+        name.strip()
+        for node in nodes
+        if node.tag not in _DRAW_NOTHING
+        for name in filter(None, node.get("toName").split(","))
+    }
+    return [image for image in images if image.get("name") in drawn_on] or images
 
 
 def _image(node: ConfigTag) -> ImageObject:

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 from label_studio_sdk.label_interface import LabelInterface
 
-from backend.errors import ImageSourceError, LabelConfigError
+from backend.corrections.label_rules import pages_of
+from backend.errors import ImageSourceError, LabelConfigError, QuarantineError
 from backend.labeling.concepts import remarks
 from backend.labeling.config import Control, ImageObject, Label, parse_label_config
 
@@ -396,3 +397,38 @@ def test_all_smart_tools():
     assert config.control("not_this").negative
     assert config.control("polygon").model_output is False
     assert not config.control("box").negative
+
+
+class TestAnImageToLookAt:
+    """A second `<Image>` without a control of its own."""
+
+    @pytest.mark.parametrize(
+        "second",
+        [
+            '<Image name="prior" value="$prior"/>',
+            '<Image name="prior" valueList="$prior"/>',
+            '<Image name="prior" value="/static/atlas.png"/>',
+            '<Image value="$prior"/>',
+            '<Image name="prior" value="$prior"/><Choices name="c" toName="prior"/>',
+            '<Image name="prior" value="$prior"/><TextArea name="t" toName="prior"/>',
+        ],
+    )
+    @pytest.mark.parametrize("order", ["before", "behind"])
+    def test_is_no_page_of_the_task(self, second, order):
+        drawn = '<Image name="image" value="$image"/>'
+        images = second + drawn if order == "before" else drawn + second
+        xml = (
+            f'<View>{images}<BrushLabels name="b" toName="image"><Label value="Tumor"/>'
+            "</BrushLabels></View>"
+        )
+        config = parse_label_config(xml)
+        assert [image.name for image in config.images] == ["image"]
+        for prior in ({}, {"prior": None}, {"prior": ""}, {"prior": []}, {"prior": "/b.png"}):
+            assert pages_of(xml, {"image": "/a.png", **prior}).references == ("/a.png",)
+
+    def test_one_with_a_control_must_be_there(self):
+        box = '<RectangleLabels name="r" toName="prior"><Label value="Tumor"/></RectangleLabels>'
+        xml = view(IMAGE, '<Image name="prior" value="$prior"/>', BRUSH, box)
+        assert len(parse_label_config(xml).images) == 2
+        with pytest.raises(QuarantineError, match='"prior"'):
+            pages_of(xml, {"image": "/a.png", "prior": None})
