@@ -10,7 +10,8 @@ The sync of a project has three steps, each of which costs what changed and not 
    of it, down to a handful of tasks whose annotations are listed.
 3. What is quarantined for a reason that may have passed is tried again.
 
-`keep_up` does it for all projects, and removes what nobody needs any more.
+`keep_up` does it for all projects, switches their webhooks on again, and removes what nobody needs
+any more.
 """
 
 import logging
@@ -31,6 +32,7 @@ from backend.errors import (
     LabelStudioUnavailableError,
     Trouble,
 )
+from backend.label_studio.connect import switch_on_webhooks
 from backend.services import Services, current_services
 from backend.tables import Project, now
 
@@ -78,7 +80,7 @@ def keep_up_job(_ids: Sequence[str]) -> None:
 
 
 def keep_up(services: Services) -> None:
-    """Sync all known projects, remove what is past its retention time, prune events.
+    """Sync all known projects and their webhooks, remove what is past its time, prune events.
 
     A project that Label Studio refuses does not keep the others from their turn.
 
@@ -90,6 +92,11 @@ def keep_up(services: Services) -> None:
         for project_id in known_projects(ingest):
             try:
                 sync_project(ingest, project_id)
+                switched_on = switch_on_webhooks(
+                    ingest.source.client, project_id, services.credentials
+                )
+                if switched_on:
+                    log.warning("project %s: Label Studio had switched its webhook off", project_id)
             except (LabelStudioUnavailableError, LabelStudioAuthError):
                 raise
             except LabelStudioError as error:

@@ -5,10 +5,15 @@ import time
 import httpx
 
 from backend.doctor.check import Check, fail, ok, warn
-from backend.errors import LabelStudioAuthError, LabelStudioError, LabelStudioUnavailableError
-from backend.label_studio.auth import HOW_TO_GET_ONE, token_expiry
+from backend.errors import (
+    LabelStudioAuthError,
+    LabelStudioError,
+    LabelStudioUnavailableError,
+    SettingsError,
+)
+from backend.label_studio.auth import HOW_TO_GET_ONE, moved_to, token_expiry
 from backend.label_studio.client import LabelStudio
-from backend.label_studio.hosts import shown
+from backend.label_studio.hosts import is_this_machine, open_client, proxy_for, shown
 from backend.settings import Settings
 
 _ENDS_SOON_DAYS = 14
@@ -18,16 +23,29 @@ def check_label_studio(settings: Settings) -> Check:
     """Label Studio answers; no token is needed for that."""
     url = settings.label_studio_url
     try:
-        answer = httpx.get(f"{url}/api/version", timeout=10.0)
+        with open_client(10.0, trust_env=not is_this_machine(url)) as client:
+            answer = client.get(f"{url}/api/version")
         release = answer.json().get("release", "")
+    except SettingsError as error:
+        return fail("label studio", str(error), "correct that variable, or unset it")
     except httpx.TransportError as error:
+        proxy = None if is_this_machine(url) else proxy_for(httpx.URL(url))
+        way = f" through the proxy {shown(proxy)}" if proxy else ""
+        around = ", or add its host to NO_PROXY if it is reached without the proxy" if proxy else ""
         return fail(
             "label studio",
-            f"nothing answers at {shown(url)} ({type(error).__name__})",
-            "start Label Studio, or set LABEL_STUDIO_URL to its address as seen from this machine",
+            f"nothing answers at {shown(url)}{way} ({type(error).__name__})",
+            "start Label Studio, or set LABEL_STUDIO_URL to its address as seen from this machine"
+            f"{around}",
         )
     except (ValueError, AttributeError):
         release = ""
+    if not release and (address := moved_to(answer)):
+        return fail(
+            "label studio",
+            f"{shown(url)} leads on to {address}",
+            f"set LABEL_STUDIO_URL={address}",
+        )
     if not release:
         return fail(
             "label studio",

@@ -18,7 +18,7 @@ import httpx
 
 from backend.errors import LabelStudioError, SettingsError
 from backend.label_studio.client import Json, LabelStudio, MLBackend, Webhook
-from backend.label_studio.hosts import shown
+from backend.label_studio.hosts import is_this_machine, open_client, shown
 from backend.services import WEBHOOK_SECRET_HEADER, Credentials, load_credentials
 from backend.settings import Settings
 
@@ -142,6 +142,29 @@ def announce_version(client: LabelStudio, project_id: int, credentials: Credenti
     return backend.model_version
 
 
+def switch_on_webhooks(client: LabelStudio, project_id: int, credentials: Credentials) -> int:
+    """Switch our webhooks of a project on again; returns how many were off.
+
+    Newer versions of Label Studio switch a webhook off after fifty failures, such as a backend
+    that was away for an hour, and nobody is told.
+    """
+    revived = 0
+    for hook in client.webhooks(project_id):
+        ours = hook.headers.get(WEBHOOK_SECRET_HEADER) == credentials.webhook_secret
+        if ours and not hook.is_active:
+            client.update_webhook(
+                hook.id,
+                url=hook.url,
+                headers=dict(hook.headers),
+                actions=sorted(hook.actions),
+                send_payload=hook.send_payload,
+                send_for_all_actions=hook.send_for_all_actions,
+                is_active=True,
+            )
+            revived += 1
+    return revived
+
+
 def our_backend(
     backends: Iterable[MLBackend], hooks: Sequence[Webhook]
 ) -> tuple[MLBackend, Webhook] | None:
@@ -178,9 +201,9 @@ def _check_password(url: str, credentials: Credentials) -> None:
     Label Studio may have the right password from before; ours would then only spoil the webhook.
     """
     try:
-        answer = httpx.get(
-            f"{url}/versions", auth=(credentials.user, credentials.password), timeout=3.0
-        )
+        login = (credentials.user, credentials.password)
+        with open_client(3.0, auth=login, trust_env=not is_this_machine(url)) as client:
+            answer = client.get(f"{url}/versions")
     except httpx.TransportError:
         return  # The address is the one that Label Studio sees; this machine may have no way there.
     if answer.status_code == 401:

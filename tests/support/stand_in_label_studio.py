@@ -39,6 +39,7 @@ class StandInLabelStudio:
         self.down = False
         self.faults: list[str] = []
         self.project_is_gone = False
+        self.webhooks: list[Json] = []
         self.raw_annotations: dict[int, bytes] = {}
         self._clock = datetime(2026, 3, 2, 9, 0, tzinfo=UTC)
         self._ids = itertools.count(101)
@@ -147,6 +148,12 @@ class StandInLabelStudio:
         if request.path == "/api/predictions/":
             task_id = int(request.args["task"])
             return _json([one for one in self.predictions.values() if one["task"] == task_id])
+        if request.path == "/api/webhooks/":
+            return _json(self.webhooks)
+        if parts[1] == "webhooks":
+            (hook,) = [hook for hook in self.webhooks if hook["id"] == int(parts[2])]
+            hook |= request.get_json()
+            return _json(hook)
         if parts[1] == "tasks" and len(parts) == 2:
             return _json(self._data_manager(request))
         kinds: dict[str, dict[int, Json]] = {

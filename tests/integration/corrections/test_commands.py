@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 from flask.testing import FlaskClient
@@ -17,7 +18,7 @@ from backend.corrections.sync import keep_up
 from backend.corrections.tables import Revision
 from backend.doctor.check import Status
 from backend.doctor.database import check_quarantined
-from backend.services import open_services
+from backend.services import WEBHOOK_SECRET_HEADER, open_services
 from backend.settings import Settings, get_settings
 from backend.tables import Event, now
 from backend.web.app import create_app
@@ -174,6 +175,26 @@ def test_doctor_shows_what_is_quarantined(stage: Stage) -> None:
     stage.label_studio.update(bad, result=[])
     stage.hear_all()
     assert check_quarantined(stage.services.database).status is Status.OK
+
+
+def test_upkeep_switches_our_webhook_on_again(stage: Stage) -> None:
+    def hook(number: int, secret: str, *, is_active: bool) -> dict[str, Any]:
+        return {
+            "id": number,
+            "url": f"http://backend{number}.example.org/webhook",
+            "headers": {WEBHOOK_SECRET_HEADER: secret},
+            "actions": ["ANNOTATION_CREATED"],
+            "send_payload": True,
+            "send_for_all_actions": False,
+            "is_active": is_active,
+        }
+
+    ours, others = stage.services.credentials.webhook_secret, "of another backend"
+    hooks = [hook(1, ours, is_active=False), hook(2, others, is_active=False)]
+    stage.label_studio.webhooks = [dict(one) for one in hooks]
+    keep_up(stage.services)
+    assert stage.label_studio.webhooks[0] == {**hooks[0], "is_active": True}
+    assert stage.label_studio.webhooks[1] == hooks[1]
 
 
 def test_upkeep_syncs_and_removes(stage: Stage) -> None:

@@ -18,6 +18,7 @@ from backend.doctor.database import (
     check_groups,
     open_existing_database,
 )
+from backend.doctor.label_studio import check_label_studio, check_token
 from backend.doctor.machine import check_data_folder, check_image_sources, check_model, check_web
 from backend.doctor.redis import check_redis, check_workers
 from backend.label_studio.server import free_port
@@ -27,6 +28,7 @@ from backend.services import Services, load_credentials
 from backend.settings import Settings
 from backend.tables import Delivery, Event, LabelConfigText, Suggestion, SuggestionState, now
 from backend.web.app import create_app
+from tests.support.http_server import Site
 
 
 def named(checks: list[Check], name: str) -> Check:
@@ -47,6 +49,32 @@ def test_on_an_untouched_machine_every_finding_says_what_to_do_and_nothing_is_ma
     assert all(check.next_step for check in troubled)
     assert named(checks, "label studio").message.startswith(f"nothing answers at {url}")
     assert not (tmp_path / "data").exists()
+
+
+def test_a_label_studio_behind_https_or_a_proxy_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    site = Site()
+    site.answers["/api/version"] = (301, {"Location": "https://127.0.0.1:8443/api/version"}, b"")
+    settings = Settings(_env_file=None, data_dir=tmp_path, label_studio_url=site.url)
+    found = check_label_studio(settings)
+    site.close()
+    assert found.next_step == "set LABEL_STUDIO_URL=https://127.0.0.1:8443"
+    monkeypatch.delenv("NO_PROXY", raising=False)
+    monkeypatch.delenv("no_proxy", raising=False)
+    monkeypatch.setenv("http_proxy", f"http://me:hidden@127.0.0.1:{free_port()}")
+    remote = settings.model_copy(update={"label_studio_url": "http://labels.example.org"})
+    found = check_label_studio(remote)
+    assert "through the proxy http://127.0.0.1" in found.message
+    assert "NO_PROXY" in found.next_step
+    monkeypatch.setenv("http_proxy", "nonsense://proxy")
+    assert "HTTPS_PROXY, HTTP_PROXY or ALL_PROXY" in check_label_studio(remote).message
+
+
+def test_an_empty_token_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LABEL_STUDIO_API_KEY", " ")
+    found = check_token(Settings(_env_file=None, data_dir=tmp_path))
+    assert found.message == "LABEL_STUDIO_API_KEY is not set"
 
 
 def test_torch_is_not_imported(tmp_path: Path) -> None:

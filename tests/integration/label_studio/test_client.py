@@ -2,14 +2,23 @@
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import httpx
 import pytest
 
-from backend.errors import LabelStudioAuthError, LabelStudioError, LabelStudioUnavailableError
+from backend.errors import (
+    LabelStudioAuthError,
+    LabelStudioError,
+    LabelStudioUnavailableError,
+    SettingsError,
+)
+from backend.label_studio.auth import retry_after_s
 from backend.label_studio.client import LabelStudio
+from backend.label_studio.images import fetch_image
+from backend.label_studio.server import free_port
 from backend.settings import Settings
 from tests.support.http_server import Handler, HttpServer
 from tests.support.tokens import LEGACY_TOKEN, jwt
@@ -20,6 +29,8 @@ class Studio:
 
     def __init__(self) -> None:
         self.statuses: list[int] = []
+        self.headers: dict[str, str] = {}  # of answers that are no success
+        self.sent: list[dict[str, str]] = []
         self.body: Any = {"ok": True}
         self.requests: list[tuple[str, str, str]] = []
         self.access_lives_s = 300.0
@@ -29,6 +40,7 @@ class Studio:
             def answer(self) -> None:
                 self.rfile.read(int(self.headers.get("Content-Length") or 0))
                 token = self.headers.get("Authorization", "")
+                studio.sent.append({k.lower(): v for k, v in self.headers.items()})
                 studio.requests.append((self.command, self.path, token))
                 if self.path == "/api/token/refresh/":
                     ends = time.time() + studio.access_lives_s
@@ -37,7 +49,7 @@ class Studio:
                     status = studio.statuses.pop(0) if studio.statuses else 200
                     body = studio.body
                 content = body if isinstance(body, bytes) else json.dumps(body).encode()
-                self.send(status, {}, content)
+                self.send(status, studio.headers if status >= 300 else {}, content)
 
         self._server = HttpServer(StudioHandler)
         self.url = self._server.url
@@ -121,3 +133,98 @@ def test_no_token(studio: Studio) -> None:
     settings = Settings(_env_file=None, label_studio_url=studio.url, label_studio_api_key=None)
     with pytest.raises(LabelStudioAuthError, match="LABEL_STUDIO_API_KEY"):
         LabelStudio.from_settings(settings)
+
+
+@pytest.mark.parametrize("method", ["GET", "POST"])
+def test_who_is_told_to_come_later_comes_later(studio: Studio, method: str) -> None:
+    with LabelStudio(studio.url, LEGACY_TOKEN) as client:
+        studio.statuses, studio.headers = [429, 429], {"Retry-After": "0"}
+        assert (client.get if method == "GET" else client.post)("/api/x") == {"ok": True}
+    assert studio.paths() == ["/api/x"] * 3
+
+
+@pytest.mark.parametrize("wait", ["3600", "Fri, 01 Jan 2100 00:00:00 GMT"])
+def test_a_long_wait_is_left_to_who_comes_back_later(studio: Studio, wait: str) -> None:
+    with LabelStudio(studio.url, LEGACY_TOKEN) as client:
+        studio.statuses, studio.headers = [429], {"Retry-After": wait}
+        with pytest.raises(LabelStudioUnavailableError, match="answered 429 to GET /api/x"):
+            client.get("/api/x")
+    assert len(studio.requests) == 1
+
+
+@pytest.mark.parametrize(
+    ("value", "seconds"),
+    [("7", 7.0), ("Thu, 01 Jan 1970 00:00:00 GMT", 0.0), ("soon", None), ("", None), ("-1", None)],
+)
+def test_how_long_to_wait(value: str, seconds: float | None) -> None:
+    assert retry_after_s(httpx.Response(429, headers={"Retry-After": value})) == seconds
+
+
+def test_the_key_of_a_service_account_goes_where_it_is_taken(studio: Studio) -> None:
+    with LabelStudio(studio.url, "service-key") as client:
+        studio.statuses = [401]
+        assert client.get("/api/x") == {"ok": True}
+        assert client.get("/api/x") == {"ok": True}
+    first, second, third = studio.sent
+    assert first["authorization"] == "Token service-key"
+    for later in (second, third):
+        assert later["x-api-key"] == "service-key"
+        assert "authorization" not in later
+
+
+def test_a_proxy_in_front_gets_its_login_and_label_studio_the_token(studio: Studio) -> None:
+    url = studio.url.replace("http://", "http://me:hidden@")
+    with LabelStudio(url, LEGACY_TOKEN) as client:
+        assert client.get("/api/x") == {"ok": True}
+        studio.statuses = [500]
+        with pytest.raises(LabelStudioError) as caught:
+            client.get("/api/x")
+    assert studio.sent[0]["authorization"] == "Basic bWU6aGlkZGVu"
+    assert studio.sent[0]["x-api-key"] == LEGACY_TOKEN
+    assert "hidden" not in str(caught.value)
+
+
+def test_a_server_that_leads_on_to_https_is_named(studio: Studio) -> None:
+    leads_on = r"leads on to https://labels\.example\.org: set LABEL_STUDIO_URL to that address"
+    settings = Settings(_env_file=None)
+    with LabelStudio(studio.url, LEGACY_TOKEN) as client:
+        upload = "/data/upload/1/a.png"
+        reads: dict[str, Callable[[], object]] = {
+            "/api/x": lambda: client.get("/api/x"),
+            upload: lambda: fetch_image(upload, client=client, settings=settings),
+        }
+        for path in reads:
+            studio.statuses = [301]
+            studio.headers = {"Location": f"https://labels.example.org{path}"}
+            with pytest.raises(LabelStudioUnavailableError, match=leads_on):
+                reads[path]()
+
+
+def test_a_proxy_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("NO_PROXY", "no_proxy", "http_proxy", "HTTPS_PROXY", "ALL_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HTTP_PROXY", f"http://me:hidden@127.0.0.1:{free_port()}")
+    with (
+        LabelStudio("http://labels.example.org", LEGACY_TOKEN, attempts=1) as client,
+        pytest.raises(
+            LabelStudioUnavailableError, match=r"through the proxy .* NO_PROXY"
+        ) as caught,
+    ):
+        client.get("/api/x")
+    assert "hidden" not in str(caught.value)
+
+
+def test_this_machine_is_reached_around_the_proxy(
+    studio: Studio, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HTTP_PROXY", f"http://127.0.0.1:{free_port()}")
+    monkeypatch.delenv("NO_PROXY", raising=False)
+    monkeypatch.delenv("no_proxy", raising=False)
+    with LabelStudio(studio.url, LEGACY_TOKEN) as client:
+        assert client.get("/api/x") == {"ok": True}
+
+
+def test_a_proxy_that_cannot_be_used_is_a_setting(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ALL_PROXY", "nonsense://proxy")
+    with pytest.raises(SettingsError, match="HTTPS_PROXY"):
+        LabelStudio("https://labels.example.org", LEGACY_TOKEN)
