@@ -15,8 +15,14 @@ from sqlalchemy.orm import Session
 
 from backend.corrections.comparison import SuggestedRegion
 from backend.corrections.cropped_mask import CroppedMask
-from backend.corrections.submissions import AnnotationRecord, Pages, SubmittedRegion, read_regions
-from backend.errors import QuarantineError
+from backend.corrections.submissions import (
+    MAX_UNPACKED_BYTES,
+    AnnotationRecord,
+    Pages,
+    SubmittedRegion,
+    read_regions,
+)
+from backend.errors import QuarantineError, Trouble
 from backend.tables import Suggestion, SuggestionState
 
 
@@ -74,6 +80,7 @@ def find_baseline(
     pages: Pages,
     *,
     max_pixels: float,
+    image_sizes: Mapping[int, tuple[int, int]],
     prediction: Callable[[int], Mapping[str, Any] | None],
 ) -> Baseline:
     """The suggestions behind an annotation.
@@ -83,7 +90,7 @@ def find_baseline(
         record: the annotation.
         regions: its outlined regions.
         pages: of the task.
-        max_pixels: see `read_regions`.
+        max_pixels, image_sizes: see `read_regions`.
         prediction: reads a prediction from Label Studio, for those that this backend did not
             make or does not have any more.
 
@@ -97,7 +104,8 @@ def find_baseline(
     ]
     chosen = _choose(stored, record, kept, prediction)
     submitted = {region.id: region for region in regions}
-    sizes = {region.item_index: _size(region) for region in regions}
+    sizes = {**image_sizes, **{region.item_index: _size(region) for region in regions}}
+    unpacked = 0
     # What each submitted region was decoded from: the first entry of its id with an outline.
     drawn = {
         str(entry.get("id")): entry
@@ -110,9 +118,15 @@ def find_baseline(
             # Of a smart tool's proposals only those that were accepted count, see above.
             if suggestion.interactive and entry.get("id") not in kept:
                 continue
-            for region in _decoded(entry, pages, max_pixels, _untouched(entry, drawn, submitted)):
-                if sizes.get(region.item_index, _size(region)) != _size(region):
-                    continue  # of another image: nothing to compare
+            known = _untouched(entry, drawn, submitted)
+            for region in _decoded(entry, pages, max_pixels, sizes, known):
+                unpacked += 0 if region.id in known else region.mask.pixels.nbytes
+                if unpacked > MAX_UNPACKED_BYTES:
+                    raise QuarantineError(
+                        Trouble.CONTENT,
+                        "the masks of the prediction behind the annotation take more than "
+                        f"{MAX_UNPACKED_BYTES >> 20} MB: predict the task again",
+                    )
                 # One object for equal masks: comparing and storing it then costs nothing.
                 same = submitted.get(region.id)
                 mask = same.mask if same and same.mask.same(region.mask) else region.mask
@@ -192,10 +206,16 @@ def _untouched(
 
 
 def _decoded(
-    entry: Mapping[str, Any], pages: Pages, max_pixels: float, known: Mapping[str, CroppedMask]
+    entry: Mapping[str, Any],
+    pages: Pages,
+    max_pixels: float,
+    image_sizes: Mapping[int, tuple[int, int]],
+    known: Mapping[str, CroppedMask],
 ) -> list[SubmittedRegion]:
     """The region of one entry; none when it is no outline, or made for another config or image."""
     try:
-        return read_regions([entry], pages, max_pixels=max_pixels, decoded=known)
+        return read_regions(
+            [entry], pages, max_pixels=max_pixels, image_sizes=image_sizes, decoded=known
+        )
     except QuarantineError:
         return []

@@ -32,7 +32,6 @@ from backend.corrections.source import AnnotationSource, ImageFacts, image_facts
 from backend.corrections.submissions import (
     AnnotationRecord,
     Pages,
-    SubmittedRegion,
     read_annotation,
     read_regions,
     regions_of_concepts,
@@ -147,12 +146,16 @@ class Ingest:
         """
         max_pixels = self.settings.max_image_megapixels * 1e6
         pages = pages_of(config, data)
-        regions = read_regions(record.result, pages, max_pixels=max_pixels)
         with self.database.reading() as session:
             known = store.known_images(session, record.task)
             suggestions = suggestions_of(session, record.project, record.task)
         images = self._images(record, pages, known)
-        _check_sizes(regions, images)
+        sizes = {
+            page: (facts.height, facts.width)
+            for page, (_, facts) in enumerate(images)
+            if facts.height is not None and facts.width is not None
+        }
+        regions = read_regions(record.result, pages, max_pixels=max_pixels, image_sizes=sizes)
         regions = outlines(regions, config)
         baseline = find_baseline(
             suggestions,
@@ -160,6 +163,7 @@ class Ingest:
             regions,
             pages,
             max_pixels=max_pixels,
+            image_sizes=sizes,
             prediction=self.source.prediction,
         )
         return Draft(
@@ -244,18 +248,6 @@ class Ingest:
                 trouble=error.trouble,
                 reason=str(error),
                 record=record,
-            )
-
-
-def _check_sizes(regions: list[SubmittedRegion], images: list[tuple[str, ImageFacts]]) -> None:
-    for region in regions:
-        facts = images[region.item_index][1]
-        drawn = (region.mask.width, region.mask.height)
-        if facts.width is not None and (facts.width, facts.height) != drawn:
-            raise QuarantineError(
-                Trouble.CONTENT,
-                f"region {region.id[:40]!r} was drawn on {drawn[0]}×{drawn[1]} pixels, but the "
-                f"image has {facts.width}×{facts.height}: draw it again on this image",
             )
 
 

@@ -28,6 +28,8 @@ _SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _FILTER_NONE = 0
 # A disk and an object store take several files in the time of one: a writer mostly waits.
 _WRITERS = 4
+# Masks that are written at once, at the size of their images: a large image may have many.
+_BATCH_BYTES = 2**27
 
 
 class MaskStore:
@@ -52,6 +54,12 @@ class MaskStore:
 
         A mask that is there already is not written again.
         """
+        largest = max((mask.height * -(-mask.width // 8) for mask in masks), default=1)
+        step = max(1, _BATCH_BYTES // largest)
+        batches = [masks[first : first + step] for first in range(0, len(masks), step)]
+        return [name for batch in batches for name in self._put_batch(batch)]
+
+    def _put_batch(self, masks: Sequence[CroppedMask]) -> list[str]:
         packed = [(mask.packed(), mask.width) for mask in masks]
         names = [_hash(rows, len(rows), width) for rows, width in packed]
         new = {

@@ -24,6 +24,11 @@ _SHAPES = frozenset(
     for labels in ("", "labels")
 )
 _BOXES = frozenset({"rectangle", "rectanglelabels"})
+# What the masks of one annotation may hold at the same time, each cut to what it shows: a few
+# megabytes of run lengths unpack to thousands of times as much.
+MAX_UNPACKED_BYTES = 2**29
+# Pixels of all its regions before they are cut: a minute or two of work.
+_MAX_PAINTED_PIXELS = 10**11
 _Utc = Annotated[AwareDatetime, AfterValidator(lambda moment: moment.astimezone(UTC))]
 
 
@@ -127,6 +132,7 @@ def read_regions(
     pages: Pages,
     *,
     max_pixels: float,
+    image_sizes: Mapping[int, tuple[int, int]] | None = None,
     decoded: Mapping[str, CroppedMask] | None = None,
 ) -> list[SubmittedRegion]:
     """Decode the outlined regions of a result.
@@ -135,16 +141,19 @@ def read_regions(
         result: of an annotation or prediction.
         pages: of its task.
         max_pixels: largest image, in pixels; checked before anything is decoded.
+        image_sizes: height and width of the pages' images, where they are known; checked likewise.
         decoded: masks that are known already, by the id of their region.
 
     Raises:
-        QuarantineError: a region is damaged, or regions of one page disagree about its size.
+        QuarantineError: a region is damaged or was drawn on another size than its image's, regions
+            of one page disagree about it, or all masks together are too large.
     """
     from backend.labeling.region_masks import region_mask
 
     labels = _labels_by_id(result)
     regions: dict[str, SubmittedRegion] = {}
     sizes: dict[int, tuple[int, int]] = {}
+    unpacked = painted = 0
     for entry in result:
         shape, id_ = entry.get("type"), entry.get("id")
         # An id has one outline; other entries with it carry its labels, choices or text.
@@ -153,6 +162,13 @@ def read_regions(
         name = f"region {id_[:40]!r} ({shape})"
         size = _size(entry, name, max_pixels)
         page = _page(entry, pages, name)
+        image_size = (image_sizes or {}).get(page, size)
+        if size != image_size:
+            raise QuarantineError(
+                Trouble.CONTENT,
+                f"{name} was drawn on {size[1]}×{size[0]} pixels, but the image has "
+                f"{image_size[1]}×{image_size[0]}: draw it again on this image",
+            )
         # Masks of one page must fit on each other: their union is a concept's mask.
         if sizes.setdefault(page, size) != size:
             first = sizes[page]
@@ -161,12 +177,26 @@ def read_regions(
                 f"{name} was drawn on an image of {size[1]}×{size[0]} pixels, others on "
                 f"{first[1]}×{first[0]}: draw it again",
             )
+        painted += size[0] * size[1]
+        if painted > _MAX_PAINTED_PIXELS:
+            raise QuarantineError(
+                Trouble.CONTENT,
+                f"the regions are too many for an image of {size[1]}×{size[0]} pixels: "
+                f"{_MAX_PAINTED_PIXELS // (size[0] * size[1])} can be read",
+            )
         mask = decoded.get(id_) if decoded else None
         if mask is None:
             try:
                 mask = CroppedMask.of(region_mask(entry, *size))
             except BackendError as error:
                 raise QuarantineError(Trouble.CONTENT, f"{name} cannot be read: {error}") from None
+            unpacked += mask.pixels.nbytes
+            if unpacked > MAX_UNPACKED_BYTES:
+                raise QuarantineError(
+                    Trouble.CONTENT,
+                    f"the masks up to {name} take more than {MAX_UNPACKED_BYTES >> 20} MB: draw "
+                    "fewer or smaller regions",
+                )
         regions[id_] = SubmittedRegion(
             id=id_,
             labels=labels.get(id_, ()),

@@ -43,6 +43,8 @@ _FEWEST_LANES = 8
 _MOST_LANES = 512
 _SYNC_STEPS = 24  # a lane takes these many more small steps until it has fallen in step
 _LONGEST_SKIP = 8
+# A packet holds one value at least, so no stream of use is longer than this for each value.
+_WIDEST_PACKET = 3 + 16 + _WORD_SIZE
 
 
 def encode(mask: npt.NDArray[Any]) -> list[int]:
@@ -88,8 +90,9 @@ def decode(rle: Sequence[int], height: int, width: int) -> npt.NDArray[np.bool_]
             last value. Bytes after the last value are ignored, as the editor ignores them.
     """
     run_sizes = _checked_header(rle, height, width)
+    longest = (_HEADER_BITS + _WIDEST_PACKET * height * width * 4) // 8 + 1
     try:
-        data = bytes(rle)
+        data = bytes(rle[:longest])
     except (TypeError, ValueError):
         raise RleError(
             "The brush RLE holds something other than bytes (integers 0..255)."
@@ -188,7 +191,7 @@ def _checked_header(rle: Sequence[int], height: int, width: int) -> tuple[int, .
     try:
         header = int.from_bytes(bytes(rle[:_HEADER_BYTES]), "big")
         length = len(rle)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, KeyError):
         raise RleError("The brush RLE is not a list of bytes (integers 0..255).") from None
     if length < _HEADER_BYTES:
         raise RleError(f"The brush RLE ends inside its header, after {length} bytes.")

@@ -106,10 +106,15 @@ def _from_png(url: Any, height: int, width: int) -> Mask:
                     f"The bitmask has {image.height} x {image.width} pixels, but its image has "
                     f"{height} x {width}."
                 )
-            alpha = np.asarray(image.convert("RGBA"))[..., 3]
+            if not image.has_transparency_data:
+                # Every pixel would count, which is what nobody drew.
+                raise RegionError("The bitmask's PNG has no transparency, so it shows no mask.")
+            transparent = image if image.mode in ("LA", "RGBA") else image.convert("RGBA")
+            return np.asarray(transparent.getchannel("A")) > 0
+    except Image.DecompressionBombError:
+        raise RegionError("The bitmask's PNG announces far too many pixels.") from None
     except (binascii.Error, UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
         raise RegionError(f"The bitmask's PNG cannot be read: {error}.") from None
-    return alpha > 0
 
 
 def _vector_path(value: Mapping[str, Any], height: int, width: int) -> Points:
