@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
+from backend.corrections.groups import normal_form
 from backend.corrections.tables import (
     Annotation,
     AnnotationState,
@@ -140,7 +141,8 @@ def corrected_tasks(session: Session, revisions: Iterable[Revision]) -> list[Cor
             ground_truth=row.ground_truth,
             lead_time=row.lead_time,
             model_version=row.model_version,
-            group=row.task_group,
+            # Stored by an earlier version, it may have another spelling.
+            group=normal_form(row.task_group) or row.task_group,
             images=tuple(PageImage(*image) for image in row.images),
             concepts=_parts(CorrectedConcept, concepts.get(row.id, ())),
             instances=_parts(CorrectedInstance, regions.get(row.id, ())),

@@ -336,6 +336,10 @@ def _from_web(fetch: _Fetch, reference: str, *, vouched: bool = False) -> bytes:
         raise ImageSourceError("its host does not answer as a web server does") from error
     except httpx.TransportError as error:
         fetch.deadline.remaining_s()
+        if "CERTIFICATE_VERIFY_FAILED" in str(error):
+            raise ImageSourceError(
+                "its host's certificate is not trusted: set SSL_CERT_FILE to its authority's"
+            ) from error
         proxy = proxy_for(url)
         way = f" through the proxy {shown(proxy)}" if proxy else ""
         raise ImageSourceError(

@@ -3,7 +3,11 @@
 import base64
 import gzip
 import re
+import socket
+import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from urllib.parse import quote
 
@@ -14,6 +18,7 @@ from backend.errors import ImageSourceError, LabelStudioError, LabelStudioUnavai
 from backend.label_studio.client import LabelStudio
 from backend.label_studio.hosts import ImageHosts
 from backend.label_studio.images import fetch_image
+from backend.label_studio.server import free_port
 from backend.settings import Settings
 from tests.support.http_server import Answer, Handler, Site
 from tests.support.tokens import LEGACY_TOKEN
@@ -23,6 +28,7 @@ TEXT = base64.b64encode(IMAGE).decode()
 LINES = "\r\n".join(TEXT[start : start + 76] for start in range(0, len(TEXT), 76))
 BOMB = gzip.compress(gzip.compress(bytes(2**27)))
 ENCODED = base64.urlsafe_b64encode(b"s3://bucket/a.png").decode()
+EMPTY = gzip.compress(b"")
 READ = ""  # the row's image is read
 TASK, PROJECT = 7, 3
 
@@ -308,6 +314,93 @@ def test_where_a_connection_may_go(address: str, named: bool, pattern: bool) -> 
         else:
             with pytest.raises(ImageSourceError, match="inside a private network"):
                 hosts.addresses(url, vouched=vouched)
+
+
+@contextmanager
+def slow_server(opening: bytes, piece: bytes) -> Iterator[int]:
+    """A server that sends `opening` to whoever connects, then `piece` now and then; its port."""
+    listener = socket.create_server(("127.0.0.1", 0))
+    over = threading.Event()
+
+    def serve() -> None:
+        with suppress(OSError):
+            connection, _ = listener.accept()
+            with connection:
+                connection.sendall(opening)
+                while not over.wait(0.01):
+                    connection.sendall(piece)
+
+    thread = threading.Thread(target=serve)
+    thread.start()
+    try:
+        yield listener.getsockname()[1]
+    finally:
+        over.set()
+        listener.close()
+        thread.join()
+
+
+@pytest.mark.parametrize(
+    ("scheme", "opening", "piece"),
+    [
+        ("https", b"\x16\x03\x03\x40\x00", b"\x02"),  # a handshake that never ends
+        ("http", b"", b"HTTP/1.1 100 Continue\r\n\r\n"),
+        ("http", b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n", b"1\r\nx\r\n"),
+        ("http", b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n", b"0"),
+        ("http", b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\n\r\n" + EMPTY, EMPTY),
+        ("http", b"HTTP/1.1 200 OK\r\n\r\n", b"x"),
+    ],
+)
+def test_nothing_holds_a_fetch_longer_than_its_time(
+    scheme: str, opening: bytes, piece: bytes, client: LabelStudio
+) -> None:
+    with slow_server(opening, piece) as port:
+        settings = Settings(
+            _env_file=None, allowed_image_hosts=(f"127.0.0.1:{port}",), image_timeout_s=0.5
+        )
+        with pytest.raises(ImageSourceError, match="longer than MEDSAM3_IMAGE_TIMEOUT_S"):
+            fetch_image(f"{scheme}://127.0.0.1:{port}/a.png", client=client, settings=settings)
+
+
+@pytest.fixture
+def proxy(web: Site, monkeypatch: pytest.MonkeyPatch) -> Site:
+    """A proxy for http that the environment names; it is asked for whole addresses."""
+    for name in ("NO_PROXY", "no_proxy", "HTTP_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("http_proxy", web.url.removeprefix("http://"))
+    web.answers["http://images.invalid/a.png"] = (200, {}, IMAGE)
+    web.answers["http://moved.invalid/a.png"] = redirect("http://images.invalid/a.png")
+    return web
+
+
+def test_images_go_through_the_proxy(
+    proxy: Site, client: LabelStudio, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = Settings(_env_file=None, allowed_image_hosts=("images.invalid", "moved.invalid"))
+    for host in ("images", "moved"):
+        found = fetch_image(f"http://{host}.invalid/a.png", client=client, settings=settings)
+        assert found == IMAGE
+    assert all("authorization" not in headers for _, headers in proxy.requests)
+    with pytest.raises(ImageSourceError, match="may not be fetched"):
+        fetch_image("http://elsewhere.invalid/a.png", client=client, settings=settings)
+    with pytest.raises(ImageSourceError, match="inside a private network"):
+        ImageHosts(()).addresses(httpx.URL("http://10.0.0.1/a.png"), vouched=True)
+    monkeypatch.setenv("no_proxy", ".invalid")
+    with pytest.raises(ImageSourceError, match="is not known"):
+        fetch_image("http://images.invalid/a.png", client=client, settings=settings)
+
+
+def test_a_proxy_that_is_not_there_is_named(
+    client: LabelStudio, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("NO_PROXY", "no_proxy", "HTTP_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    address = f"http://me:hidden@127.0.0.1:{free_port()}"
+    monkeypatch.setenv("http_proxy", address)
+    settings = Settings(_env_file=None, allowed_image_hosts=("images.invalid",))
+    with pytest.raises(ImageSourceError, match="through the proxy http://127") as caught:
+        fetch_image("http://images.invalid/a.png", client=client, settings=settings)
+    assert "hidden" not in str(caught.value)
 
 
 def test_headers_of_label_studio_that_drip(studio: Site, client: LabelStudio) -> None:
