@@ -22,6 +22,7 @@ from backend.errors import ImageSourceError, SettingsError
 from backend.label_studio.deadline import Deadline
 
 _SETTING = "MEDSAM3_ALLOWED_IMAGE_HOSTS"
+_MOST_SHOWN = 100
 _NO_BRACKETS = str.maketrans("", "", "[]")
 DEFAULT_PORTS = {"http": 80, "https": 443}
 
@@ -30,7 +31,7 @@ def shown(url: str) -> str:
     """Scheme, host and port: what a message may show of a URL that may carry credentials."""
     parts = urlsplit(url)
     host = parts.netloc.rpartition("@")[2].lower()
-    return f"{parts.scheme}://{host}"
+    return f"{parts.scheme}://{host[:_MOST_SHOWN]}"
 
 
 def is_this_machine(url: str) -> bool:

@@ -6,7 +6,7 @@ first address, and the token goes nowhere else.
 
 import re
 from dataclasses import dataclass
-from urllib.parse import SplitResult, unquote, urlsplit
+from urllib.parse import SplitResult, parse_qs, unquote, urlsplit
 
 from backend.errors import ImageSourceError
 from backend.label_studio.hosts import DEFAULT_PORTS, is_this_machine
@@ -17,7 +17,7 @@ _LINK = re.compile(
 )
 
 # Servers in between read these in ways of their own.
-_ODD = re.compile(r"[\\\x00-\x1f\x7f%]")
+_ODD = re.compile(r"[\\\x00-\x1f\x7f]")
 
 
 def is_link(path: str) -> bool:
@@ -71,8 +71,8 @@ def check_path(path: str, *, task_id: int | None, project_id: int | None) -> Non
     """
     parts = urlsplit(path)
     plain = _decoded(parts.path)
-    names = plain.split("/")[1:]
-    if {".", ".."} & set(names) or "" in names[:-1] or _ODD.search(plain):
+    files = [_decoded(file) for file in parse_qs(parts.query).get("filepath", [])]
+    if any(map(_leads_astray, [plain, *(f"/{file.removeprefix('/')}" for file in files)])):
         raise ImageSourceError("its path leads through others")
     made = re.fullmatch(r"/(tasks|projects)/([0-9]+)/(resolve|presign)/?", plain)
     if made is not None:
@@ -85,16 +85,24 @@ def check_path(path: str, *, task_id: int | None, project_id: int | None) -> Non
             "it is a page of Label Studio and no image: tasks may name uploads (/data/upload/...), "
             "local files (/data/local-files/?d=...) and objects in the project's cloud storage"
         )
-    upload = re.search(r"(?:^/data/|[?&]filepath=/?)upload/([0-9]+)/", _decoded(path))
-    if upload is not None and project_id is not None and int(upload[1]) != project_id:
-        raise ImageSourceError(
-            f"it is an upload of project {upload[1]}, and this task is in project {project_id}: "
-            "upload the image to this project"
-        )
+    for file in (plain.removeprefix("/data/"), *files):
+        upload = re.match(r"/?upload/([0-9]+)/", file)
+        if upload is not None and project_id and int(upload[1]) != project_id:
+            raise ImageSourceError(
+                f"it is an upload of project {upload[1]}, and this task is in project "
+                f"{project_id}: upload the image to this project"
+            )
+
+
+def _leads_astray(path: str) -> bool:
+    """Whether servers may read a path in different ways."""
+    names = path.split("/")[1:]
+    odd = _ODD.search(path) is not None or unquote(path) != path
+    return odd or bool({".", ".."} & set(names)) or "" in names[:-1]
 
 
 def _decoded(text: str) -> str:
-    """Without percent signs, also where they stand for percent signs; some are left of more."""
+    """Decoded until only what was encoded on purpose to hide something is left encoded."""
     for _ in range(3):
         text = unquote(text)
     return text

@@ -106,6 +106,13 @@ ROWS = {
         "/storage-data/uploaded/?filepath=upload%2F4%2Fa.png",
         "upload of project 4",
     ),
+    "the same, upwards": ("/storage-data/uploaded/?filepath=upload/3/../4/a.png", "through others"),
+    "the same, in place": ("/storage-data/uploaded/?filepath=./upload/4/a.png", "through others"),
+    "the same, second": (
+        "/storage-data/uploaded/?filepath=upload/3/a.png&filepath=/upload/4/a.png",
+        "upload of project 4",
+    ),
+    "a percent sign in the name": ("/data/upload/3/50%25.png", READ),
     "another task's object": ("/tasks/8/resolve/?fileuri=x", "another task or project"),
     "another project's object": ("/projects/4/presign/?fileuri=x", "another task or project"),
     "file proxy": ("/projects/3/file-proxy/?url=x", "is a page of Label Studio"),
@@ -193,6 +200,7 @@ def prepare(studio: Site, web: Site) -> None:
     page = b'<link href="https://public.example.org/labels/static/css/main.css">'
     studio.answers |= {
         "/data/upload/3/a.png": image,
+        "/data/upload/3/50%25.png": image,
         "/data/upload/3/bomb.png": compressed(BOMB, "gzip, gzip"),
         "/data/upload/3/leads.png": redirect("/api/current-user/token"),
         "/storage-data/uploaded/": image,
@@ -358,7 +366,7 @@ def test_nothing_holds_a_fetch_longer_than_its_time(
         settings = Settings(
             _env_file=None, allowed_image_hosts=(f"127.0.0.1:{port}",), image_timeout_s=0.5
         )
-        with pytest.raises(ImageSourceError, match="longer than MEDSAM3_IMAGE_TIMEOUT|in time"):
+        with pytest.raises(ImageSourceError, match=r"longer than MEDSAM3_IMAGE_TIMEOUT|in time"):
             fetch_image(f"{scheme}://127.0.0.1:{port}/a.png", client=client, settings=settings)
 
 
