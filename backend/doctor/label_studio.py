@@ -40,7 +40,7 @@ def check_label_studio(settings: Settings) -> Check:
         )
     except (ValueError, AttributeError):
         release = ""
-    if not release and (address := moved_to(answer)):
+    if not release and (address := moved_to(url, answer)):
         return fail(
             "label studio",
             f"{shown(url)} leads on to {address}",

@@ -50,6 +50,7 @@ class TokenAuth(httpx.Auth):
             pair = f"{address.username}:{address.password}".encode()
             self._login = f"Basic {base64.b64encode(pair).decode()}"
         self._as_api_key = bool(self._login)
+        self._url = url
         self._refresh_url = f"{url}/api/token/refresh/"
         self._personal = token_expiry(self._token) is not None
         self._lock = threading.Lock()
@@ -105,7 +106,7 @@ class TokenAuth(httpx.Auth):
             if response.status_code != 200:
                 if response.status_code in (400, 401, 403):
                     raise LabelStudioAuthError(self._refusal(response), response.status_code)
-                if address := moved_to(response):
+                if address := moved_to(self._url, response):
                     raise moved(address, response)
                 raise LabelStudioUnavailableError(
                     f"Label Studio answered {response.status_code} when asked to accept the "
@@ -177,15 +178,24 @@ def retry_after_s(response: httpx.Response) -> float | None:
         return None
 
 
-def moved_to(response: httpx.Response) -> str | None:
-    """The other address at which an answer says that all of this server is (http → https)."""
+def moved_to(url: str, response: httpx.Response) -> str | None:
+    """The address at which, as an answer says, all of this server is: https, or below a path.
+
+    Args:
+        url: the server's address as it is set.
+        response: the answer.
+
+    Returns:
+        None where it says no such thing: a signed link, for one, has another query.
+    """
     if not response.has_redirect_location:
         return None
     asked, target = response.url, response.url.join(response.headers["Location"])
-    same_path = target.path.rstrip("/") == asked.path.rstrip("/")
-    if not same_path or _server(target) == _server(asked):
+    prefix = target.path.rstrip("/").removesuffix(asked.path.rstrip("/"))
+    same_page = prefix != target.path.rstrip("/") and target.query == asked.query
+    if not same_page or (not prefix and _server(target) == _server(asked)):
         return None
-    return shown(str(target))
+    return f"{shown(str(target))}{prefix}{urlsplit(url).path}"
 
 
 def _server(url: httpx.URL) -> tuple[str, str, int | None]:
@@ -229,7 +239,7 @@ def failure(url: str, method: str, path: str, response: httpx.Response) -> Label
             f"{HOW_TO_GET_ONE}.",
             status,
         )
-    if address := moved_to(response):
+    if address := moved_to(url, response):
         return moved(address, response)
     kind = LabelStudioUnavailableError if status in TRY_AGAIN else LabelStudioError
     reason = f": {detail}" if detail else ""

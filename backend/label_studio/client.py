@@ -398,6 +398,9 @@ class LabelStudio:
         if asked_at is not None and time.monotonic() - asked_at < _KEEP_PUBLIC_ADDRESS_S:
             return bool(self._addresses.public)
         with self.stream("/user/login/", deadline=deadline, signed=False) as response:
+            if response.status_code in TRY_AGAIN or response.status_code >= 500:
+                response.read()
+                raise failure(self.url, "GET", "/user/login/", response)
             page = bytearray()
             with suppress(httpx.DecodingError):
                 for piece in pieces(response):

@@ -256,7 +256,7 @@ def _from_label_studio(fetch: _Fetch, path: str) -> bytes:
                 _check_label_studio_status(path, response, client)
                 return _read(fetch, response)
             asked_s = retry_after_s(response) or 0.0
-            if address := moved_to(response):
+            if address := moved_to(client.url, response):
                 raise moved(address, response)
             target = response.url.join(response.headers.get("Location", ""))
         if pause is not None:

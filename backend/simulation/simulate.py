@@ -33,7 +33,7 @@ from backend.labeling.region_masks import union_mask
 from backend.models import versions
 from backend.processes.redis_server import RedisServer
 from backend.services import Services, open_services, use_services
-from backend.settings import Settings
+from backend.settings import read_settings
 from backend.simulation import baseline_unet, report
 from backend.simulation.report import Figures
 from backend.tables import (
@@ -207,7 +207,7 @@ class _Play:
         dataset: Any,
     ) -> None:
         self.options, self.strategy, self.seed = options, strategy, seed
-        self.settings = Settings(
+        self.settings = read_settings(
             data_dir=folder,
             label_studio_api_key="0" * 40,
             train_steps=options.steps,

@@ -200,6 +200,30 @@ def test_a_server_that_leads_on_to_https_is_named(studio: Studio) -> None:
                 reads[path]()
 
 
+@pytest.mark.parametrize(
+    ("location", "address"),
+    [
+        ("https://labels.example.org/labels/api/x", "https://labels.example.org/labels"),
+        ("/labels/labels/api/x", "/labels/labels"),
+        ("https://labels.example.org/labels/api/x/", "https://labels.example.org/labels"),
+        ("https://bucket.example.org/labels/api/x?Signature=hidden", ""),
+        ("https://labels.example.org/elsewhere", ""),
+        ("/labels/api/x/", ""),
+    ],
+)
+def test_where_all_of_a_server_is(studio: Studio, location: str, address: str) -> None:
+    studio.statuses, studio.headers = [301], {"Location": location}
+    url = f"{studio.url}/labels"
+    says = "set LABEL_STUDIO_URL" if address else "answered 301"
+    with (
+        LabelStudio(url, LEGACY_TOKEN) as client,
+        pytest.raises(LabelStudioError, match=says) as caught,
+    ):
+        client.get("/api/x")
+    assert f"{address}: set" in str(caught.value) or not address
+    assert "hidden" not in str(caught.value)
+
+
 def test_a_proxy_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("NO_PROXY", "no_proxy", "http_proxy", "HTTPS_PROXY", "ALL_PROXY"):
         monkeypatch.delenv(name, raising=False)
