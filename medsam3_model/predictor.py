@@ -160,7 +160,7 @@ class MedSAM3:
             device=where,
             dtype=precision,
             hashes=loaded.hashes,
-            tracker=pretrained.tracker_of(weights, loaded, where, precision),
+            tracker=pretrained.tracker_of(weights, loaded, config, where, precision),
         )
         return model if detector is None else model.with_detector(detectors.load_detector(detector))
 

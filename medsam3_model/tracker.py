@@ -8,36 +8,53 @@ image that is encoded already needs no second encoding.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Mapping
-from typing import Any, cast
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from torch import nn
-from transformers import Sam3TrackerConfig, Sam3TrackerModel, Sam3VisionConfig
+from transformers import Sam3TrackerVideoConfig, Sam3TrackerVideoModel
 from transformers.models.sam3.modeling_sam3 import Sam3VisionNeck
 
 from medsam3_model.boxes import tight_box
-from medsam3_model.checkpoints.weight_files import TensorFile
+from medsam3_model.checkpoints import tracker_keys
+from medsam3_model.checkpoints.weight_files import TensorFile, some_names
 from medsam3_model.device import autocast
 from medsam3_model.errors import CheckpointError, PromptError
 from medsam3_model.types import Detections, ImageEmbedding
 
-_MODEL, _NECK = "tracker_model.", "tracker_neck."
-_PARTS = ("vision_config", "prompt_encoder_config", "mask_decoder_config")
+if TYPE_CHECKING:
+    from transformers import Sam3VisionConfig
+
+# Facebook's bound on the logits of a mask that is given as a prompt.
+_MASK_PROMPT_LIMIT = 32.0
+# What facebook's tracker answers everywhere where there is no object.
+_NO_OBJECT = -1024.0
+_PROMPTS = ("points", "point_labels", "boxes", "masks")
 
 
 class Tracker:
     """SAM 3's tracker for single images: points and a box in, one object's mask out."""
 
     def __init__(
-        self, model: Sam3TrackerModel, neck: Sam3VisionNeck, dtype: torch.dtype, encoder_hash: str
+        self,
+        model: Sam3TrackerVideoModel,
+        neck: Sam3VisionNeck,
+        trunk: Callable[[torch.Tensor], torch.Tensor],
+        dtype: torch.dtype,
+        encoder_hash: str,
     ) -> None:
-        """Wrap loaded parts; most callers get one from `MedSAM3.tracker`."""
+        """Wrap loaded parts; most callers get one from `MedSAM3.tracker`.
+
+        `trunk` is the vision transformer that is shared with the detector: pixel values
+        (B, 3, S, S) to tokens (B, N, C).
+        """
         self._model = model
         self._neck = neck
+        self._trunk = trunk
         self._dtype = dtype
         self._encoder_hash = encoder_hash
         self._latest: tuple[weakref.ref[ImageEmbedding], list[torch.Tensor]] | None = None
@@ -65,19 +82,14 @@ class Tracker:
         if image.encoder_hash != self._encoder_hash:
             raise PromptError("the image was encoded by another encoder: encode it again")
         prompts = self._prompts(image.original_size, points, point_labels, box)
-        levels = self._levels(image)
-        with autocast(levels[0].device, self._dtype):
-            outputs = self._model(
-                image_embeddings=levels,
-                # One click is ambiguous (part or whole), so three masks compete.
-                multimask_output=prompts["input_points"].shape[2] == 1 and box is None,
-                **{key: value.to(levels[0].device) for key, value in prompts.items()},
-            )
+        # One click is ambiguous (part or whole), so three masks compete.
+        multimask = box is None and prompts["points"].shape[1] == 1
+        answer = self._decode(self._levels(image), multimask=multimask, **prompts)
         # Of the masks that compete the one that the model itself trusts most.
-        scores = outputs.iou_scores[0, 0].float()
+        scores = answer["iou"][0].float()
         best = int(scores.argmax())
         logits = F.interpolate(
-            outputs.pred_masks[:, 0, best : best + 1].float(),
+            answer["masks"][:, best : best + 1].float(),
             image.original_size,
             mode="bilinear",
             align_corners=False,
@@ -89,31 +101,111 @@ class Tracker:
             masks=masks,
             boxes=np.array(boxes, np.float32).reshape(-1, 4),
             scores=scores[best : best + len(masks)].cpu().numpy(),
-            presence=float(outputs.object_score_logits.float().sigmoid().reshape(-1)[0]),
+            presence=float(answer["object_logits"].float().sigmoid().reshape(-1)[0]),
             semantic=logits.sigmoid().cpu().numpy(),
             max_score=float(scores[best]),
         )
+
+    @torch.no_grad()
+    def raw(
+        self,
+        pixel_values: torch.Tensor,
+        points: torch.Tensor | None = None,
+        point_labels: torch.Tensor | None = None,
+        boxes: torch.Tensor | None = None,
+        masks: torch.Tensor | None = None,
+        multimask: bool = False,
+    ) -> dict[str, torch.Tensor]:
+        """The decoder's own tensors, for B images with one object each.
+
+        Args:
+            pixel_values: (B, 3, S, S), scaled to -1..1.
+            points: (B, P, 2) x, y in pixels of the square input.
+            point_labels: (B, P), 1 in the object, 0 outside; default all 1.
+            boxes: (B, 4) x0, y0, x1, y1 in the same pixels.
+            masks: (B, 1, 4 * grid, 4 * grid) logits of an earlier answer.
+            multimask: three masks that compete instead of one.
+
+        Returns:
+            `masks` (B, N, 4 * grid, 4 * grid) logits, -1024 where there is no object; `iou` (B, N)
+            as predicted; `object_logits` (B, 1), positive where there is an object.
+        """
+        levels = self._levels_of(self._trunk(pixel_values))
+        if points is not None and point_labels is None:
+            point_labels = torch.ones(points.shape[:2], dtype=torch.int64, device=points.device)
+        return self._decode(
+            levels,
+            points=points,
+            point_labels=point_labels,
+            boxes=boxes,
+            masks=masks,
+            multimask=multimask,
+        )
+
+    def _decode(
+        self,
+        levels: list[torch.Tensor],
+        *,
+        points: torch.Tensor | None,
+        point_labels: torch.Tensor | None,
+        boxes: torch.Tensor | None,
+        masks: torch.Tensor | None,
+        multimask: bool,
+    ) -> dict[str, torch.Tensor]:
+        """The masks of one object in each of B images; arguments and answer as of `raw`."""
+        model, finest = self._model, levels[-1]
+        batch, device = finest.shape[0], finest.device
+        if points is None and boxes is None:
+            # Nothing but a mask: facebook's empty point stands in for the prompts.
+            points = torch.zeros(batch, 1, 2)
+            point_labels = -torch.ones(batch, 1, dtype=torch.int64)
+        if masks is not None:
+            masks = masks.clamp(-_MASK_PROMPT_LIMIT, _MASK_PROMPT_LIMIT).to(device).float()
+        with autocast(device, self._dtype):
+            sparse, dense = model.prompt_encoder(
+                input_points=None if points is None else points[:, None].to(device),
+                input_labels=None if point_labels is None else point_labels[:, None].to(device),
+                input_boxes=None if boxes is None else boxes[:, None].to(device),
+                input_masks=masks,
+            )
+            positions = model.get_image_wide_positional_embeddings().expand(batch, -1, -1, -1)
+            logits, iou, _, object_logits = model.mask_decoder(
+                image_embeddings=finest,
+                image_positional_embeddings=positions,
+                sparse_prompt_embeddings=sparse,
+                dense_prompt_embeddings=dense,
+                multimask_output=multimask,
+                high_resolution_features=levels[:-1],
+            )
+        there = object_logits[:, 0] > 0
+        logits = torch.where(there[:, :, None, None], logits[:, 0], _NO_OBJECT)
+        return {"masks": logits, "iou": iou[:, 0], "object_logits": object_logits[:, 0]}
 
     def _levels(self, image: ImageEmbedding) -> list[torch.Tensor]:
         """The tracker's features of an image; those of the latest are kept for further clicks."""
         if self._latest is not None and self._latest[0]() is image:
             return self._latest[1]
-        hidden = image.last_hidden_state.to(next(self._neck.parameters()).device)
+        levels = self._levels_of(image.last_hidden_state)
+        self._latest = (weakref.ref(image), levels)
+        return levels
+
+    def _levels_of(self, hidden: torch.Tensor) -> list[torch.Tensor]:
+        """Three feature levels, finest first, of the trunk's tokens (B, N, C)."""
+        hidden = hidden.to(next(self._neck.parameters()).device)
         side = round(hidden.shape[1] ** 0.5)
-        spatial = hidden.view(1, side, side, -1).permute(0, 3, 1, 2)
+        spatial = hidden.view(hidden.shape[0], side, side, -1).permute(0, 3, 1, 2)
         with autocast(hidden.device, self._dtype):
             levels = [layer(spatial) for layer in self._neck.fpn_layers[:-1]]
             decoder = self._model.mask_decoder
             levels[:2] = [decoder.conv_s0(levels[0]), decoder.conv_s1(levels[1])]
         # A single image is a video's first frame: no memory yet.
         levels[2] = levels[2] + self._model.no_memory_embedding.view(1, -1, 1, 1)
-        self._latest = (weakref.ref(image), levels)
         return levels
 
     def _prompts(
         self, size: tuple[int, int], points: Any, labels: Any, box: Any
-    ) -> dict[str, torch.Tensor]:
-        """The prompts in pixels of the model's square image."""
+    ) -> dict[str, torch.Tensor | None]:
+        """One object's prompts in pixels of the model's square image, as `_decode` takes them."""
         height, width = size
         side = int(cast(Any, self._model.prompt_encoder).input_image_size)
         scale = np.array([side / width, side / height])
@@ -125,58 +217,102 @@ class Tracker:
             raise PromptError(f"{len(where)} points need as many labels, 1 or 0")
         if not np.isfinite(where).all():
             raise PromptError("a point has a coordinate that is not a finite number")
-        prompts = {}
+        prompts: dict[str, torch.Tensor | None] = dict.fromkeys(_PROMPTS)
         if box is not None:
             corners: npt.NDArray[np.float64] = np.asarray(box, np.float64).reshape(2, 2) * scale
-            prompts["input_boxes"] = torch.from_numpy(corners.reshape(1, 1, 4)).float()
-        if len(where) == 0:  # the padding point of a box alone
-            where, inside = np.zeros((1, 2)), np.array([-10])
-        prompts["input_points"] = torch.from_numpy(where * scale).float()[None, None]
-        prompts["input_labels"] = torch.from_numpy(inside)[None, None]
+            prompts["boxes"] = torch.from_numpy(corners.reshape(1, 4)).float()
+        if len(where):
+            prompts["points"] = torch.from_numpy(where * scale).float()[None]
+            prompts["point_labels"] = torch.from_numpy(inside)[None]
         return prompts
 
 
 def has_tracker(file: TensorFile) -> bool:
-    """Whether a checkpoint holds a whole tracker."""
-    return f"{_MODEL}prompt_encoder.point_embed.weight" in file.shapes
+    """Whether a checkpoint holds a tracker, in facebook's layout or in Hugging Face's."""
+    return any(map(_is_tracker_key, file.shapes))
+
+
+def _is_tracker_key(key: str) -> bool:
+    return tracker_keys.is_tracker_key(key) or key.startswith(
+        (tracker_keys.MODEL, tracker_keys.NECK)
+    )
 
 
 def load_tracker(
     file: TensorFile,
-    config: Mapping[str, Any],
+    sizes: Sam3TrackerVideoConfig,
+    vision: Sam3VisionConfig,
+    trunk: Callable[[torch.Tensor], torch.Tensor],
     device: torch.device,
     dtype: torch.dtype,
     encoder_hash: str,
 ) -> Tracker:
-    """Load the tracker of a Sam3Video checkpoint.
+    """Load the tracker of a checkpoint, with the part that remembers earlier frames.
 
     Args:
-        file: the checkpoint.
-        config: its config.json.
+        file: the checkpoint, facebook's `sam3.pt` or a Hugging Face Sam3Video model.
+        sizes: of the tracker.
+        vision: sizes of the vision encoder, whose trunk is shared with the detector.
+        trunk: that trunk.
         device: where the parameters go.
         dtype: bfloat16 computes with autocast; the parameters stay float32.
         encoder_hash: of the frozen encoders that come with it.
 
     Raises:
-        CheckpointError: a tensor is missing or of another shape.
+        CheckpointError: a tensor is missing, unexpected or of another shape.
     """
-    parts = {name: config["tracker_config"][name] for name in _PARTS}
-    sizes: Any = Sam3TrackerConfig(**parts)
-    vision: Any = Sam3VisionConfig(**config["detector_config"]["vision_config"])
     with torch.device("meta"):
-        model = Sam3TrackerModel(sizes)
+        model = Sam3TrackerVideoModel(sizes, remove_vision_encoder=True)
         neck = Sam3VisionNeck(vision)
-    # The vision transformer is shared with the detector.
-    model.vision_encoder = nn.Identity()
-    for module, prefix in ((model, _MODEL), (neck, _NECK)):
-        expected = {key: tuple(value.shape) for key, value in module.state_dict().items()}
-        wrong = [key for key, shape in expected.items() if file.shapes.get(prefix + key) != shape]
-        if wrong:
-            raise CheckpointError(
-                f"{file.path.name}: the tracker does not fit, {len(wrong)} tensors are missing or "
-                f"of another shape ({', '.join(prefix + key for key in wrong[:3])})"
+    sources = _sources(file)
+    for module, prefix in ((model, tracker_keys.MODEL), (neck, tracker_keys.NECK)):
+        expected = {prefix + key: tuple(value.shape) for key, value in module.state_dict().items()}
+        _check_fits(file, {k: v for k, v in sources.items() if k.startswith(prefix)}, expected)
+        state = {
+            key.removeprefix(prefix): torch.cat([file.read(part) for part in sources[key]]).to(
+                device, torch.float32
             )
-        state = {key: file.read(prefix + key).to(device, torch.float32) for key in expected}
+            for key in expected
+        }
         module.load_state_dict(state, strict=True, assign=True)
+    attention = model.memory_attention
+    attention.position_ids = attention.precompute_positions(sizes)
+    frequencies, _ = attention.rotary_emb.compute_axial_rope_parameters(sizes)
+    attention.rotary_emb.inv_freq = frequencies
+    attention.rotary_emb.original_inv_freq = frequencies.clone()
     nn.Module.to(model, device)
-    return Tracker(model.eval().requires_grad_(False), neck.eval(), dtype, encoder_hash)
+    model.eval().requires_grad_(False)
+    return Tracker(model, neck.eval().requires_grad_(False), trunk, dtype, encoder_hash)
+
+
+def _sources(file: TensorFile) -> dict[str, tuple[str, ...]]:
+    """For each of transformers' names, the file's tensors whose rows it holds."""
+    renamed = tracker_keys.sources(file.shapes)
+    plain = {key: (key,) for key in file.shapes if _is_tracker_key(key)}
+    return dict(renamed) or plain
+
+
+def _check_fits(
+    file: TensorFile, sources: dict[str, tuple[str, ...]], expected: dict[str, tuple[int, ...]]
+) -> None:
+    missing = [key for key in expected if key not in sources]
+    unexpected = [part for key, parts in sources.items() if key not in expected for part in parts]
+    misshapen = []
+    for key in expected.keys() & sources.keys():
+        shapes = [file.shapes[part] for part in sources[key]]
+        stored = (sum(shape[0] for shape in shapes), *shapes[0][1:])
+        if stored != expected[key]:
+            misshapen += [f"{part} {list(file.shapes[part])}" for part in sources[key]]
+    problems = [
+        f"{len(keys)} {word} ({some_names(keys)})"
+        for word, keys in (
+            ("missing", missing),
+            ("unexpected", unexpected),
+            ("of another shape", misshapen),
+        )
+        if keys
+    ]
+    if problems:
+        raise CheckpointError(
+            f"{file.path.name}: its tracker does not fit the model: {'; '.join(problems)}"
+        )

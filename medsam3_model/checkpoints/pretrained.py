@@ -6,18 +6,22 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+from transformers import Sam3Config, Sam3TrackerVideoConfig
+
 from medsam3_model.checkpoints import clip_tokenizer, hub, loading, presets
 from medsam3_model.checkpoints.tokenizer import load_tokenizer
+from medsam3_model.detector import vision_hidden
 from medsam3_model.errors import CheckpointError
 from medsam3_model.postprocessing import MEDSAM3_V1_SETTINGS, SAM3_SETTINGS, DetectionSettings
 from medsam3_model.tracker import Tracker, has_tracker, load_tracker
 
 if TYPE_CHECKING:
     import torch
-    from transformers import PreTrainedTokenizerBase, Sam3Config
+    from transformers import PreTrainedTokenizerBase
 
 
 @dataclass(frozen=True)
@@ -124,19 +128,46 @@ def tokenizer_of(weights: Path, config: Sam3Config) -> PreTrainedTokenizerBase:
 
 
 def tracker_of(
-    weights: Path, loaded: loading.LoadedModel, device: torch.device, dtype: torch.dtype
+    weights: Path,
+    loaded: loading.LoadedModel,
+    config: Any,
+    device: torch.device,
+    dtype: torch.dtype,
 ) -> Tracker | None:
-    """The tracker of a checkpoint that holds one and comes with its config.json, else None.
+    """The tracker of a checkpoint, None where it holds none or where its sizes are not known.
+
+    The sizes are those of `config` or of the config.json beside the weights; without either they
+    are the full model's where the detector has the full model's.
 
     Raises CheckpointError where it is incomplete.
     """
-    beside = weights.parent / "config.json"
-    if not has_tracker(loaded.file) or not beside.is_file():
+    if not has_tracker(loaded.file):
         return None
-    config = json.loads(beside.read_text(encoding="utf-8"))
-    if not {"tracker_config", "detector_config"} <= config.keys():
+    sizes = _tracker_sizes(weights, config, loaded.model.config)
+    if sizes is None:
         return None
-    return load_tracker(loaded.file, config, device, dtype, loaded.hashes.encoder)
+    trunk = partial(vision_hidden, loaded.model)
+    vision = loaded.model.config.vision_config
+    return load_tracker(loaded.file, sizes, vision, trunk, device, dtype, loaded.hashes.encoder)
+
+
+def _tracker_sizes(weights: Path, config: Any, detector: Any) -> Sam3TrackerVideoConfig | None:
+    given = _as_mapping(config) or _as_mapping(weights.parent / "config.json") or {}
+    full = Sam3Config().vision_config.to_dict() == detector.vision_config.to_dict()
+    if "tracker_config" not in given and not full:
+        return None
+    values = {**given.get("tracker_config", {}), "vision_config": detector.vision_config.to_dict()}
+    sizes = Sam3TrackerVideoConfig(**values)
+    sizes.prompt_encoder_config.patch_size = detector.vision_config.backbone_config.patch_size
+    sizes.image_size = detector.image_size
+    return sizes
+
+
+def _as_mapping(config: Any) -> Mapping[str, Any] | None:
+    """A config.json's content, of a dict or of the file's path."""
+    if isinstance(config, str | Path) and Path(config).is_file():
+        config = json.loads(Path(config).read_text(encoding="utf-8"))
+    return config if isinstance(config, Mapping) else None
 
 
 def _name_of(weights: Path) -> str:

@@ -40,6 +40,28 @@ def _tensors(entries: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
     return tensors
 
 
+@lru_cache
+def tracker_description() -> dict[str, Any]:
+    return json.loads(gzip.decompress((FOLDER / "tracker" / "tiny.json.gz").read_bytes()))
+
+
+@lru_cache
+def full_tracker_keys() -> list[tuple[str, list[int], str]]:
+    """Of the tracker at full size: facebook's name, shape, transformers' name."""
+    packed = (FOLDER / "tracker" / "full_tracker_keys.json.gz").read_bytes()
+    return json.loads(gzip.decompress(packed))["tracker"]
+
+
+@lru_cache
+def tracker_golden() -> dict[str, np.ndarray]:
+    return dict(np.load(FOLDER / "tracker" / "golden.npz"))
+
+
+def tracker_tensors() -> dict[str, torch.Tensor]:
+    """The tracker's part of the same file, and its neck."""
+    return _tensors(tracker_description()["tensors"])
+
+
 def facebook_tensors() -> dict[str, torch.Tensor]:
     return _tensors(description()["tensors"])
 
@@ -97,3 +119,38 @@ def config() -> Sam3Config:
             "num_attention_heads": size["heads"],
         },
     )
+
+
+def video_config() -> dict[str, Any]:
+    """The config.json of the detector with its tracker, as transformers' Sam3VideoConfig has it."""
+    size, tracker = description()["config"], tracker_description()["tracker"]
+    width = size["d"]
+    return {
+        "model_type": "sam3_video",
+        "detector_config": config().to_dict(),
+        "tracker_config": {
+            "image_size": size["img"],
+            "prompt_encoder_config": {
+                "hidden_size": width,
+                "image_size": size["img"],
+                "patch_size": size["patch"],
+            },
+            "mask_decoder_config": {
+                "hidden_size": width,
+                "mlp_dim": tracker["decoder_mlp"],
+                "num_attention_heads": tracker["decoder_heads"],
+                "num_hidden_layers": tracker["decoder_layers"],
+                "iou_head_hidden_dim": tracker["iou_hidden"],
+            },
+            "memory_attention_hidden_size": width,
+            "memory_attention_num_layers": tracker["layers"],
+            "memory_attention_num_attention_heads": tracker["heads"],
+            "memory_attention_feed_forward_hidden_size": tracker["ff"],
+            "memory_encoder_hidden_size": width,
+            "memory_encoder_output_channels": tracker["mem"],
+            "mask_downsampler_embed_dim": width,
+            "memory_fuser_embed_dim": width,
+            "memory_fuser_intermediate_dim": 4 * width,
+            "memory_fuser_num_layers": tracker["fuser_layers"],
+        },
+    }

@@ -1,113 +1,181 @@
-"""Clicks, answered by SAM 3's tracker where the checkpoint holds it."""
+"""Clicks, answered by SAM 3's tracker where the checkpoint holds it: parity, loading, prompts."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
-from transformers import Sam3TrackerConfig, Sam3TrackerModel
+from safetensors.torch import save_file
+from transformers import Sam3TrackerVideoConfig, Sam3TrackerVideoModel, Sam3VisionConfig
+from transformers.models.sam3.modeling_sam3 import Sam3VisionNeck
 
 from medsam3_model import MedSAM3
+from medsam3_model.checkpoints import tracker_keys
 from medsam3_model.errors import CheckpointError, PromptError
-from medsam3_model.preprocessing import to_pixel_values
 from tests.support import sam3_reference
 
 RGB = np.random.default_rng(0).integers(0, 255, (60, 90, 3), dtype=np.uint8)
+# How far transformers' arithmetic may be from facebook's; logits reach 18.
+TOLERANCE = {"masks": 2e-3, "iou": 1e-5, "object_logits": 1e-5}
 
 
-def tracker_config() -> dict[str, Any]:
-    vision = sam3_reference.config().vision_config.to_dict()
-    vision["backbone_feature_sizes"] = [[64, 64], [32, 32], [16, 16]]
-    return {
-        "vision_config": vision,
-        "prompt_encoder_config": {"hidden_size": 128, "image_size": 224, "patch_size": 14},
-        "mask_decoder_config": {
-            "hidden_size": 128,
-            "mlp_dim": 64,
-            "num_attention_heads": 4,
-            "iou_head_hidden_dim": 32,
-        },
+def load(folder: Path, tensors: Mapping[str, torch.Tensor]) -> MedSAM3:
+    path = folder / "sam3.pt"
+    torch.save({"model": dict(tensors)}, path)
+    return MedSAM3.from_pretrained(path, config=sam3_reference.video_config(), device="cpu")
+
+
+def all_tensors() -> dict[str, torch.Tensor]:
+    return sam3_reference.facebook_tensors() | sam3_reference.tracker_tensors()
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> MedSAM3:
+    return load(tmp_path_factory.mktemp("with-tracker"), all_tensors())
+
+
+@pytest.fixture(scope="module")
+def pixels() -> torch.Tensor:
+    frame = torch.from_numpy(sam3_reference.tracker_golden()["frames"][:1])
+    return (frame.permute(0, 3, 1, 2).float() / 255 - 0.5) / 0.5
+
+
+def given(*names: str) -> dict[str, torch.Tensor]:
+    golden = sam3_reference.tracker_golden()
+    prompts = {
+        "points": torch.from_numpy(golden["image/points"]).float(),
+        "point_labels": torch.from_numpy(golden["image/labels"]).long(),
+        "boxes": torch.from_numpy(golden["image/box"]),
     }
+    return {name: prompts[name] for name in names}
 
 
-@pytest.fixture(scope="module")
-def reference() -> Sam3TrackerModel:
-    torch.manual_seed(0)
-    model = Sam3TrackerModel(Sam3TrackerConfig(**tracker_config())).eval()
-    with torch.no_grad():
-        model.no_memory_embedding.normal_(0, 0.1)
-    return model
+def one_click() -> dict[str, torch.Tensor]:
+    return {name: value[:, :1] for name, value in given("points", "point_labels").items()}
 
 
-@pytest.fixture(scope="module")
-def folder(
-    reference: Sam3TrackerModel,
-    hugging_face_folder: Path,
-    tmp_path_factory: pytest.TempPathFactory,
-) -> Path:
-    """A video checkpoint: detector, tracker, and the tracker's neck."""
-    folder = tmp_path_factory.mktemp("video")
+def check(answer: Mapping[str, torch.Tensor], case: str) -> None:
+    for name, tolerance in TOLERANCE.items():
+        stored = "object" if name == "object_logits" else name
+        expected = sam3_reference.tracker_golden()[f"image/{case}/{stored}"]
+        np.testing.assert_allclose(answer[name], expected, rtol=0, atol=tolerance, err_msg=name)
+
+
+@pytest.mark.parametrize("multimask", [True, False])
+def test_one_click_is_answered_as_facebook_does(
+    model: MedSAM3, pixels: torch.Tensor, multimask: bool
+) -> None:
+    answer = model.tracker.raw(pixels, **one_click(), multimask=multimask)
+    check(answer, "click_multi" if multimask else "click_single")
+
+
+@pytest.mark.parametrize(
+    ("case", "names", "multimask"),
+    [
+        ("clicks", ("points", "point_labels"), False),
+        ("box", ("boxes",), False),
+        ("box_multi", ("boxes",), True),
+        ("box_clicks", ("boxes", "points", "point_labels"), False),
+    ],
+)
+def test_prompts_are_answered_as_facebook_does(
+    model: MedSAM3, pixels: torch.Tensor, case: str, names: tuple[str, ...], multimask: bool
+) -> None:
+    check(model.tracker.raw(pixels, **given(*names), multimask=multimask), case)
+
+
+def test_an_earlier_mask_is_refined_as_facebook_does(model: MedSAM3, pixels: torch.Tensor) -> None:
+    first = model.tracker.raw(pixels, **one_click())
+    clicks = given("points", "point_labels")
+    check(model.tracker.raw(pixels, **clicks, masks=first["masks"]), "refine")
+
+
+def test_the_features_are_facebooks(model: MedSAM3, pixels: torch.Tensor) -> None:
+    golden = sam3_reference.tracker_golden()
+    tracker = model.tracker
+    levels = tracker._levels_of(tracker._trunk(pixels))
+    # The reference stopped before it added what stands for the missing memory.
+    levels[2] = levels[2] - tracker._model.no_memory_embedding.view(1, -1, 1, 1)
+    for index, step in enumerate((4, 2, 1)):
+        ours = levels[index][..., ::step, ::step].detach()
+        np.testing.assert_allclose(ours, golden[f"image/fpn{index}"], rtol=0, atol=1e-4)
+
+
+def test_a_mask_alone_and_a_batch_are_prompts(model: MedSAM3, pixels: torch.Tensor) -> None:
+    first = model.tracker.raw(pixels, **one_click())
+    alone = model.tracker.raw(pixels, masks=first["masks"])
+    assert alone["masks"].shape == (1, 1, 64, 64)
+    twice = model.tracker.raw(
+        pixels.repeat(2, 1, 1, 1), points=one_click()["points"].repeat(2, 1, 1)
+    )
+    torch.testing.assert_close(twice["masks"][:1], first["masks"], rtol=0, atol=1e-3)
+
+
+def test_all_tensors_of_the_full_size_have_their_place() -> None:
+    entries = sam3_reference.full_tracker_keys()
+    sources = tracker_keys.sources(key for key, _, _ in entries)
+    shapes = {key: tuple(shape) for key, shape, _ in entries}
+    with torch.device("meta"):
+        model = Sam3TrackerVideoModel(Sam3TrackerVideoConfig(), remove_vision_encoder=True)
+        neck = Sam3VisionNeck(Sam3VisionConfig())
+    expected = {f"tracker_model.{key}": tuple(t.shape) for key, t in model.state_dict().items()}
+    expected |= {f"tracker_neck.{key}": tuple(t.shape) for key, t in neck.state_dict().items()}
+    stored = {
+        key: (sum(shapes[part][0] for part in parts), *shapes[parts[0]][1:])
+        for key, parts in sources.items()
+    }
+    assert stored == expected
+    assert {part for parts in sources.values() for part in parts} == set(shapes)
+    assert len(shapes) == 331
+
+
+def test_both_layouts_hold_the_same_tracker(
+    model: MedSAM3, pixels: torch.Tensor, hugging_face_folder: Path, tmp_path: Path
+) -> None:
+    from safetensors.torch import load_file
+
     detector = load_file(hugging_face_folder / "model.safetensors")
     tensors = {f"detector_model.{key}": value for key, value in detector.items()}
-    for key, value in reference.state_dict().items():
-        if key.startswith("vision_encoder.neck."):
-            key = key.replace("vision_encoder.neck.", "tracker_neck.")
-        elif key.startswith("vision_encoder."):
-            continue
-        else:
-            key = f"tracker_model.{key}"
-        tensors[key] = value.clone()
-    tensors["tracker_model.memory_encoder.projection.weight"] = torch.zeros(3)
-    save_file(tensors, folder / "model.safetensors")
-    config = {
-        "model_type": "sam3_video",
-        "detector_config": sam3_reference.config().to_dict(),
-        "tracker_config": tracker_config(),
-    }
-    (folder / "config.json").write_text(json.dumps(config))
-    return folder
+    facebook = sam3_reference.tracker_tensors()
+    for key, parts in tracker_keys.sources(facebook).items():
+        tensors[key] = torch.cat([facebook[part] for part in parts]).clone()
+    save_file(tensors, tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text(json.dumps(sam3_reference.video_config()))
+    other = MedSAM3.from_pretrained(tmp_path, device="cpu")
+    expected = model.tracker.raw(pixels, **given("boxes"))
+    torch.testing.assert_close(other.tracker.raw(pixels, **given("boxes")), expected)
 
 
-@pytest.fixture(scope="module")
-def model(folder: Path) -> MedSAM3:
-    return MedSAM3.from_pretrained(folder, device="cpu")
-
-
-@pytest.mark.parametrize("points", [[[45, 30]], [[45, 30], [10, 50], [80, 5]]])
-def test_clicks_get_the_masks_of_transformers_tracker(
-    model: MedSAM3, reference: Sam3TrackerModel, points: list[list[float]]
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"tracker.sam_mask_decoder.conv_s0.weight": None}, r"1 missing .*conv_s0\.weight"),
+        ({"tracker.new_part.weight": torch.zeros(3)}, r"1 unexpected .*new_part\.weight"),
+        ({"tracker.no_obj_ptr": torch.zeros(1, 7)}, r"1 of another shape .*no_obj_ptr"),
+        (
+            {"detector.backbone.vision_backbone.sam2_convs.0.conv_1x1.bias": None},
+            r"1 missing .*tracker_neck\.fpn_layers\.0\.proj1\.bias",
+        ),
+    ],
+)
+def test_a_tracker_that_does_not_fit_is_refused(
+    tmp_path: Path, change: dict[str, torch.Tensor | None], message: str
 ) -> None:
-    labels = [1, 0, 1][: len(points)]
-    found = model.tracker.segment(model.encode_image(RGB), points, labels)
+    tensors = {k: v for k, v in (all_tensors() | change).items() if v is not None}
+    with pytest.raises(CheckpointError, match=f"tracker does not fit.*{message}"):
+        load(tmp_path, tensors)
 
-    vision = model.model.vision_encoder.backbone(to_pixel_values(RGB, 224)).last_hidden_state
-    spatial = vision.view(1, 16, 16, -1).permute(0, 3, 1, 2)
-    neck = reference.vision_encoder.neck
-    levels = [layer(spatial) for layer in neck.fpn_layers[:-1]]
-    decoder = reference.mask_decoder
-    features = [
-        decoder.conv_s0(levels[0]),
-        decoder.conv_s1(levels[1]),
-        levels[2] + reference.no_memory_embedding.reshape(1, -1, 1, 1),
-    ]
-    scale = torch.tensor([224 / 90, 224 / 60])
-    with torch.no_grad():
-        outputs = reference(
-            image_embeddings=features,
-            input_points=(torch.tensor(points) * scale)[None, None],
-            input_labels=torch.tensor(labels)[None, None],
-            multimask_output=len(points) == 1,
-        )
-    best = int(outputs.iou_scores[0, 0].argmax())
-    expected = torch.nn.functional.interpolate(
-        outputs.pred_masks[:, 0, best : best + 1], RGB.shape[:2], mode="bilinear"
-    )[0, 0]
-    np.testing.assert_allclose(found.semantic, expected.sigmoid().detach().numpy(), atol=1e-4)
-    assert found.masks.shape == (len(found), 60, 90)
-    assert found.max_score == pytest.approx(float(outputs.iou_scores[0, 0, best]), abs=1e-4)
+
+def test_without_a_tracker_or_its_sizes_there_is_none(
+    hugging_face_folder: Path, tmp_path: Path
+) -> None:
+    assert MedSAM3.from_pretrained(hugging_face_folder, device="cpu").tracker is None
+    path = tmp_path / "sam3.pt"
+    torch.save({"model": all_tensors()}, path)
+    model = MedSAM3.from_pretrained(path, config=sam3_reference.config(), device="cpu")
+    assert model.tracker is None
 
 
 def test_further_clicks_on_an_image_reuse_its_features(model: MedSAM3) -> None:
@@ -146,19 +214,6 @@ def test_bad_clicks_are_refused(model: MedSAM3) -> None:
         model.tracker.segment(image, [[float("nan"), 1]])
 
 
-def test_image_model_has_no_tracker(hugging_face_folder: Path) -> None:
-    assert MedSAM3.from_pretrained(hugging_face_folder, device="cpu").tracker is None
-
-
 def test_detectors_share_the_tracker(model: MedSAM3, tmp_path: Path) -> None:
     saved = model.save_detector(tmp_path / "d.safetensors", base="b", name="n")
     assert model.with_detector(saved).tracker is model.tracker
-
-
-def test_incomplete_tracker_is_refused(folder: Path, tmp_path: Path) -> None:
-    tensors = load_file(folder / "model.safetensors")
-    del tensors["tracker_model.mask_decoder.conv_s0.weight"]
-    save_file(tensors, tmp_path / "model.safetensors")
-    (tmp_path / "config.json").write_text((folder / "config.json").read_text())
-    with pytest.raises(CheckpointError, match=r"tracker does not fit.*conv_s0\.weight"):
-        MedSAM3.from_pretrained(tmp_path, device="cpu")
