@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from torch import nn
-from transformers import Sam3TrackerVideoConfig, Sam3TrackerVideoModel
+from transformers import Sam3TrackerVideoConfig
 from transformers.models.sam3.modeling_sam3 import Sam3VisionNeck
 
 from medsam3_model.boxes import tight_box
@@ -24,10 +24,8 @@ from medsam3_model.checkpoints import tracker_keys
 from medsam3_model.checkpoints.weight_files import TensorFile, some_names
 from medsam3_model.device import autocast
 from medsam3_model.errors import CheckpointError, PromptError
+from medsam3_model.tracker_memory import TrackerModel
 from medsam3_model.types import Detections, ImageEmbedding
-
-if TYPE_CHECKING:
-    from transformers import Sam3VisionConfig
 
 # Facebook's bound on the logits of a mask that is given as a prompt.
 _MASK_PROMPT_LIMIT = 32.0
@@ -41,7 +39,7 @@ class Tracker:
 
     def __init__(
         self,
-        model: Sam3TrackerVideoModel,
+        model: TrackerModel,
         neck: Sam3VisionNeck,
         trunk: Callable[[torch.Tensor], torch.Tensor],
         dtype: torch.dtype,
@@ -57,6 +55,7 @@ class Tracker:
         self._trunk = trunk
         self._dtype = dtype
         self._encoder_hash = encoder_hash
+        model.levels = self._frame_levels
         self._latest: tuple[weakref.ref[ImageEmbedding], list[torch.Tensor]] | None = None
 
     @torch.no_grad()
@@ -83,7 +82,8 @@ class Tracker:
             raise PromptError("the image was encoded by another encoder: encode it again")
         prompts = self._prompts(image.original_size, points, point_labels, box)
         # One click is ambiguous (part or whole), so three masks compete.
-        multimask = box is None and prompts["points"].shape[1] == 1
+        clicks = prompts["points"]
+        multimask = box is None and clicks is not None and clicks.shape[1] == 1
         answer = self._decode(self._levels(image), multimask=multimask, **prompts)
         # Of the masks that compete the one that the model itself trusts most.
         scores = answer["iou"][0].float()
@@ -130,7 +130,7 @@ class Tracker:
             `masks` (B, N, 4 * grid, 4 * grid) logits, -1024 where there is no object; `iou` (B, N)
             as predicted; `object_logits` (B, 1), positive where there is an object.
         """
-        levels = self._levels_of(self._trunk(pixel_values))
+        levels = self._without_memory(self._levels_of(self._trunk(pixel_values)))
         if points is not None and point_labels is None:
             point_labels = torch.ones(points.shape[:2], dtype=torch.int64, device=points.device)
         return self._decode(
@@ -185,7 +185,7 @@ class Tracker:
         """The tracker's features of an image; those of the latest are kept for further clicks."""
         if self._latest is not None and self._latest[0]() is image:
             return self._latest[1]
-        levels = self._levels_of(image.last_hidden_state)
+        levels = self._without_memory(self._levels_of(image.last_hidden_state))
         self._latest = (weakref.ref(image), levels)
         return levels
 
@@ -198,9 +198,21 @@ class Tracker:
             levels = [layer(spatial) for layer in self._neck.fpn_layers[:-1]]
             decoder = self._model.mask_decoder
             levels[:2] = [decoder.conv_s0(levels[0]), decoder.conv_s1(levels[1])]
-        # A single image is a video's first frame: no memory yet.
-        levels[2] = levels[2] + self._model.no_memory_embedding.view(1, -1, 1, 1)
         return levels
+
+    def _without_memory(self, levels: list[torch.Tensor]) -> list[torch.Tensor]:
+        """Levels for the decoder: a single image is a video's first frame, no memory yet."""
+        return [*levels[:2], levels[2] + self._model.no_memory_embedding.view(1, -1, 1, 1)]
+
+    def _frame_levels(
+        self, pixel_values: torch.Tensor
+    ) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+        """Features of a video's frames, and their positions."""
+        levels = self._levels_of(self._trunk(pixel_values))
+        positions = [
+            self._neck.position_encoding(level.shape, level.device, level.dtype) for level in levels
+        ]
+        return levels, positions
 
     def _prompts(
         self, size: tuple[int, int], points: Any, labels: Any, box: Any
@@ -241,7 +253,7 @@ def _is_tracker_key(key: str) -> bool:
 def load_tracker(
     file: TensorFile,
     sizes: Sam3TrackerVideoConfig,
-    vision: Sam3VisionConfig,
+    vision: Any,
     trunk: Callable[[torch.Tensor], torch.Tensor],
     device: torch.device,
     dtype: torch.dtype,
@@ -252,7 +264,7 @@ def load_tracker(
     Args:
         file: the checkpoint, facebook's `sam3.pt` or a Hugging Face Sam3Video model.
         sizes: of the tracker.
-        vision: sizes of the vision encoder, whose trunk is shared with the detector.
+        vision: a `Sam3VisionConfig`, sizes of the encoder whose trunk the detector shares.
         trunk: that trunk.
         device: where the parameters go.
         dtype: bfloat16 computes with autocast; the parameters stay float32.
@@ -262,7 +274,7 @@ def load_tracker(
         CheckpointError: a tensor is missing, unexpected or of another shape.
     """
     with torch.device("meta"):
-        model = Sam3TrackerVideoModel(sizes, remove_vision_encoder=True)
+        model = TrackerModel(sizes, remove_vision_encoder=True)
         neck = Sam3VisionNeck(vision)
     sources = _sources(file)
     for module, prefix in ((model, tracker_keys.MODEL), (neck, tracker_keys.NECK)):
@@ -276,10 +288,11 @@ def load_tracker(
         }
         module.load_state_dict(state, strict=True, assign=True)
     attention = model.memory_attention
-    attention.position_ids = attention.precompute_positions(sizes)
+    positions = attention.precompute_positions(sizes)
+    attention.register_buffer("position_ids", positions, persistent=False)
     frequencies, _ = attention.rotary_emb.compute_axial_rope_parameters(sizes)
-    attention.rotary_emb.inv_freq = frequencies
-    attention.rotary_emb.original_inv_freq = frequencies.clone()
+    attention.rotary_emb.register_buffer("inv_freq", frequencies, persistent=False)
+    attention.rotary_emb.register_buffer("original_inv_freq", frequencies.clone(), persistent=False)
     nn.Module.to(model, device)
     model.eval().requires_grad_(False)
     return Tracker(model, neck.eval().requires_grad_(False), trunk, dtype, encoder_hash)
@@ -288,7 +301,7 @@ def load_tracker(
 def _sources(file: TensorFile) -> dict[str, tuple[str, ...]]:
     """For each of transformers' names, the file's tensors whose rows it holds."""
     renamed = tracker_keys.sources(file.shapes)
-    plain = {key: (key,) for key in file.shapes if _is_tracker_key(key)}
+    plain: dict[str, tuple[str, ...]] = {key: (key,) for key in file.shapes if _is_tracker_key(key)}
     return dict(renamed) or plain
 
 

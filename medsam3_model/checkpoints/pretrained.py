@@ -147,17 +147,18 @@ def tracker_of(
     if sizes is None:
         return None
     trunk = partial(vision_hidden, loaded.model)
-    vision = loaded.model.config.vision_config
+    vision: Any = loaded.model.config.vision_config
     return load_tracker(loaded.file, sizes, vision, trunk, device, dtype, loaded.hashes.encoder)
 
 
-def _tracker_sizes(weights: Path, config: Any, detector: Any) -> Sam3TrackerVideoConfig | None:
+def _tracker_sizes(weights: Path, config: Any, detector: Any) -> Any:
     given = _as_mapping(config) or _as_mapping(weights.parent / "config.json") or {}
-    full = Sam3Config().vision_config.to_dict() == detector.vision_config.to_dict()
-    if "tracker_config" not in given and not full:
+    full: Any = Sam3Config().vision_config
+    is_full = full.to_dict() == detector.vision_config.to_dict()
+    if "tracker_config" not in given and not is_full:
         return None
     values = {**given.get("tracker_config", {}), "vision_config": detector.vision_config.to_dict()}
-    sizes = Sam3TrackerVideoConfig(**values)
+    sizes: Any = Sam3TrackerVideoConfig(**values)
     sizes.prompt_encoder_config.patch_size = detector.vision_config.backbone_config.patch_size
     sizes.image_size = detector.image_size
     return sizes
