@@ -137,8 +137,9 @@ class LabelStudio:
         self._attempts = attempts
         self._addresses = OwnAddresses(self.url, tuple(aliases))
         self._public_address_asked_at: float | None = None
+        self._auth = TokenAuth(self.url, token)
         options: Json = {
-            "auth": TokenAuth(self.url, token),
+            "auth": self._auth,
             "follow_redirects": False,
             # No proxy leads to this machine.
             "trust_env": not is_this_machine(self.url),
