@@ -23,7 +23,7 @@ _SHAPES = frozenset(
     for shape in ("brush", "bitmask", "polygon", "rectangle", "ellipse", "vector")
     for labels in ("", "labels")
 )
-_BOXES = frozenset({"rectangle", "rectanglelabels"})
+BOX_SHAPES = frozenset({"rectangle", "rectanglelabels"})
 # What the masks of one annotation may hold at the same time, each cut to what it shows: a few
 # megabytes of run lengths unpack to thousands of times as much.
 MAX_UNPACKED_BYTES = 2**29
@@ -221,7 +221,7 @@ def regions_of_concepts(
         for label in region.labels:
             concepts.setdefault((region.item_index, label), []).append(region)
     for key, members in concepts.items():
-        concepts[key] = [region for region in members if region.shape not in _BOXES] or members
+        concepts[key] = [region for region in members if region.shape not in BOX_SHAPES] or members
     return dict(sorted(concepts.items()))
 
 

@@ -1,19 +1,38 @@
 """COCO's instance annotations (https://cocodataset.org/#format-data) as a data set."""
 
 import json
+import unicodedata
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
+from urllib.parse import parse_qsl, unquote, urlsplit
 
 import numpy as np
 from numpy.typing import NDArray
 
 from medsam3_model.boxes import MINIMUM_AREA, tight_box
+from medsam3_model.data.exported import CONCEPTS_FILE
 from medsam3_model.data.masks import ConceptTruth
-from medsam3_model.data.samples import Dataset, Sample, other_columns, read_groups
-from medsam3_model.errors import DatasetError
+from medsam3_model.data.samples import (
+    Dataset,
+    Sample,
+    image_stem,
+    other_columns,
+    read_groups,
+)
+from medsam3_model.errors import DatasetError, ImageError
+from medsam3_model.images.limits import DEFAULT_LIMITS
+
+# Pixels from the image beyond which sums of coordinates lose their fractions.
+_FARTHEST = 1e9
+# Rows that the edges of one polygon cross: all together (a minute of work), and at a time.
+_MOST_CROSSINGS = 10**9
+_CROSSINGS_AT_ONCE = 2**20
+# A name that was encoded for an address of an address.
+_ENCODED_AT_MOST = 2
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,7 +56,11 @@ class CocoTruth:
             painted = self._paint(segmentation)
             area = int(np.count_nonzero(painted))
             if area == 0:
-                continue
+                # Left out, it would say that the object is not there.
+                raise DatasetError(
+                    f"A segmentation in {self.source} covers no pixel's centre. Draw it anew, or "
+                    "take the annotation out."
+                )
             labels[painted] = number
             box = tight_box(painted)
             if area >= MINIMUM_AREA:
@@ -49,6 +72,11 @@ class CocoTruth:
         return ConceptTruth(labels != 0, np.array(boxes, np.float32).reshape(-1, 4), labels)
 
     def _paint(self, segmentation: Any) -> NDArray[np.bool_]:
+        if not segmentation:
+            raise DatasetError(
+                f"An annotation in {self.source} has no segmentation. A box is no mask, and no "
+                "absence: draw the outline, or take the annotation out."
+            )
         try:
             if isinstance(segmentation, list):
                 painted = np.zeros((self.height, self.width), bool)
@@ -79,19 +107,31 @@ def fill_polygon(corners: NDArray[np.float64], height: int, width: int) -> NDArr
     """
     if len(corners) < 3 or not np.isfinite(corners).all():
         raise ValueError("a polygon has at least three corners with finite coordinates")
+    if np.abs(corners).max() > _FARTHEST:
+        raise ValueError("a corner lies far outside the image")
     x0, y0 = corners.T
     x1, y1 = np.roll(corners, -1, axis=0).T
-    centres = np.arange(height)[:, None] + 0.5
-    crossed = (y0 <= centres) != (y1 <= centres)  # (H, N): edges that a row of centres crosses
-    rows, edges = np.nonzero(crossed)
-    slope = (x1 - x0)[edges] / (y1 - y0)[edges]
-    crossings = x0[edges] + (rows + 0.5 - y0[edges]) * slope
-    # A centre is inside where an odd number of crossings lies to its left.
-    first_right = np.clip(np.ceil(crossings - 0.5), 0, width).astype(int)
-    # Each crossing flips all that lies to its right; the sum along a row counts the flips.
-    flips = np.zeros((height, width + 1), np.int32)
-    np.add.at(flips, (rows, first_right), 1)
-    return np.cumsum(flips, axis=1)[:, :width] % 2 == 1
+    # Each edge crosses the rows whose centres are in [upper end, lower end).
+    first = np.clip(np.ceil(np.minimum(y0, y1) - 0.5), 0, height).astype(np.int64)
+    stop = np.clip(np.ceil(np.maximum(y0, y1) - 0.5), 0, height).astype(np.int64)
+    ends = np.cumsum(stop - first)
+    if ends[-1] > _MOST_CROSSINGS:
+        raise ValueError("a polygon winds to and fro too often")
+    # Each crossing flips all that lies to its right; the sum along a row counts the flips, of
+    # which the lowest bit is enough.
+    flips = np.zeros((height, width + 1), np.uint8)
+    # Some edges at a time: many long ones have more crossings than the memory holds.
+    bounds = np.searchsorted(ends, np.arange(0, ends[-1], _CROSSINGS_AT_ONCE), side="right")
+    for some in np.split(np.arange(len(corners)), bounds[1:]):
+        crossings = (stop - first)[some]
+        edges = np.repeat(some, crossings)
+        rows = np.arange(edges.size) - np.repeat(np.cumsum(crossings) - crossings, crossings)
+        rows += first[edges]
+        slope = (x1 - x0)[edges] / (y1 - y0)[edges]
+        at = x0[edges] + (rows + 0.5 - y0[edges]) * slope
+        # A centre is inside where an odd number of crossings lies to its left.
+        np.add.at(flips, (rows, np.clip(np.ceil(at - 0.5), 0, width).astype(np.int64)), 1)
+    return np.cumsum(flips, axis=1, dtype=np.uint8)[:, :width] % 2 == 1
 
 
 def decode_runs(counts: Sequence[int], height: int, width: int) -> NDArray[np.bool_]:
@@ -100,7 +140,10 @@ def decode_runs(counts: Sequence[int], height: int, width: int) -> NDArray[np.bo
     Raises `ValueError` where they do not add up to the image.
     """
     lengths = np.asarray(counts, np.int64)
-    if lengths.ndim != 1 or (lengths < 0).any() or lengths.sum() != height * width:
+    size = height * width
+    # One by one first: the sum of numbers that are too large may come out right.
+    fit = lengths.ndim == 1 and ((lengths >= 0) & (lengths <= size)).all()
+    if not fit or lengths.sum() != size:
         raise ValueError("its run lengths do not add up to the image")
     values = np.arange(len(lengths)) % 2 == 1
     return np.repeat(values, lengths).reshape(width, height).T
@@ -144,38 +187,52 @@ def load_coco(path: Path) -> Dataset:
     """The images of a COCO JSON file, each category a concept.
 
     Images are looked up by `file_name` beside the file, in images/ there, and the same one folder
-    higher. A group comes from groups.csv beside the file, else from the image's own key "group"
-    or "patient_id", else the image is its own group. Raises `DatasetError` where the file is not
-    COCO, or images are missing.
+    higher; where there is none, by what Label Studio makes of a name (percent-encoding, folders of
+    its own, backslashes). A group comes from groups.csv beside the file, else from the image's own
+    key "group" or "patient_id", else the image is its own group. Raises `DatasetError` where the
+    file is not COCO, images are missing or too large, or an annotation has no mask.
     """
     content = _read_json(path)
     if not isinstance(content, dict) or not {"images", "annotations"} <= set(content):
         raise DatasetError(f"{path} is not a COCO file: 'images' and 'annotations' are missing.")
     try:
-        names = {int(item["id"]): str(item["name"]) for item in content.get("categories", [])}
+        names = {int(item["id"]): _category(item) for item in content.get("categories", [])}
         shapes: dict[int, dict[str, list[Any]]] = defaultdict(lambda: defaultdict(list))
         for item in content["annotations"]:
-            if item.get("segmentation"):
-                shapes[int(item["image_id"])][names[int(item["category_id"])]].append(
-                    item["segmentation"]
-                )
+            # Without a segmentation, too: the object is there, and reading it says what is wrong.
+            shapes[int(item["image_id"])][names[int(item["category_id"])]].append(
+                item.get("segmentation")
+            )
         groups = read_groups(path.parent)
         samples = [
             _sample(path, item, shapes.get(int(item["id"]), {}), groups)
             for item in content["images"]
         ]
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise DatasetError(f"{path} is not a valid COCO file: {error!r}.") from error
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
+        raise DatasetError(f"{path} is not a valid COCO file: {error!r:.200}.") from error
     if not names:
         raise DatasetError(f"{path} has no categories, so there is no concept to look for.")
     if not samples:
         raise DatasetError(f"{path} lists no images.")
-    repeated = len(samples) - len({sample.name for sample in samples})
-    if repeated:
-        raise DatasetError(f"{path} lists {repeated} images twice.")
+    for what, number in (
+        ("images twice", len({sample.name for sample in samples})),
+        ("images under several names", len({sample.image_path for sample in samples})),
+    ):
+        if number < len(samples):
+            raise DatasetError(f"{path} lists {len(samples) - number} {what}.")
+    unknown = set(shapes) - {int(item["id"]) for item in content["images"]}
+    if unknown:
+        raise DatasetError(f"{path} has annotations of an image {min(unknown)}, which it lacks.")
     samples.sort(key=lambda sample: sample.name)
     root = path.parent.parent if path.parent.name == "annotations" else path.parent
-    return Dataset(root.name, root, tuple(sorted(set(names.values()))), tuple(samples))
+    exact = (path.parent / CONCEPTS_FILE).is_file()
+    return Dataset(root.name, root, tuple(sorted(set(names.values()))), tuple(samples), exact)
+
+
+def _category(item: Mapping[str, Any]) -> str:
+    if not isinstance(item["name"], str | int):
+        raise TypeError("the name of a category is no text")
+    return str(item["name"])
 
 
 def _sample(
@@ -185,31 +242,80 @@ def _sample(
     groups: Mapping[str, Mapping[str, str]],
 ) -> Sample:
     file_name = str(item["file_name"])
-    name = str(PurePosixPath(file_name).with_suffix(""))
-    row = groups.get(name) or groups.get(PurePosixPath(name).name, {})
+    height, width = int(item["height"]), int(item["width"])
+    try:
+        DEFAULT_LIMITS.check_pixels(width, height)
+    except ImageError as error:
+        raise DatasetError(f"{path} cannot be used for '{file_name}': {error}.") from error
+    image = _find_image(path, file_name)
+    relative = PurePosixPath(file_name.replace("\\", "/"))
+    # A path of another machine says nothing here, so the name of what was found has to do.
+    name = image_stem(str(relative) if _is_below(relative) else image.name)
+    row = next(
+        (
+            groups[key]
+            for key in (name, PurePosixPath(name).name, image_stem(image.name))
+            if key in groups
+        ),
+        {},
+    )
     group = row.get("group") or item.get("group") or item.get("patient_id") or name
     truth = {
-        concept: CocoTruth(
-            f"{path} (image '{file_name}')", int(item["height"]), int(item["width"]), tuple(drawn)
-        )
+        concept: CocoTruth(f"{path} (image '{file_name}')", height, width, tuple(drawn))
         for concept, drawn in shapes.items()
     }
-    image = _find_image(path, file_name)
     return Sample(name, image, str(group), truth, attributes=other_columns(row))
 
 
 def _find_image(path: Path, file_name: str) -> Path:
     here = path.parent
-    relative = PurePosixPath(file_name)
-    # A file_name is text from outside: it may not lead out of the data set's own folders.
-    if not relative.is_absolute() and ".." not in relative.parts:
-        for folder in (here, here / "images", here.parent, here.parent / "images"):
-            if (folder / relative).is_file():
-                return folder / relative
+    beside, higher = [here, here / "images"], [here.parent, here.parent / "images"]
+    for relative in _readings(file_name):
+        # What was only guessed at is not looked for above the data set.
+        is_literal = str(relative) == file_name or here.name == "annotations"
+        for folder in [*beside, *(higher if is_literal else [])]:
+            found = _file_in(folder, relative)
+            if found is not None:
+                return found
     raise DatasetError(
         f"{path} lists '{file_name}', which is neither in {here} nor in images/ there. "
         "Put the images beside the file."
     )
+
+
+def _readings(file_name: str) -> list[PurePosixPath]:
+    """What a `file_name` may mean, its own words first; none leads out of the folder.
+
+    Label Studio writes paths of its server, with backslashes on Windows, and addresses: percent-
+    encoded, with a query, or with the file in the query (`/data/local-files/?d=...`).
+    """
+    texts = [file_name, file_name.replace("\\", "/")]
+    with suppress(ValueError):  # no address after all
+        address = urlsplit(texts[-1])
+        in_query = [value for key, value in parse_qsl(address.query) if key == "d"]
+        texts += [address.path, *in_query]
+    for text in list(texts):
+        for _ in range(_ENCODED_AT_MOST):
+            text = unquote(text).replace("\\", "/")
+            texts.append(text)
+    paths = [PurePosixPath(text) for text in dict.fromkeys(texts) if "\0" not in text]
+    paths = [*paths, *(PurePosixPath(path.name) for path in paths)]
+    return list(dict.fromkeys(path for path in paths if path.name and _is_below(path)))
+
+
+def _is_below(path: PurePosixPath) -> bool:
+    return not path.is_absolute() and ".." not in path.parts
+
+
+def _file_in(folder: Path, relative: PurePosixPath) -> Path | None:
+    """The file, whichever way its name spells accented letters (macOS takes them apart)."""
+    for form in ("NFC", "NFD"):
+        file = folder / unicodedata.normalize(form, str(relative))
+        if (folder / relative).is_file():
+            return folder / relative
+        if file.is_file():
+            return file
+    return None
 
 
 def _read_json(path: Path) -> Any:

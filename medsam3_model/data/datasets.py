@@ -10,7 +10,11 @@ instances/NAME.png        optional, in place of or beside masks/: one value per 
 instances/CONCEPT/NAME.png
 negatives/NAME.png        optional: images that hold none of the concepts
 groups.csv                optional: columns name, group and others (patient, video, near-duplicates)
+concepts.json             optional: `{"folders": {CONCEPT: name}}` where no folder can be called so
 ```
+
+`medsam3 export` writes this and three other layouts, which are read as well: COCO, a NIfTI volume
+of masks per task (`masks/CONCEPT/TASK.nii.gz`), and Hugging Face's folders (`exported.py`).
 
 Reading a data set only lists files; pixels are read when a sample is asked for them.
 """
@@ -21,8 +25,22 @@ from functools import partial
 from pathlib import Path
 
 from medsam3_model.data import coco
-from medsam3_model.data.masks import ConceptTruth, from_mask, read_instances_file, read_mask_file
-from medsam3_model.data.samples import IMAGE_SUFFIXES, Dataset, Sample, other_columns, read_groups
+from medsam3_model.data.exported import concept_names, hugging_face_splits, load_hugging_face
+from medsam3_model.data.masks import (
+    ConceptTruth,
+    from_mask,
+    read_instances_file,
+    read_mask_file,
+    read_volume_page,
+)
+from medsam3_model.data.samples import (
+    IMAGE_SUFFIXES,
+    Dataset,
+    Sample,
+    image_files,
+    other_columns,
+    read_groups,
+)
 from medsam3_model.data.template import TEMPLATE_CONCEPTS, demo_slices
 from medsam3_model.errors import DatasetError
 
@@ -49,7 +67,12 @@ def load_dataset(path: Path | str, *, concept: str = "object") -> Dataset:
         raise DatasetError(f"There is no folder {root}. Give one with images/ and masks/.")
     if (root / "masks").is_dir() or (root / "instances").is_dir():
         return _load_folder(root, concept)
+    if hugging_face_splits(root):
+        return load_hugging_face(root)
     annotation_files = coco.annotation_files(root)
+    whole = root / "annotations.json"
+    if (root / "dataset.json").is_file() and whole in annotation_files:
+        return coco.load_coco(whole)  # an export, which has its halves and outlines beside it
     if len(annotation_files) == 1:
         return coco.load_coco(annotation_files[0])
     if annotation_files:
@@ -89,7 +112,7 @@ def load_images(path: Path | str) -> Dataset:
         (root / part).is_dir() for part in ("images", "masks", "instances", "negatives")
     ):
         groups = read_groups(root)
-        files = _image_files(root)
+        files = image_files(root)
         samples = [_sample(name, file, groups, {}, negative=True) for name, file in files.items()]
         if not samples:
             raise DatasetError(f"{root} holds no images. Give a folder with image files.")
@@ -106,15 +129,20 @@ def _load_folder(root: Path, concept: str) -> Dataset:
     if not (root / "images").is_dir():
         raise DatasetError(f"{root} has masks but no images/. Put the images there.")
     groups = read_groups(root)
-    images = _image_files(root / "images")
+    images = image_files(root / "images")
     if not images:
         raise DatasetError(f"{root / 'images'} holds no images ({_SUFFIXES}).")
     truth: dict[str, dict[str, Callable[[], ConceptTruth]]] = {name: {} for name in images}
     concepts: set[str] = set()
+    names = concept_names(root)
     # Instances after masks: where both are there, the separated instances are the better truth.
     for folder, reader in (("masks", read_mask_file), ("instances", read_instances_file)):
-        for masked, files in _mask_folders(root / folder, concept).items():
+        for name_of_folder, files in _mask_folders(root / folder, concept).items():
+            masked = names.get(name_of_folder, name_of_folder)
             concepts.add(masked)
+            files, volumes = _pages_of_volumes(files, images)
+            for name, (file, page) in volumes.items():
+                truth[name][masked] = partial(read_volume_page, file, page)
             stray = sorted(set(files) - set(images))
             if stray:
                 raise DatasetError(
@@ -126,11 +154,28 @@ def _load_folder(root: Path, concept: str) -> Dataset:
     if not concepts:
         raise DatasetError(f"{root / 'masks'} holds no masks ({_SUFFIXES}).")
     samples = [_sample(name, file, groups, truth[name]) for name, file in images.items()]
-    for name, file in _image_files(root / "negatives").items():
+    for name, file in image_files(root / "negatives").items():
         if name in images:
             raise DatasetError(f"'{name}' is in both images/ and negatives/ of {root}.")
         samples.append(_sample(name, file, groups, {}, negative=True))
-    return Dataset(root.name, root, tuple(sorted(concepts)), tuple(samples))
+    return Dataset(root.name, root, tuple(sorted(concepts)), tuple(samples), bool(names))
+
+
+def _pages_of_volumes(
+    files: Mapping[str, Path], images: Mapping[str, Path]
+) -> tuple[dict[str, Path], dict[str, tuple[Path, int]]]:
+    """Mask files by name without the volumes, and of these each image's volume and page."""
+    endings = (".nii", ".nii.gz")
+    volumes = {name: file for name, file in files.items() if file.name.lower().endswith(endings)}
+    of_image: dict[str, tuple[Path, int]] = {}
+    for image in images:
+        task, page_of, page = image.rpartition("-page-")
+        if image in volumes:
+            of_image[image] = volumes[image], 0
+        elif page_of and page.isdecimal() and task in volumes:
+            of_image[image] = volumes[task], int(page)
+    used = {file for file, _ in of_image.values()}
+    return {name: file for name, file in files.items() if file not in used}, of_image
 
 
 def _sample(
@@ -167,29 +212,15 @@ def _mask_folders(folder: Path, concept: str) -> dict[str, dict[str, Path]]:
     subfolders = sorted(
         entry for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith(".")
     )
-    files = _image_files(folder)
+    files = image_files(folder, only=True)
     if subfolders and files:
         raise DatasetError(
             f"{folder} holds both files and subfolders. For several concepts put every mask into "
             "the subfolder of its concept, for one concept use no subfolders."
         )
+    for entry in subfolders:
+        if any(inner.is_dir() and not inner.name.startswith(".") for inner in entry.iterdir()):
+            raise DatasetError(f"{entry} has folders in it, whose masks would not be seen.")
     if subfolders:
-        return {entry.name: _image_files(entry) for entry in subfolders}
+        return {entry.name: image_files(entry, only=True) for entry in subfolders}
     return {concept: files} if files else {}
-
-
-def _image_files(folder: Path) -> dict[str, Path]:
-    """Image files of a folder by name without extension, sorted."""
-    files: dict[str, Path] = {}
-    if not folder.is_dir():
-        return files
-    for file in sorted(folder.iterdir()):
-        if file.suffix.lower() not in IMAGE_SUFFIXES or file.name.startswith("."):
-            continue
-        if file.stem in files:
-            raise DatasetError(
-                f"{files[file.stem].name} and {file.name} in {folder} have the same name. Masks "
-                "are matched by name without extension, so names have to differ."
-            )
-        files[file.stem] = file
-    return files

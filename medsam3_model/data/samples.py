@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from medsam3_model.data.masks import ConceptTruth, from_labels
 from medsam3_model.errors import DatasetError
+from medsam3_model.images.formats import HEAD_BYTES, image_suffix
 
 Split = Literal["train", "val"]
 
@@ -22,8 +23,11 @@ Split = Literal["train", "val"]
 VAL_FRACTION = 0.2
 
 IMAGE_SUFFIXES = frozenset(
-    {".bmp", ".dcm", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
+    {".avif", ".bmp", ".dcm", ".dicom", ".gif", ".j2c", ".j2k", ".jfif", ".jp2", ".jpeg", ".jpf"}
+    | {".jpg", ".jpx", ".nii", ".nii.gz", ".pbm", ".pgm", ".png", ".pnm", ".ppm", ".tif", ".tiff"}
+    | {".webp"}
 )
+_LEFT_BY_SYSTEMS = frozenset({"Thumbs.db", "desktop.ini"})
 
 # Stored and original aspect ratio differ by less than this through rounding to whole pixels.
 _ASPECT_TOLERANCE = 0.03
@@ -108,12 +112,17 @@ class Sample:
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
-    """Samples in the order of their names, and the concepts that their masks are about."""
+    """Samples in the order of their names, and the concepts that their masks are about.
+
+    `exact_names`: the concepts are labels as somebody wrote them, and are asked like that; else
+    they may be names of folders, in which "_" stands for a space.
+    """
 
     name: str
     root: Path
     concepts: tuple[str, ...]
     samples: tuple[Sample, ...]
+    exact_names: bool = False
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -165,7 +174,7 @@ def read_groups(root: Path) -> dict[str, dict[str, str]]:
         columns = rows.fieldnames or ()
         if "name" not in columns or "group" not in columns:
             raise DatasetError(f"{path} needs the columns 'name' and 'group' in its first line.")
-        return {_stem(row["name"]): row for row in rows if row["name"]}
+        return {image_stem(row["name"]): row for row in rows if row["name"]}
 
 
 def other_columns(row: Mapping[str, str]) -> dict[str, str]:
@@ -173,7 +182,53 @@ def other_columns(row: Mapping[str, str]) -> dict[str, str]:
     return {key: value for key, value in row.items() if key not in ("name", "group")}
 
 
-def _stem(name: str) -> str:
+def image_files(folder: Path, *, only: bool = False) -> dict[str, Path]:
+    """Image files of a folder by name without extension, sorted.
+
+    A file without an image's extension is one if its first bytes say so. `only`: anything else in
+    there is an error, but for what systems leave behind. Raises `DatasetError` for that, and where
+    two names differ in their extension alone.
+    """
+    files: dict[str, Path] = {}
+    if not folder.is_dir():
+        return files
+    for file in sorted(folder.iterdir()):
+        if file.name.startswith(".") or file.name in _LEFT_BY_SYSTEMS or file.is_dir():
+            continue
+        if not _is_image(file):
+            if only:
+                raise DatasetError(
+                    f"{file} cannot be read as a mask, so its object would count as absent. Save "
+                    "masks as PNG, or take the file out of the folder."
+                )
+            continue
+        name = image_stem(file.name)
+        if name in files:
+            raise DatasetError(
+                f"{files[name].name} and {file.name} in {folder} have the same name. Masks "
+                "are matched by name without extension, so names have to differ."
+            )
+        files[name] = file
+    return files
+
+
+def _is_image(file: Path) -> bool:
+    if image_suffix_of(file.name):
+        return True
+    with file.open("rb") as content:
+        return image_suffix(content.read(HEAD_BYTES)) is not None
+
+
+def image_stem(name: str) -> str:
     """The name as files are matched: without an image's extension."""
-    suffix = Path(name).suffix
-    return name.removesuffix(suffix) if suffix.lower() in IMAGE_SUFFIXES else name
+    suffix = image_suffix_of(name)
+    return name[: len(name) - len(suffix)]
+
+
+def image_suffix_of(name: str) -> str:
+    """The image's extension at the end of a name, as it is written; empty where there is none."""
+    suffixes = Path(name).suffixes
+    for suffix in ("".join(suffixes[-2:]), suffixes[-1] if suffixes else ""):
+        if suffix.lower() in IMAGE_SUFFIXES:
+            return suffix
+    return ""

@@ -54,15 +54,13 @@ def parse_prompts(texts: Sequence[str], dataset: Dataset) -> dict[str, str]:
     Raises `DatasetError` where a text fits no concept, or two fit the same.
     """
     if not texts:
-        return {concept: concept.replace("_", " ") for concept in dataset.concepts}
+        return {
+            concept: concept if dataset.exact_names else concept.replace("_", " ")
+            for concept in dataset.concepts
+        }
     prompts: dict[str, str] = {}
     for text in texts:
-        concept, separator, phrase = (part.strip() for part in text.partition("="))
-        if not separator:
-            phrase, named = concept, concept.replace(" ", "_")
-            concept = named if named in dataset.concepts else concept
-            if concept not in dataset.concepts and len(dataset.concepts) == 1:
-                concept = dataset.concepts[0]
+        concept, phrase = _concept_and_phrase(text, dataset)
         if not phrase:
             raise DatasetError(f"The prompt '{text}' has no phrase. Write it as concept=phrase.")
         dataset.check_concepts([concept])
@@ -70,6 +68,23 @@ def parse_prompts(texts: Sequence[str], dataset: Dataset) -> dict[str, str]:
             raise DatasetError(f"'{concept}' has two phrases. Evaluate one after the other.")
         prompts[concept] = phrase
     return prompts
+
+
+def _concept_and_phrase(text: str, dataset: Dataset) -> tuple[str, str]:
+    if text in dataset.concepts:
+        return text, text
+    # A label may hold "=" itself: of the concepts that the text begins with, the longest counts.
+    for concept in sorted(dataset.concepts, key=len, reverse=True):
+        start, separator, phrase = text.partition(f"{concept}=")
+        if separator and not start.strip():
+            return concept, phrase.strip()
+    concept, separator, phrase = (part.strip() for part in text.partition("="))
+    if separator:
+        return concept, phrase
+    for name in (concept, concept.replace(" ", "_")):
+        if name in dataset.concepts:
+            return name, concept
+    return (dataset.concepts[0] if len(dataset.concepts) == 1 else concept), concept
 
 
 def evaluate(

@@ -25,7 +25,7 @@ def write(version: ExportedVersion, pages: PagesWithImages, folder: Path, masks:
         height, width = page.size
         image = {
             "id": len(images) + 1,
-            "file_name": page.image.reference if content is None else page.file_name,
+            "file_name": page.image.reference if content is None else page.file_name(content),
             "height": height,
             "width": width,
             "split": page.item.split,
@@ -34,8 +34,9 @@ def write(version: ExportedVersion, pages: PagesWithImages, folder: Path, masks:
         }
         images.append(image)
         if content is not None:
-            write_file(folder / "images" / page.file_name, content)
-        for instance in page.instances:
+            write_file(folder / "images" / page.file_name(content), content)
+        labels = sorted({instance.label for instance in page.instances})
+        for instance in (one for label in labels for one in page.instances_of(label)):
             mask = masks.get(instance.mask_hash)
             box = extent(mask)
             if box is None or not instance.label:
@@ -59,8 +60,8 @@ def write(version: ExportedVersion, pages: PagesWithImages, folder: Path, masks:
                     "region": instance.region_id,
                 }
             )
-    labels = sorted({annotation["category_id"] for annotation in annotations})
-    numbers = {label: number for number, label in enumerate(labels, start=1)}
+    drawn_labels = sorted({annotation["category_id"] for annotation in annotations})
+    numbers = {label: number for number, label in enumerate(drawn_labels, start=1)}
     for annotation in annotations:
         annotation["category_id"] = numbers[annotation["category_id"]]
 

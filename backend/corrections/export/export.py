@@ -2,17 +2,26 @@
 
 Every file depends on the version's revisions and images alone, in a fixed order and without the
 time of the export, so that two exports are the same byte for byte. Each format has `dataset.json`
-(where everything comes from) and `README.md` (the data card) beside its own files.
+(where everything comes from), `README.md` (the data card), `groups.csv` and `concepts.json` (which
+label a folder is about) beside its own files. `medsam3 evaluate` reads every format.
 """
 
+import csv
 import hashlib
+import io
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from backend.corrections.datasets import ExportedVersion
 from backend.corrections.export import ExportFormat, coco, hugging_face, masks, nifti
-from backend.corrections.export.pages import ExportPage, PagesWithImages, pages_of, write_json
+from backend.corrections.export.pages import (
+    ExportPage,
+    PagesWithImages,
+    pages_of,
+    write_file,
+    write_json,
+)
 from backend.corrections.mask_store import MaskStore
 from backend.errors import DatasetVersionError
 
@@ -55,9 +64,14 @@ def export(
     """
     if folder.exists() and any(folder.iterdir()):
         raise DatasetVersionError(f"{folder} is not empty: name a new folder")
+    from medsam3_model.data.exported import CONCEPTS_FILE
+
     folder.mkdir(parents=True, exist_ok=True)
     pages = pages_of(version.items)
     write_json(folder / "dataset.json", provenance(version, pages))
+    write_file(folder / "groups.csv", _groups(pages))
+    labels = {name: label for page in pages[:1] for label, name in page.folders.items()}
+    write_json(folder / CONCEPTS_FILE, {"folders": labels})
 
     def with_images() -> PagesWithImages:
         # One image at a time: a version may hold more than fits into memory.
@@ -141,6 +155,17 @@ def data_card(
     if version.forgotten:
         lines += ["", f"{version.forgotten} annotations of this version were removed on request."]
     return "\n".join(lines) + "\n"
+
+
+def _groups(pages: Sequence[ExportPage]) -> bytes:
+    """`groups.csv`, which says for every format what must stay on one side of a split."""
+    table = io.StringIO()
+    rows = csv.writer(table, lineterminator="\n")
+    rows.writerow(("name", "group", "split", "task"))
+    for page in pages:
+        task = page.item.task
+        rows.writerow((page.stem, task.group, page.item.split, task.task_id))
+    return table.getvalue().encode()
 
 
 def _checked(page: ExportPage, content: bytes) -> bytes:

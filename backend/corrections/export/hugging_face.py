@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from backend.corrections.datasets import ExportedVersion
-from backend.corrections.export.pages import PagesWithImages, folder_name, write_file, write_png
+from backend.corrections.export.pages import PagesWithImages, write_file, write_png
 from backend.corrections.mask_store import MaskStore
 
 
@@ -15,14 +15,14 @@ def write(version: ExportedVersion, pages: PagesWithImages, folder: Path, masks:
     for page, content in pages:
         task, split = page.item.task, page.item.split
         if content is not None:
-            write_file(folder / split / "images" / page.file_name, content)
+            write_file(folder / split / "images" / page.file_name(content), content)
         for concept in page.concepts:
-            name = f"masks/{folder_name(concept.label)}/{page.stem}.png"
+            name = f"masks/{page.folder(concept.label)}/{page.stem}.png"
             write_png(folder / split / name, masks.get(concept.mask_hash))
             rows[split].append(
                 {
                     # The first file is what the loader calls "image".
-                    "file_name": name if content is None else f"images/{page.file_name}",
+                    "file_name": name if content is None else f"images/{page.file_name(content)}",
                     "mask_file_name": name,
                     "concept": concept.label,
                     "task": task.task_id,

@@ -3,8 +3,6 @@
 `masks/CONCEPT/` has a binary PNG per image, `instances/CONCEPT/` one number per region.
 """
 
-import csv
-import io
 from pathlib import Path
 from typing import Any
 from xml.sax.saxutils import quoteattr
@@ -15,7 +13,6 @@ from backend.corrections.datasets import ExportedVersion
 from backend.corrections.export.pages import (
     ExportPage,
     PagesWithImages,
-    folder_name,
     write_file,
     write_json,
     write_png,
@@ -25,31 +22,23 @@ from backend.corrections.mask_store import MaskStore
 
 def write(version: ExportedVersion, pages: PagesWithImages, folder: Path, masks: MaskStore) -> None:
     """Write a dataset version into a folder."""
-    groups: list[tuple[str, ...]] = []
     tasks: list[dict[str, Any]] = []
     labels: set[str] = set()
     for page, content in pages:
         if content is not None:
-            write_file(folder / "images" / page.file_name, content)
-        task, file_name = page.item.task, f"{page.stem}.png"
-        groups.append((page.stem, task.group, page.item.split, str(task.task_id)))
+            write_file(folder / "images" / page.file_name(content), content)
+        file_name = f"{page.stem}.png"
         for concept in page.concepts:
-            path = folder / "masks" / folder_name(concept.label) / file_name
+            path = folder / "masks" / page.folder(concept.label) / file_name
             write_png(path, masks.get(concept.mask_hash))
-        for label in sorted({instance.label for instance in page.instances}):
+        for label in sorted({one.label for one in page.instances if one.label}):
             numbered = np.zeros(page.size, np.uint16)
-            of_label = [instance for instance in page.instances if instance.label == label]
-            for number, instance in enumerate(of_label, start=1):
+            for number, instance in enumerate(page.instances_of(label), start=1):
                 numbered[masks.get(instance.mask_hash)] = number
-            write_png(folder / "instances" / folder_name(label) / file_name, numbered)
+            write_png(folder / "instances" / page.folder(label) / file_name, numbered)
             labels.add(label)
-        image = page.image.reference if content is None else f"images/{page.file_name}"
+        image = page.image.reference if content is None else f"images/{page.file_name(content)}"
         tasks.append(_task(page, image, masks))
-    table = io.StringIO()
-    rows = csv.writer(table, lineterminator="\n")
-    rows.writerow(("name", "group", "split", "task"))
-    rows.writerows(groups)
-    write_file(folder / "groups.csv", table.getvalue().encode())
     write_json(folder / "label_studio.json", tasks)
     tags = "".join(f"    <Label value={quoteattr(label)}/>\n" for label in sorted(labels))
     config = (
@@ -77,7 +66,7 @@ def _task(page: ExportPage, image: str, masks: MaskStore) -> dict[str, Any]:
             "value": {
                 "format": "rle",
                 "rle": brush_rle.encode(masks.get(instance.mask_hash)),
-                "brushlabels": [instance.label],
+                "brushlabels": [instance.label] if instance.label else [],
             },
         }
         for instance in page.instances

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from backend.corrections.datasets import ExportedVersion
-from backend.corrections.export.pages import PagesWithImages, folder_name, write_file
+from backend.corrections.export.pages import PagesWithImages, write_file
 from backend.corrections.mask_store import MaskStore
 from backend.errors import DatasetVersionError
 
@@ -16,11 +16,13 @@ def write(version: ExportedVersion, pages: PagesWithImages, folder: Path, masks:
     """Write a dataset version into a folder."""
     import nibabel
 
+    from medsam3_model.data.masks import PIXEL_VOLUME
+
     for _, of_task in groupby(pages, key=lambda entry: entry[0].item):
         slices = []
         for page, content in of_task:
             if content is not None:
-                write_file(folder / "images" / page.file_name, content)
+                write_file(folder / "images" / page.file_name(content), content)
             slices.append(page)
         stem = slices[0].stem.partition("-page-")[0]
         labels = sorted({concept.label for page in slices for concept in page.concepts})
@@ -37,5 +39,7 @@ def write(version: ExportedVersion, pages: PagesWithImages, folder: Path, masks:
                     if concept.label == label:
                         volume[:, :, index] = masks.get(concept.mask_hash).T
             # Without the time of writing, which gzip would put into its header.
-            content = gzip.compress(nibabel.Nifti1Image(volume, np.eye(4)).to_bytes(), mtime=0)
-            write_file(folder / "masks" / folder_name(label) / f"{stem}.nii.gz", content)
+            file = nibabel.Nifti1Image(volume, np.eye(4))
+            file.header["descrip"] = PIXEL_VOLUME
+            content = gzip.compress(file.to_bytes(), mtime=0)
+            write_file(folder / "masks" / slices[0].folder(label) / f"{stem}.nii.gz", content)

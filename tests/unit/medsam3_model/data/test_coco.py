@@ -1,6 +1,7 @@
 """COCO files written by hand or by pycocotools, read back."""
 
 import json
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,6 @@ def coco(**changes: Any) -> dict[str, Any]:
             {"image_id": 1, "category_id": 5, "segmentation": [[10, 5, 20, 5, 20, 15, 10, 15]]},
             {"image_id": 1, "category_id": 5, "segmentation": [[30, 20, 50, 20, 50, 30, 30, 30]]},
             {"image_id": 2, "category_id": 9, "segmentation": _runs(spots()), "iscrowd": 1},
-            {"image_id": 2, "category_id": 5, "bbox": [1, 2, 3, 4]},  # a box alone is no mask
         ],
     }
     return content | changes
@@ -149,6 +149,13 @@ def test_coco_files_that_are_wrong(tmp_path: Path, content: dict[str, Any], sent
         [[1, 2]],
         [["a", 1]],
         [[1, 2, 3, 4, float("nan"), 6]],
+        [[1, 2, 1e300, 4, 5, 6]],
+        [[]],
+        [[1, 2, 3, 4, 5, 6], {"size": [H, W], "counts": [H * W]}],
+        [{"x": 1, "y": 2}],
+        [1, 2, 3, 4, 5, 6],
+        {"size": [H, W], "counts": [2**62, 2**62, 2**62, 2**62, H * W]},
+        {"size": [H, W], "counts": [[H * W]]},
         7,
     ],
 )
@@ -158,6 +165,127 @@ def test_coco_segmentations_that_are_wrong(tmp_path: Path, segmentation: Any) ->
     sample = load_dataset(coco_folder(tmp_path, content)).samples[0]
     with pytest.raises(DatasetError, match=r"'a\.png'.*cannot be read"):
         sample.read("polyp")
+
+
+NOWHERE = {
+    "a box and no segmentation": ({}, "no segmentation"),
+    "an empty list": ({"segmentation": []}, "no segmentation"),
+    "null": ({"segmentation": None}, "no segmentation"),
+    "an empty object": ({"segmentation": {}}, "no segmentation"),
+    "outside the image": ({"segmentation": [[-9, -9, -5, -9, -5, -5]]}, "covers no pixel"),
+    "without area": ({"segmentation": [[1, 1, 9, 9, 5, 5]]}, "covers no pixel"),
+    "runs of background": (
+        {"segmentation": {"size": [H, W], "counts": [H * W]}},
+        "covers no pixel",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", NOWHERE)
+def test_an_object_without_a_mask_is_an_error_and_no_absence(tmp_path: Path, name: str) -> None:
+    drawn, words = NOWHERE[name]
+    box = {"image_id": 2, "category_id": 5, "bbox": [1, 2, 3, 4], **drawn}
+    file = coco_folder(tmp_path, coco(annotations=[*coco()["annotations"], box]))
+    sample = load_dataset(file).samples[1]
+    assert sample.concepts == {"polyp", "tool"}
+    with pytest.raises(DatasetError, match=rf"'sub/b\.png'.*{words}"):
+        sample.read("polyp")
+
+
+NAMES = {  # the file's name beside the JSON, and what Label Studio wrote
+    "percent-encoded": ("scan #3.png", "scan%20%233.png"),
+    "encoded twice": ("scan #3.png", "scan%2520%25233.png"),
+    "an upload with an umlaut": ("8e26f0a1-bild_ü.png", "8e26f0a1-bild_%C3%BC.png"),
+    "an umlaut in two parts": ("bild_u\u0308.png", "bild_%C3%BC.png"),
+    "an umlaut in one part": ("bild_\xfc.png", "bild_u\u0308.png"),
+    "folders of Windows": ("x.png", "..\\..\\label-studio\\media\\upload\\1\\x.png"),
+    "a drive of Windows": ("x y.png", "C:\\Users\\me\\x%20y.png"),
+    "folders below of Windows": ("x.png", "images\\x.png"),
+    "folders of the server": ("x.png", "/label-studio/data/media/upload/1/x.png"),
+    "a folder above": ("x.png", "../upload/1/x.png"),
+    "an upload's address": ("x y.png", "http://localhost:8080/data/upload/1/x%20y.png"),
+    "a signed address": ("x.png", "https://s3.example.org/bucket/x.png?X-Amz-Signature=0a&e=1"),
+    "a local file": ("x y.png", "/data/local-files/?d=set%201/x%20y.png"),
+    "a query without a name": ("x.png", "/data/local-files/?d=set\\x.png"),
+    "a percent sign of its own": ("100%25.png", "100%25.png"),
+    "no suffix": ("8e26f0a1-scan", "upload/1/8e26f0a1-scan"),
+    "no address": ("[x.png", "http://[x.png"),
+    "its own words": ("a%20b.png", "a%20b.png"),
+}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_images_are_found_as_label_studio_names_them(tmp_path: Path, name: str) -> None:
+    stored, written = NAMES[name]
+    content = coco()
+    content["images"][0]["file_name"] = written
+    file = coco_folder(tmp_path, content)
+    (tmp_path / "images" / "a.png").rename(tmp_path / "images" / stored)
+    (found,) = (sample for sample in load_dataset(file) if sample.concepts == {"polyp"})
+    assert found.image_path.samefile(tmp_path / "images" / stored)
+    assert found.image().shape == (H, W, 3)
+
+
+def test_the_own_words_of_a_name_come_first(tmp_path: Path) -> None:
+    content = coco()
+    content["images"][0]["file_name"] = "a%20b.png"
+    file = coco_folder(tmp_path, content)
+    for name in ("a b.png", "a%20b.png"):
+        save(tmp_path / "images" / name, picture())
+    assert load_dataset(file).samples[0].image_path.name == "a%20b.png"
+
+
+def test_one_image_under_two_names_is_an_error(tmp_path: Path) -> None:
+    content = coco()
+    for item, folder in zip(content["images"], ("one", "two"), strict=True):
+        item["file_name"] = f"{folder}/a.png"
+    with pytest.raises(DatasetError, match="1 images under several names"):
+        load_dataset(coco_folder(tmp_path, content))
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "words"),
+    [
+        (60_000, 60_000, "60,000 × 60,000 pixels"),
+        (10**30, 1, "more than the limit"),
+        (0, 5, "empty"),
+        (-3, 5, "empty"),
+        (float("inf"), 5, "not a valid COCO file"),
+        (None, 5, "not a valid COCO file"),
+    ],
+)
+def test_sizes_that_no_image_has_are_refused(
+    tmp_path: Path, height: Any, width: int, words: str
+) -> None:
+    content = coco()
+    content["images"][0] |= {"height": height, "width": width}
+    tracemalloc.start()
+    try:
+        with pytest.raises(DatasetError, match=words):
+            load_dataset(coco_folder(tmp_path, content))
+        assert tracemalloc.get_traced_memory()[1] < 2**21
+    finally:
+        tracemalloc.stop()
+
+
+def test_a_polygon_of_many_long_edges_is_filled_piece_by_piece() -> None:
+    # 40,000 edges up and down a column of 200 pixels: 8 million crossings.
+    x = np.linspace(0, 40, 40_000)
+    corners = np.stack([x, np.tile([0.0, 200.0], 20_000)], 1)
+    tracemalloc.start()
+    try:
+        fill_polygon(corners, 200, 50)
+        assert tracemalloc.get_traced_memory()[1] < 150 * 2**20
+    finally:
+        tracemalloc.stop()
+    with pytest.raises(ValueError, match="winds to and fro"):
+        fill_polygon(np.tile([[0.0, 0.0], [1.0, 1e8]], (10, 1)), 10**8, 1)
+
+
+def test_annotations_of_an_image_that_is_not_listed_are_an_error(tmp_path: Path) -> None:
+    file = coco_folder(tmp_path, coco(images=coco()["images"][:1]))
+    with pytest.raises(DatasetError, match="annotations of an image 2"):
+        load_dataset(file)
 
 
 def test_json_that_is_not_json_and_files_that_are_neither(tmp_path: Path) -> None:

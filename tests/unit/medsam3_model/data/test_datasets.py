@@ -1,6 +1,8 @@
 """Data sets written in the documented layouts, read back."""
 
+import io
 import pickle
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -168,6 +170,139 @@ def test_template_slices_are_a_data_set_by_name() -> None:
     assert image.shape == (*brain.mask.shape, 3)
     assert not (grey.mask & ~brain.mask).any()
     assert not (grey.mask & white.mask).all()
+
+
+def rgba(colour: tuple[int, ...], background: tuple[int, ...]) -> np.ndarray:
+    pixels = np.zeros((H, W, 4), np.uint8)
+    pixels[...] = background
+    pixels[spots()] = colour
+    return pixels
+
+
+def palette(colours: list[int], numbers: np.ndarray) -> Image.Image:
+    image = Image.fromarray(numbers.astype(np.uint8), "L").convert("P")
+    image.putpalette(colours)
+    return image
+
+
+def _stored() -> dict[str, Image.Image]:
+    mask, numbers = spots(), instance_map().astype(np.uint8)
+    inverse = Image.fromarray((~mask).astype(np.uint8) * 255).convert("P")
+    inverse.putpalette([255, 255, 255] * 255 + [0, 0, 0])
+    return {
+        "black on transparent": Image.fromarray(rgba((0, 0, 0, 255), (0, 0, 0, 0))),
+        "black on transparent white": Image.fromarray(rgba((0, 0, 0, 255), (255, 255, 255, 0))),
+        "white on transparent": Image.fromarray(rgba((255, 255, 255, 255), (0, 0, 0, 0))),
+        "red on transparent white": Image.fromarray(rgba((255, 0, 0, 255), (255, 255, 255, 0))),
+        "dark on transparent": Image.fromarray(rgba((0, 0, 90, 255), (0, 0, 0, 0))),
+        "half transparent": Image.fromarray(rgba((0, 0, 0, 100), (0, 0, 0, 0))),
+        "white on black, all opaque": Image.fromarray(rgba((255, 255, 255, 255), (0, 0, 0, 255))),
+        "white on black, all see-through": Image.fromarray(rgba((255, 9, 9, 9), (0, 0, 0, 9))),
+        "grey with alpha": Image.fromarray(rgba((0, 0, 0, 255), (0, 0, 0, 0))).convert("LA"),
+        "white first in the palette": inverse,
+        "palette of colours": palette([0, 0, 0, 9, 9, 9, 200, 0, 0], numbers.clip(0, 2)),
+    }
+
+
+@pytest.mark.parametrize("kind", sorted(_stored()))
+def test_every_place_in_which_a_file_holds_its_mask(tmp_path: Path, kind: str) -> None:
+    save(tmp_path / "images/a.png", picture())
+    (tmp_path / "masks").mkdir()
+    _stored()[kind].save(tmp_path / "masks/a.png")
+    found = load_dataset(tmp_path).samples[0].read("object")
+    assert found is not None
+    expected = instance_map() > 0 if kind == "palette of colours" else spots()
+    assert np.array_equal(found.mask, expected)
+
+
+def test_a_transparent_colour_is_background(tmp_path: Path) -> None:
+    save(tmp_path / "images/a.png", picture())
+    save(tmp_path / "masks/a.png", spots().astype(np.uint8) * 7, transparency=0)
+    found = load_dataset(tmp_path).samples[0].read("object")
+    assert found is not None
+    assert np.array_equal(found.mask, spots())
+
+
+def _unclear() -> dict[str, tuple[str, bytes, str]]:
+    def file(image: Image.Image, format_: str, **options: Any) -> bytes:
+        buffer = io.BytesIO()
+        image.save(buffer, format_, **options)
+        return buffer.getvalue()
+
+    mask = spots()
+    grey = Image.fromarray(mask.astype(np.uint8) * 255)
+    numbers = mask.astype(np.uint8) * 200
+    numbers[30:, :5] = 3
+    floats = mask.astype(np.float32)
+    floats[0, 0] = np.nan
+    pages = file(grey, "TIFF", save_all=True, append_images=[grey])
+    see_through = Image.fromarray(rgba((255, 0, 0, 0), (0, 0, 0, 0)))
+    return {
+        "numbers on both sides of 128": ("a.png", file(Image.fromarray(numbers), "PNG"), "apart"),
+        "several pages": ("a.tif", pages, "pages"),
+        "ink of a printer": ("a.tif", file(grey.convert("CMYK"), "TIFF"), "saved as CMYK"),
+        "not a number": ("a.tif", file(Image.fromarray(floats), "TIFF"), "finite"),
+        "transparent everywhere": ("a.png", file(see_through, "PNG"), "transparent everywhere"),
+        "65,000 pixels a side": ("a.png", huge_png(65_000, 65_000), "cannot be read"),
+        "no picture": ("a.png", b"<html>404</html>", "cannot be read"),
+    }
+
+
+def huge_png(width: int, height: int) -> bytes:
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        body = kind + content
+        return len(content).to_bytes(4, "big") + body + zlib.crc32(body).to_bytes(4, "big")
+
+    size = width.to_bytes(4, "big") + height.to_bytes(4, "big")
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", size + bytes((8, 0, 0, 0, 0)))
+        + chunk(b"IDAT", zlib.compress(b""))
+        + chunk(b"IEND", b"")
+    )
+
+
+@pytest.mark.parametrize("kind", sorted(_unclear()))
+def test_a_mask_that_says_nothing_clear_is_an_error(tmp_path: Path, kind: str) -> None:
+    name, content, words = _unclear()[kind]
+    save(tmp_path / "images/a.png", picture())
+    (tmp_path / "masks").mkdir()
+    (tmp_path / "masks" / name).write_bytes(content)
+    sample = load_dataset(tmp_path).samples[0]
+    with pytest.raises(DatasetError, match=words):
+        sample.read("object")
+
+
+@pytest.mark.parametrize("name", ["a.npy", "a.svg", "a.json", "a.mat", "a.txt", "a", "a.png.gz"])
+@pytest.mark.parametrize("place", ["masks", "masks/polyp", "instances", "instances/polyp"])
+def test_a_mask_in_a_format_that_is_not_read_is_an_error(
+    tmp_path: Path, place: str, name: str
+) -> None:
+    for image in ("a", "b"):
+        save(tmp_path / f"images/{image}.png", picture())
+    save(tmp_path / place / "b.png", spots().astype(np.uint16))
+    (tmp_path / place / name).write_bytes(b"{}")
+    with pytest.raises(DatasetError, match="would count as absent"):
+        load_dataset(tmp_path)
+
+
+def test_masks_in_folders_of_folders_are_an_error(tmp_path: Path) -> None:
+    save(tmp_path / "images/a.png", picture())
+    save(tmp_path / "masks/polyp/b/a.png", spots().astype(np.uint8) * 255)
+    with pytest.raises(DatasetError, match="has folders in it"):
+        load_dataset(tmp_path)
+
+
+def test_files_without_an_extension_are_what_their_first_bytes_say(tmp_path: Path) -> None:
+    upload = save(tmp_path / "images/8e26f0a1-scan.v2.png", picture())
+    upload.rename(upload.with_suffix(""))
+    (tmp_path / "images/notes").write_text("no picture")
+    save(tmp_path / "masks/8e26f0a1-scan.v2.png", spots().astype(np.uint8) * 255)
+    (tmp_path / "masks/Thumbs.db").write_bytes(b"x")
+    (sample,) = load_dataset(tmp_path)
+    assert sample.name == "8e26f0a1-scan.v2"
+    assert sample.image().shape == (H, W, 3)
+    assert sample.read("object") is not None
 
 
 # --- splits
