@@ -83,25 +83,26 @@ class FetchedImages:
     def __init__(self, client: LabelStudio, settings: Settings, *, keep_s: float = 300.0) -> None:
         self._client, self._settings, self._keep_s = client, settings, keep_s
         self._size = 0
-        self._kept: OrderedDict[tuple[int, str], tuple[float, bytes, str]] = OrderedDict()
+        self._kept: OrderedDict[tuple[int, int | None, str], tuple[float, bytes, str]] = (
+            OrderedDict()
+        )
 
     def get(
         self, reference: str, *, project_id: int, task_id: int | None = None
     ) -> tuple[bytes, str]:
         """The file behind a reference and its SHA-256; raises as `fetch_image`."""
-        key = (project_id, reference)
+        if is_inline(reference.lstrip()):
+            # In the task's data already: keeping it would only push others out.
+            content = self._fetch(reference, project_id, task_id)
+            return content, hashlib.sha256(content).hexdigest()
+        # A link that Label Studio made for a task is for that task alone.
+        key = (project_id, task_id if _SIGNING_PATH.search(reference) else None, reference)
         # Taken out and put back: the order is that of use, and the oldest is dropped first.
         fetched = self._kept.pop(key, None)
         if fetched is not None:
             self._size -= len(fetched[1])
         if fetched is None or time.monotonic() - fetched[0] > self._keep_s:
-            content = fetch_image(
-                reference,
-                client=self._client,
-                settings=self._settings,
-                task_id=task_id,
-                project_id=project_id,
-            )
+            content = self._fetch(reference, project_id, task_id)
             fetched = (time.monotonic(), content, hashlib.sha256(content).hexdigest())
         self._kept[key] = fetched
         self._size += len(fetched[1])
@@ -109,6 +110,15 @@ class FetchedImages:
             _, (_, dropped, _) = self._kept.popitem(last=False)
             self._size -= len(dropped)
         return fetched[1], fetched[2]
+
+    def _fetch(self, reference: str, project_id: int, task_id: int | None) -> bytes:
+        return fetch_image(
+            reference,
+            client=self._client,
+            settings=self._settings,
+            task_id=task_id,
+            project_id=project_id,
+        )
 
 
 def decode(content: bytes, settings: Settings) -> "NDArray[np.uint8]":

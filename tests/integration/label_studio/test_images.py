@@ -11,7 +11,7 @@ import pytest
 from backend.errors import ImageSourceError, LabelStudioAuthError, LabelStudioUnavailableError
 from backend.label_studio.client import LabelStudio
 from backend.label_studio.hosts import ImageHosts
-from backend.label_studio.images import fetch_image
+from backend.label_studio.images import FetchedImages, fetch_image
 from backend.label_studio.server import free_port
 from backend.settings import Settings
 from tests.support.http_server import Answer, Site
@@ -260,3 +260,20 @@ def test_local_files_come_through_label_studio_without_a_root(
     reference = "/data/local-files/?d=scans/a.png"
     assert fetch_image(reference, client=client, settings=settings()) == IMAGE
     assert studio.requests[0][0] == reference
+
+
+def test_a_kept_image_stays_until_its_place_is_needed(studio: Site, client: LabelStudio) -> None:
+    studio.answers["/data/upload/1/a.png"] = (200, {}, IMAGE)
+    files = FetchedImages(client, settings(image_cache_mb=1))
+    inline = "data:image/png;base64," + base64.b64encode(bytes(2**21)).decode()
+    for reference in ("/data/upload/1/a.png", inline, "/data/upload/1/a.png"):
+        assert files.get(reference, project_id=1)[0]
+    assert len(studio.requests) == 1  # an inline image takes no place
+
+
+def test_a_link_of_one_task_is_not_kept_for_another(studio: Site, client: LabelStudio) -> None:
+    studio.answers["/tasks/8/resolve/"] = (200, {}, IMAGE)
+    files = FetchedImages(client, settings())
+    assert files.get("/tasks/8/resolve/?fileuri=x", project_id=1, task_id=8)[0] == IMAGE
+    with pytest.raises(ImageSourceError, match="another task"):
+        files.get("/tasks/8/resolve/?fileuri=x", project_id=1, task_id=7)
