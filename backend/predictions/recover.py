@@ -14,7 +14,7 @@ from backend.tables import Delivery, Event, Suggestion, SuggestionState, now
 
 log = logging.getLogger(__name__)
 
-LOCK_KEY = "medsam3:reconcile"
+LOCK_KEY = "medsam3:recovery"
 INTERVAL_S = 3.0
 UPKEEP_KEY = "medsam3:upkeep"
 # An event this old was not dealt with by the job that its webhook enqueued; events wait while
@@ -181,9 +181,4 @@ def _enqueue_upkeep(services: Services) -> None:
 
 def recovery(services: Services) -> Periodic:
     """The thread that recovers, and queues the upkeep, every few seconds in one of all workers."""
-
-    def once(services: Services) -> None:
-        recover(services)
-        _enqueue_upkeep(services)
-
-    return Periodic(services, once, lock=LOCK_KEY, every_s=INTERVAL_S)
+    return Periodic(services, recover, _enqueue_upkeep, lock=LOCK_KEY, every_s=INTERVAL_S)

@@ -6,8 +6,11 @@ model, with interactive jobs put at its front; `ingest` for talking to Label Stu
 Jobs carry ids of database rows and nothing else.
 """
 
+import zlib
 from collections.abc import Sequence
+from contextlib import suppress
 from enum import StrEnum
+from typing import Any
 
 from redis import Redis
 from redis.exceptions import RedisError
@@ -74,7 +77,7 @@ def enqueue(
         name: which queue.
         handler: what the job calls.
         ids: the rows; handlers look them up, so a job that comes twice does its work once.
-        job_id: deterministic, so that the same work enqueued twice is one job.
+        job_id: deterministic, so that the same work enqueued twice is one job, and waits once.
         at_front: before everything that waits (interactive work).
         timeout_s: seconds that the job may take, -1 without end; default `JOB_TIMEOUT_S`.
 
@@ -84,7 +87,12 @@ def enqueue(
     try:
         if at_front:
             redis.set(INTERACTIVE_KEY, 1, px=INTERACTIVE_MS)
-        queue(redis, name).enqueue_call(
+        target = queue(redis, name)
+        # RQ would put the id of a job that waits already on the list once more, and nobody may
+        # be there to take any.
+        if redis.lpos(target.key, job_id) is not None:
+            return
+        target.enqueue_call(
             str(handler),
             args=(list(ids),),
             job_id=job_id,
@@ -105,17 +113,40 @@ def enqueue(
 def waiting_row_ids(redis: Redis, name: QueueName) -> set[str]:
     """The rows for which a job waits on a queue, or was just handed to a worker.
 
+    Jobs that are none of ours, or damaged, stand for no rows: the worker fails them.
+
     Raises:
         QueueError: Redis cannot be reached.
     """
     waiting = queue(redis, name)
     try:
-        job_ids = [*waiting.get_job_ids(), *waiting.intermediate_queue.get_job_ids()]
-        jobs = Job.fetch_many(job_ids, connection=redis, serializer=JSONSerializer)
+        # Bytes, as they are: a foreign id need not be text.
+        job_ids: list[Any] = [
+            job_id
+            for key in (waiting.key, waiting.intermediate_queue_key)
+            for job_id in redis.lrange(key, 0, -1)
+        ]
+        with redis.pipeline(transaction=False) as pipeline:
+            for job_id in job_ids:
+                pipeline.hget(Job.redis_job_namespace_prefix.encode() + job_id, "data")
+            stored = pipeline.execute(raise_on_error=False)
     except RedisError as error:
         raise QueueError(f"Redis does not answer ({type(error).__name__})") from error
     # A job that a worker took between the two calls is gone: its rows have a lease by then.
-    return {row_id for job in jobs if job is not None for row_id in job.args[0]}
+    return {row_id for data in stored for row_id in _row_ids(data)}
+
+
+def _row_ids(data: object) -> list[str]:
+    """The rows that a stored job is about; none where it is not one that `enqueue` made."""
+    if not isinstance(data, bytes):
+        return []
+    with suppress(zlib.error):
+        data = zlib.decompress(data)
+    try:
+        _, _, (ids,), _ = JSONSerializer.loads(data)
+    except (ValueError, TypeError, RecursionError):
+        return []
+    return [id_ for id_ in ids if isinstance(id_, str)] if isinstance(ids, list) else []
 
 
 def wake(redis: Redis, request_ids: Sequence[str], message: str = "") -> None:

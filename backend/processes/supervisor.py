@@ -1,8 +1,6 @@
 """The supervisor of `medsam3 serve`: starts every process on one machine, restarts what ends."""
 
-import ctypes
 import logging
-import os
 import signal
 import subprocess
 import sys
@@ -11,9 +9,10 @@ import time
 from dataclasses import dataclass
 from types import FrameType
 
+from backend.errors import QueueError
 from backend.processes.queues import QueueName
 from backend.processes.redis_server import RedisServer
-from backend.processes.stopping import end_processes
+from backend.processes.stopping import dying_with_parent, end_processes
 from backend.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -28,7 +27,10 @@ HEALTHY_S = 30.0
 
 @dataclass
 class Child:
-    """A process that the supervisor started: its command, and when to start it again."""
+    """A process that the supervisor started: its command, and when to start it again.
+
+    The embedded Redis, which has no command of ours, is one without arguments.
+    """
 
     name: str
     arguments: list[str]
@@ -49,6 +51,7 @@ class Supervisor:
         self._settings = settings
         self._redis = None if settings.redis_url else RedisServer(settings.redis_socket)
         self._stop = threading.Event()
+        self._redis_child = Child("embedded Redis", [])
         self.children = [
             Child("web", ["web"]),
             Child("gpu worker", ["worker", "--queue", QueueName.GPU]),
@@ -57,21 +60,25 @@ class Supervisor:
         ]
 
     def start(self) -> None:
-        """Start Redis (when it is ours) and every process."""
+        """Start Redis (when it is ours) and every process.
+
+        Raises:
+            QueueError: Redis does not start, or another supervisor has this data folder.
+        """
         self._settings.data_dir.mkdir(parents=True, exist_ok=True)
-        if self._redis:
-            self._redis.start()
-        for child in self.children:
+        for child in self._all:
             self._launch(child)
 
     def watch(self) -> None:
         """Restart what ends, until `request_stop`."""
         while not self._stop.wait(0.2):
-            if self._redis and self._redis.process and self._redis.process.poll() is not None:
-                log.warning("the embedded Redis ended; starting it again")
-                self._redis.start()
-            for child in self.children:
-                self._revive(child)
+            for child in self._all:
+                try:
+                    self._revive(child)
+                except (QueueError, OSError) as error:
+                    # Memory or disk may be short for a while: everything else goes on.
+                    log.error("the %s did not start: %s", child.name, error)
+                    _pause(child)
 
     def request_stop(self, _signal: int = 0, _frame: FrameType | None = None) -> None:
         """Make `watch` return; usable as a signal handler."""
@@ -80,19 +87,25 @@ class Supervisor:
     def stop(self) -> None:
         """End every process, politely first."""
         end_processes([child.process for child in self.children if child.process], STOP_TIMEOUT_S)
-        for child in self.children:
+        for child in self._all:
             child.process = None
         if self._redis:
             self._redis.stop()
 
+    @property
+    def _all(self) -> list[Child]:
+        return [*([self._redis_child] if self._redis else []), *self.children]
+
     def _launch(self, child: Child) -> None:
         child.started_at = time.monotonic()
+        if child is self._redis_child and self._redis:
+            child.process = self._redis.start()
+            return
         child.process = subprocess.Popen(
             [sys.executable, "-m", "backend.cli.main", *child.arguments],
             # A group of its own: Ctrl-C reaches the supervisor alone, which stops them in order.
             start_new_session=True,
-            # Only calls prctl: nothing that another thread could hold a lock on.
-            preexec_fn=_die_with_parent if sys.platform == "linux" else None,  # noqa: PLW1509
+            preexec_fn=dying_with_parent(),  # noqa: PLW1509 it calls prctl only
         )
 
     def _revive(self, child: Child) -> None:
@@ -101,9 +114,9 @@ class Supervisor:
             if code is None:
                 return
             child.process = None
-            healthy = code == 0 or time.monotonic() - child.started_at > HEALTHY_S
-            child.pause_s = FIRST_PAUSE_S if healthy else min(child.pause_s * 2, LONGEST_PAUSE_S)
-            child.due_at = time.monotonic() + child.pause_s
+            if code == 0 or time.monotonic() - child.started_at > HEALTHY_S:
+                child.pause_s = FIRST_PAUSE_S / 2
+            _pause(child)
             log.warning(
                 "the %s ended with code %s; starting it again in %.1f s",
                 child.name,
@@ -126,9 +139,7 @@ def serve(settings: Settings) -> None:
         supervisor.stop()
 
 
-def _die_with_parent() -> None:
-    """In the child, before it starts: ask Linux to end it when the supervisor is killed."""
-    pr_set_pdeathsig = 1
-    ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGTERM)
-    if os.getppid() == 1:
-        os._exit(1)
+def _pause(child: Child) -> None:
+    """Start it again a little later, twice as late as the last time."""
+    child.pause_s = min(child.pause_s * 2, LONGEST_PAUSE_S)
+    child.due_at = time.monotonic() + child.pause_s

@@ -75,8 +75,10 @@ def work(
     """
     use_services(services)
     stopping.clear()
-    recovery.start()
     worker = Worker(services, name)
+    # A job may last for hours, and this worker's thread is busy with it: the other one tells Redis
+    # that it lives.
+    recovery.start_beside(worker.name, worker.heartbeat)
     log.info("worker %s listens on %s", worker.name, name)
     try:
         worker.work(burst=burst, max_jobs=max_jobs, logging_level="WARNING")

@@ -42,7 +42,7 @@ from backend.training.tables import RunState, Stage, TrainingRun
 
 log = logging.getLogger(__name__)
 
-LOCK_KEY = "medsam3:training-reconcile"
+LOCK_KEY = "medsam3:training-recovery"
 INTERVAL_S = 5.0
 # Interactive prompts come first: on a CPU the trainer only takes what they leave,
 NICENESS = 10

@@ -14,6 +14,7 @@ from rq.utils import as_text
 from sqlalchemy import func, select
 
 from backend.models.encoding import COUNTERS_KEY
+from backend.processes.health import last_rounds
 from backend.processes.queues import QueueName, queue
 from backend.services import Services
 from backend.tables import Event, Suggestion
@@ -65,6 +66,11 @@ class Collector:
         waiting = GaugeMetricFamily(
             "medsam3_queue_jobs", "Jobs waiting, by queue", labels=["queue"]
         )
+        ages = GaugeMetricFamily(
+            "medsam3_last_round_age_seconds",
+            "Seconds since recovery, that of training, and the sync last went through",
+            labels=["round"],
+        )
         up = GaugeMetricFamily("medsam3_redis_up", "1 when Redis answers")
         try:
             redis = self._services.redis
@@ -73,6 +79,8 @@ class Collector:
             counted = {
                 as_text(name): float(value) for name, value in redis.hgetall(COUNTERS_KEY).items()
             }
+            for kind, age in last_rounds(redis).items():
+                ages.add_metric([kind], age)
             up.add_metric([], 1)
         except RedisError:
             # No counters at all: falling to 0 and back would look like a burst of work.
@@ -81,6 +89,7 @@ class Collector:
             return
         yield up
         yield waiting
+        yield ages
         for counter, meaning in COUNTERS.items():
             yield CounterMetricFamily(
                 f"medsam3_{counter}", meaning, value=counted.get(counter, 0.0)

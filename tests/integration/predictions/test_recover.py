@@ -36,7 +36,7 @@ def test_it_is_not_looked_at_where_the_setting_says_never(services: Services) ->
     services.settings.sync_minutes = 0
     thread = recovery(services)
     thread.start()
-    wait_until(lambda: services.redis.exists("medsam3:reconcile") == 1)
+    wait_until(lambda: services.redis.exists("medsam3:recovery") == 1)
     thread.stop()
     thread.join()
     assert queue(services.redis, QueueName.INGEST).count == 0
