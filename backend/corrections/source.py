@@ -5,7 +5,6 @@ does not answer raises, so that the work is tried again.
 """
 
 import hashlib
-import io
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -36,13 +35,11 @@ _COSTLY_COLUMNS = [
 _CUT_OFF = 480
 _ANNOTATED = task_filter("total_annotations", "greater", "Number", 0)
 _SKIPPED = task_filter("cancelled_annotations", "greater", "Number", 0)
-_EXIF_ORIENTATION = 0x0112
-_SIDEWAYS = frozenset({5, 6, 7, 8})
 
 
 @dataclass(frozen=True)
 class ImageFacts:
-    """One image file: SHA-256, bytes, and its upright size where it is a common format."""
+    """One image file: SHA-256, bytes, and its upright size where it can be read."""
 
     hash: str
     size_bytes: int
@@ -235,22 +232,17 @@ def between(first: int, last: int) -> dict[str, Any]:
 
 
 def image_facts(content: bytes) -> ImageFacts:
-    """Hash and size of an image file; only its header is decoded."""
+    """Hash and size of an image file; only its header is read, by the reader of its pixels."""
     width, height = _upright_size(content)
     return ImageFacts(hashlib.sha256(content).hexdigest(), len(content), width, height)
 
 
 def _upright_size(content: bytes) -> tuple[int, int] | tuple[None, None]:
-    from PIL import Image, UnidentifiedImageError
+    from medsam3_model.errors import ImageError
+    from medsam3_model.images.reading import open_picture
 
     try:
-        with Image.open(io.BytesIO(content)) as image:
-            width, height = image.size
-            # A PNG without a note up front would be decoded in search of one behind its pixels.
-            # Browsers do not turn WebP, and Pillow gives the upright size of a TIFF by itself.
-            turned = image.format not in ("WEBP", "TIFF")
-            noted = image.format != "PNG" or "exif" in image.info
-            sideways = turned and noted and image.getexif().get(_EXIF_ORIENTATION) in _SIDEWAYS
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+        with open_picture(content) as picture:
+            return picture.width, picture.height
+    except ImageError:
         return None, None
-    return (height, width) if sideways else (width, height)

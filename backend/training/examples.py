@@ -41,8 +41,8 @@ class Example:
     Attributes:
         key: SHA-256 of the image's file, under which embeddings are cached.
         reference: the image's address in the task.
-        size: (height, width) in pixels; None for DICOM and NIfTI, whose headers are not read when
-            a correction is taken in.
+        size: (height, width) in pixels; None where the image could not be read when the correction
+            was taken in.
         masks: by phrase, what each annotator drew: names of mask files, one per object; an empty
             list from one who looked and found nothing. A phrase of nobody's is not there.
     """

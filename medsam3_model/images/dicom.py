@@ -6,56 +6,106 @@ Values go through the modality transformation (rescale slope and intercept), the
 
 from __future__ import annotations
 
+import io
+import logging
+import zlib
+from functools import partial
 from typing import Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
 import pydicom
 from pydicom.dataset import Dataset
-from pydicom.errors import InvalidDicomError
+from pydicom.filebase import DicomBytesIO
+from pydicom.filereader import read_dataset
+from pydicom.filewriter import write_file_meta_info
 from pydicom.pixels import apply_color_lut, apply_modality_lut, apply_voi_lut, pixel_array
+from pydicom.uid import (
+    DeflatedExplicitVRLittleEndian,
+    ExplicitVRBigEndian,
+    ExplicitVRLittleEndian,
+    ImplicitVRLittleEndian,
+)
 
 from medsam3_model.errors import ImageError
-from medsam3_model.images.intensity import full_range, to_bytes
+from medsam3_model.images import dicom_codecs
+from medsam3_model.images.intensity import full_range, grey_rgb, strips, to_bytes
 from medsam3_model.images.limits import ImageLimits
+from medsam3_model.images.picture import Picture, chosen_page
+
+# It logs values of the header, and those are the patient's.
+logging.getLogger("pydicom").setLevel(logging.CRITICAL + 1)
+_PIXELS = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
+_SAMPLE = 4_000_000
 
 
-def read_dicom(file: BinaryIO, frame: int, limits: ImageLimits) -> npt.NDArray[np.uint8]:
-    """One frame, uint8 (Rows, Columns, 3).
+def open_dicom(file: BinaryIO, frame: int | None, limits: ImageLimits) -> Picture:
+    """One frame; of several the middle one where none is asked for.
 
     Raises:
-        ImageTooLargeError: Rows × Columns exceeds the limit.
+        ImageTooLargeError: Rows × Columns exceeds the limit, or the file unpacks to more bytes.
         ImageError: no pixels, no such frame, damaged, or compressed in a way that cannot be
             decoded here.
     """
-    dataset = _dataset(file)
+    dataset = _dataset(file, limits)
     rows, columns = (int(dataset.get(name) or 0) for name in ("Rows", "Columns"))
-    limits.check_pixels(columns, rows)
+    samples = int(dataset.get("SamplesPerPixel") or 1)
+    bits = int(dataset.get("BitsAllocated") or 8)
+    limits.check_pixels(columns, rows, bits=samples * bits)
     frames = int(dataset.get("NumberOfFrames") or 1)
-    if not 0 <= frame < frames:
-        raise ImageError(f"the DICOM file has {frames} frames, there is no frame {frame} (from 0)")
-    file.seek(0)
-    try:
-        stored = pixel_array(dataset, index=frame)
-        return _shown(dataset, stored, frame)
-    except (RuntimeError, NotImplementedError) as error:
-        name = getattr(dataset.file_meta.TransferSyntaxUID, "name", "unknown")
-        raise ImageError(
-            f"the DICOM file is compressed as {name}, which needs another decoder: install "
-            "pylibjpeg[all], or decompress it (gdcmconv --raw)"
-        ) from error
-    except (ValueError, AttributeError, TypeError, KeyError, IndexError, EOFError) as error:
-        raise ImageError(f"the DICOM file's pixels are damaged or truncated: {error}") from error
+    chosen = chosen_page(frame, frames, "DICOM file", "frame")
+    return Picture(rows, columns, chosen, frames, partial(_decode, dataset, chosen))
 
 
-def _dataset(file: BinaryIO) -> Dataset:
-    try:
-        dataset = pydicom.dcmread(file)
-    except (InvalidDicomError, EOFError, ValueError, KeyError, AttributeError, OSError) as error:
-        raise ImageError(f"the DICOM file is damaged or truncated: {error}") from error
-    if "PixelData" not in dataset:
+def _dataset(file: BinaryIO, limits: ImageLimits) -> Dataset:
+    dataset: Dataset = pydicom.dcmread(_inflated(file, limits), force=True)
+    if not any(name in dataset for name in _PIXELS):
         raise ImageError("the DICOM file holds no image (a report or a structure set?)")
+    if "TransferSyntaxUID" not in dataset.file_meta:
+        if "PixelData" in dataset and dataset["PixelData"].is_undefined_length:
+            raise ImageError(
+                "the DICOM file is compressed and does not say how (it has no transfer syntax): "
+                "export it again with its meta header"
+            )
+        implicit, little = dataset.original_encoding
+        plain = ExplicitVRLittleEndian if little else ExplicitVRBigEndian
+        dataset.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian if implicit else plain
     return dataset
+
+
+def _inflated(file: BinaryIO, limits: ImageLimits) -> BinaryIO:
+    """The file; a deflated one unpacked here, as pydicom would do so without any limit."""
+    start = 132 if file.read(132)[128:] == b"DICM" else 0
+    file.seek(start)
+    meta = read_dataset(file, False, True, stop_when=lambda tag, _vr, _length: tag.group != 2)
+    if meta.get("TransferSyntaxUID") != DeflatedExplicitVRLittleEndian:
+        file.seek(0)
+        return file
+    unpacker = zlib.decompressobj(-zlib.MAX_WBITS)
+    content = unpacker.decompress(file.read(), limits.max_bytes + 1)
+    limits.check_unpacked(len(content))
+    if not unpacker.eof:
+        raise ImageError("the DICOM file is damaged or truncated: its deflated part has no end")
+    unpacked = DicomBytesIO()
+    unpacked.write(bytes(128) + b"DICM")
+    information = pydicom.dataset.FileMetaDataset(meta)
+    information.TransferSyntaxUID = ExplicitVRLittleEndian
+    write_file_meta_info(unpacked, information, enforce_standard=False)
+    unpacked.write(content)
+    return io.BytesIO(unpacked.getvalue())
+
+
+def _decode(dataset: Dataset, frame: int) -> npt.NDArray[np.uint8]:
+    syntax = dataset.file_meta.TransferSyntaxUID
+    plugin = dicom_codecs.PLUGIN if dicom_codecs.is_available(syntax) else ""
+    try:
+        stored = pixel_array(dataset, index=frame, decoding_plugin=plugin)
+    except (RuntimeError, NotImplementedError) as error:
+        raise ImageError(
+            f"the DICOM file is compressed as {getattr(syntax, 'name', 'unknown')} and could not "
+            "be decoded: it is damaged, or decompress it (gdcmconv --raw)"
+        ) from error
+    return _shown(dataset, stored, frame)
 
 
 def _shown(dataset: Dataset, stored: npt.NDArray[Any], frame: int) -> npt.NDArray[np.uint8]:
@@ -67,31 +117,38 @@ def _shown(dataset: Dataset, stored: npt.NDArray[Any], frame: int) -> npt.NDArra
         return _colour(dataset, stored)
     grey = _windowed(dataset, stored, frame)
     if interpretation == "MONOCHROME1":  # small values are bright
-        grey = 255 - grey
-    return np.repeat(grey[:, :, None], 3, axis=2)
+        np.subtract(255, grey, out=grey)
+    return grey_rgb(grey)
 
 
 def _colour(dataset: Dataset, stored: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
-    if stored.dtype == np.uint8:
+    if stored.dtype == np.uint8 and int(dataset.BitsStored) == 8:
         return np.array(stored)
     return to_bytes(stored, 0, 2 ** int(dataset.BitsStored) - 1)
 
 
 def _windowed(dataset: Dataset, stored: npt.NDArray[Any], frame: int) -> npt.NDArray[np.uint8]:
-    if "VOILUTSequence" in dataset and "WindowCenter" not in dataset:
-        table = apply_voi_lut(apply_modality_lut(stored, dataset), dataset)
-        return to_bytes(table, 0, 2 ** int(dataset.VOILUTSequence[0].LUTDescriptor[2]) - 1)
     # An enhanced file says it for each frame, an ordinary one once.
-    rescale = _functional_group(dataset, frame, "PixelValueTransformationSequence")
-    values = apply_modality_lut(stored, rescale if rescale is not None else dataset)
-    window = _functional_group(dataset, frame, "FrameVOILUTSequence")
-    limits = _window(window if window is not None else dataset)
-    if limits is None:
+    rescale = _functional_group(dataset, frame, "PixelValueTransformationSequence") or dataset
+    window = _functional_group(dataset, frame, "FrameVOILUTSequence") or dataset
+    table = "VOILUTSequence" in dataset and "WindowCenter" not in dataset
+    limits = None if table else _window(window)
+    if table:
+        limits = (0.0, 2.0 ** int(dataset.VOILUTSequence[0].LUTDescriptor[2]) - 1)
+    elif limits is None:
         # Padding around the field of view would take up most of the range.
         padding = dataset.get("PixelPaddingValue")
-        kept = values if padding is None else values[stored != padding]
-        limits = full_range(kept)
-    return to_bytes(values, *limits)
+        kept = stored if padding is None else stored[stored != padding]
+        if kept.size > _SAMPLE:
+            kept = kept.reshape(-1)[:: kept.size // _SAMPLE]
+        limits = full_range(apply_modality_lut(kept, rescale))
+    grey = np.empty(stored.shape, np.uint8)
+    for rows in strips(*stored.shape):
+        values = apply_modality_lut(stored[rows], rescale)
+        if table:
+            values = apply_voi_lut(values, dataset)
+        grey[rows] = to_bytes(values, *limits)
+    return grey
 
 
 def _functional_group(dataset: Dataset, frame: int, name: str) -> Dataset | None:

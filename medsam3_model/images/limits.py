@@ -4,6 +4,9 @@ from dataclasses import dataclass
 
 from medsam3_model.errors import ImageError, ImageTooLargeError
 
+# Sixteen bits of red, green, blue and alpha, or one double.
+_DECODED_BYTES_PER_PIXEL = 8
+
 
 @dataclass(frozen=True)
 class ImageLimits:
@@ -25,15 +28,34 @@ class ImageLimits:
                 f"{self.max_bytes / 2**20:,.0f} MB"
             )
 
-    def check_pixels(self, width: int, height: int) -> None:
-        """Raises ImageTooLargeError for too many pixels, ImageError for none."""
+    def check_unpacked(self, size: int) -> None:
+        """Raises ImageTooLargeError for a compressed file that unpacks to too many bytes."""
+        if size > self.max_bytes:
+            raise ImageTooLargeError(
+                f"the compressed file unpacks to more than the limit of "
+                f"{self.max_bytes / 2**20:,.0f} MB"
+            )
+
+    def check_pixels(self, width: int, height: int, *, bits: int = 8) -> None:
+        """Raises ImageTooLargeError for too many pixels, ImageError for none.
+
+        Args:
+            width, height: of one page.
+            bits: of one pixel with all of its samples; deep pictures may have fewer pixels.
+        """
+        if width < 1 or height < 1:
+            raise ImageError(f"the image is empty: {width} × {height} pixels")
         if width * height > self.max_pixels:
             raise ImageTooLargeError(
                 f"the image has {width:,} × {height:,} pixels, more than the limit of "
                 f"{self.max_pixels / 1e6:,.0f} million"
             )
-        if width < 1 or height < 1:
-            raise ImageError(f"the image is empty: {width} × {height} pixels")
+        decoded, most = width * height * bits // 8, self.max_pixels * _DECODED_BYTES_PER_PIXEL
+        if decoded > most:
+            raise ImageTooLargeError(
+                f"the image has {width:,} × {height:,} pixels of {bits} bits, "
+                f"{decoded / 2**20:,.0f} MB, more than the limit of {most / 2**20:,.0f} MB"
+            )
 
 
 DEFAULT_LIMITS = ImageLimits()

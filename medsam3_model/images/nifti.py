@@ -14,9 +14,10 @@ import numpy.typing as npt
 from nibabel.filebasedimages import ImageFileError
 from nibabel.spatialimages import HeaderDataError
 
-from medsam3_model.errors import ImageError, ImageTooLargeError
-from medsam3_model.images.intensity import full_range, to_bytes
+from medsam3_model.errors import ImageError
+from medsam3_model.images.intensity import full_range, grey_rgb, to_bytes
 from medsam3_model.images.limits import ImageLimits
+from medsam3_model.images.picture import Picture, chosen_page
 
 # The axis that a plane cuts: x runs to the patient's right, y anterior, z superior (RAS+).
 _SLICE_AXES = {"axial": 2, "coronal": 1, "sagittal": 0}
@@ -59,9 +60,9 @@ class _Volume:
         return plane[:: steps[0], :: steps[1]]
 
 
-def read_nifti(file: BinaryIO, page: int, plane: str, limits: ImageLimits) -> npt.NDArray[np.uint8]:
-    """One slice, uint8 (H, W, 3), superior or (axial) anterior at the top; on the left is the
-    patient's right (axial, coronal) or anterior (sagittal).
+def open_nifti(file: BinaryIO, page: int | None, plane: str, limits: ImageLimits) -> Picture:
+    """One slice, superior or (axial) anterior at the top; on the left is the patient's right
+    (axial, coronal) or anterior (sagittal). The first volume's middle one where none is asked for.
 
     Raises:
         ImageTooLargeError: the volume unpacks to more bytes, or the slice has more pixels, than
@@ -74,21 +75,19 @@ def read_nifti(file: BinaryIO, page: int, plane: str, limits: ImageLimits) -> np
     axis = _SLICE_AXES[plane]
     shape = volume.shape
     slices, volumes = shape[axis], int(np.prod(shape[3:], dtype=int))
-    if not 0 <= page < slices * volumes:
-        raise ImageError(
-            f"the volume has {slices * volumes} {plane} slices, there is no slice {page} (from 0)"
-        )
+    chosen = slices // 2 if page is None else page
+    chosen_page(chosen, slices * volumes, "volume", f"{plane} slice")
     width, height = (shape[other] for other in range(3) if other != axis)
     limits.check_pixels(width, height)
-    rest = tuple(int(i) for i in np.unravel_index(page // slices, shape[3:])) if shape[3:] else ()
-    try:
-        values = volume.slice(axis, page % slices, rest)
+    rest = tuple(int(i) for i in np.unravel_index(chosen // slices, shape[3:])) if shape[3:] else ()
+
+    def decode() -> npt.NDArray[np.uint8]:
+        values = volume.slice(axis, chosen % slices, rest)
         grey = to_bytes(values, *_display_range(volume, rest))
-    except (OSError, EOFError, ValueError, zlib.error) as error:
-        raise ImageError(f"the NIfTI volume is damaged or truncated: {error}") from error
-    # The slice's first axis runs along the rows of the picture, its second one up the columns.
-    upright = grey.T[::-1, ::-1]
-    return np.repeat(upright[:, :, None], 3, axis=2)
+        # The slice's first axis runs along the rows of the picture, its second up the columns.
+        return grey_rgb(grey.T[::-1, ::-1])
+
+    return Picture(height, width, chosen, slices * volumes, decode)
 
 
 def _volume(file: BinaryIO, limits: ImageLimits) -> _Volume:
@@ -134,11 +133,7 @@ def _unpacked(file: BinaryIO, limits: ImageLimits) -> bytes:
             # Piece by piece: a small file may unpack to more than the memory holds.
             while piece := packed.read(2**20):
                 unpacked.write(piece)
-                if unpacked.tell() > limits.max_bytes:
-                    raise ImageTooLargeError(
-                        "the volume unpacks to more than the limit of "
-                        f"{limits.max_bytes / 2**20:,.0f} MB"
-                    )
+                limits.check_unpacked(unpacked.tell())
     except (OSError, EOFError, zlib.error) as error:
         raise ImageError(f"the compressed file is damaged or truncated: {error}") from error
     content = unpacked.getvalue()

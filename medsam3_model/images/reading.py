@@ -1,7 +1,8 @@
 """Images of the field as RGB bytes, at the size and orientation in which they are annotated.
 
-PNG, JPEG, TIFF (stacks, 8 and 16 bit), WebP, BMP, GIF, AVIF and JPEG 2000 through Pillow, DICOM
-through pydicom, NIfTI through nibabel. Headers are checked before anything is decoded.
+PNG, JPEG, WebP, BMP, GIF, PPM, AVIF and JPEG 2000 through Pillow, TIFF through tifffile, DICOM
+through pydicom, NIfTI through nibabel. Headers are checked before anything is decoded, and size and
+pixels come from one opened file, so that they cannot disagree.
 """
 
 from __future__ import annotations
@@ -9,28 +10,34 @@ from __future__ import annotations
 import io
 import struct
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
 from medsam3_model.errors import ImageError, ImageTooLargeError
-from medsam3_model.images.intensity import full_range, to_bytes
+from medsam3_model.images.intensity import full_range, grey_rgb, strips, to_bytes
 from medsam3_model.images.limits import DEFAULT_LIMITS, ImageLimits
+from medsam3_model.images.orientation import SIDEWAYS, turned
+from medsam3_model.images.picture import Picture, chosen_page
 
 # Not all that Pillow reads: some of its formats start other programs (EPS).
-_FORMATS = ("PNG", "JPEG", "TIFF", "WEBP", "BMP", "GIF", "PPM", "AVIF", "JPEG2000")
+_FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "PPM", "AVIF", "JPEG2000")
 # Chromium turns JPEG, PNG and AVIF by their EXIF orientation, and WebP not.
 _NOT_TURNED_BY_BROWSERS = ("WEBP",)
+_ORIENTATION = 0x0112
 _DEEP_MODES = ("I;16", "I;16B", "I;16L", "I;16N", "I", "F")
 
 
 def read_image(
     source: bytes | Path | str,
     *,
-    page: int = 0,
+    page: int | None = None,
     plane: str = "axial",
     limits: ImageLimits = DEFAULT_LIMITS,
 ) -> npt.NDArray[np.uint8]:
@@ -47,7 +54,8 @@ def read_image(
     Args:
         source: the file's content or path.
         page: of a TIFF stack, an animation, a multi-frame DICOM or a NIfTI volume (slices along
-            `plane`; those of a second volume follow the first's), from 0.
+            `plane`; those of a second volume follow the first's), from 0. None is the middle of a
+            stack or volume, and the first of an animation.
         plane: "axial", "coronal" or "sagittal"; NIfTI only.
         limits: checked against the header before decoding.
 
@@ -58,18 +66,68 @@ def read_image(
         ImageTooLargeError: more bytes or pixels than the limits allow.
         ImageError: damaged, truncated, of an unknown format, or without that page.
     """
-    with _opened(source, limits) as file:
-        head = file.read(352)
-        file.seek(0)
-        if head[128:132] == b"DICM":
-            from medsam3_model.images.dicom import read_dicom
+    with open_picture(source, page=page, plane=plane, limits=limits) as picture:
+        return picture.rgb()
 
-            return read_dicom(file, page, limits)
-        if head.startswith(b"\x1f\x8b") or _is_nifti(head):
-            from medsam3_model.images.nifti import read_nifti
 
-            return read_nifti(file, page, plane, limits)
-        return _read_picture(file, page, limits)
+@contextmanager
+def open_picture(
+    source: bytes | Path | str,
+    *,
+    page: int | None = None,
+    plane: str = "axial",
+    limits: ImageLimits = DEFAULT_LIMITS,
+) -> Iterator[Picture]:
+    """The same with its pixels still undecoded; arguments and errors as of `read_image`."""
+    try:
+        # Libraries warn about damage with what they found, and that may be a patient's.
+        with warnings.catch_warnings(), _opened(source, limits) as file:
+            warnings.simplefilter("ignore")
+            yield _picture(file, page, plane, limits)
+    except ImageError:
+        raise
+    except Image.DecompressionBombError as error:
+        raise ImageTooLargeError("the image has far too many pixels") from error
+    except Exception as error:
+        # Five libraries parse what strangers send, and none says all that it may raise.
+        raise ImageError(f"the image is damaged or truncated ({type(error).__name__})") from error
+
+
+def _picture(file: BinaryIO, page: int | None, plane: str, limits: ImageLimits) -> Picture:
+    head = file.read(352)
+    file.seek(0)
+    # Before TIFF: a DICOM file of a microscope begins like one, to be readable as both.
+    if _is_dicom(head):
+        from medsam3_model.images.dicom import open_dicom
+
+        return open_dicom(file, page, limits)
+    if head[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
+        from medsam3_model.images.tiff import open_tiff
+
+        return open_tiff(file, page, limits)
+    if head.startswith(b"\x1f\x8b") or _is_nifti(head):
+        from medsam3_model.images.nifti import open_nifti
+
+        return open_nifti(file, page, plane, limits)
+    return _open_common(file, page, head, limits)
+
+
+def _is_dicom(head: bytes) -> bool:
+    """Whether a file begins as DICOM does: with the preamble, or at once with its elements.
+
+    Older files have no preamble, and some begin with the group of identification (0008).
+    """
+    if head[128:132] == b"DICM":
+        return True
+    if head[:2] == b"\x02\x00":
+        return head[2:4] == b"\x00\x00" and head[4:6] in (b"UL", b"\x04\x00")
+    if head[:2] not in (b"\x08\x00", b"\x00\x08") or len(head) < 12:
+        return False
+    little = head[0] == 8
+    element = int.from_bytes(head[2:4], "little" if little else "big")
+    length = int.from_bytes(head[4:8], "little")
+    explicit = head[4:6] in (b"UL", b"CS", b"UI", b"DA", b"TM", b"SH", b"LO", b"SQ", b"AE", b"DT")
+    return element <= 0x0070 and (explicit or (little and length <= 256))
 
 
 def _is_nifti(head: bytes) -> bool:
@@ -93,58 +151,80 @@ def _opened(source: bytes | Path | str, limits: ImageLimits) -> BinaryIO:
         raise ImageError(f"{path.name} cannot be read: {error.strerror}") from error
 
 
-def _opened_picture(file: BinaryIO) -> Image.Image:
+def _open_common(file: BinaryIO, page: int | None, head: bytes, limits: ImageLimits) -> Picture:
+    """PNG, JPEG and the other formats of the web."""
+    if head[:4] == b"RIFF" and head[12:16] == b"VP8X":
+        # Its decoder allocates the canvas as soon as it is opened.
+        width, height = (int.from_bytes(head[at : at + 3], "little") + 1 for at in (24, 27))
+        limits.check_pixels(width, height)
     try:
-        with warnings.catch_warnings():
-            # The limit here is our own, and it is checked next.
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            return Image.open(file, formats=_FORMATS)
+        image = Image.open(file, formats=_FORMATS)
     except UnidentifiedImageError as error:
         raise ImageError(
-            "the file is no image that can be read: PNG, JPEG, TIFF, WebP, BMP, GIF, AVIF, "
+            "the file is no image that can be read: PNG, JPEG, TIFF, WebP, BMP, GIF, PPM, AVIF, "
             "JPEG 2000, DICOM and NIfTI can"
         ) from error
-    except Image.DecompressionBombError as error:
-        raise ImageTooLargeError(f"the image has far too many pixels: {error}") from error
-    except (OSError, SyntaxError, ValueError, struct.error) as error:
-        raise ImageError(f"the image's header is damaged: {error}") from error
-
-
-def _read_picture(file: BinaryIO, page: int, limits: ImageLimits) -> npt.NDArray[np.uint8]:
-    with _opened_picture(file) as image:
-        pages = getattr(image, "n_frames", 1)
-        if not 0 <= page < pages:
-            raise ImageError(f"the image has {pages} pages, there is no page {page} (from 0)")
+    pages = getattr(image, "n_frames", 1)
+    chosen = chosen_page(page, pages, "image", "page", volume=False)
+    limits.check_pixels(*image.size)
+    orientation = _orientation(image)
+    if chosen:
+        image.seek(chosen)
+        # Pages may differ in size, so this one's is checked before it is decoded, too.
         limits.check_pixels(*image.size)
-        try:
-            image.seek(page)
-            # Pages may differ in size, so this one's is checked before it is decoded, too.
-            limits.check_pixels(*image.size)
-            image.load()
-        except ImageError:
-            raise
-        except (OSError, SyntaxError, ValueError, EOFError, struct.error, MemoryError) as error:
-            raise ImageError(f"the image is damaged or truncated: {error}") from error
-        upright: Image.Image = image
-        if image.format not in _NOT_TURNED_BY_BROWSERS:
-            upright = _turned(image)
-        return _to_rgb(upright)
+    width, height = image.size
+    if orientation in SIDEWAYS:
+        width, height = height, width
+    # An animation is one picture to the editor, which shows all of it.
+    return Picture(
+        height,
+        width,
+        chosen,
+        pages if page is not None else 1,
+        partial(_decode, image, orientation),
+    )
 
 
-def _turned(image: Image.Image) -> Image.Image:
+def _orientation(image: Image.Image) -> int:
+    """Of the EXIF block before the pixels alone: browsers know no other (XMP, behind them)."""
+    if image.format in _NOT_TURNED_BY_BROWSERS or "exif" not in image.info:
+        return 1
+    exif = Image.Exif()
     try:
-        return ImageOps.exif_transpose(image)
-    except (OSError, SyntaxError, ValueError, TypeError, struct.error):
-        return image  # a damaged EXIF block: browsers show the pixels as they are stored
+        exif.load(image.info["exif"])
+        return int(exif.get(_ORIENTATION, 1))
+    except Exception:  # noqa: BLE001 - a damaged block: browsers show the pixels as they are stored
+        return 1
 
 
-def _to_rgb(image: Image.Image) -> npt.NDArray[np.uint8]:
-    if image.mode in _DEEP_MODES:
-        values = np.asarray(image)
-        grey = to_bytes(values, *full_range(values))
-        return np.repeat(grey[:, :, None], 3, axis=2)
-    if image.has_transparency_data:
-        coloured = image.convert("RGBA")
-        background = Image.new("RGBA", coloured.size, "white")
-        image = Image.alpha_composite(background, coloured)
-    return np.array(image.convert("RGB"))
+def _decode(image: Image.Image, orientation: int) -> npt.NDArray[np.uint8]:
+    try:
+        image.load()
+    except (OSError, SyntaxError, ValueError) as error:
+        raise ImageError(f"the image is damaged or truncated: {error}") from error
+    pixels = _grey(image) if image.mode in _DEEP_MODES else _coloured(image)
+    return np.ascontiguousarray(turned(pixels, orientation))
+
+
+def _grey(image: Image.Image) -> npt.NDArray[np.uint8]:
+    width, height = image.size
+    values = np.empty((height, width), np.asarray(image.crop((0, 0, 1, 1))).dtype)
+    for rows in strips(height, width):
+        values[rows] = np.asarray(image.crop((0, rows.start, width, rows.stop)))
+    image.close()  # whose pixels are the larger half of what this needs
+    return grey_rgb(to_bytes(values, *full_range(values)))
+
+
+def _coloured(image: Image.Image) -> npt.NDArray[np.uint8]:
+    """A few rows at a time: whole copies of a large image would be several."""
+    width, height = image.size
+    pixels = np.empty((height, width, 3), np.uint8)
+    transparent = image.has_transparency_data
+    for rows in strips(height, width):
+        strip = image.crop((0, rows.start, width, rows.stop))
+        if transparent:
+            coloured = strip.convert("RGBA")
+            strip = Image.alpha_composite(Image.new("RGBA", coloured.size, "white"), coloured)
+        pixels[rows] = np.asarray(strip.convert("RGB"))
+    image.close()
+    return pixels
