@@ -92,7 +92,7 @@ def open_services(settings: Settings | None = None) -> Services:
     """Open the database (migrating it) and a Redis pool for the given or the process's settings.
 
     Raises:
-        SettingsError: the data folder cannot be made.
+        SettingsError: the data folder, or that of the database, cannot be made.
     """
     settings = settings or get_settings()
     try:
@@ -102,7 +102,14 @@ def open_services(settings: Settings | None = None) -> Services:
             f"The folder {settings.data_dir} cannot be made ({error.strerror}): set "
             "MEDSAM3_DATA_DIR to a folder that this user may write."
         ) from error
-    return Services(settings, open_database(settings), connect_redis(settings))
+    try:
+        database = open_database(settings)
+    except OSError as error:
+        raise SettingsError(
+            f"The folder of the database cannot be made ({error.strerror}): set DATABASE_URL to "
+            "one that this user may write."
+        ) from error
+    return Services(settings, database, connect_redis(settings))
 
 
 def connect_redis(settings: Settings) -> Redis:

@@ -292,8 +292,13 @@ class Settings(BaseSettings):
     @field_validator("redis_url")
     @classmethod
     def _is_redis(cls, value: str | None) -> str | None:
-        if value is not None and not value.startswith(("redis://", "rediss://", "unix://")):
-            raise ValueError("it must begin with redis://, rediss:// or unix://")
+        from redis.connection import parse_url
+
+        if value is not None:
+            try:
+                parse_url(value)
+            except ValueError:
+                raise ValueError("it must be redis://host:port, rediss:// or unix://") from None
         return value
 
     @field_validator("database_url")
@@ -304,10 +309,10 @@ class Settings(BaseSettings):
 
         if value is not None:
             try:
-                kind = make_url(value).get_backend_name()
+                kind = make_url(value).drivername
             except (ArgumentError, ValueError):  # ValueError: a port that is no number
                 kind = ""
-            if kind not in ("postgresql", "sqlite"):
+            if kind not in ("postgresql", "postgresql+psycopg", "sqlite", "sqlite+pysqlite"):
                 raise ValueError("it must be a URL that begins with postgresql:// or sqlite:///")
         return value
 

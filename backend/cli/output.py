@@ -34,16 +34,16 @@ class Commands(TyperGroup):
 def _sentence(error: Exception) -> str | None:
     """What to say about an error whose cause is known; None where only a traceback helps."""
     from redis.exceptions import ConnectionError as RedisConnectionError
-    from sqlalchemy.exc import OperationalError
+    from sqlalchemy.exc import DatabaseError, OperationalError
 
     from medsam3_model.errors import MedSAM3Error
 
     if isinstance(error, BackendError | MedSAM3Error):
         return str(error)
     # Their own texts show addresses with users, and statements with parameters.
-    if isinstance(error, OperationalError):
+    if isinstance(error, OperationalError) or type(error) is DatabaseError:
         return (
-            f"The database does not answer ({type(error.orig).__name__}): check DATABASE_URL, and "
+            f"The database cannot be used ({type(error.orig).__name__}): check DATABASE_URL, and "
             "that the server runs and knows this user."
         )
     if isinstance(error, RedisConnectionError):

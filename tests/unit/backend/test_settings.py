@@ -52,6 +52,8 @@ def clean(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
         ("REDIS_URL", f"host:{SECRET}", "redis://"),
         ("DATABASE_URL", f"mysql://me:{SECRET}@host/x", "postgresql://"),
         ("DATABASE_URL", SECRET, "postgresql://"),
+        ("DATABASE_URL", "postgresql+asyncpg://host/x", "postgresql://"),
+        ("REDIS_URL", "redis://host:port", "redis://"),
         ("DATABASE_URL", f"postgresql://me:{SECRET}@host:port/x", "postgresql://"),
         ("STORAGE_URL", "s4://bucket", "s3://"),
     ],
@@ -159,6 +161,8 @@ def test_no_command_answers_with_a_traceback(
     [
         ("MEDSAM3_DATA_DIR", "/proc/nothing/here", "MEDSAM3_DATA_DIR"),
         ("DATABASE_URL", f"postgresql://me:{SECRET}@127.0.0.1:1/x", "check DATABASE_URL"),
+        ("DATABASE_URL", "sqlite:////proc/nothing/here.db", "set DATABASE_URL"),
+        ("DATABASE_URL", "sqlite:////proc/version", "check DATABASE_URL"),
     ],
 )
 def test_what_is_not_there_is_a_sentence_too(
