@@ -7,8 +7,9 @@ import hashlib
 import secrets
 from datetime import UTC, datetime
 from enum import StrEnum
-from typing import Any
+from typing import Annotated, Any
 
+from pydantic import Field
 from sqlalchemy import (
     JSON,
     DateTime,
@@ -21,6 +22,10 @@ from sqlalchemy import (
     UniqueConstraint,
 )
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+
+# What a column for ids and counts holds: PostgreSQL's INTEGER.
+LARGEST_INTEGER = 2**31 - 1
+Id = Annotated[int, Field(strict=True, ge=0, le=LARGEST_INTEGER)]
 
 
 def now() -> datetime:

@@ -7,36 +7,68 @@ than a hint: `ingest` reads the annotation again through the API.
 import logging
 from collections.abc import Mapping
 from datetime import datetime
-from typing import Any
+from typing import Annotated, Any
 
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 from sqlalchemy import delete, update
 from sqlalchemy.orm import Session
 
 from backend.errors import QueueError
 from backend.processes.queues import Handler, QueueName, enqueue
 from backend.services import Services
-from backend.tables import Event, now
+from backend.tables import Event, Id, now
 
 log = logging.getLogger(__name__)
 
 NEW, DONE, FAILED = "new", "done", "failed"
 
 
-def receive(services: Services, payload: Mapping[str, Any]) -> str:
+def _named(sent: object) -> object:
+    return sent.get("id") if isinstance(sent, Mapping) else sent
+
+
+def _listed(sent: object) -> list[object]:
+    # ANNOTATIONS_CREATED sends its list under the singular key.
+    if sent is None:
+        return []
+    return [_named(one) for one in sent] if isinstance(sent, list) else [_named(sent)]
+
+
+_Ids = Annotated[list[Id], BeforeValidator(_listed)]
+
+
+class WebhookEvent(BaseModel):
+    """Label Studio's webhook body, of any action: what is kept of it are ids."""
+
+    model_config = ConfigDict(extra="ignore", strict=True)
+
+    action: str = Field(min_length=1, max_length=64)
+    project: Annotated[Id | None, BeforeValidator(_named)] = None
+    task: _Ids = []
+    tasks: _Ids = []
+    annotation: _Ids = []
+    annotations: _Ids = []
+
+
+def receive(services: Services, payload: WebhookEvent | Mapping[str, Any]) -> str:
     """Store one event and enqueue its ingestion.
 
     Args:
         services: database and Redis; the event is kept even when Redis is down.
-        payload: Label Studio's webhook body, of any action.
+        payload: Label Studio's webhook body.
 
     Returns:
         The event's id.
+
+    Raises:
+        pydantic.ValidationError: the body names things by what cannot be an id.
     """
+    sent = WebhookEvent.model_validate(payload)
     event = Event(
-        action=str(payload.get("action") or "UNKNOWN")[:64],
-        project_id=_id(payload.get("project")),
-        task_ids=_ids(payload, "task", "tasks"),
-        annotation_ids=_ids(payload, "annotation", "annotations"),
+        action=sent.action,
+        project_id=sent.project,
+        task_ids=sent.task + sent.tasks,
+        annotation_ids=sent.annotation + sent.annotations,
     )
     with services.database.session() as session:
         session.add(event)
@@ -62,16 +94,3 @@ def finish(session: Session, event_id: str, state: str, error: str | None = None
 def prune(session: Session, before: datetime) -> None:
     """Remove the events that were dealt with before a moment."""
     session.execute(delete(Event).where(Event.state != NEW, Event.finished_at < before))
-
-
-def _ids(payload: Mapping[str, Any], singular: str, plural: str) -> list[int]:
-    # ANNOTATIONS_CREATED sends its list under the singular key.
-    objects: list[object] = []
-    for sent in (payload.get(singular), payload.get(plural)):
-        objects += sent if isinstance(sent, list) else [sent]
-    return [id_ for id_ in map(_id, objects) if id_ is not None]
-
-
-def _id(value: object) -> int | None:
-    number = value.get("id") if isinstance(value, Mapping) else value
-    return number if isinstance(number, int) and not isinstance(number, bool) else None

@@ -10,28 +10,35 @@ from pydantic import Field, field_validator
 
 from backend.errors import TrainingError
 from backend.settings import Consensus, Strategy
-from backend.tables import GateVerdict, TrainingPolicy
+from backend.tables import LARGEST_INTEGER, GateVerdict, Id, TrainingPolicy
 from backend.training import runs
 from backend.training.tables import TrainingRun, Trigger
-from backend.web.requests import Body, query_project, read_body, services
+from backend.web.requests import (
+    Body,
+    checked_id,
+    checked_row_id,
+    query_project,
+    read_body,
+    services,
+)
 
 blueprint = Blueprint("training", __name__, url_prefix="/api/v1")
 
 
 class _RunRequest(Body):
-    project: int
-    steps: int | None = Field(None, ge=1)
+    project: Id
+    steps: int | None = Field(None, ge=1, le=LARGEST_INTEGER)
     minutes: float | None = Field(None, gt=0)
     learning_rate: float | None = Field(None, gt=0)
-    seed: int | None = Field(None, ge=0)
+    seed: int | None = Field(None, ge=0, le=LARGEST_INTEGER)
     replay: bool | None = None
     consensus: Consensus | None = None
     auto_promote: bool | None = None
 
 
 class _Policy(Body):
-    after_corrections: int | None = Field(None, ge=0)
-    schedule: str | None = None
+    after_corrections: int | None = Field(None, ge=0, le=LARGEST_INTEGER)
+    schedule: str | None = Field(None, max_length=100)
     strategy: Strategy | None = None
     consensus: Consensus | None = None
     auto_promote: bool | None = None
@@ -74,6 +81,7 @@ def listed() -> dict[str, Any]:
 @blueprint.get("/training-runs/<run_id>")
 def shown(run_id: str) -> dict[str, Any]:
     """One run with its progress and the gate's verdict."""
+    checked_row_id(run_id, "training run")
     with services().database.reading() as session:
         run = session.get(TrainingRun, run_id) or abort(404, f"no training run {run_id}")
         return _with_verdict(session, run)
@@ -82,7 +90,7 @@ def shown(run_id: str) -> dict[str, Any]:
 @blueprint.post("/training-runs/<run_id>/cancel")
 def cancelled(run_id: str) -> dict[str, Any]:
     """End a run: at once while it waits, at its next step while it is at work."""
-    return runs.summary(runs.cancel(services(), run_id))
+    return runs.summary(runs.cancel(services(), checked_row_id(run_id, "training run")))
 
 
 @blueprint.put("/projects/<int:project_id>/training")
@@ -92,6 +100,7 @@ def set_policy(project_id: int) -> dict[str, Any]:
     Body: `after_corrections`, `schedule` (cron, UTC; empty: none), `strategy`, `consensus`,
     `auto_promote`.
     """
+    checked_id(project_id, "project")
     changes = read_body(_Policy).model_dump(exclude_unset=True)
     with services().database.session() as session:
         row = session.get(TrainingPolicy, project_id) or TrainingPolicy(project_id=project_id)

@@ -9,7 +9,7 @@ from werkzeug.utils import import_string
 from backend.services import Services, open_services
 from backend.web import contract
 from backend.web.api import corrections, models, predictions
-from backend.web.auth import require_credentials
+from backend.web.auth import refuse_foreign_pages, require_credentials
 
 log = logging.getLogger(__name__)
 
@@ -30,6 +30,7 @@ def create_app(services: Services | None = None) -> Flask:
     # Read now: a data folder that cannot be written stops the start, not the first request.
     _ = services.credentials
     app.before_request(require_credentials)
+    app.before_request(refuse_foreign_pages)
     for module in (contract, predictions, corrections, models):
         app.register_blueprint(module.blueprint)
     for name in PLUGINS:

@@ -1,6 +1,11 @@
-"""Credentials of callers: basic auth (Label Studio), a bearer token (scripts), a webhook secret."""
+"""Credentials of callers: basic auth (Label Studio), a bearer token (scripts), a webhook secret.
+
+A browser that once asked its user for the basic auth adds it to requests of any page, so pages of
+other sites are refused.
+"""
 
 import hmac
+from urllib.parse import urlsplit
 
 from flask import Request, Response, jsonify, request
 
@@ -21,6 +26,24 @@ def require_credentials() -> Response | None:
     return answer
 
 
+def refuse_foreign_pages() -> Response | None:
+    """Flask's `before_request`: refuse what a page of another site may send, preflight or not."""
+    if request.method in ("GET", "HEAD", "OPTIONS"):
+        return None
+    origin = request.headers.get("Origin")
+    site = request.headers.get("Sec-Fetch-Site", "none")
+    if site not in ("none", "same-origin") or (origin and _host(origin) != request.host.lower()):
+        answer = jsonify(error="requests of pages of other sites are refused")
+        answer.status_code = 403
+        return answer
+    empty = not request.content_length and "Transfer-Encoding" not in request.headers
+    if not request.is_json and (request.mimetype or not empty):
+        answer = jsonify(error="the body must be JSON, sent with `Content-Type: application/json`")
+        answer.status_code = 415
+        return answer
+    return None
+
+
 def is_allowed(incoming: Request, credentials: Credentials) -> bool:
     """Whether a request shows the webhook's secret (on that path), basic auth or the token."""
     if incoming.path == WEBHOOK_PATH and _same(
@@ -38,6 +61,13 @@ def is_allowed(incoming: Request, credentials: Credentials) -> bool:
         password = _same(shown.password, credentials.password)
         return user and password
     return False
+
+
+def _host(origin: str) -> str:
+    try:
+        return urlsplit(origin).netloc.lower()
+    except ValueError:
+        return ""
 
 
 def _same(shown: str | None, expected: str) -> bool:

@@ -1,62 +1,97 @@
 """Label Studio's contract with an ML backend: the endpoints that Label Studio itself calls."""
 
-from typing import Any
+from typing import Annotated, Any
 
-from flask import Blueprint, Response, abort
+from flask import Blueprint, Response
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator
 
 from backend.corrections import events
-from backend.model import MedSAM3Backend
+from backend.label_studio.projects import project_number
 from backend.models import versions as model_versions
+from backend.predictions.requests import PredictRequest
+from backend.predictions.requests import predict as run
+from backend.tables import Id
 from backend.web.metrics import render
-from backend.web.requests import json_object, services
+from backend.web.requests import read_body, services
 
 blueprint = Blueprint("contract", __name__)
+
+# As Label Studio writes it, `"<id>.<created>"`, read as the id.
+ProjectUid = Annotated[Id, BeforeValidator(project_number)]
+
+
+class _Sent(BaseModel):
+    """A body of Label Studio's: fields of newer versions are ignored."""
+
+    model_config = ConfigDict(extra="ignore", strict=True, allow_inf_nan=False)
+
+
+class _Setup(_Sent):
+    project: ProjectUid
+    config: str | None = Field(None, alias="schema")
+
+
+class _Task(_Sent):
+    id: Id | None = None
+    project: Id | None = None
+    data: dict[str, Any]
+
+
+class _Params(_Sent):
+    context: dict[str, Any] | None = None
+
+    @field_validator("context")
+    @classmethod
+    def _holds_regions(cls, value: dict[str, Any] | None) -> dict[str, Any] | None:
+        result = (value or {}).get("result") or []
+        if not isinstance(result, list) or not all(isinstance(one, dict) for one in result):
+            raise ValueError("`result` must be a list of regions")
+        return value
+
+
+class _Predict(_Sent):
+    tasks: list[_Task]
+    project: ProjectUid | None = None
+    label_config: str | None = None
+    params: _Params | None = None
 
 
 @blueprint.get("/")
 @blueprint.get("/health")
 def health() -> dict[str, str]:
     """Label Studio asks often and waits one second: nothing is looked up here."""
-    return {"status": "UP", "model_class": MedSAM3Backend.__name__}
+    return {"status": "UP", "model_class": "MedSAM3Backend"}
 
 
 @blueprint.post("/setup")
 def setup() -> dict[str, str]:
     """The project's model version, never null; remembers the project's labeling config."""
-    body = json_object()
-    project_id = project_number(body.get("project"))
-    schema = body.get("schema")
-    return {
-        "model_version": model_versions.register_project(
-            services(), project_id, schema if isinstance(schema, str) else ""
-        )
-    }
+    body = read_body(_Setup)
+    version = model_versions.register_project(services(), body.project, body.config or "")
+    return {"model_version": version}
 
 
 @blueprint.post("/predict")
 def predict() -> dict[str, Any]:
     """One prediction per task, or an empty list: see `backend.predictions.requests`."""
-    body = json_object()
-    tasks = body.get("tasks")
-    if not isinstance(tasks, list) or not all(isinstance(task, dict) for task in tasks):
-        abort(400, "`tasks` must be a list of Label Studio tasks")
-    params = body.get("params")
-    context = params.get("context") if isinstance(params, dict) else None
-    if context is not None and not isinstance(context, dict):
-        abort(400, "`params.context` must be an object or null")
-    backend = MedSAM3Backend(
-        label_config=str(body.get("label_config") or ""),
-        project_id=str(body.get("project") or ""),
-        services=services(),
+    body = read_body(_Predict)
+    project = body.project or (body.tasks[0].project if body.tasks else None) or 0
+    answer = run(
+        services(),
+        PredictRequest(
+            [task.model_dump() for task in body.tasks],
+            project,
+            body.label_config or "",
+            body.params.context if body.params else None,
+        ),
     )
-    answer = backend.answer(tasks, context)
     return {"results": answer.predictions, **({"errors": answer.errors} if answer.errors else {})}
 
 
 @blueprint.post("/webhook")
 def webhook() -> tuple[dict[str, str], int]:
     """Store the event and enqueue it; Label Studio waits one second and does not retry."""
-    event_id = events.receive(services(), json_object())
+    event_id = events.receive(services(), read_body(events.WebhookEvent))
     return {"status": "stored", "event": event_id}, 201
 
 
@@ -71,9 +106,3 @@ def metrics() -> Response:
     """Prometheus text format; docs/metrics.md lists every metric."""
     text, content_type = render(services())
     return Response(text, content_type=content_type)
-
-
-def project_number(project: object) -> int:
-    """Label Studio's `"<id>.<created>"` (or a bare id) as the id; 0 where none is sent."""
-    head = str(project or "").partition(".")[0]
-    return int(head) if head.isdecimal() else 0

@@ -5,6 +5,7 @@ from typing import Any
 from gunicorn.app.base import BaseApplication
 
 from backend.settings import Settings
+from backend.web.connections import MOST_WAITING, HeadFirstWorker
 
 # Longer than the longest /predict; gunicorn kills a worker that is silent for longer.
 TIMEOUT_S = 120
@@ -26,8 +27,9 @@ class WebServer(BaseApplication):  # type: ignore[misc]
         options: dict[str, Any] = {
             "bind": f"{self._settings.host}:{self._settings.port}",
             "workers": 1,
-            "worker_class": "gthread",
+            "worker_class": HeadFirstWorker,
             "threads": self._settings.web_threads,
+            "worker_connections": self._settings.web_threads + MOST_WAITING,
             "timeout": TIMEOUT_S,
             "keepalive": 75,
             "graceful_timeout": 10,

@@ -2,13 +2,19 @@
 
 from typing import Any
 
-from flask import Blueprint, abort, request
+from flask import Blueprint, abort
 from sqlalchemy import select
 
 from backend.corrections.revisions import current_state, with_history
 from backend.corrections.statistics import compute
 from backend.corrections.tables import ProjectRecord
-from backend.web.requests import query_choice, query_project, services
+from backend.web.requests import (
+    checked_id,
+    query_choice,
+    query_number,
+    query_project,
+    services,
+)
 
 blueprint = Blueprint("corrections", __name__, url_prefix="/api/v1/corrections")
 PAGE_SIZE = 100
@@ -26,7 +32,7 @@ def corrections() -> dict[str, Any]:
             session,
             query_project(),
             state=query_choice("state", _STATES),
-            after=request.args.get("after", 0, type=int),
+            after=query_number("after") or 0,
             limit=PAGE_SIZE,
         )
         return {"corrections": list(rows)}
@@ -36,7 +42,7 @@ def corrections() -> dict[str, Any]:
 def correction(annotation_id: int) -> dict[str, Any]:
     """One annotation with all its versions."""
     with services().database.reading() as session:
-        known = with_history(session, annotation_id)
+        known = with_history(session, checked_id(annotation_id, "annotation"))
     return known or abort(404, f"no correction of annotation {annotation_id}")
 
 

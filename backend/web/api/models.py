@@ -6,15 +6,25 @@ What is refused on purpose answers 409 with the reason.
 from typing import Any
 
 from flask import Blueprint
+from pydantic import Field
 from sqlalchemy import select
 
 from backend.errors import ModelVersionError
 from backend.models import promotion
 from backend.models.versions import default_version
-from backend.tables import ModelVersion, Project, Promotion
-from backend.web.requests import body_project, json_object, services
+from backend.tables import Id, ModelVersion, Project, Promotion
+from backend.web.requests import Body, read_body, services
 
 blueprint = Blueprint("models", __name__, url_prefix="/api/v1/models")
+
+
+class _Rollback(Body):
+    project: Id
+
+
+class _Promote(_Rollback):
+    version: str = Field(min_length=1, max_length=200)
+    force: bool = False
 
 
 @blueprint.errorhandler(ModelVersionError)
@@ -49,20 +59,14 @@ def versions() -> dict[str, Any]:
 @blueprint.post("/promote")
 def promoted() -> dict[str, Any]:
     """Put a version into service. Body: `project`, `version`, `force` (that is noted)."""
-    body = json_object()
-    made = promotion.promote(
-        services(),
-        body_project(body),
-        str(body.get("version") or ""),
-        force=body.get("force") is True,
-    )
-    return _promotion(made)
+    body = read_body(_Promote)
+    return _promotion(promotion.promote(services(), body.project, body.version, force=body.force))
 
 
 @blueprint.post("/rollback")
 def rolled_back() -> dict[str, Any]:
     """Return to the version before. Body: `project`."""
-    return _promotion(promotion.rollback(services(), body_project(json_object())))
+    return _promotion(promotion.rollback(services(), read_body(_Rollback).project))
 
 
 def _promotion(made: Promotion) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from sqlalchemy import select
 
 from backend.processes.queues import QueueName, queue
 from backend.tables import Suggestion, SuggestionState
-from backend.web.requests import query_choice, services
+from backend.web.requests import checked_row_id, query_choice, query_number, services
 
 blueprint = Blueprint("predictions", __name__, url_prefix="/api/v1")
 PAGE_SIZE = 100
@@ -21,14 +21,15 @@ def predictions() -> dict[str, Any]:
     """
     query = select(Suggestion).order_by(Suggestion.created_at.desc(), Suggestion.id)
     for name, column in (("project", Suggestion.project_id), ("task", Suggestion.task_id)):
-        if name in request.args:
-            query = query.where(column == request.args.get(name, type=int))
-    if request.args.get("state"):
-        state = query_choice("state", tuple(SuggestionState))
+        if (number := query_number(name)) is not None:
+            query = query.where(column == number)
+    if state := query_choice("state", tuple(SuggestionState)):
         query = query.where(Suggestion.state == state)
     with services().database.reading() as session:
         if before := request.args.get("before"):
-            last = session.get(Suggestion, before) or abort(404, f"no prediction {before}")
+            last = session.get(Suggestion, checked_row_id(before, "prediction")) or abort(
+                404, f"no prediction {before}"
+            )
             query = query.where(Suggestion.created_at < last.created_at)
         rows = session.scalars(query.limit(PAGE_SIZE))
         return {"predictions": [_summary(row) for row in rows]}
