@@ -17,7 +17,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from sqlalchemy import select
-from sqlalchemy.orm import Session
 
 from backend.corrections import events, store
 from backend.corrections.baselines import find_baseline, suggestions_of
@@ -297,11 +296,11 @@ def ingest_event(ingest: Ingest, event_id: str) -> None:
         event = session.get(Event, event_id, with_for_update=True)
         if event is None or event.state != events.NEW:
             return
-        if event.attempts >= limit:
-            _give_up(session, event, event.error or f"the worker died {limit} times on it")
-            return
         # Counted before the work: an event that kills its worker must not be tried for ever.
         event.attempts += 1
+    if event.attempts > limit:
+        _give_up(database, event, event.error or f"the worker died {limit} times on it")
+        return
     try:
         for hint in _hints(ingest, event):
             ingest.take_in(hint)
@@ -314,10 +313,10 @@ def ingest_event(ingest: Ingest, event_id: str) -> None:
     except Exception as error:
         # The text of an unforeseen error may hold anything; its type has to do.
         reason = f"unexpected {type(error).__name__}; the worker's log has the traceback"
-        with database.session() as session:
-            if event.attempts == limit:
-                _give_up(session, event, reason)
-            else:
+        if event.attempts == limit:
+            _give_up(database, event, reason)
+        else:
+            with database.session() as session:
                 events.update_new(session, event_id, error=reason)
         raise
 
@@ -365,18 +364,25 @@ def _task_of(event: Event) -> int | None:
     return int(event.task_ids[0]) if len(event.task_ids) == 1 else None
 
 
-def _give_up(session: Session, event: Event, reason: str) -> None:
+def _give_up(database: Database, event: Event, reason: str) -> None:
     """Quarantine what the event named, so that it is seen; the next version may heal it."""
-    number = store.observe(session)
-    for annotation_id in event.annotation_ids:
-        store.save_state(
-            session,
-            number,
-            int(annotation_id),
-            project_id=event.project_id,
-            task_id=_task_of(event),
-            state=AnnotationState.QUARANTINED,
-            trouble=Trouble.UNFORESEEN,
-            reason=reason,
-        )
-    events.finish(session, event.id, events.FAILED, reason)
+    try:
+        with database.session() as session:
+            number = store.observe(session)
+            for annotation_id in event.annotation_ids:
+                store.save_state(
+                    session,
+                    number,
+                    int(annotation_id),
+                    project_id=event.project_id,
+                    task_id=_task_of(event),
+                    state=AnnotationState.QUARANTINED,
+                    trouble=Trouble.UNFORESEEN,
+                    reason=reason,
+                )
+            events.finish(session, event.id, events.FAILED, reason)
+    except Exception:
+        # What cannot even be quarantined, such as an id that no column holds, is over all the same.
+        log.exception("event %s: nothing of it could be quarantined", event.id)
+        with database.session() as session:
+            events.finish(session, event.id, events.FAILED, reason)

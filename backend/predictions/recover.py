@@ -4,7 +4,7 @@ import logging
 from dataclasses import dataclass
 from datetime import timedelta
 
-from sqlalchemy import or_, select, update
+from sqlalchemy import func, or_, select, update
 
 from backend.predictions.requests import UNFINISHED, enqueue_pushes
 from backend.processes.leases import Periodic
@@ -153,7 +153,8 @@ def _enqueue_forgotten_events(services: Services) -> int:
             session.scalars(
                 select(Event.id)
                 .where(Event.state == "new", Event.created_at < before)
-                .order_by(Event.created_at)
+                # By lot: 500 that wait for good must not keep the others from ever being tried.
+                .order_by(func.random())
                 .limit(500)
             )
         )

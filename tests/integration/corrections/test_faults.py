@@ -13,11 +13,13 @@ import httpx
 import pytest
 from sqlalchemy import event, func, select
 
+from backend.corrections import events
 from backend.corrections.ingest import ingest_events
 from backend.corrections.mask_store import MaskStore
 from backend.corrections.tables import ConceptMask, RegionMask, RegionOutcome, Revision
 from backend.services import Services, open_services
 from backend.settings import Settings
+from backend.tables import Event
 from tests.support.corrections_stage import (
     CONFIG,
     Stage,
@@ -268,3 +270,18 @@ def test_an_event_that_kills_its_worker_is_given_up_and_seen(
     # Whatever it was may be over by the next sync.
     stage.sync()
     assert stage.one()["state"] == "valid"
+
+
+def test_an_event_that_cannot_even_be_quarantined_is_over(stage: Stage, task: int) -> None:
+    stage.label_studio.annotate(task, [])
+    poison = Event(action="ANNOTATION_CREATED", task_ids=[2**70], annotation_ids=[2**70])
+    with stage.services.database.session() as session:
+        session.add(poison)
+    for _ in range(stage.services.settings.max_attempts):
+        with pytest.raises(Exception, match=r"large|range"):
+            ingest_events(stage.services, [poison.id])
+    ingest_events(stage.services, [poison.id])
+    with stage.services.database.reading() as session:
+        assert session.get_one(Event, poison.id).state == events.FAILED
+    stage.hear_all()
+    assert [one["state"] for one in stage.state()] == ["valid"]

@@ -6,7 +6,7 @@ from backend.corrections import events
 from backend.predictions.recover import EVENT_SETTLING_S, recover, recovery
 from backend.processes.queues import QueueName, queue
 from backend.services import Services
-from backend.tables import Event
+from backend.tables import Event, now
 from tests.support.waiting import wait_until
 
 
@@ -40,3 +40,29 @@ def test_it_is_not_looked_at_where_the_setting_says_never(services: Services) ->
     thread.stop()
     thread.join()
     assert queue(services.redis, QueueName.INGEST).count == 0
+
+
+def test_events_that_wait_for_good_do_not_starve_the_others(services: Services) -> None:
+    long_ago = now() - timedelta(seconds=4 * EVENT_SETTLING_S)
+    waiting = [
+        Event(action="ANNOTATION_CREATED", task_ids=[], annotation_ids=[1], created_at=long_ago)
+        for _ in range(600)
+    ]
+    good = Event(
+        action="ANNOTATION_CREATED",
+        task_ids=[],
+        annotation_ids=[5],
+        created_at=long_ago + timedelta(seconds=1),
+    )
+    with services.database.session() as session:
+        session.add_all([*waiting, good])
+    ingest = queue(services.redis, QueueName.INGEST)
+
+    def is_tried() -> bool:
+        recover(services)
+        tried = f"event-{good.id}" in ingest.job_ids
+        # None of the others is ever dealt with: they are as they were when the next round comes.
+        ingest.empty()
+        return tried
+
+    wait_until(is_tried)
