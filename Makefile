@@ -2,8 +2,10 @@
 #
 #   TORCH_INDEX=https://download.pytorch.org/whl/cpu make demo    the smaller CPU build of torch
 #   make demo IMAGES=folder LABELS="polyp,instrument"             your own images
+#   make PYTHON=python3.12 demo                                   another Python than the newest
 
-PYTHON ?= python3
+# Empty: the newest Python that works.
+PYTHON ?=
 VENV := .venv
 LABEL_STUDIO_VENV := .venv-label-studio
 BIN := $(VENV)/bin
@@ -12,7 +14,8 @@ IMAGES ?=
 LABELS ?=
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo demo-check test lint types unit integration e2e bench bench-full docs pictures install browser clean
+.PHONY: demo demo-check test lint types unit integration e2e bench bench-full docs pictures \
+	install install-test browser clean
 
 demo: install
 	$(BIN)/medsam3 demo $(if $(IMAGES),--images "$(IMAGES)") $(if $(LABELS),--labels "$(LABELS)")
@@ -22,50 +25,67 @@ demo-check: install
 
 test: lint types unit integration e2e
 
-lint: install
+lint: install-test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-types: install
+types: install-test
 	$(BIN)/mypy
 
-unit: install
+unit: install-test
 	$(BIN)/pytest tests/unit -n 2
 
-integration: install
+integration: install-test
 	$(BIN)/pytest tests/integration -n 2
 
-e2e: install browser
+e2e: install-test browser
 	$(BIN)/pytest tests/e2e
 
-bench: install
+bench: install-test
 	$(BIN)/python -m tests.perf.bench
 
-bench-full: install
+bench-full: install-test
 	$(BIN)/python -m tests.perf.bench_full
 
 # The tables that are made from the code.
-docs: install
+docs: install-test
 	$(BIN)/python docs/reference.py
 
 # The README's strip of pictures, from a real demo in a real browser (about five minutes).
-pictures: install browser
+pictures: install-test browser
 	$(BIN)/python docs/pictures.py
 
 install: $(VENV)/.installed $(LABEL_STUDIO_VENV)/.installed
 
+# What only the tests need comes on top.
+install-test: install $(VENV)/.installed-test
+
+# Made by the Python that find_python.sh finds, before anything is downloaded; an environment that
+# is there keeps its own, and another one is not taken for it in silence.
+define environment
+@if [ -x $(1)/bin/python ]; then sh find_python.sh $(1)/bin/python >/dev/null || exit 1; \
+if [ -n "$(PYTHON)" ]; then version="import sys; print(sys.version_info[:2])"; \
+python=$$(sh find_python.sh "$(PYTHON)") || exit 1; \
+[ "$$($(1)/bin/python -c "$$version")" = "$$($$python -c "$$version")" ] || \
+{ echo "$(1) was made with another Python than $(PYTHON): rm -r $(VENV) $(LABEL_STUDIO_VENV), then run again." >&2; exit 1; }; fi; \
+else python=$$(sh find_python.sh "$(PYTHON)") && echo "Setting up $(1) with $$($$python --version): $(2)" && $$python -m venv $(1); fi
+endef
+
 $(VENV)/.installed: pyproject.toml constraints.txt
-	@echo "Setting up $(VENV): torch and what the backend needs (several minutes the first time)"
-	$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11) and 'Python 3.11 or newer is needed: make PYTHON=python3.11 ...')"
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(call environment,$(VENV),torch and what the backend needs (several minutes the first time))
 	$(if $(TORCH_INDEX),$(BIN)/pip install --quiet --index-url $(TORCH_INDEX) torch==2.14.1 torchvision==0.29.1)
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[demo]"
+	touch $@
+
+$(VENV)/.installed-test: $(VENV)/.installed tests/label_studio_sdk.txt
+	@echo "Adding what the tests need to $(VENV)"
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[demo,postgres,s3,simulate,test]"
+	$(BIN)/pip install --quiet --no-deps --requirement tests/label_studio_sdk.txt
 	touch $@
 
 $(LABEL_STUDIO_VENV)/.installed: constraints-label-studio.txt
-	@echo "Setting up $(LABEL_STUDIO_VENV): Label Studio pins older versions, so it has its own"
-	test -x $(LABEL_STUDIO_VENV)/bin/python || $(PYTHON) -m venv $(LABEL_STUDIO_VENV)
-	$(LABEL_STUDIO_VENV)/bin/pip install --quiet --constraint constraints-label-studio.txt label-studio
+	$(call environment,$(LABEL_STUDIO_VENV),Label Studio pins older versions and so has its own)
+	$(LABEL_STUDIO_VENV)/bin/pip install --quiet --no-deps --requirement constraints-label-studio.txt
 	touch $@
 
 # The end-to-end tests drive a browser. Where none is found, Debian's is installed.

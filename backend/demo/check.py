@@ -10,7 +10,7 @@ from backend.demo.demo import Demo, DemoOptions, Say, ShowProgress, running_demo
 from backend.errors import RegionError
 from backend.label_studio.client import LabelStudio
 from backend.labeling.region_masks import union_mask
-from backend.labeling.regions import validate
+from backend.labeling.validation import validate
 from backend.models import versions
 
 

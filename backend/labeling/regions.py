@@ -17,10 +17,9 @@ import base64
 import io
 import math
 import secrets
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -31,9 +30,6 @@ from backend.labeling.config import Control
 from backend.labeling.masks import Mask, extent
 from backend.labeling.polygons import outline
 from backend.labeling.shapes import Region
-
-if TYPE_CHECKING:
-    from label_studio_sdk.label_interface import LabelInterface
 
 
 @dataclass(frozen=True)
@@ -106,54 +102,6 @@ def regions_for(
                     common["item_index"] = int(item_index)
                 regions += _results(control, concept.label, value, common)
     return regions
-
-
-def validate(regions: Sequence[Region], label_config_xml: str) -> None:
-    """Check regions before they leave: by the SDK, and for what the SDK does not look at.
-
-    Raises:
-        RegionError: names the first faults: a control, label or value that the config does not
-            allow, an id that is used twice, a size or score that the editor cannot show, an RLE
-            of another size.
-    """
-    if not regions:
-        return
-    faults: list[str] = []
-    ids: set[tuple[str, str]] = set()
-    for region in regions:
-        key = (str(region.get("id") or ""), region["type"])
-        if not key[0] or key in ids:
-            faults.append(f"the region id {key[0]!r} is missing or used twice")
-        ids.add(key)
-        faults += _display_faults(region)
-    faults += _interface(label_config_xml).validate_prediction(
-        {"result": list(regions)}, return_errors=True
-    )
-    if faults:
-        more = f" (and {len(faults) - 3} more)" if len(faults) > 3 else ""
-        raise RegionError("; ".join(str(fault)[:300] for fault in faults[:3]) + more)
-
-
-def _display_faults(region: Region) -> Iterator[str]:
-    """Faults for which the editor throws or hides a region, although the SDK takes it."""
-    width, height = region.get("original_width"), region.get("original_height")
-    if not isinstance(width, int) or not isinstance(height, int) or width <= 0 or height <= 0:
-        yield f"original_width and original_height must be positive integers, not {width}, {height}"
-        return
-    score = region.get("score")
-    if score is not None and not 0 <= score <= 1:
-        yield f"the score {score} is not between 0 and 1"
-    rle = region["value"].get("rle")
-    if rle is not None and int.from_bytes(bytes(rle[:4]), "big") != width * height * 4:
-        yield f"the RLE does not have {width} x {height} pixels"
-
-
-@lru_cache(maxsize=16)
-def _interface(label_config_xml: str) -> "LabelInterface":
-    # Imported here: it takes a second and 100 MB (pandas, lxml).
-    from label_studio_sdk.label_interface import LabelInterface
-
-    return LabelInterface(label_config_xml)
 
 
 def _results(

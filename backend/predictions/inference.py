@@ -16,7 +16,8 @@ from backend.label_studio.images import FetchedImages, decode
 from backend.labeling.concepts import Concept, concept_of_label, concepts_for
 from backend.labeling.config import ImageObject, LabelConfig, parse_label_config
 from backend.labeling.prompts import InteractivePrompt, read_context
-from backend.labeling.regions import InstanceMask, regions_for, validate
+from backend.labeling.regions import InstanceMask, regions_for
+from backend.labeling.validation import validate
 from backend.models import versions
 from backend.models.encoding import EncodedImage, add_to_counters, embedding_cache
 from backend.models.loading import Models

