@@ -7,7 +7,7 @@ labels that it offers, and a geometry that the editor draws.
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, TypeGuard
 
 from backend.errors import RegionError
 from backend.labeling.config import Control, LabelConfig, parse_label_config
@@ -93,7 +93,7 @@ def _label_faults(labels: Any, control: Control, name: str) -> Iterator[str]:
         yield f"{name!r} offers no label {unknown[0]!r}"
 
 
-def _is_number(value: Any, lowest: float, highest: float) -> bool:
+def _is_number(value: Any, lowest: float, highest: float) -> TypeGuard[float]:
     return (
         isinstance(value, int | float)
         and not isinstance(value, bool)
