@@ -134,6 +134,12 @@ class Settings(BaseSettings):
     lease_s: float = Field(
         15.0, gt=1, description="Seconds without a sign of life after which a job starts again."
     )
+    worker_memory_mb: int = Field(
+        0,
+        ge=0,
+        description="Memory of each GPU and ingest worker (Linux), with model and caches: a task "
+        "that needs more fails with that reason. 0: no limit.",
+    )
     worker_max_jobs: int = Field(
         5000, ge=1, description="Jobs after which a worker is replaced by a fresh process."
     )

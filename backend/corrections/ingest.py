@@ -44,6 +44,7 @@ from backend.errors import (
     Trouble,
 )
 from backend.label_studio.client import LabelStudio
+from backend.processes.memory import OUT_OF_MEMORY, ran_out_of_memory
 from backend.services import Services
 from backend.settings import Settings
 from backend.tables import Event
@@ -112,6 +113,11 @@ class Ingest:
             draft = self.draft(record, config, data)
         except QuarantineError as error:
             return self._quarantined(number, hint, record, error)
+        except Exception as error:
+            if not ran_out_of_memory(error):
+                raise
+            reason = QuarantineError(Trouble.UNFORESEEN, OUT_OF_MEMORY)
+            return self._quarantined(number, hint, record, reason)
         return self.save(number, draft)
 
     def see_project(self, number: int, project_id: int) -> tuple[str | None, int]:

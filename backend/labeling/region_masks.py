@@ -17,7 +17,7 @@ import numpy as np
 from backend.errors import RegionError
 from backend.labeling import brush_rle
 from backend.labeling.masks import Mask
-from backend.labeling.polygons import Points, fill
+from backend.labeling.polygons import PIXELS_AT_ONCE, Points, fill
 from backend.labeling.shapes import direction, number, rectangle_corners
 
 _PNG_URL = "data:image/png;base64,"
@@ -84,12 +84,18 @@ def _ellipse(value: Mapping[str, Any], height: int, width: int) -> Mask:
     if radius_x <= 0 or radius_y <= 0:
         return np.zeros((height, width), dtype=np.bool_)
     cosine, sine = direction(value)
-    dx = np.arange(width) + 0.5 - x
-    dy = (np.arange(height) + 0.5 - y)[:, None]
-    # Every pixel's centre in the ellipse's own axes, in units of its radii.
-    along = (dx * cosine + dy * sine) / radius_x
-    across = (dy * cosine - dx * sine) / radius_y
-    return np.square(along) + np.square(across) <= 1
+    mask = np.zeros((height, width), np.bool_)
+    # Some rows at a time: what is computed of a pixel is fifty times as large as its mask.
+    rows_at_once = max(1, PIXELS_AT_ONCE // width)
+    for top in range(0, height, rows_at_once):
+        bottom = min(top + rows_at_once, height)
+        dx = np.arange(width) + 0.5 - x
+        dy = (np.arange(top, bottom) + 0.5 - y)[:, None]
+        # Every pixel's centre in the ellipse's own axes, in units of its radii.
+        along = (dx * cosine + dy * sine) / radius_x
+        across = (dy * cosine - dx * sine) / radius_y
+        mask[top:bottom] = np.square(along) + np.square(across) <= 1
+    return mask
 
 
 def _from_png(url: Any, height: int, width: int) -> Mask:

@@ -12,6 +12,7 @@ from sqlalchemy import case, or_, select, update
 from backend.errors import BackendError, LabelStudioUnavailableError
 from backend.predictions.requests import answer_message, enqueue_pushes
 from backend.processes.leases import renewing
+from backend.processes.memory import OUT_OF_MEMORY, ran_out_of_memory
 from backend.processes.queues import wake
 from backend.processes.stopping import stopping
 from backend.services import Services, current_services
@@ -70,6 +71,10 @@ def _predict_row(services: Services, inference: "Inference", row: Suggestion) ->
         log.warning("task %s of project %s failed: %s", row.task_id, row.project_id, error)
         _fail(services, row, str(error))
     except Exception as error:
+        if ran_out_of_memory(error):
+            log.warning("task %s of project %s: memory ran out", row.task_id, row.project_id)
+            _fail(services, row, OUT_OF_MEMORY)
+            return True
         # One bad task must not take its neighbours along. The text of an unforeseen error may
         # hold anything, so only its type leaves the worker; the traceback is in the worker's log.
         log.exception("task %s of project %s failed", row.task_id, row.project_id)

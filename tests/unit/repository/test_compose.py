@@ -171,6 +171,7 @@ def test_the_environment_of_services_is_what_the_settings_read() -> None:
         "redis": "redis://redis:6379/0",
         "database": f"postgresql://medsam3:{SECRETS['MEDSAM3_DB_PASSWORD']}@postgres:5432/medsam3",
         "data_dir": Path("/data"),
+        "worker_memory_mb": 16384,
     }
     for name in OURS:
         environment = services()[name]["environment"]
@@ -183,6 +184,15 @@ def test_the_environment_of_services_is_what_the_settings_read() -> None:
         key = settings.label_studio_api_key.get_secret_value()
         assert key == SECRETS["LABEL_STUDIO_API_KEY"], name
         assert len(environment) == len(read) + 1, f"{name}: a variable that nothing above knows"
+
+
+@pytest.mark.parametrize("mb", ["", "8000"])
+def test_workers_are_ended_where_they_pass_the_limit_that_they_set_themselves(mb: str) -> None:
+    filled = compose({**SECRETS, "WORKER_MEMORY_MB": mb})["services"]
+    for name in ("ingest-worker", "gpu-worker", "cpu-worker"):
+        service = filled[name]
+        assert service["environment"]["MEDSAM3_WORKER_MEMORY_MB"] == (mb or "16384")
+        assert service["mem_limit"] == f"{mb or 16384}m"
 
 
 def test_both_databases_have_a_user_of_their_own() -> None:

@@ -128,6 +128,33 @@ def test_run_lengths_that_are_no_list_of_bytes_are_refused(rle: object) -> None:
         read_regions([region("a", "c", "brushlabels", value, 9, 9)], PAGES, max_pixels=1e8)
 
 
+@pytest.mark.parametrize("kind", ["polygon", "rectangle", "ellipse", "vector"])
+def test_a_large_shape_takes_little_more_than_its_mask(kind: str) -> None:
+    side = 6000
+    tracemalloc.start()
+    try:
+        (found,) = read_regions(many(kind, 1, side), PAGES, max_pixels=1e8)
+        # The mask, and the copy that is cut out of it; a piece of the work beside them.
+        assert tracemalloc.get_traced_memory()[1] < 2 * side**2 + 200 * 2**20
+    finally:
+        tracemalloc.stop()
+    assert found.mask.area > side**2 * 0.78
+
+
+@pytest.mark.parametrize("x", [1e300, -1e300, 1e12, float("inf"), float("nan")])
+def test_coordinates_out_of_reach_are_refused(x: float) -> None:
+    value = {"points": [[x, 0], [50, 50], [0, 50]], "polygonlabels": ["Tumor"]}
+    with pytest.raises(QuarantineError, match="within reach"):
+        read_regions([region("a", "c", "polygonlabels", value, 9, 9)], PAGES, max_pixels=1e8)
+
+
+def test_a_polygon_of_endless_edges_is_refused_before_it_is_filled() -> None:
+    points = [[0.0, 0.0], [1.0, 100.0]] * 100_000
+    value = {"points": points, "polygonlabels": ["Tumor"]}
+    with pytest.raises(QuarantineError, match="too often"):
+        read_regions([region("a", "c", "polygonlabels", value, SIDE, 9)], PAGES, max_pixels=1e8)
+
+
 def test_what_follows_the_last_run_length_is_not_held() -> None:
     mask = np.zeros((8, 8), bool)
     mask[2:4, 1:7] = True
