@@ -1,5 +1,6 @@
 """Which format a file is of, by its first bytes: names lie, and uploads often have no suffix."""
 
+import struct
 import zlib
 
 # Of a NIfTI header the magic stands last; DICOM's follows 128 bytes.
@@ -18,8 +19,6 @@ _STARTS = (
     (b"\xff\x4f\xff\x51", ".j2k"),
 )
 _AVIF_BRANDS = (b"avif", b"avis")
-# Groups 2 and 8 begin a DICOM file without its preamble: tag, then a VR or a length.
-_DICOM_STARTS = (b"\x02\0", b"\x08\0", b"\0\x08")
 
 
 def image_suffix(head: bytes) -> str | None:
@@ -31,6 +30,9 @@ def image_suffix(head: bytes) -> str | None:
     Returns:
         None where it is of no format that `medsam3_model.images.reading` reads.
     """
+    # First: a DICOM file of a microscope begins like a TIFF, to be readable as both.
+    if is_dicom(head):
+        return ".dcm"
     for start, suffix in _STARTS:
         if head.startswith(start):
             return suffix
@@ -43,13 +45,9 @@ def image_suffix(head: bytes) -> str | None:
         box = head[8 : int.from_bytes(head[:4], "big")]
         brands = [box[at : at + 4] for at in range(0, len(box), 4)]
         return ".avif" if any(brand in _AVIF_BRANDS for brand in brands) else None
-    if head[128:132] == b"DICM":
-        return ".dcm"
     if head.startswith(b"\x1f\x8b"):
-        return ".nii.gz" if _is_nifti(_inflated(head)) else None
-    if _is_nifti(head):
-        return ".nii"
-    return ".dcm" if _is_bare_dicom(head) else None
+        return ".nii.gz" if is_nifti(_inflated(head)) else None
+    return ".nii" if is_nifti(head) else None
 
 
 def _inflated(head: bytes) -> bytes:
@@ -59,15 +57,28 @@ def _inflated(head: bytes) -> bytes:
         return b""
 
 
-def _is_nifti(head: bytes) -> bool:
-    sizes = {int.from_bytes(head[:4], "little"), int.from_bytes(head[:4], "big")}
-    return (348 in sizes and head[344:347] in (b"n+1", b"ni1")) or (
-        540 in sizes and head[4:7] in (b"n+2", b"ni2")
-    )
+def is_dicom(head: bytes) -> bool:
+    """Whether a file begins as DICOM does: with the preamble, or at once with its elements.
 
-
-def _is_bare_dicom(head: bytes) -> bool:
-    if len(head) < 8 or head[:2] not in _DICOM_STARTS:
+    Older files have no preamble, and some begin with the group of identification (0008).
+    """
+    if head[128:132] == b"DICM":
+        return True
+    if head[:2] == b"\x02\x00":
+        return head[2:4] == b"\x00\x00" and head[4:6] in (b"UL", b"\x04\x00")
+    if head[:2] not in (b"\x08\x00", b"\x00\x08") or len(head) < 12:
         return False
-    explicit = head[4:6].isalpha() and head[4:6].isupper()
-    return explicit or int.from_bytes(head[4:8], "little") <= 64
+    little = head[0] == 8
+    element = int.from_bytes(head[2:4], "little" if little else "big")
+    length = int.from_bytes(head[4:8], "little")
+    explicit = head[4:6] in (b"UL", b"CS", b"UI", b"DA", b"TM", b"SH", b"LO", b"SQ", b"AE", b"DT")
+    return element <= 0x0070 and (explicit or (little and length <= 256))
+
+
+def is_nifti(head: bytes) -> bool:
+    """Whether a file begins with a NIfTI header: its size, 348 or 540 bytes, and its magic."""
+    if len(head) < 348:
+        return False
+    return any(struct.unpack(f"{order}i", head[:4])[0] in (348, 540) for order in "<>") and (
+        head[344:347] in (b"n+1", b"ni1") or head[4:7] in (b"n+2", b"ni2")
+    )

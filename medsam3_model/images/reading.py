@@ -8,7 +8,6 @@ pixels come from one opened file, so that they cannot disagree.
 from __future__ import annotations
 
 import io
-import struct
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,6 +20,7 @@ import numpy.typing as npt
 from PIL import Image, UnidentifiedImageError
 
 from medsam3_model.errors import ImageError, ImageTooLargeError
+from medsam3_model.images.formats import is_dicom, is_nifti
 from medsam3_model.images.intensity import full_range, grey_rgb, strips, to_bytes
 from medsam3_model.images.limits import DEFAULT_LIMITS, ImageLimits
 from medsam3_model.images.orientation import SIDEWAYS, turned
@@ -84,7 +84,7 @@ def open_picture(
         with warnings.catch_warnings(), _opened(source, limits) as file:
             warnings.simplefilter("ignore")
             yield _picture(file, page, plane, limits)
-    except ImageError:
+    except (ImageError, MemoryError):
         raise
     except Image.DecompressionBombError as error:
         raise ImageTooLargeError("the image has far too many pixels") from error
@@ -97,7 +97,7 @@ def _picture(file: BinaryIO, page: int | None, plane: str, limits: ImageLimits) 
     head = file.read(352)
     file.seek(0)
     # Before TIFF: a DICOM file of a microscope begins like one, to be readable as both.
-    if _is_dicom(head):
+    if is_dicom(head):
         from medsam3_model.images.dicom import open_dicom
 
         return open_dicom(file, page, limits)
@@ -105,38 +105,11 @@ def _picture(file: BinaryIO, page: int | None, plane: str, limits: ImageLimits) 
         from medsam3_model.images.tiff import open_tiff
 
         return open_tiff(file, page, limits)
-    if head.startswith(b"\x1f\x8b") or _is_nifti(head):
+    if head.startswith(b"\x1f\x8b") or is_nifti(head):
         from medsam3_model.images.nifti import open_nifti
 
         return open_nifti(file, page, plane, limits)
     return _open_common(file, page, head, limits)
-
-
-def _is_dicom(head: bytes) -> bool:
-    """Whether a file begins as DICOM does: with the preamble, or at once with its elements.
-
-    Older files have no preamble, and some begin with the group of identification (0008).
-    """
-    if head[128:132] == b"DICM":
-        return True
-    if head[:2] == b"\x02\x00":
-        return head[2:4] == b"\x00\x00" and head[4:6] in (b"UL", b"\x04\x00")
-    if head[:2] not in (b"\x08\x00", b"\x00\x08") or len(head) < 12:
-        return False
-    little = head[0] == 8
-    element = int.from_bytes(head[2:4], "little" if little else "big")
-    length = int.from_bytes(head[4:8], "little")
-    explicit = head[4:6] in (b"UL", b"CS", b"UI", b"DA", b"TM", b"SH", b"LO", b"SQ", b"AE", b"DT")
-    return element <= 0x0070 and (explicit or (little and length <= 256))
-
-
-def _is_nifti(head: bytes) -> bool:
-    """Whether a file begins with a NIfTI header: its size, 348 or 540 bytes, and its magic."""
-    if len(head) < 348:
-        return False
-    return any(struct.unpack(f"{order}i", head[:4])[0] in (348, 540) for order in "<>") and (
-        head[344:347] in (b"n+1", b"ni1") or head[4:7] in (b"n+2", b"ni2")
-    )
 
 
 def _opened(source: bytes | Path | str, limits: ImageLimits) -> BinaryIO:
