@@ -108,8 +108,9 @@ def load_images(path: Path | str) -> Dataset:
     Takes what `load_dataset` takes, and a plain folder of image files.
     """
     root = Path(path)
-    if root.is_dir() and not any(
-        (root / part).is_dir() for part in ("images", "masks", "instances", "negatives")
+    layout = ("images", "masks", "instances", "negatives")
+    if root.is_dir() and not (
+        hugging_face_splits(root) or any((root / part).is_dir() for part in layout)
     ):
         groups = read_groups(root)
         files = image_files(root)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import nibabel
 import numpy as np
@@ -30,7 +31,7 @@ from backend.corrections.revisions import (
     PageImage,
 )
 from backend.errors import DatasetVersionError
-from medsam3_model.data.datasets import load_dataset
+from medsam3_model.data.datasets import load_dataset, load_images
 from medsam3_model.data.samples import Dataset
 from medsam3_model.errors import DatasetError
 from medsam3_model.evaluation.evaluation import parse_prompts
@@ -163,6 +164,48 @@ def test_every_label_comes_back_by_its_name(
     assert {sample.name for sample in dataset} == {f"task-{n:08d}" for n in (1, 2, 3)}
     groups = {sample.name: sample.group for sample in dataset}
     assert groups == {f"task-{n:08d}": f"patient {n // 2}" for n in (1, 2, 3)}
+
+
+@pytest.mark.parametrize("kind", LABELS)
+def test_every_label_goes_back_to_label_studio(tmp_path: Path, kind: str) -> None:
+    labels = LABELS[kind]
+    drawn = [[{label: spot(number) for number, label in enumerate(labels)}]]
+    folder = exported(tmp_path, ExportFormat.MASKS, drawn).folder
+    config = ElementTree.parse(folder / "label_config.xml")  # noqa: S314 ours
+    assert sorted(tag.get("value") for tag in config.iter("Label")) == sorted(labels)
+    (task,) = json.loads((folder / "label_studio.json").read_text())
+    found = [region["value"]["brushlabels"] for region in task["annotations"][0]["result"]]
+    assert sorted(found) == sorted([label] for label in labels)
+
+
+@pytest.mark.parametrize("format_", list(ExportFormat))
+def test_pictures_of_an_export_count_false_alarms(tmp_path: Path, format_: ExportFormat) -> None:
+    written = exported(tmp_path, format_, [[{"Tumor": spot(1)}], [{}]])
+    images = load_images(written.folder)
+    assert [(one.name, one.negative, one.truth) for one in images] == [
+        ("task-00000001", True, {}),
+        ("task-00000002", True, {}),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("Tumor=malignant", {"Tumor=malignant": "Tumor=malignant"}),
+        ("Tumor=malignant=dark mass", {"Tumor=malignant": "dark mass"}),
+        ("Tumor=dark mass", {"Tumor": "dark mass"}),
+        ("BI-RADS: 4", {"BI-RADS: 4": "BI-RADS: 4"}),
+        ("BI-RADS: 4 = dark mass", {"BI-RADS: 4": "dark mass"}),
+        (" Tumor ", {" Tumor ": " Tumor "}),
+    ],
+)
+def test_labels_with_signs_are_asked_for_by_name(
+    tmp_path: Path, text: str, expected: dict[str, str]
+) -> None:
+    labels = ["Tumor", "Tumor=malignant", "BI-RADS: 4", " Tumor "]
+    drawn = [[{label: spot(number) for number, label in enumerate(labels)}]]
+    dataset = exported(tmp_path, ExportFormat.COCO, drawn).check(labels)
+    assert parse_prompts([text], dataset) == expected
 
 
 @pytest.mark.parametrize("format_", list(ExportFormat))
