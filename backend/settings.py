@@ -7,6 +7,7 @@ Most carry the prefix `MEDSAM3_`; the five that other tools of the field read to
 import json
 import re
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -342,6 +343,11 @@ class Settings(BaseSettings):
             raise ValueError(f"it is no regular expression: {error}") from None
         return value
 
+    @field_validator("train_schedule")
+    @classmethod
+    def _comes_due(cls, value: str | None) -> str | None:
+        return checked_schedule(value) if value else value
+
     @field_validator("data_dir")
     @classmethod
     def _absolute(cls, value: Path) -> Path:
@@ -388,6 +394,23 @@ def _check_address(value: str) -> None:
         _ = parts.port
     except ValueError:
         raise ValueError("its port must be a number from 0 to 65535") from None
+
+
+def checked_schedule(line: str) -> str:
+    """A cron line that comes due.
+
+    Raises:
+        ValueError: it is no cron line, or names a day that never comes, such as 30 February.
+    """
+    from croniter import CroniterBadDateError, CroniterError, croniter
+
+    try:
+        croniter(line, datetime.now(UTC)).get_next(datetime)
+    except CroniterBadDateError:
+        raise ValueError("this cron line never comes due; one that does is 0 3 * * *") from None
+    except (CroniterError, ValueError, OverflowError):
+        raise ValueError("this is no cron line such as 0 3 * * *") from None
+    return line
 
 
 @lru_cache(maxsize=1)

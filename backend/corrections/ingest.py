@@ -277,6 +277,10 @@ def ingest_events(services: Services, ids: Sequence[str]) -> None:
             again those that are still new.
     """
     problems: list[Exception] = []
+    if services.settings.label_studio_api_key is None:
+        # Recovery brings them again; RQ need not try three times at once.
+        log.warning("%s events wait: LABEL_STUDIO_API_KEY is not set", len(ids))
+        return
     with open_ingest(services) as ingest:
         for event_id in ids:
             try:

@@ -90,7 +90,8 @@ def enqueue(
         target = queue(redis, name)
         # RQ would put the id of a job that waits already on the list once more, and nobody may
         # be there to take any.
-        if redis.lpos(target.key, job_id) is not None:
+        waits = redis.lpos(target.key, job_id) is not None
+        if waits and redis.exists(Job.key_for(job_id)):
             return
         target.enqueue_call(
             str(handler),

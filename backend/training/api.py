@@ -9,7 +9,7 @@ from flask import Blueprint, abort
 from pydantic import Field, field_validator
 
 from backend.errors import TrainingError
-from backend.settings import Consensus, Strategy
+from backend.settings import Consensus, Strategy, checked_schedule
 from backend.tables import LARGEST_INTEGER, GateVerdict, Id, TrainingPolicy
 from backend.training import runs
 from backend.training.tables import TrainingRun, Trigger
@@ -46,11 +46,7 @@ class _Policy(Body):
     @field_validator("schedule")
     @classmethod
     def _is_cron(cls, value: str | None) -> str | None:
-        from croniter import croniter
-
-        if value and not croniter.is_valid(value):
-            raise ValueError("this is no cron line such as 0 3 * * *")
-        return value
+        return checked_schedule(value) if value else value
 
 
 @blueprint.errorhandler(TrainingError)

@@ -29,7 +29,7 @@ from backend.models.encoding import EncodedImage, embedding_cache
 from backend.services import Services
 from backend.settings import Consensus
 from backend.tables import Suggestion
-from backend.training.tables import TrainingRun
+from backend.training.tables import RunState, TrainingRun
 
 Split = Literal["train", "val"]
 
@@ -182,10 +182,17 @@ def load(session: Session, dataset_id: int, config: LabelConfig) -> TrainingSet:
 
 
 def new_corrections(session: Session, project_id: int) -> int:
-    """How many annotations changed since the project's last dataset version for a run."""
+    """How many annotations changed since the project's last dataset version for a run.
+
+    A run that failed has learned nothing, so its dataset version does not count.
+    """
     last = session.scalar(
         select(TrainingRun.dataset_id)
-        .where(TrainingRun.project_id == project_id, TrainingRun.dataset_id.is_not(None))
+        .where(
+            TrainingRun.project_id == project_id,
+            TrainingRun.dataset_id.is_not(None),
+            TrainingRun.state != RunState.FAILED,
+        )
         .order_by(TrainingRun.created_at.desc())
         .limit(1)
     )

@@ -100,7 +100,7 @@ def fine_tune(
         replay=replay,
         settings=settings,
         state=folder / "state.pt",
-        on_progress=_Reporter(services, run.id),
+        on_progress=_Reporter(services, run),
     )
     draft = folder / "detector.safetensors"
     tuned.model.save_detector(
@@ -123,16 +123,19 @@ def fine_tune(
 class _Reporter:
     """Called after every step: writes progress, makes room for annotators, ends the run."""
 
-    def __init__(self, services: Services, run_id: str) -> None:
-        self._services, self._run_id = services, run_id
+    def __init__(self, services: Services, run: TrainingRun) -> None:
+        self._services, self._run_id = services, run.id
+        self._reached = run.step
         self._written = 0.0
 
     def __call__(self, progress: "TrainingProgress") -> None:
         moment = time.monotonic()
         if moment - self._written > REPORT_EVERY_S or progress.step == progress.steps:
             self._written = moment
+            # Further than the trainer before it: whatever ended that one is no fault of the run.
+            beyond = {"attempts": 0} if progress.step > self._reached else {}
             # Its fields are columns of the run.
-            runs.report(self._services, self._run_id, **dataclasses.asdict(progress))
+            runs.report(self._services, self._run_id, **dataclasses.asdict(progress), **beyond)
         if stopping.is_set():
             raise StoppedError("the trainer was told to stop")
         wait_for_annotators(self._services)

@@ -4,9 +4,9 @@ import logging
 from collections.abc import Sequence
 from datetime import timedelta
 
-from sqlalchemy import func, or_, select
+from sqlalchemy import func, select
 
-from backend.errors import LabelStudioError
+from backend.errors import BackendError
 from backend.label_studio.client import LabelStudio, task_filter
 from backend.label_studio.connect import announce_version
 from backend.models.promotion import enqueue_roll_out
@@ -17,8 +17,9 @@ from backend.tables import Promotion, now
 
 log = logging.getLogger(__name__)
 
-RETRY_LATER_S = 30
-MOST_ATTEMPTS = 20
+# A roll-out waits this long, then twice as long, and so on, until Label Studio is told.
+FIRST_PAUSE_S = 30.0
+LONGEST_PAUSE_S = 900.0
 _UNLABELLED = task_filter("total_annotations", "equal", "Number", 0)
 
 
@@ -30,21 +31,18 @@ def roll_out(ids: Sequence[str]) -> None:
 
 
 def enqueue_pending(services: Services) -> None:
-    """Queue the promotions of which Label Studio does not know yet."""
-    moment = now() - timedelta(seconds=RETRY_LATER_S)
+    """Queue the promotions of which Label Studio does not know yet, when it is their turn."""
     with services.database.reading() as session:
         newest = select(func.max(Promotion.id)).group_by(Promotion.project_id)
-        rows = session.execute(
-            select(Promotion.id, Promotion.attempts).where(
-                Promotion.id.in_(newest),
-                Promotion.rolled_out_at.is_(None),
-                Promotion.attempts < MOST_ATTEMPTS,
-                Promotion.created_at < moment,
-                or_(Promotion.tried_at.is_(None), Promotion.tried_at < moment),
-            )
+        pending = session.scalars(
+            select(Promotion).where(Promotion.id.in_(newest), Promotion.rolled_out_at.is_(None))
         ).all()
-    for id_, attempts in rows:
-        enqueue_roll_out(services, id_, attempts)
+    moment = now()
+    for promotion in pending:
+        pause_s = min(FIRST_PAUSE_S * 2 ** min(promotion.attempts, 16) / 2, LONGEST_PAUSE_S)
+        waits_since = promotion.tried_at or promotion.created_at
+        if waits_since + timedelta(seconds=max(pause_s, FIRST_PAUSE_S)) <= moment:
+            enqueue_roll_out(services, promotion.id, promotion.attempts)
 
 
 def prune(services: Services, project_id: int, *, keep: int = 1) -> int:
@@ -105,7 +103,7 @@ def _roll_out(services: Services, promotion_id: int) -> None:
                 _rank(services, client, project_id)
             count = _predict(services, client, project_id, version)
         log.info("version %s: project %s told, %s tasks queued", version, project_id, count)
-    except LabelStudioError as failure:
+    except BackendError as failure:
         log.warning("promotion %s waits: %s", promotion_id, failure)
         error = str(failure)
     with services.database.session() as session:

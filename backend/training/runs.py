@@ -13,9 +13,11 @@ from sqlalchemy import or_, select, update
 from sqlalchemy.orm import Session
 
 from backend.database import insert_or_ignore
-from backend.errors import CancelledError, QueueError, TrainingError
+from backend.errors import CancelledError, QueueError, StoppedError, TrainingError
 from backend.processes.queues import Handler, QueueName, enqueue
+from backend.processes.stopping import stopping
 from backend.services import Services
+from backend.settings import Settings
 from backend.tables import GateVerdict, new_id, now
 from backend.training.options import options_of
 from backend.training.tables import RunState, Stage, TrainingRun, Trigger
@@ -26,6 +28,9 @@ UNDER_WAY = (RunState.QUEUED, RunState.RUNNING)
 ENDED = (RunState.DONE, RunState.FAILED, RunState.CANCELLED)
 # Longer than a trainer may be busy between two signs of life: they come from a thread of its own.
 LEASE_S = 20.0
+# Deaths of the trainer, one after the other and without a step in between, that a run may cause.
+# A machine that is switched off looks the same, so it is not a few.
+MOST_DEATHS = 10
 
 
 @dataclass(frozen=True)
@@ -48,8 +53,19 @@ def request_run(
         overrides: fields of `RunOptions` that shall differ from settings and policy.
     """
     with services.database.session() as session:
-        options = options_of(session, services.settings, project_id, **overrides)
-        run_id = new_id()
+        requested = add_run(session, services.settings, project_id, trigger, **overrides)
+    enqueue_run(services, requested.run_id)
+    return requested
+
+
+def add_run(
+    session: Session, settings: Settings, project_id: int, trigger: Trigger, **overrides: Any
+) -> Requested:
+    """`request_run` as a part of a transaction; `enqueue_run` is to be called after it."""
+    options = options_of(session, settings, project_id, **overrides)
+    run_id = new_id()
+    run = None
+    while run is None:
         insert_or_ignore(
             session,
             TrainingRun,
@@ -62,15 +78,15 @@ def request_run(
                 "steps": options.steps,
             },
         )
+        # Locked, so that a run that is just ending either hears of this request or has ended:
+        # then there is none under way any more, and the next turn makes one.
         run = session.scalars(
-            select(TrainingRun).where(TrainingRun.active_key == str(project_id))
-        ).one()
-        if run.id != run_id and run.dataset_id is not None:
-            # Its dataset version does not hold what the caller wants trained on.
-            run.again = trigger
-        requested = Requested(run.id, run.id == run_id)
-    enqueue_run(services, requested.run_id)
-    return requested
+            select(TrainingRun).where(TrainingRun.active_key == str(project_id)).with_for_update()
+        ).one_or_none()
+    if run.id != run_id and run.dataset_id is not None:
+        # Its dataset version does not hold what the caller wants trained on.
+        run.again = trigger
+    return Requested(run.id, run.id == run_id)
 
 
 def enqueue_run(services: Services, run_id: str, attempt: int = 0) -> None:
@@ -112,12 +128,14 @@ def claim(services: Services, run_id: str) -> TrainingRun | None:
 
 def renew(services: Services, run_id: str) -> None:
     """Say that the run's worker is alive."""
-    _update(services, run_id, lease_until=now() + timedelta(seconds=LEASE_S))
+    # A trainer that was told to stop may be killed before it comes to an end: not the run's fault.
+    forgiven = {"attempts": 0} if stopping.is_set() else {}
+    _update(services, run_id, lease_until=now() + timedelta(seconds=LEASE_S), **forgiven)
 
 
 def put_back(services: Services, run_id: str) -> None:
     """Give a run back to the queue: its worker was told to stop. What it did so far is kept."""
-    _update(services, run_id, state=RunState.QUEUED, lease_until=None)
+    _update(services, run_id, state=RunState.QUEUED, lease_until=None, attempts=0)
 
 
 def report(services: Services, run_id: str, **values: Any) -> None:
@@ -147,9 +165,13 @@ def finish(services: Services, run_id: str, state: RunState, error: str | None =
         run.state, run.error = state, error
         run.active_key = run.lease_until = run.eta_s = None
         run.finished_at = now()
-        project_id = run.project_id
-    if follow_up:
-        request_run(services, project_id, Trigger(follow_up))
+        if follow_up is None:
+            return
+        # In the same transaction: a trainer that dies now has either not ended this run, or
+        # asked for the next one.
+        session.flush()
+        requested = add_run(session, services.settings, run.project_id, Trigger(follow_up))
+    enqueue_run(services, requested.run_id)
 
 
 def cancel(services: Services, run_id: str) -> TrainingRun:
@@ -219,8 +241,16 @@ def summary(run: TrainingRun, verdict: GateVerdict | None = None) -> dict[str, A
 
 
 def at_stage(services: Services, run_id: str, stage: Stage) -> None:
-    """Say what the run does next; raises `CancelledError` as `report` does."""
-    report(services, run_id, stage=stage, lease_until=now() + timedelta(seconds=LEASE_S))
+    """Say what the run does next.
+
+    Raises:
+        CancelledError: somebody wants the run to end.
+        StoppedError: this trainer is to end.
+    """
+    if stopping.is_set():
+        raise StoppedError("the trainer was told to stop")
+    lease_until = now() + timedelta(seconds=LEASE_S)
+    report(services, run_id, stage=stage, lease_until=lease_until, error=None)
 
 
 def _update(services: Services, run_id: str, **values: Any) -> None:

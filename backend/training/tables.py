@@ -55,6 +55,7 @@ class TrainingRun(Base):
         dataset_id: what it is trained on, see `backend.corrections.tables.DatasetVersion`.
         incumbent: the version in service that it starts from and is judged against.
         candidate: the version it made.
+        attempts: trainers that took the run since it last made a step or was given back in order.
         lease_until: a worker that is alive keeps this in the future.
         step, steps, loss, validation_dice, eta_s: progress; validation Dice is a mean, 0 to 1.
     """

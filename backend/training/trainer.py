@@ -9,12 +9,15 @@ its own state. A version's file and row appear complete or not at all.
 import logging
 import os
 import shutil
+import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
+
+from sqlalchemy.exc import InterfaceError, OperationalError
 
 from backend.corrections import store
 from backend.database import insert_or_ignore
@@ -31,6 +34,7 @@ from backend.models.detectors import DetectorStore
 from backend.models.loading import Models
 from backend.processes.leases import Periodic, renewing
 from backend.processes.queues import QueueName, waiting_row_ids
+from backend.processes.stopping import stopping
 from backend.processes.worker import work
 from backend.services import Services, current_services
 from backend.tables import GateVerdict, ModelVersion, PromotionKind
@@ -44,6 +48,9 @@ log = logging.getLogger(__name__)
 
 LOCK_KEY = "medsam3:training-recovery"
 INTERVAL_S = 5.0
+# While Label Studio or the database are away, a run waits this long, then twice as long, and so on.
+FIRST_PAUSE_S = 2.0
+LONGEST_PAUSE_S = 120.0
 # Interactive prompts come first: on a CPU the trainer only takes what they leave,
 NICENESS = 10
 # and one of so many cores: threads that wait for each other at a barrier burn the others' time.
@@ -69,24 +76,21 @@ def train_run(services: Services, run_id: str) -> None:
     run = runs.claim(services, run_id)
     if run is None:
         return
-    if run.attempts > services.settings.max_attempts:
+    if run.attempts > runs.MOST_DEATHS:
         runs.finish(
             services,
             run_id,
             RunState.FAILED,
-            f"the trainer died {run.attempts - 1} times on this run; look at its memory and log",
+            f"the trainer died {run.attempts - 1} times in a row on this run without a step in "
+            "between; look at its memory and log",
         )
         return
     try:
         with renewing(partial(runs.renew, services, run_id), runs.LEASE_S / 4):
-            _Stages(services, run).do()
+            _patiently(services, run)
     except CancelledError:
         runs.finish(services, run_id, RunState.CANCELLED)
     except StoppedError:
-        runs.put_back(services, run_id)
-        return
-    except LabelStudioUnavailableError as error:
-        log.warning("training run %s waits for Label Studio: %s", run_id, error)
         runs.put_back(services, run_id)
         return
     except (BackendError, MedSAM3Error) as error:
@@ -99,6 +103,40 @@ def train_run(services: Services, run_id: str) -> None:
     else:
         runs.finish(services, run_id, RunState.DONE)
     shutil.rmtree(_state_folder(services, run_id), ignore_errors=True)
+
+
+def _patiently(services: Services, run: TrainingRun) -> None:
+    """Take a run through its stages; where Label Studio or the database are away, wait for them.
+
+    The trainer waits with the run: whatever else it could do needs them too. Each stage goes on
+    where its trace ends.
+    """
+    pause_s = FIRST_PAUSE_S
+    while True:
+        began = time.monotonic()
+        try:
+            _Stages(services, run).do()
+            return
+        except LabelStudioUnavailableError as error:
+            reason = f"waiting for Label Studio: {error}"
+        except (OperationalError, InterfaceError) as error:
+            # Its text would hold the statement's values.
+            reason = f"waiting for the database ({type(error).__name__})"
+        if time.monotonic() - began > LONGEST_PAUSE_S:
+            pause_s = FIRST_PAUSE_S  # it was there for a while
+        log.warning("training run %s: %s", run.id, reason)
+        _pause(services, run.id, pause_s, reason)
+        pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
+
+
+def _pause(services: Services, run_id: str, seconds: float, reason: str) -> None:
+    """Wait, unless somebody wants the run or the trainer to end."""
+    until = time.monotonic() + seconds
+    while (left := until - time.monotonic()) > 0:
+        with suppress(OperationalError, InterfaceError):
+            runs.report(services, run_id, error=reason, attempts=0)
+        if stopping.wait(min(left, 1.0)):
+            raise StoppedError("the trainer was told to stop")
 
 
 class _Stages:
@@ -231,17 +269,11 @@ class _Stages:
 
 
 def recover(services: Services) -> int:
-    """Queue runs that wait without a job or lost their trainer, pending roll-outs, due schedules.
-
-    Returns:
-        How many runs were queued again.
-    """
+    """Queue the runs that wait without a job or lost their trainer; returns how many."""
     waiting = waiting_row_ids(services.redis, QueueName.TRAIN)
     orphans = [run for run in runs.orphans(services) if run[0] not in waiting]
     for run_id, attempts in orphans:
         runs.enqueue_run(services, run_id, attempts)
-    roll_out.enqueue_pending(services)
-    triggers.run_schedules(services)
     return len(orphans)
 
 
@@ -253,7 +285,14 @@ def run_trainer(services: Services, *, burst: bool = False) -> None:
         burst: stop when the queue is empty.
     """
     _make_way()
-    recovery = Periodic(services, recover, lock=LOCK_KEY, every_s=INTERVAL_S)
+    recovery = Periodic(
+        services,
+        recover,
+        roll_out.enqueue_pending,
+        triggers.start_due,
+        lock=LOCK_KEY,
+        every_s=INTERVAL_S,
+    )
     work(services, QueueName.TRAIN, recovery, burst=burst)
 
 

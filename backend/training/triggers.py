@@ -2,92 +2,145 @@
 
 import logging
 from collections.abc import Sequence
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
+from itertools import takewhile
 
 from sqlalchemy import select
+from sqlalchemy.orm import Session
 
-from backend.corrections import ingest
+from backend.corrections import events, ingest
 from backend.corrections.tables import Annotation
+from backend.database import insert_or_ignore
 from backend.services import Services, current_services
 from backend.tables import Event, TrainingPolicy, now
-from backend.training import examples
+from backend.training import examples, runs
 from backend.training.options import policy_of
-from backend.training.runs import Requested, request_run
-from backend.training.tables import Trigger
+from backend.training.runs import Requested
+from backend.training.tables import RunState, TrainingRun, Trigger
 
 log = logging.getLogger(__name__)
 
 START_TRAINING = "START_TRAINING"
+# Corrections of a run that failed start another one after this long, doubled with each failure.
+FIRST_PAUSE = timedelta(hours=1)
+MOST_DOUBLINGS = 6
 
 
 def ingest_events(ids: Sequence[str]) -> None:
-    """Handler on queue `ingest`: take in what webhook events hint at, start the training they ask.
+    """Handler on queue `ingest`: start the training that events ask for, take in what they hint at.
 
     It is here and not with the corrections because these know nothing of training.
     """
     services = current_services()
-    try:
-        ingest.ingest_events(services, ids)
-    finally:
-        # A broken annotation must not keep the button *Start training* from working.
-        after_events(services, ids)
+    # First, and without Label Studio: neither a broken annotation nor a missing token keeps the
+    # button *Start training* from working.
+    started = start_asked_for(services, ids)
+    others = [event_id for event_id in ids if event_id not in started]
+    if others:
+        ingest.ingest_events(services, others)
 
 
-def after_events(services: Services, event_ids: Sequence[str]) -> list[Requested]:
-    """Start what ingested events ask for: *Start training*, or enough new corrections.
+def start_asked_for(services: Services, event_ids: Sequence[str]) -> dict[str, Requested | None]:
+    """Start the runs that *Start training* asks for.
 
-    Called by an ingest worker after the events' annotations were taken in. An event that comes
-    twice asks for the run that is under way.
+    An event is dealt with in the transaction that asks for its run: killed at any moment, or
+    handled twice, it asks once.
+
+    Returns:
+        The events of the button, each with its run; None where it was dealt with before.
     """
-    with services.database.reading() as session:
-        events = session.execute(
-            select(Event.action, Event.project_id).where(
-                Event.id.in_(list(event_ids)), Event.project_id.is_not(None)
-            )
-        ).all()
-    pressed = {row.project_id for row in events if row.action == START_TRAINING}
-    changed = {row.project_id for row in events if row.action.startswith("ANNOTATION")}
-    requested = [
-        request_run(services, project_id, Trigger.BUTTON) for project_id in sorted(pressed)
-    ]
-    for project_id in sorted(changed - pressed):
-        if enough_corrections(services, project_id):
-            requested.append(request_run(services, project_id, Trigger.CORRECTIONS))
-    return requested
+    started: dict[str, Requested | None] = {}
+    for event_id in event_ids:
+        requested = None
+        with services.database.session() as session:
+            event = session.get(Event, event_id, with_for_update=True)
+            if event is None or event.action != START_TRAINING or event.project_id is None:
+                continue
+            if event.state == events.NEW:
+                requested = runs.add_run(
+                    session, services.settings, event.project_id, Trigger.BUTTON
+                )
+                events.finish(session, event_id, events.DONE)
+        if requested:
+            runs.enqueue_run(services, requested.run_id)
+        started[event_id] = requested
+    return started
 
 
-def enough_corrections(services: Services, project_id: int) -> bool:
-    """Whether a project has as many new corrections as its policy asks for."""
-    with services.database.reading() as session:
-        enough = policy_of(session, services.settings, project_id).after_corrections
-        return enough > 0 and examples.new_corrections(session, project_id) >= enough
-
-
-def run_schedules(services: Services, moment: datetime | None = None) -> list[Requested]:
-    """Start the projects whose schedule came due since the last call and that have anything new.
+def start_due(services: Services, moment: datetime | None = None) -> list[Requested]:
+    """Start the projects that have enough new corrections, or whose schedule came due.
 
     Args:
         services: database and Redis.
         moment: the present, UTC.
     """
     moment = moment or now()
-    due = []
+    with services.database.reading() as session:
+        projects = session.scalars(select(Annotation.project_id).distinct()).all()
+    requested = []
+    for project_id in projects:
+        try:
+            due = _start_if_due(services, project_id, moment)
+        except ValueError as error:
+            # Stored before it was checked; the other projects have their turn all the same.
+            log.error("the schedule of project %s never comes due: %s", project_id, error)
+            continue
+        if due:
+            runs.enqueue_run(services, due.run_id)
+            requested.append(due)
+    return requested
+
+
+def _start_if_due(services: Services, project_id: int, moment: datetime) -> Requested | None:
+    """Ask for a run of a project if anything starts one now; it is not queued yet."""
+    with services.database.reading() as session:
+        policy = policy_of(session, services.settings, project_id)
+        if not policy.after_corrections and policy.schedule is None:
+            return None
+        row = session.get(TrainingPolicy, project_id)
+        since = row.scheduled_at if row else None
+        new = examples.new_corrections(session, project_id)
+        enough = (
+            0 < policy.after_corrections <= new
+            and moment >= _not_before(session, project_id)
+            and not _awaited(session, project_id)
+        )
+        scheduled = policy.schedule is not None and (
+            since is None or next_time(policy.schedule, since) <= moment
+        )
+    if not enough and not scheduled:
+        return None
+    # One transaction: killed at any moment, a run is asked for once.
     with services.database.session() as session:
-        for project_id in session.scalars(select(Annotation.project_id).distinct()).all():
-            schedule = policy_of(session, services.settings, project_id).schedule
-            if schedule is None:
-                continue
-            row = session.get(TrainingPolicy, project_id)
-            if row is None:
-                row = TrainingPolicy(project_id=project_id)
-                session.add(row)
-            if row.scheduled_at is None:
-                row.scheduled_at = moment  # the first look only starts the clock
-            elif next_time(schedule, row.scheduled_at) <= moment:
-                row.scheduled_at = moment
-                if examples.new_corrections(session, project_id):
-                    due.append(project_id)
-    return [request_run(services, project_id, Trigger.SCHEDULE) for project_id in due]
+        if enough:
+            return runs.add_run(session, services.settings, project_id, Trigger.CORRECTIONS)
+        insert_or_ignore(session, TrainingPolicy, {"project_id": project_id})
+        session.get_one(TrainingPolicy, project_id).scheduled_at = moment
+        # The first look only starts the clock.
+        if since is None or not new:
+            return None
+        return runs.add_run(session, services.settings, project_id, Trigger.SCHEDULE)
+
+
+def _awaited(session: Session, project_id: int) -> bool:
+    """Whether a run that will train on all present corrections waits already."""
+    run = session.scalar(select(TrainingRun).where(TrainingRun.active_key == str(project_id)))
+    return run is not None and (run.dataset_id is None or run.again is not None)
+
+
+def _not_before(session: Session, project_id: int) -> datetime:
+    """When the count of corrections may start a run: a while after one that failed or was ended."""
+    ended = session.execute(
+        select(TrainingRun.state, TrainingRun.finished_at)
+        .where(TrainingRun.project_id == project_id, TrainingRun.finished_at.is_not(None))
+        .order_by(TrainingRun.created_at.desc())
+        .limit(MOST_DOUBLINGS)
+    ).all()
+    vain = list(takewhile(lambda run: run.state != RunState.DONE, ended))
+    if not vain:
+        return datetime.min.replace(tzinfo=UTC)
+    latest: datetime = vain[0].finished_at
+    return latest + FIRST_PAUSE * 2 ** (len(vain) - 1)
 
 
 def next_time(schedule: str, after: datetime) -> datetime:

@@ -126,6 +126,10 @@ def test_cancelling(stage: TrainingStage, script: FlaskClient) -> None:
         {"project": True},
         {"project": 7, "steps": 0},
         {"project": 7, "steps": "many"},
+        {"project": 7, "steps": 2**63},
+        {"project": 7, "minutes": float("inf")},
+        {"project": 2**70},
+        {"project": -1},
         {"project": 7, "learning_rate": -1},
         {"project": 7, "consensus": "loudest"},
         {"project": 7, "damage": True},
@@ -158,11 +162,16 @@ def test_a_project_has_choices_of_its_own(stage: TrainingStage, script: FlaskCli
     for wrong in (
         {"strategy": "guess"},
         {"schedule": "at dawn"},
+        {"schedule": "0 0 30 2 *"},
+        {"schedule": "0 0 1 1 * 0 2020"},
+        {"schedule": "0 3 * * *" + 100 * " "},
+        {"after_corrections": 2**31},
         {"after_corrections": -1},
         {"after_corrections": True},
         {"colour": "red"},
     ):
         assert script.put(address, json=wrong).status_code == 400, wrong
+    assert script.put(f"{API}/projects/{2**70}/training", json={}).status_code == 400
 
 
 def test_nothing_without_credentials(stage: TrainingStage) -> None:

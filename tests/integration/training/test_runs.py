@@ -13,15 +13,14 @@ import pytest
 import torch
 from sqlalchemy import select, update
 
-from backend.corrections.events import receive
 from backend.errors import CancelledError, ModelVersionError
 from backend.models import promotion, versions
 from backend.predictions.inference import Inference
 from backend.processes.queues import QueueName, queue
 from backend.processes.redis_server import RedisServer
 from backend.services import Services
-from backend.tables import Promotion, PromotionKind, TrainingPolicy, now
-from backend.training import examples, runs, trainer, triggers
+from backend.tables import Promotion, PromotionKind, now
+from backend.training import examples, runs, trainer
 from backend.training.tables import RunState, TrainingRun, Trigger
 from medsam3_model import MedSAM3
 from medsam3_model.checkpoints.detectors import detector_state
@@ -84,24 +83,6 @@ def test_cancelling_a_waiting_run_ends_it_and_one_at_work_hears_of_it(stage: Tra
     runs.cancel(services, id_)
     with pytest.raises(CancelledError):
         runs.report(services, id_, step=4)
-
-
-def test_start_training_and_enough_corrections_start_runs(stage: TrainingStage) -> None:
-    services = stage.services
-    with services.database.session() as session:
-        session.add(TrainingPolicy(project_id=7, after_corrections=3))
-    stage.annotate(train=2)
-    event = receive(services, {"action": "ANNOTATION_CREATED", "project": {"id": 7}})
-    assert triggers.after_events(services, [event]) == []
-    stage.annotate(train=1)
-    (requested,) = triggers.after_events(services, [event])
-    assert requested.new
-    (same,) = triggers.after_events(services, [event])
-    assert same.run_id == requested.run_id
-    button = receive(services, {"action": "START_TRAINING", "project": {"id": 9}})
-    (pressed,) = triggers.after_events(services, [button])
-    with services.database.reading() as session:
-        assert session.get_one(TrainingRun, pressed.run_id).trigger == Trigger.BUTTON
 
 
 def test_a_dataset_version_keeps_what_it_was_made_of_and_never_moves_a_group(
@@ -236,12 +217,14 @@ def test_a_trainer_killed_while_training_goes_on_and_leaves_no_half_version(
 
 
 def _kill_while_training(services: Services, id_: str) -> None:
+    kept = services.settings.model_dump_json(exclude={"label_studio_api_key"})
     program = f"""
+from pydantic import SecretStr
 from backend.services import open_services
 from backend.settings import Settings
 from backend.training.trainer import train_run
-settings = Settings.model_validate_json({services.settings.model_dump_json()!r})
-settings.label_studio_api_key = type(settings.label_studio_api_key)("0" * 40)
+settings = Settings.model_validate_json({kept!r})
+settings.label_studio_api_key = SecretStr("0" * 40)
 train_run(open_services(settings), {id_!r})
 """
     process = subprocess.Popen([sys.executable, "-W", "ignore", "-c", program])
