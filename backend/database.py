@@ -109,6 +109,15 @@ def chunked(values: Iterable[T]) -> Iterator[list[T]]:
         yield listed[start : start + MOST_VALUES]
 
 
+def private_folder(path: Path) -> None:
+    """Create the data folder, or close it to other users of the machine where it was open."""
+    path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if path.stat().st_mode & 0o077:
+        # Not ours to change where a volume belongs to somebody else.
+        with suppress(PermissionError):
+            path.chmod(0o700)
+
+
 @contextmanager
 def new_file(path: Path, *, overwrite: bool = True, durable: bool = False) -> Iterator[Path]:
     """Write a file under a draft's name, and rename it when the block ends: whole or not at all.
@@ -127,6 +136,8 @@ def new_file(path: Path, *, overwrite: bool = True, durable: bool = False) -> It
     draft = path.with_name(f".{secrets.token_hex(8)}")
     try:
         yield draft
+        if draft.is_file():
+            draft.chmod(0o600)
         if durable:
             with draft.open("rb") as file:
                 os.fdatasync(file.fileno())
@@ -162,13 +173,20 @@ def _engine(url: str) -> Engine:
         return create_engine(
             url.replace("postgresql://", "postgresql+psycopg://", 1),
             pool_pre_ping=True,
+            hide_parameters=True,
             pool_size=20,
             max_overflow=60,
         )
     path = url.removeprefix("sqlite:///")
     if path:
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
-    engine = create_engine(url, connect_args={"timeout": 30, "check_same_thread": False})
+        file = Path(path)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        # Before SQLite does: what it writes beside the file gets the file's mode.
+        file.touch(mode=0o600)
+    # Values are patients' data and signed links: they stay out of error messages.
+    engine = create_engine(
+        url, connect_args={"timeout": 30, "check_same_thread": False}, hide_parameters=True
+    )
 
     @event.listens_for(engine, "connect")
     def _configure(connection: Any, _record: Any) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from redis import Redis
 
-from backend.database import Database, new_file, open_database
+from backend.database import Database, new_file, open_database, private_folder
 from backend.errors import SettingsError
 from backend.settings import Settings, get_settings
 
@@ -96,7 +96,7 @@ def open_services(settings: Settings | None = None) -> Services:
     """
     settings = settings or get_settings()
     try:
-        settings.data_dir.mkdir(parents=True, exist_ok=True)
+        private_folder(settings.data_dir)
     except OSError as error:
         raise SettingsError(
             f"The folder {settings.data_dir} cannot be made ({error.strerror}): set "

@@ -1,8 +1,6 @@
 """The command `medsam3`. Every command imports what it needs when it runs."""
 
-import logging
 import os
-import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
@@ -14,6 +12,7 @@ from backend.cli.evaluate import evaluate
 from backend.cli.models import ProjectId, models
 from backend.cli.output import AsJson, Commands, print_json, progress_bar, say
 from backend.cli.training import simulate, train, trainer
+from backend.processes.privacy import keep_files_private, set_up_logging
 from backend.processes.queues import QueueName
 from backend.settings import Settings, get_settings
 
@@ -38,11 +37,7 @@ def configure(
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Log what happens.")] = False,
 ) -> None:
     """Masks from text labels for Label Studio, and a detector that learns from corrections."""
-    logging.basicConfig(
-        level=logging.INFO if verbose else logging.WARNING,
-        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
-        stream=sys.stderr,
-    )
+    set_up_logging(verbose=verbose)
 
 
 @app.command()
@@ -53,6 +48,7 @@ def serve(host: Host = None, port: Port = None) -> None:
     """
     from backend.processes.supervisor import serve as run
 
+    keep_files_private()
     run(_listening(host, port))
 
 
@@ -64,6 +60,7 @@ def web(host: Host = None, port: Port = None) -> None:
     """
     from backend.web.server import run_web
 
+    keep_files_private()
     run_web(_listening(host, port))
 
 
@@ -81,6 +78,7 @@ def worker(
     from backend.predictions.worker import run_worker
     from backend.services import open_services
 
+    keep_files_private()
     run_worker(open_services(), queue, burst=burst)
 
 

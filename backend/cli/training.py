@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from backend.cli.output import AsJson, print_json, print_values, progress_bar, say
+from backend.processes.privacy import keep_files_private
 
 if TYPE_CHECKING:
     from backend.services import Services
@@ -69,6 +70,7 @@ def trainer(
     from backend.services import open_services
     from backend.training.trainer import run_trainer
 
+    keep_files_private()
     run_trainer(open_services(), burst=burst)
 
 

@@ -12,6 +12,7 @@ from typing import IO, Self
 from redis import Redis
 from redis.exceptions import BusyLoadingError, RedisError
 
+from backend.database import private_folder
 from backend.errors import QueueError
 from backend.processes.stopping import dying_with_parent, end_processes
 
@@ -50,7 +51,7 @@ class RedisServer:
             QueueError: somebody else has the folder, or the server did not start; the message
                 names its log.
         """
-        self.data_dir.mkdir(parents=True, exist_ok=True)
+        private_folder(self.data_dir)
         self._own()
         if self._process:
             end_processes([self._process], timeout_s)
@@ -85,7 +86,7 @@ class RedisServer:
         """Be the only one who starts a server in this folder, until `stop` or death."""
         if self._owned is not None:
             return
-        file = (self.data_dir / OWNER_LOCK).open("ab")
+        file = self._lock_file(OWNER_LOCK)
         if not _lock(file):
             file.close()
             raise QueueError(
@@ -94,9 +95,14 @@ class RedisServer:
             )
         self._owned = file
 
+    def _lock_file(self, name: str) -> IO[bytes]:
+        path = self.data_dir / name
+        path.touch(mode=0o600)
+        return path.open("ab")
+
     def _free_folder(self, timeout_s: float) -> IO[bytes]:
         """The lock that a server holds, once that of an earlier owner has ended."""
-        file = (self.data_dir / SERVER_LOCK).open("ab")
+        file = self._lock_file(SERVER_LOCK)
         deadline = time.monotonic() + timeout_s
         asked = False
         while not _lock(file):
@@ -143,6 +149,7 @@ class RedisServer:
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
             start_new_session=True,
+            umask=0o077,
             pass_fds=[lock.fileno()],
             preexec_fn=dying_with_parent(),  # noqa: PLW1509 it calls prctl only
         )

@@ -9,6 +9,7 @@ import time
 from dataclasses import dataclass
 from types import FrameType
 
+from backend.database import private_folder
 from backend.errors import QueueError
 from backend.processes.queues import QueueName
 from backend.processes.redis_server import RedisServer
@@ -65,7 +66,7 @@ class Supervisor:
         Raises:
             QueueError: Redis does not start, or another supervisor has this data folder.
         """
-        self._settings.data_dir.mkdir(parents=True, exist_ok=True)
+        private_folder(self._settings.data_dir)
         for child in self._all:
             self._launch(child)
 
