@@ -1,8 +1,7 @@
 """The workers of predictions and corrections: queue `gpu` with the model loaded, queue `ingest`."""
 
-from backend.errors import SettingsError
 from backend.predictions.recover import recovery
-from backend.processes.memory import limit_memory, ran_out_of_memory
+from backend.processes.memory import limit_memory
 from backend.processes.queues import QueueName
 from backend.processes.worker import work
 from backend.services import Services, use_services
@@ -17,20 +16,14 @@ def run_worker(services: Services, name: QueueName, *, burst: bool = False) -> N
         burst: stop when the queue is empty.
 
     Raises:
-        SettingsError: the model does not fit into the memory that a worker may use.
+        SettingsError: the worker takes more memory than it may use before its first job.
     """
     use_services(services)
-    limit_memory(services.settings)
     if name == QueueName.GPU:
-        try:
-            from backend.predictions.inference import current_inference
+        from backend.predictions.inference import current_inference
 
-            current_inference()
-        except Exception as error:
-            if not ran_out_of_memory(error):
-                raise
-            raise SettingsError(
-                "the model needs more memory than a worker may use: raise MEDSAM3_WORKER_MEMORY_MB"
-            ) from error
+        current_inference()
+    # Afterwards: what libraries and model take is no task's fault, and is known only then.
+    limit_memory(services.settings)
     max_jobs = services.settings.worker_max_jobs
     work(services, name, recovery(services), burst=burst, max_jobs=max_jobs)

@@ -2,7 +2,9 @@
 
 import logging
 import sys
+from pathlib import Path
 
+from backend.errors import SettingsError
 from backend.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -22,12 +24,22 @@ def limit_memory(settings: Settings) -> None:
     Counted is what the process may write to and shares with nobody (RLIMIT_DATA), used or not: 100
     to 300 MB more than what is resident. Its address space (RLIMIT_AS) would say nothing: torch and
     CUDA reserve many gigabytes that nobody uses.
+
+    Raises:
+        SettingsError: the process takes more than that already.
     """
     limit = settings.worker_memory_mb * 2**20
     if not limit or sys.platform != "linux":
         return
     import resource
 
+    status = Path("/proc/self/status").read_text()
+    used = int(status.partition("VmData:")[2].split()[0]) * 1024
+    if used >= limit:
+        raise SettingsError(
+            f"this worker takes {used >> 20} MB of memory before its first job: raise "
+            f"MEDSAM3_WORKER_MEMORY_MB, which is {settings.worker_memory_mb}"
+        )
     _, hard = resource.getrlimit(resource.RLIMIT_DATA)
     if hard != resource.RLIM_INFINITY:
         limit = min(limit, hard)

@@ -74,7 +74,9 @@ def test_a_model_that_does_not_fit_is_said_in_a_sentence(
     worker = start_worker()
     wait_until(lambda: worker.process.poll() is not None)
     assert worker.process.returncode == 1
-    assert "the model needs more memory than a worker may use" in worker.log_path.read_text()
+    log = worker.log_path.read_text()
+    assert "before its first job: raise MEDSAM3_WORKER_MEMORY_MB, which is 900" in log
+    assert "Traceback" not in log
 
 
 def test_an_annotation_that_needs_too_much_memory_is_quarantined_alone(stage: Stage) -> None:
