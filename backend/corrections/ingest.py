@@ -16,7 +16,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+from rq.timeouts import BaseTimeoutException
 from sqlalchemy import select
+from sqlalchemy.exc import InterfaceError, OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
 from backend.corrections import events, store
 from backend.corrections.baselines import find_baseline, suggestions_of
@@ -39,6 +42,7 @@ from backend.corrections.tables import Annotation, AnnotationState
 from backend.database import Database
 from backend.errors import (
     LabelStudioAuthError,
+    LabelStudioError,
     LabelStudioUnavailableError,
     QuarantineError,
     Trouble,
@@ -53,6 +57,15 @@ log = logging.getLogger(__name__)
 
 # Trying again helps once Label Studio or the token is back; the event is not to blame.
 _LATER = (LabelStudioUnavailableError, LabelStudioAuthError)
+# Not about the annotation that is being read: the others would meet it too.
+_OF_OTHERS = (
+    LabelStudioError,
+    BaseTimeoutException,
+    OperationalError,
+    InterfaceError,
+    PoolTimeoutError,
+    OSError,
+)
 
 
 @dataclass(frozen=True)
@@ -91,8 +104,11 @@ class Ingest:
             What changed: "revision", "deleted", "quarantined", "restored" (the version is known,
             but the row said otherwise); None when nothing did.
 
+        What is odd about one annotation, foreseen or not, puts that one into quarantine.
+
         Raises:
             LabelStudioError: the API refuses or does not answer; nothing was changed.
+            Exception: database, disk or time ran out, which is not about this annotation.
         """
         with self.database.session() as session:
             if store.is_forgotten(session, hint.project_id, hint.task_id):
@@ -110,15 +126,19 @@ class Ingest:
             data = hint.data or self.source.task_data(record.project, record.task)
             if config is None or data is None:
                 return self._deleted(number, hint)
-            draft = self.draft(record, config, data)
+            return self.save(number, self.draft(record, config, data))
         except QuarantineError as error:
             return self._quarantined(number, hint, record, error)
+        except _OF_OTHERS:
+            raise
         except Exception as error:
+            reason = OUT_OF_MEMORY
             if not ran_out_of_memory(error):
-                raise
-            reason = QuarantineError(Trouble.UNFORESEEN, OUT_OF_MEMORY)
-            return self._quarantined(number, hint, record, reason)
-        return self.save(number, draft)
+                log.exception("annotation %s met an unforeseen error", hint.annotation_id)
+                # The text of an unforeseen error may hold anything; its type has to do.
+                reason = f"unexpected {type(error).__name__}; the worker's log has the traceback"
+            unforeseen = QuarantineError(Trouble.UNFORESEEN, reason)
+            return self._quarantined(number, hint, record, unforeseen)
 
     def see_project(self, number: int, project_id: int) -> tuple[str | None, int]:
         """Read a project's labeling config and remember it.

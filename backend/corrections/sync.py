@@ -19,7 +19,9 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 
+from rq.timeouts import BaseTimeoutException
 from sqlalchemy import ColumnElement, func, select
+from sqlalchemy.exc import InterfaceError, OperationalError
 
 from backend.corrections import events, store
 from backend.corrections.ingest import Hint, Ingest, open_ingest
@@ -33,6 +35,7 @@ from backend.errors import (
     Trouble,
 )
 from backend.label_studio.connect import switch_on_webhooks
+from backend.processes.health import note_round
 from backend.services import Services, current_services
 from backend.tables import Project, now
 
@@ -44,6 +47,14 @@ OVERLAP = timedelta(seconds=10)
 LEAF_TASKS = 100
 # Quarantined annotations that one sync tries again.
 MOST_RETRIES = 200
+# The other annotations would meet these too.
+_STOPS = (
+    LabelStudioUnavailableError,
+    LabelStudioAuthError,
+    BaseTimeoutException,
+    OperationalError,
+    InterfaceError,
+)
 _RETRIED = (Trouble.IMAGE, Trouble.UNFORESEEN)
 # Nobody looks at events that were dealt with after a month.
 KEEP_EVENTS = timedelta(days=30)
@@ -60,6 +71,7 @@ class SyncReport:
     deleted: int = 0
     restored: int = 0  # known versions that the store held for deleted or quarantined
     quarantined: int = 0
+    failed: int = 0  # left as they were, for the next sync
     labels_changed: int = 0  # judged again because the labeling config changed
     seconds: float = 0.0
 
@@ -74,7 +86,9 @@ class SyncReport:
 def keep_up_job(_ids: Sequence[str]) -> None:
     """Handler on queue `ingest`: `keep_up`, or the next time if Label Studio is not there."""
     try:
-        keep_up(current_services())
+        services = current_services()
+        keep_up(services)
+        note_round(services.redis, "sync")
     except (LabelStudioAuthError, LabelStudioUnavailableError) as error:
         log.warning("the sync with Label Studio waits for its next turn: %s", error)
 
@@ -82,12 +96,14 @@ def keep_up_job(_ids: Sequence[str]) -> None:
 def keep_up(services: Services) -> None:
     """Sync all known projects and their webhooks, remove what is past its time, prune events.
 
-    A project that Label Studio refuses does not keep the others from their turn.
+    A project that cannot be synced does not keep the others from their turn, and a Label Studio
+    that is away does not keep what is past its time.
 
     Raises:
         LabelStudioUnavailableError, LabelStudioAuthError: the next round tries again.
     """
     settings = services.settings
+    away: LabelStudioError | None = None
     with open_ingest(services) as ingest:
         for project_id in known_projects(ingest):
             try:
@@ -97,15 +113,22 @@ def keep_up(services: Services) -> None:
                 )
                 if switched_on:
                     log.warning("project %s: Label Studio had switched its webhook off", project_id)
-            except (LabelStudioUnavailableError, LabelStudioAuthError):
+            except (LabelStudioUnavailableError, LabelStudioAuthError) as error:
+                away = error
+                break
+            except BaseTimeoutException:
                 raise
             except LabelStudioError as error:
                 log.warning("project %s was not synced: %s", project_id, error)
+            except Exception:
+                log.exception("project %s was not synced", project_id)
         if settings.retention_days is not None:
             embeddings, days = settings.embedding_dir, settings.retention_days
             retain(services.database, ingest.masks, embeddings, days=days)
     with services.database.session() as session:
         events.prune(session, now() - KEEP_EVENTS)
+    if away:
+        raise away
 
 
 def known_projects(ingest: Ingest) -> list[int]:
@@ -157,7 +180,7 @@ def sync_project(
         record = session.get(ProjectRecord, project_id)
         if record is not None:
             record.report, record.synchronized_at = asdict(report), now()
-            if newest is not None:
+            if newest is not None and not report.failed:
                 record.tasks_changed_until = newest.astimezone(UTC)
     if report.repaired:
         log.info("project %s: %s corrections repaired: %s", project_id, report.repaired, report)
@@ -184,8 +207,16 @@ class _Sync:
             if hint.annotation_id in self.read:
                 continue
             self.read.add(hint.annotation_id)
-            changed = self.ingest.take_in(replace(hint, config=self.config))
             report.read += 1
+            try:
+                changed = self.ingest.take_in(replace(hint, config=self.config))
+            except _STOPS:
+                raise
+            except Exception:
+                # The others have their turn; the cursor stays, so that this one has it again.
+                log.exception("annotation %s was not synced", hint.annotation_id)
+                report.failed += 1
+                continue
             report.revisions += changed == "revision"
             report.deleted += changed == AnnotationState.DELETED
             report.restored += changed == "restored"
