@@ -14,6 +14,7 @@ from sqlalchemy import delete, update
 from sqlalchemy.orm import Session
 
 from backend.errors import QueueError
+from backend.label_studio.projects import project_number
 from backend.processes.queues import Handler, QueueName, enqueue
 from backend.services import Services
 from backend.tables import Event, Id, now
@@ -25,6 +26,11 @@ NEW, DONE, FAILED = "new", "done", "failed"
 
 def _named(sent: object) -> object:
     return sent.get("id") if isinstance(sent, Mapping) else sent
+
+
+def _project(sent: object) -> object:
+    named = _named(sent)
+    return project_number(named) if isinstance(named, str) else named
 
 
 def _listed(sent: object) -> list[object]:
@@ -42,8 +48,8 @@ class WebhookEvent(BaseModel):
 
     model_config = ConfigDict(extra="ignore", strict=True)
 
-    action: str = Field(min_length=1, max_length=64)
-    project: Annotated[Id | None, BeforeValidator(_named)] = None
+    action: str = Field("UNKNOWN", min_length=1, max_length=64)
+    project: Annotated[Id | None, BeforeValidator(_project)] = None
     task: _Ids = []
     tasks: _Ids = []
     annotation: _Ids = []
