@@ -2,7 +2,7 @@
 
 import time
 
-import httpx
+import httpx2
 
 from backend.doctor.check import Check, fail, ok, warn
 from backend.errors import (
@@ -28,8 +28,8 @@ def check_label_studio(settings: Settings) -> Check:
         release = answer.json().get("release", "")
     except SettingsError as error:
         return fail("label studio", str(error), "correct that variable, or unset it")
-    except httpx.TransportError as error:
-        proxy = None if is_this_machine(url) else proxy_for(httpx.URL(url))
+    except httpx2.TransportError as error:
+        proxy = None if is_this_machine(url) else proxy_for(httpx2.URL(url))
         way = f" through the proxy {shown(proxy)}" if proxy else ""
         around = ", or add its host to NO_PROXY if it is reached without the proxy" if proxy else ""
         return fail(

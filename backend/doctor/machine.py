@@ -4,7 +4,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-import httpx
+import httpx2
 
 from backend.doctor.check import Check, fail, ok, warn
 from backend.models.versions import BUNDLED
@@ -71,8 +71,8 @@ def check_web(settings: Settings) -> Check:
     host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(settings.host, settings.host)  # noqa: S104
     url = f"http://{host}:{settings.port}"
     try:
-        status = httpx.get(f"{url}/health", timeout=3.0, trust_env=False).status_code
-    except httpx.TransportError as error:
+        status = httpx2.get(f"{url}/health", timeout=3.0, trust_env=False).status_code
+    except httpx2.TransportError as error:
         return fail(
             "web",
             f"nothing answers at {url} ({type(error).__name__})",

@@ -10,7 +10,7 @@ from collections.abc import Generator
 from email.utils import parsedate_to_datetime
 from urllib.parse import urlsplit
 
-import httpx
+import httpx2
 
 from backend.errors import LabelStudioAuthError, LabelStudioError, LabelStudioUnavailableError
 from backend.label_studio.hosts import is_this_machine, proxy_for, shown
@@ -28,7 +28,7 @@ HOW_TO_GET_ONE = (
 )
 
 
-class TokenAuth(httpx.Auth):
+class TokenAuth(httpx2.Auth):
     """Adds the token to every request.
 
     A legacy token goes out as it is, and after a 401 as `X-API-Key`, which is where the keys of
@@ -43,7 +43,7 @@ class TokenAuth(httpx.Auth):
     """
 
     def __init__(self, url: str, token: str) -> None:
-        address = httpx.URL(url)
+        address = httpx2.URL(url)
         self._token = token.strip()
         self._login = ""
         if address.username or address.password:
@@ -58,8 +58,8 @@ class TokenAuth(httpx.Auth):
         self._access_ends = 0.0
 
     def sync_auth_flow(
-        self, request: httpx.Request
-    ) -> Generator[httpx.Request, httpx.Response, None]:
+        self, request: httpx2.Request
+    ) -> Generator[httpx2.Request, httpx2.Response, None]:
         if not self._personal:
             self._sign(request, f"Token {self._token}", self._token)
             response = yield request
@@ -79,21 +79,21 @@ class TokenAuth(httpx.Auth):
             self._sign(request, f"Bearer {access}", access)
             yield request
 
-    def _sign(self, request: httpx.Request, authorization: str, key: str) -> None:
+    def _sign(self, request: httpx2.Request, authorization: str, key: str) -> None:
         if self._as_api_key:
             request.headers["X-API-Key"] = key
         if self._login or not self._as_api_key:
             request.headers["Authorization"] = self._login or authorization
 
     def _refreshed(
-        self, old: str, request: httpx.Request
-    ) -> Generator[httpx.Request, httpx.Response, str]:
+        self, old: str, request: httpx2.Request
+    ) -> Generator[httpx2.Request, httpx2.Response, str]:
         # Threads whose token ended at the same moment wait here; the first of them exchanges it,
         # the others find that it is no longer the one that they had.
         with self._lock:
             if self._access != old:
                 return self._access
-            refresh = httpx.Request(
+            refresh = httpx2.Request(
                 "POST",
                 self._refresh_url,
                 json={"refresh": self._token},
@@ -123,7 +123,7 @@ class TokenAuth(httpx.Auth):
             self._access_ends = token_expiry(self._access) or 0.0
             return self._access
 
-    def _refusal(self, response: httpx.Response) -> str:
+    def _refusal(self, response: httpx2.Response) -> str:
         ends = token_expiry(self._token) or 0.0
         if ends < time.time():
             day = time.strftime("%Y-%m-%d", time.gmtime(ends))
@@ -149,7 +149,7 @@ def token_expiry(token: str) -> float | None:
         return None
 
 
-def error_detail(response: httpx.Response) -> str:
+def error_detail(response: httpx2.Response) -> str:
     """The reason that Label Studio gives, shortened; empty for its HTML pages."""
     try:
         body = response.json()
@@ -167,7 +167,7 @@ def error_detail(response: httpx.Response) -> str:
     return joined[:_DETAIL_CHARACTERS]
 
 
-def retry_after_s(response: httpx.Response) -> float | None:
+def retry_after_s(response: httpx2.Response) -> float | None:
     """Seconds that an answer asks to wait, as a number or a date; None if it does not."""
     asked = response.headers.get("Retry-After", "")
     try:
@@ -178,7 +178,7 @@ def retry_after_s(response: httpx.Response) -> float | None:
         return None
 
 
-def moved_to(url: str, response: httpx.Response) -> str | None:
+def moved_to(url: str, response: httpx2.Response) -> str | None:
     """The address at which, as an answer says, all of this server is: https, or below a path.
 
     Args:
@@ -198,11 +198,11 @@ def moved_to(url: str, response: httpx.Response) -> str | None:
     return f"{shown(str(target))}{prefix}{urlsplit(url).path}"
 
 
-def _server(url: httpx.URL) -> tuple[str, str, int | None]:
+def _server(url: httpx2.URL) -> tuple[str, str, int | None]:
     return url.scheme, url.host, url.port
 
 
-def moved(address: str, response: httpx.Response) -> LabelStudioUnavailableError:
+def moved(address: str, response: httpx2.Response) -> LabelStudioUnavailableError:
     """The error for an answer that leads to another address, see `moved_to`."""
     return LabelStudioUnavailableError(
         f"{shown(str(response.url))} leads on to {address}: set LABEL_STUDIO_URL to that address.",
@@ -211,12 +211,12 @@ def moved(address: str, response: httpx.Response) -> LabelStudioUnavailableError
 
 
 def unavailable(
-    url: str, method: str, path: str, error: httpx.TransportError
+    url: str, method: str, path: str, error: httpx2.TransportError
 ) -> LabelStudioUnavailableError:
     """The error for a request without an answer."""
-    slow = isinstance(error, httpx.TimeoutException)
+    slow = isinstance(error, httpx2.TimeoutException)
     happened = "did not answer in time" if slow else "cannot be reached"
-    proxy = None if is_this_machine(url) else proxy_for(httpx.URL(url))
+    proxy = None if is_this_machine(url) else proxy_for(httpx2.URL(url))
     way, advice = "", "check that it runs and that LABEL_STUDIO_URL is right"
     if proxy:
         way = f" through the proxy {shown(proxy)}"
@@ -229,7 +229,7 @@ def unavailable(
     )
 
 
-def failure(url: str, method: str, path: str, response: httpx.Response) -> LabelStudioError:
+def failure(url: str, method: str, path: str, response: httpx2.Response) -> LabelStudioError:
     """The error for an answer that is not a success; its body has been read."""
     status = response.status_code
     detail = error_detail(response)

@@ -6,7 +6,7 @@ Five kilobytes that are compressed twice become gigabytes, so nothing is decompr
 import zlib
 from collections.abc import Iterator
 
-import httpx
+import httpx2
 
 _PIECE = 65536
 _GZIP_OR_ZLIB = zlib.MAX_WBITS | 32
@@ -15,17 +15,17 @@ _KNOWN = ("gzip", "x-gzip", "deflate")
 _MOST_LAYERS = 2
 
 
-def pieces(response: httpx.Response) -> Iterator[bytes]:
+def pieces(response: httpx2.Response) -> Iterator[bytes]:
     """The body, decompressed, in pieces of 64 KB at most; count them and stop when it is enough.
 
     Raises:
-        httpx.DecodingError: it is damaged, or compressed in a way that was not asked for.
-        httpx.TransportError: the connection broke.
+        httpx2.DecodingError: it is damaged, or compressed in a way that was not asked for.
+        httpx2.TransportError: the connection broke.
     """
     names = response.headers.get("Content-Encoding", "").lower().split(",")
     layers = [name.strip() for name in names if name.strip() not in ("", "identity")]
     if len(layers) > _MOST_LAYERS or not set(layers) <= set(_KNOWN):
-        raise httpx.DecodingError(f"the file was sent compressed as {', '.join(layers)[:60]}")
+        raise httpx2.DecodingError(f"the file was sent compressed as {', '.join(layers)[:60]}")
     body = response.iter_raw(_PIECE)
     for _ in layers:
         body = _inflated(body)
@@ -45,6 +45,6 @@ def _inflated(body: Iterator[bytes]) -> Iterator[bytes]:
         while piece := inflate.decompress(inflate.unconsumed_tail, _PIECE):
             yield piece
     except zlib.error as error:
-        raise httpx.DecodingError("the file was sent compressed, and is damaged") from error
+        raise httpx2.DecodingError("the file was sent compressed, and is damaged") from error
     if not inflate.eof:
-        raise httpx.DecodingError("the file was sent compressed, and its end is missing")
+        raise httpx2.DecodingError("the file was sent compressed, and its end is missing")

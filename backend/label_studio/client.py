@@ -15,7 +15,7 @@ from itertools import islice
 from typing import Any
 from urllib.parse import urlsplit
 
-import httpx
+import httpx2
 
 from backend.errors import LabelStudioAuthError, LabelStudioError
 from backend.label_studio.auth import (
@@ -147,7 +147,7 @@ class LabelStudio:
         self._client = open_client(timeout_s, **options)
         # Its connections are not kept: a deadline can cut those only that were made for it.
         self._once = open_client(
-            timeout_s, limits=httpx.Limits(max_keepalive_connections=0), **options
+            timeout_s, limits=httpx2.Limits(max_keepalive_connections=0), **options
         )
 
     @classmethod
@@ -331,7 +331,7 @@ class LabelStudio:
     @contextmanager
     def stream(
         self, path: str, *, deadline: Deadline | None = None, signed: bool = True
-    ) -> Iterator[httpx.Response]:
+    ) -> Iterator[httpx2.Response]:
         """GET a file of Label Studio's own origin with the token; the body is not read yet.
 
         The answer is handed on whatever its status is, redirects included.
@@ -348,12 +348,12 @@ class LabelStudio:
             options["auth"] = None
         if deadline is not None:
             client = self._once
-            options["timeout"] = httpx.Timeout(deadline.remaining_s())
+            options["timeout"] = httpx2.Timeout(deadline.remaining_s())
             options["extensions"] = deadline.extensions
         try:
             with client.stream("GET", self._absolute(path), **options) as response:
                 yield response
-        except httpx.TransportError as error:
+        except httpx2.TransportError as error:
             raise unavailable(self.url, "GET", path, error) from error
 
     def download(self, path: str, *, max_bytes: int) -> bytes:
@@ -372,7 +372,7 @@ class LabelStudio:
                     content += piece
                     if len(content) > max_bytes:
                         raise LabelStudioError(f"{path} is larger than {max_bytes} bytes")
-            except httpx.DecodingError as error:
+            except httpx2.DecodingError as error:
                 raise LabelStudioError(f"{path}: {error}", 200) from error
         return bytes(content)
 
@@ -403,7 +403,7 @@ class LabelStudio:
                 response.read()
                 raise failure(self.url, "GET", "/user/login/", response)
             page = bytearray()
-            with suppress(httpx.DecodingError):
+            with suppress(httpx2.DecodingError):
                 for piece in pieces(response):
                     page += piece
                     if len(page) > _LONGEST_PAGE:
@@ -434,7 +434,7 @@ class LabelStudio:
                 response.status_code,
             ) from error
 
-    def _request(self, method: str, path: str, **options: Any) -> httpx.Response:
+    def _request(self, method: str, path: str, **options: Any) -> httpx2.Response:
         url = self._absolute(path)
         for attempt in range(1, self._attempts + 1):
             last = attempt == self._attempts
@@ -442,10 +442,10 @@ class LabelStudio:
             pause_s = _FIRST_PAUSE_S * 2 ** (attempt - 1) * random.uniform(0.7, 1.3)
             try:
                 response = self._client.request(method, url, **options)
-            except httpx.TransportError as error:
+            except httpx2.TransportError as error:
                 # Without a connection nothing was sent, so even a POST may be repeated.
                 repeatable = method in _IDEMPOTENT or isinstance(
-                    error, (httpx.ConnectError, httpx.ConnectTimeout)
+                    error, (httpx2.ConnectError, httpx2.ConnectTimeout)
                 )
                 if last or not repeatable:
                     raise unavailable(self.url, method, path, error) from error

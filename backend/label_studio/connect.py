@@ -14,7 +14,7 @@ from enum import StrEnum
 from typing import Any
 from urllib.parse import urlsplit
 
-import httpx
+import httpx2
 
 from backend.errors import LabelStudioError, SettingsError
 from backend.label_studio.client import Json, LabelStudio, MLBackend, Webhook
@@ -204,7 +204,7 @@ def _check_password(url: str, credentials: Credentials) -> None:
         login = (credentials.user, credentials.password)
         with open_client(3.0, auth=login, trust_env=not is_this_machine(url)) as client:
             answer = client.get(f"{url}/versions")
-    except httpx.TransportError:
+    except httpx2.TransportError:
         return  # The address is the one that Label Studio sees; this machine may have no way there.
     if answer.status_code == 401:
         raise LabelStudioError(_wrong_password(url), 401)

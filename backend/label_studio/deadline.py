@@ -57,7 +57,7 @@ class Deadline:
 
     @property
     def extensions(self) -> Mapping[str, Any]:
-        """For a request of httpx: what makes its connection one that is cut."""
+        """For a request of httpx2: what makes its connection one that is cut."""
         return {"trace": self._watch}
 
     def _watch(self, event: str, info: Mapping[str, Any]) -> None:

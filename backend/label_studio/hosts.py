@@ -16,7 +16,7 @@ from typing import Any
 from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
 
-import httpx
+import httpx2
 
 from backend.errors import ImageSourceError, SettingsError
 from backend.label_studio.deadline import Deadline
@@ -58,7 +58,7 @@ class ImageHosts:
     allowed: tuple[str, ...]
 
     def addresses(
-        self, url: httpx.URL, *, vouched: bool = False, timeout_s: float = 10.0
+        self, url: httpx2.URL, *, vouched: bool = False, timeout_s: float = 10.0
     ) -> list[str]:
         """Check a URL and return the IP addresses that a connection to it may use.
 
@@ -97,16 +97,16 @@ class ImageHosts:
                 raise ImageSourceError(f"{shown(str(url))} leads to {private}")
         return addresses
 
-    def _is_named(self, url: httpx.URL) -> bool:
+    def _is_named(self, url: httpx2.URL) -> bool:
         port = url.port or DEFAULT_PORTS.get(url.scheme)
         names = {_ascii_host(url), f"{_ascii_host(url)}:{port}"}
         return any(entry.lower().translate(_NO_BRACKETS) in names for entry in self.allowed)
 
-    def includes(self, url: httpx.URL) -> bool:
+    def includes(self, url: httpx2.URL) -> bool:
         """Whether a URL's host is one of them, whatever its address is."""
         return self._is_named(url) or self._fits_pattern(url)
 
-    def _fits_pattern(self, url: httpx.URL) -> bool:
+    def _fits_pattern(self, url: httpx2.URL) -> bool:
         host = _ascii_host(url)
         return any(
             host.endswith(entry[1:].lower()) for entry in self.allowed if entry.startswith("*.")
@@ -115,8 +115,8 @@ class ImageHosts:
 
 @contextmanager
 def open_foreign(
-    url: httpx.URL, addresses: list[str], deadline: Deadline
-) -> Iterator[httpx.Response]:
+    url: httpx2.URL, addresses: list[str], deadline: Deadline
+) -> Iterator[httpx2.Response]:
     """GET `url` from one of the checked `addresses`; no credentials, no redirects followed.
 
     The connection goes to the address that was checked, not to the name, because a second look-up
@@ -124,7 +124,7 @@ def open_foreign(
     environment names is given the name: it knows the way, and looks the name up itself.
 
     Raises:
-        httpx.TransportError: no address could be reached in time.
+        httpx2.TransportError: no address could be reached in time.
     """
     proxy = proxy_for(url)
     with open_client(
@@ -145,7 +145,7 @@ def open_foreign(
             )
             try:
                 response = client.send(request, stream=True)
-            except httpx.ConnectError:
+            except httpx2.ConnectError:
                 if index == len(targets) - 1:
                     raise
                 deadline.remaining_s()
@@ -157,23 +157,23 @@ def open_foreign(
             return
 
 
-def open_client(timeout_s: float, **options: Any) -> httpx.Client:
+def open_client(timeout_s: float, **options: Any) -> httpx2.Client:
     """An HTTP client whose connections are made within ten seconds.
 
     Raises:
         SettingsError: the proxy that the environment names cannot be used.
     """
     try:
-        timeout = httpx.Timeout(timeout_s, connect=min(timeout_s, 10.0))
-        return httpx.Client(timeout=timeout, **options)
-    except (ImportError, ValueError, httpx.InvalidURL) as error:
+        timeout = httpx2.Timeout(timeout_s, connect=min(timeout_s, 10.0))
+        return httpx2.Client(timeout=timeout, **options)
+    except (ImportError, ValueError, httpx2.InvalidURL) as error:
         raise SettingsError(
             "The proxy in HTTPS_PROXY, HTTP_PROXY or ALL_PROXY cannot be used: give an address "
             "such as http://proxy.example.org:3128 (SOCKS is not supported)."
         ) from error
 
 
-def proxy_for(url: httpx.URL) -> str | None:
+def proxy_for(url: httpx2.URL) -> str | None:
     """The proxy that the environment names for a URL (`HTTPS_PROXY`, `NO_PROXY` and so on)."""
     proxies = getproxies()
     proxy = proxies.get(url.scheme) or proxies.get("all")
@@ -186,14 +186,14 @@ def proxy_for(url: httpx.URL) -> str | None:
 @lru_cache(maxsize=1)
 def _tls() -> ssl.SSLContext:
     # Reading the certificates takes longer than many an image.
-    return httpx.create_ssl_context()
+    return httpx2.create_ssl_context()
 
 
-def _ascii_host(url: httpx.URL) -> str:
+def _ascii_host(url: httpx2.URL) -> str:
     return url.raw_host.decode("ascii").lower().rstrip(".")
 
 
-def _resolve(url: httpx.URL, timeout_s: float) -> list[str]:
+def _resolve(url: httpx2.URL, timeout_s: float) -> list[str]:
     """The addresses of a URL's host; empty where its name is not known in that time."""
     port = url.port or DEFAULT_PORTS.get(url.scheme)
     found: list[str] = []

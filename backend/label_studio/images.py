@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 from urllib.parse import parse_qs, urlsplit
 
-import httpx
+import httpx2
 
 from backend.errors import ImageSourceError, LabelStudioAuthError, LabelStudioUnavailableError
 from backend.label_studio.auth import TRY_AGAIN, failure, moved, moved_to, retry_after_s
@@ -166,8 +166,8 @@ def fetch_image(
             content = _content(fetch, cleaned(reference))
         if not content:
             raise ImageSourceError("the file is empty")
-    except (ImageSourceError, httpx.InvalidURL, httpx.DecodingError) as error:
-        reason = "it is not a valid address" if isinstance(error, httpx.InvalidURL) else error
+    except (ImageSourceError, httpx2.InvalidURL, httpx2.DecodingError) as error:
+        reason = "it is not a valid address" if isinstance(error, httpx2.InvalidURL) else error
         raise ImageSourceError(
             f"The image {shown_reference(reference)} was not read: {reason}."
         ) from error
@@ -203,7 +203,7 @@ def _own_path(fetch: _Fetch, reference: str) -> str | None:
             "it is neither a path of Label Studio nor an http, s3, gs or azure-blob address"
         )
     if path is None and is_link(urlsplit(reference).path):
-        url = httpx.URL(reference)
+        url = httpx2.URL(reference)
         # Label Studio writes its public address into links, and may be asked at another one.
         if not fetch.hosts.includes(url) and fetch.client.learn_public_address(fetch.deadline):
             path = fetch.client.path_of(reference)
@@ -288,7 +288,7 @@ def _from_label_studio(fetch: _Fetch, path: str) -> bytes:
     raise ImageSourceError("Label Studio redirects in a circle")
 
 
-def _check_label_studio_status(path: str, response: httpx.Response, client: LabelStudio) -> None:
+def _check_label_studio_status(path: str, response: httpx2.Response, client: LabelStudio) -> None:
     status = response.status_code
     where = urlsplit(path).path
     if status == 200:
@@ -322,7 +322,7 @@ def _check_label_studio_status(path: str, response: httpx.Response, client: Labe
 
 def _from_web(fetch: _Fetch, reference: str, *, vouched: bool = False) -> bytes:
     try:
-        url = httpx.URL(reference)
+        url = httpx2.URL(reference)
         waits = iter(_PAUSES_S)
         for _ in range(_MAX_REDIRECTS + len(_PAUSES_S)):
             addresses = _checked_addresses(fetch, url, vouched=vouched)
@@ -339,12 +339,12 @@ def _from_web(fetch: _Fetch, reference: str, *, vouched: bool = False) -> bytes:
                 continue
             # Only the link that Label Studio signed is vouched for, not where it leads on to.
             url, vouched = target, False
-    except httpx.TimeoutException as error:
+    except httpx2.TimeoutException as error:
         raise ImageSourceError("its host did not answer in time") from error
-    except httpx.ProtocolError as error:
+    except httpx2.ProtocolError as error:
         fetch.deadline.remaining_s()
         raise ImageSourceError("its host does not answer as a web server does") from error
-    except httpx.TransportError as error:
+    except httpx2.TransportError as error:
         fetch.deadline.remaining_s()
         if "CERTIFICATE_VERIFY_FAILED" in str(error):
             raise ImageSourceError(
@@ -358,7 +358,7 @@ def _from_web(fetch: _Fetch, reference: str, *, vouched: bool = False) -> bytes:
     raise ImageSourceError("its host redirects in a circle")
 
 
-def _checked_addresses(fetch: _Fetch, url: httpx.URL, *, vouched: bool) -> list[str]:
+def _checked_addresses(fetch: _Fetch, url: httpx2.URL, *, vouched: bool) -> list[str]:
     try:
         return fetch.hosts.addresses(url, vouched=vouched, timeout_s=fetch.deadline.remaining_s())
     except ImageSourceError as error:
@@ -370,7 +370,7 @@ def _checked_addresses(fetch: _Fetch, url: httpx.URL, *, vouched: bool) -> list[
         raise
 
 
-def _refusal(url: httpx.URL, status: int) -> str:
+def _refusal(url: httpx2.URL, status: int) -> str:
     reason = f"{url.host} answered {status}"
     if status in (401, 403, 404) and is_link(url.path):
         return (
@@ -380,7 +380,7 @@ def _refusal(url: httpx.URL, status: int) -> str:
     return reason
 
 
-def _read(fetch: _Fetch, response: httpx.Response) -> bytes:
+def _read(fetch: _Fetch, response: httpx2.Response) -> bytes:
     announced = response.headers.get("Content-Length", "")
     if announced.isdecimal() and announced.isascii():
         fetch.check_size(int(announced[:20]))
@@ -390,7 +390,7 @@ def _read(fetch: _Fetch, response: httpx.Response) -> bytes:
             content += piece
             fetch.check_size(len(content))
             fetch.deadline.remaining_s()
-    except httpx.TransportError:
+    except httpx2.TransportError:
         # Cut at its end.
         fetch.deadline.remaining_s()
         raise

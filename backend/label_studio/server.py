@@ -190,16 +190,16 @@ class LabelStudioServer:
             )
 
     def _wait_until_healthy(self, timeout_s: float) -> None:
-        import httpx
+        import httpx2
 
         assert self._process is not None
         deadline = time.monotonic() + timeout_s
-        with httpx.Client(timeout=5.0, trust_env=False) as client:
+        with httpx2.Client(timeout=5.0, trust_env=False) as client:
             while time.monotonic() < deadline and self._process.poll() is None:
                 try:
                     if client.get(f"{self.url}/health").status_code == 200:
                         return
-                except httpx.TransportError:
+                except httpx2.TransportError:
                     pass
                 time.sleep(0.1)
         status = self._process.poll()

@@ -2,7 +2,7 @@
 
 import time
 
-import httpx
+import httpx2
 import pytest
 
 from backend.errors import LabelStudioAuthError, LabelStudioError, LabelStudioUnavailableError
@@ -209,4 +209,4 @@ def test_the_token_stays_with_label_studios_own_address(
         with pytest.raises(LabelStudioError, match="not Label Studio's own address"):
             label_studio.get(url)
     with label_studio.stream(f"{label_studio_server.url}/api/current-user/whoami") as response:
-        assert response.status_code == httpx.codes.OK
+        assert response.status_code == httpx2.codes.OK

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import httpx
+import httpx2
 import numpy as np
 import pytest
 from playwright.sync_api import Page, expect
@@ -139,7 +139,7 @@ def test_annotations_made_from_predictions_in_bulk(
         connected.id,
         [{"task": task, "result": [drawn("p", 6)], "score": 0.5, "model_version": "elsewhere"}],
     )
-    answer = httpx.post(
+    answer = httpx2.post(
         f"{label_studio.url}/api/dm/actions",
         params={"id": "predictions_to_annotations", "project": connected.id},
         headers={

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import httpx
+import httpx2
 import pytest
 
 from backend.errors import ImageSourceError
@@ -44,8 +44,8 @@ def s3_project(
     """A project with one task from a bucket: the project, the task's image and its bytes."""
     project, image = make_project(), disc_file(11)
     bucket = f"scans-{project.id}"
-    httpx.put(f"{s3_url}/{bucket}").raise_for_status()
-    httpx.put(f"{s3_url}/{bucket}/a%20b.png", content=image).raise_for_status()
+    httpx2.put(f"{s3_url}/{bucket}").raise_for_status()
+    httpx2.put(f"{s3_url}/{bucket}/a%20b.png", content=image).raise_for_status()
     storage = label_studio.post(
         "/api/storages/s3",
         {

@@ -4,7 +4,7 @@ import threading
 import time
 from typing import Any
 
-import httpx
+import httpx2
 import numpy as np
 from sqlalchemy import select
 
@@ -62,7 +62,7 @@ def _health_p99_ms(target: Running) -> float:
     stop = threading.Event()
 
     def keep_predicting(worker: int) -> None:
-        with httpx.Client(base_url=target.url, auth=target.client.auth, timeout=120) as client:
+        with httpx2.Client(base_url=target.url, auth=target.client.auth, timeout=120) as client:
             index = 0
             while not stop.is_set():
                 index += 1

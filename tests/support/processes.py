@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import httpx
+import httpx2
 
 from backend.label_studio.server import LabelStudioServer, free_port
 from backend.processes.redis_server import RedisServer
@@ -122,7 +122,7 @@ class Running:
 
     services: Services
     url: str
-    client: httpx.Client
+    client: httpx2.Client
     web: subprocess.Popen[bytes]
     ready_s: float
 
@@ -162,7 +162,7 @@ def running(*, with_worker: bool = True, with_trainer: bool = False) -> Iterator
                 if with_trainer:
                     start("trainer")
                 auth = (credentials.user, credentials.password)
-                with httpx.Client(base_url=url, auth=auth, timeout=120) as client:
+                with httpx2.Client(base_url=url, auth=auth, timeout=120) as client:
                     yield Running(services, url, client, web, ready_s)
             finally:
                 for process in processes:
@@ -196,7 +196,7 @@ def memory_mb(process: subprocess.Popen[bytes]) -> float:
 def answers(url: str) -> bool:
     """Whether the web process at an address says that it is up, or anything at all."""
     try:
-        httpx.get(f"{url}/health")
-    except httpx.TransportError:
+        httpx2.get(f"{url}/health")
+    except httpx2.TransportError:
         return False
     return True

@@ -9,7 +9,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-import httpx
+import httpx2
 import pytest
 from sqlalchemy import event, func, select
 
@@ -180,7 +180,7 @@ class Ticking:
         for name in ("before_cursor_execute", "commit"):
             event.listen(services.database.engine, name, lambda *_, **__: self.tick())
         for owner, name in (
-            (httpx.Client, "send"),
+            (httpx2.Client, "send"),
             (MaskStore, "_write"),
             (os, "replace"),
             (os, "fdatasync"),

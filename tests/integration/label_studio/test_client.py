@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-import httpx
+import httpx2
 import pytest
 
 from backend.errors import (
@@ -157,7 +157,7 @@ def test_a_long_wait_is_left_to_who_comes_back_later(studio: Studio, wait: str) 
     [("7", 7.0), ("Thu, 01 Jan 1970 00:00:00 GMT", 0.0), ("soon", None), ("", None), ("-1", None)],
 )
 def test_how_long_to_wait(value: str, seconds: float | None) -> None:
-    assert retry_after_s(httpx.Response(429, headers={"Retry-After": value})) == seconds
+    assert retry_after_s(httpx2.Response(429, headers={"Retry-After": value})) == seconds
 
 
 def test_the_key_of_a_service_account_goes_where_it_is_taken(studio: Studio) -> None:

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import httpx
+import httpx2
 import pytest
 
 from backend.errors import ImageSourceError, LabelStudioAuthError, LabelStudioUnavailableError
@@ -133,21 +133,21 @@ def test_a_named_host_keeps_its_name_in_the_request(web: Site, client: LabelStud
 def test_a_private_address_behind_a_pattern_is_refused(web: Site) -> None:
     hosts = ImageHosts(("*.localhost", "*.example.org"))
     with pytest.raises(ImageSourceError, match="may not be fetched"):
-        hosts.addresses(httpx.URL("http://example.org.evil.test/a.png"))
+        hosts.addresses(httpx2.URL("http://example.org.evil.test/a.png"))
     with pytest.raises(ImageSourceError, match="may not be fetched"):
-        hosts.addresses(httpx.URL("http://allowed.example.org@evil.test/a.png"))
+        hosts.addresses(httpx2.URL("http://allowed.example.org@evil.test/a.png"))
     with pytest.raises(ImageSourceError, match="inside a private network"):
-        ImageHosts(()).addresses(httpx.URL(web.url), vouched=True)
+        ImageHosts(()).addresses(httpx2.URL(web.url), vouched=True)
     with pytest.raises(ImageSourceError, match="inside a private network"):
-        ImageHosts(()).addresses(httpx.URL("http://[::ffff:10.0.0.1]/"), vouched=True)
+        ImageHosts(()).addresses(httpx2.URL("http://[::ffff:10.0.0.1]/"), vouched=True)
     with pytest.raises(ImageSourceError, match="is not known"):
-        ImageHosts(("no-such-host.invalid",)).addresses(httpx.URL("http://no-such-host.invalid/"))
+        ImageHosts(("no-such-host.invalid",)).addresses(httpx2.URL("http://no-such-host.invalid/"))
 
 
 def test_a_link_local_address_is_refused_even_when_named() -> None:
     hosts = ImageHosts(("169.254.169.254",))
     with pytest.raises(ImageSourceError, match=r"169\.254\.169\.254"):
-        hosts.addresses(httpx.URL("http://169.254.169.254/latest/meta-data/"))
+        hosts.addresses(httpx2.URL("http://169.254.169.254/latest/meta-data/"))
 
 
 def test_a_redirect_is_checked_again(

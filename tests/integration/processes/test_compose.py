@@ -11,7 +11,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from importlib.metadata import PackageNotFoundError, distribution, packages_distributions
 from pathlib import Path
 
-import httpx
+import httpx2
 import psycopg
 import pytest
 from packaging.requirements import Requirement
@@ -141,8 +141,8 @@ def test_web_answers_and_its_health_check_sees_it(
     assert "not healthy" in (health("web", environment) or "")
     with running("web", environment, tmp_path / "web.log"):
         url = f"http://127.0.0.1:{environment['MEDSAM3_PORT']}"
-        assert httpx.get(f"{url}/health").json()["status"] == "UP"
-        assert httpx.get(f"{url}/versions").status_code == 401
+        assert httpx2.get(f"{url}/health").json()["status"] == "UP"
+        assert httpx2.get(f"{url}/versions").status_code == 401
     assert "not healthy" in (health("web", environment) or "")
 
 

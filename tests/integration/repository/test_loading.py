@@ -75,8 +75,9 @@ with RedisServer(settings.redis_socket):
     headers = {{"Authorization": "Bearer " + services.credentials.api_token}}
     body = {{"project": "1.1", "schema": "<View/>", "label_config": "<View/>"}}
     body["tasks"] = [{{"id": 1, "data": {{}}}}]
-    for path in ("/setup", "/predict", "/webhook"):
-        assert client.post(path, json=body, headers=headers).status_code in (200, 201), path
+    event = {{"action": "PROJECT_UPDATED", "project": {{"id": 1}}}}
+    for path, sent in (("/setup", body), ("/predict", body), ("/webhook", event)):
+        assert client.post(path, json=sent, headers=headers).status_code in (200, 201), path
     for path in ("/health", "/versions", "/metrics", "/api/v1/predictions", "/api/v1/queues"):
         assert client.get(path, headers=headers).status_code == 200, path
     services.close()

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import httpx
+import httpx2
 import pytest
 from sqlalchemy import select
 
@@ -68,7 +68,7 @@ def label_studio_ml() -> Path:
 @pytest.fixture
 def server(
     label_studio_ml: Path, services: Services, data_dir: Path, tmp_path: Path
-) -> Iterator[httpx.Client]:
+) -> Iterator[httpx2.Client]:
     """A client of the package's server, which runs in a process of its own."""
     port = free_port()
     script = tmp_path / "server.py"
@@ -86,7 +86,7 @@ def server(
             stdout=output,
             stderr=output,
         )
-    with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=100, trust_env=False) as client:
+    with httpx2.Client(base_url=f"http://127.0.0.1:{port}", timeout=100, trust_env=False) as client:
         wait_until(
             lambda: process.poll() is not None or _answers(client), 120, otherwise=log.read_text
         )
@@ -96,14 +96,14 @@ def server(
     process.wait(10)
 
 
-def _answers(client: httpx.Client) -> bool:
+def _answers(client: httpx2.Client) -> bool:
     try:
         return client.get("/health").status_code == 200
-    except httpx.TransportError:
+    except httpx2.TransportError:
         return False
 
 
-def set_up(server: httpx.Client) -> None:
+def set_up(server: httpx2.Client) -> None:
     """POST /setup as Label Studio does; this server predicts nothing before."""
     body = {"project": "7.1795421465", "schema": BRAIN_CONFIG, "hostname": "http://localhost:8080"}
     answer = server.post("/setup", json={**body, "access_token": "", "model_version": None})
@@ -111,7 +111,7 @@ def set_up(server: httpx.Client) -> None:
     assert answer.json()["model_version"]
 
 
-def predict(server: httpx.Client, batch: list[dict[str, Any]], context: Any = None) -> Any:
+def predict(server: httpx2.Client, batch: list[dict[str, Any]], context: Any = None) -> Any:
     """POST /predict as Label Studio does; the results."""
     params = {"login": None, "password": None, "context": context}
     body = {"tasks": batch, "project": "7.1795421465", "label_config": BRAIN_CONFIG}
@@ -125,13 +125,13 @@ def in_project(count: int) -> list[dict[str, Any]]:
     return [{**task, "project": 7} for task in inline_tasks(count)]
 
 
-def test_its_server_finds_our_class_healthy(server: httpx.Client) -> None:
+def test_its_server_finds_our_class_healthy(server: httpx2.Client) -> None:
     assert server.get("/health").json()["status"] == "UP"
     set_up(server)
 
 
 def test_its_server_predicts_through_our_queue_and_worker(
-    server: httpx.Client, services: Services, start_worker: StartWorker
+    server: httpx2.Client, services: Services, start_worker: StartWorker
 ) -> None:
     start_worker("gpu")
     set_up(server)
@@ -146,7 +146,7 @@ def test_its_server_predicts_through_our_queue_and_worker(
 
 
 def test_its_server_passes_the_smart_tools_context_on(
-    server: httpx.Client, start_worker: StartWorker
+    server: httpx2.Client, start_worker: StartWorker
 ) -> None:
     start_worker("gpu")
     set_up(server)
@@ -168,7 +168,7 @@ def test_its_server_passes_the_smart_tools_context_on(
     assert gone["result"] == []
 
 
-def test_its_server_hands_events_to_fit(server: httpx.Client, services: Services) -> None:
+def test_its_server_hands_events_to_fit(server: httpx2.Client, services: Services) -> None:
     event = {
         "action": "ANNOTATION_CREATED",
         "project": {"id": 7, "label_config": BRAIN_CONFIG},

@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 
-import httpx
+import httpx2
 import pytest
 
 from tests.support.processes import Running, running
@@ -68,7 +68,7 @@ def test_slow_strangers_do_not_keep_anybody_waiting(web: Running, beginning: byt
     port = int(web.url.rpartition(":")[2])
     with held(port, beginning, 2 * web.services.settings.web_threads):
         for _ in range(5):
-            with httpx.Client(base_url=web.url, auth=web.client.auth, timeout=30) as client:
+            with httpx2.Client(base_url=web.url, auth=web.client.auth, timeout=30) as client:
                 assert client.get("/versions").status_code == 200
                 body = {"tasks": [], "project": "7.1"}
                 assert client.post("/predict", json=body).json() == {"results": []}
@@ -77,7 +77,7 @@ def test_slow_strangers_do_not_keep_anybody_waiting(web: Running, beginning: byt
 def test_more_connections_than_there_is_room_for_make_room(web: Running) -> None:
     port = int(web.url.rpartition(":")[2])
     with held(port, b"GET /health HTTP/1.1\r\n", 800):
-        assert httpx.get(f"{web.url}/health", timeout=30).status_code == 200
+        assert httpx2.get(f"{web.url}/health", timeout=30).status_code == 200
 
 
 def test_a_head_in_pieces_and_a_refused_body_are_answered(web: Running) -> None:
@@ -88,5 +88,5 @@ def test_a_head_in_pieces_and_a_refused_body_are_answered(web: Running) -> None:
             time.sleep(0.2)
         assert caller.recv(4096).startswith(b"HTTP/1.1 200")
     # The answer comes before the body is sent: it must arrive nevertheless.
-    refused = httpx.post(f"{web.url}/predict", content=b" " * 20_000_000, timeout=30)
+    refused = httpx2.post(f"{web.url}/predict", content=b" " * 20_000_000, timeout=30)
     assert refused.status_code == 401
