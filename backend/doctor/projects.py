@@ -4,6 +4,7 @@ from sqlalchemy import select
 
 from backend.database import Database
 from backend.doctor.check import Check, fail, ok, warn
+from backend.doctor.volumes import volume_remark
 from backend.errors import LabelConfigError, LabelStudioError
 from backend.label_studio.client import LabelStudio, MLBackend, Webhook
 from backend.label_studio.connect import WEBHOOK_ACTIONS, our_backend
@@ -34,10 +35,12 @@ def check_projects(settings: Settings, database: Database) -> list[Check]:
         ]
     credentials = load_credentials(settings)
     with LabelStudio.from_settings(settings) as client:
-        return [_check_project(client, project_id, credentials) for project_id in ids]
+        return [_check_project(client, settings, project_id, credentials) for project_id in ids]
 
 
-def _check_project(client: LabelStudio, project_id: int, credentials: Credentials) -> Check:
+def _check_project(
+    client: LabelStudio, settings: Settings, project_id: int, credentials: Credentials
+) -> Check:
     name = f"project {project_id}"
     again = f"`medsam3 connect {project_id}`"
     try:
@@ -69,6 +72,8 @@ def _check_project(client: LabelStudio, project_id: int, credentials: Credential
         )
     if advice := remarks(config):
         return warn(name, " ".join(advice), _WHERE_CONFIGS_ARE)
+    if volume := volume_remark(client, settings, project_id, config):
+        return warn(name, volume, "import every slice as an image of its own")
     return ok(name, f"“{project['title']}”: {backend.model_version}, connected")
 
 

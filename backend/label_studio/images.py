@@ -6,6 +6,7 @@ web address or an object in cloud storage.
 
 import base64
 import hashlib
+import logging
 import re
 import time
 from collections import OrderedDict
@@ -34,6 +35,8 @@ from backend.settings import Settings
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
+
+log = logging.getLogger(__name__)
 
 _CLOUD_SCHEMES = ("s3", "gs", "azure-blob")
 _MAX_REDIRECTS = 5
@@ -121,20 +124,31 @@ class FetchedImages:
         )
 
 
-def decode(content: bytes, settings: Settings) -> "NDArray[np.uint8]":
+def decode(content: bytes, settings: Settings, *, task_id: int) -> "NDArray[np.uint8]":
     """A fetched file as RGB uint8 (H, W, 3), within `max_image_mb` and `max_image_megapixels`.
+
+    Of a volume or a stack it is the middle slice, and the log says so.
 
     Raises:
         ImageError: it is damaged, too large, or of an unknown format.
     """
     from medsam3_model.images.limits import ImageLimits
-    from medsam3_model.images.reading import read_image
+    from medsam3_model.images.reading import open_picture
 
     limits = ImageLimits(
         max_bytes=settings.max_image_mb * 2**20,
         max_pixels=int(settings.max_image_megapixels * 1e6),
     )
-    return read_image(content, limits=limits)
+    with open_picture(content, limits=limits) as picture:
+        if picture.pages > 1:
+            log.warning(
+                "the image of task %d is a volume or stack of %d slices: only its middle one, "
+                "slice %d, is read",
+                task_id,
+                picture.pages,
+                picture.page + 1,
+            )
+        return picture.rgb()
 
 
 def fetch_image(

@@ -152,7 +152,9 @@ class Inference:
         )
         started = perf_counter()
         image = EncodedImage(
-            self._embeddings, image_hash, lambda: decode(content, self._services.settings)
+            self._embeddings,
+            image_hash,
+            lambda: decode(content, self._services.settings, task_id=row.task_id),
         )
         whole = image.whole(model)
         # Parts are kept unless boxes ask for them: nobody draws the same box twice.

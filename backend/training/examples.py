@@ -110,7 +110,7 @@ class Images:
         content, _ = self._files.get(
             example.reference, project_id=example.project_id, task_id=example.task_id
         )
-        rgb = decode(content, self._settings)
+        rgb = decode(content, self._settings, task_id=example.task_id)
         height, width = rgb.shape[:2]
         drawn = any(any(masks) for masks in example.masks.values())
         if drawn and example.size not in (None, (height, width)):

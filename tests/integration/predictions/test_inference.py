@@ -25,14 +25,14 @@ CONFIG = """
 def decoded(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
     """The files that were decoded, in their order."""
     files: list[bytes] = []
-    read_image = medsam3_model.images.reading.read_image
+    open_picture = medsam3_model.images.reading.open_picture
 
     def counted(source: bytes | Path | str, **options: object) -> object:
         assert isinstance(source, bytes)
         files.append(source)
-        return read_image(source, **options)  # type: ignore[arg-type]
+        return open_picture(source, **options)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(medsam3_model.images.reading, "read_image", counted)
+    monkeypatch.setattr(medsam3_model.images.reading, "open_picture", counted)
     return files
 
 

@@ -47,7 +47,6 @@ SAME = [
     ("SC_rgb_rle_16bit.dcm", "SC_rgb_rle.dcm", 0),
     ("SC_rgb_rle_32bit.dcm", "SC_rgb_rle.dcm", 0),
     ("SC_rgb_jpeg.dcm", "SC_rgb_jpeg_dcmd.dcm", 1),
-    ("examples_jpeg2k.dcm", "examples_rgb_color.dcm", None),
     ("JPGExtended.dcm", "JPEG2000.dcm", None),
     ("JPEG-lossy.dcm", "JPGExtended.dcm", 0),
     ("liver_expb_1frame.dcm", "liver_1frame.dcm", 0),
