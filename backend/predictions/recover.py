@@ -141,6 +141,10 @@ def _push_forgotten(services: Services) -> int:
                 )
             )
         )
+    if ids:
+        # Nobody may take jobs from the queue for days: what waits there is not put there again.
+        waiting = waiting_row_ids(services.redis, QueueName.INGEST)
+        ids = [id_ for id_ in ids if id_ not in waiting]
     enqueue_pushes(services, ids)
     return len(ids)
 

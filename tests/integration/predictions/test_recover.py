@@ -6,7 +6,7 @@ from backend.corrections import events
 from backend.predictions.recover import EVENT_SETTLING_S, recover, recovery
 from backend.processes.queues import QueueName, queue
 from backend.services import Services
-from backend.tables import Event, now
+from backend.tables import Delivery, Event, LabelConfigText, Suggestion, SuggestionState, now
 from tests.support.waiting import wait_until
 
 
@@ -66,3 +66,27 @@ def test_events_that_wait_for_good_do_not_starve_the_others(services: Services) 
         return tried
 
     wait_until(is_tried)
+
+
+def test_undelivered_rows_wait_once_while_nobody_takes_them(services: Services) -> None:
+    with services.database.session() as session:
+        session.add(LabelConfigText(hash="c", xml="<View/>"))
+    ingest = queue(services.redis, QueueName.INGEST)
+    for count in (120, 0, 7, 0):
+        with services.database.session() as session:
+            session.add_all(
+                Suggestion(
+                    project_id=7,
+                    task_id=1,
+                    config_hash="c",
+                    task_data={},
+                    model_version="tiny-1",
+                    state=SuggestionState.DONE,
+                    delivery=Delivery.PUSH,
+                    finished_at=now() - timedelta(minutes=1),
+                )
+                for _ in range(count)
+            )
+        assert recover(services).pushed == count
+    rows = [row_id for job in ingest.jobs for row_id in job.args[0]]
+    assert len(rows) == len(set(rows)) == 127
