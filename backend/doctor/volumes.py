@@ -19,7 +19,9 @@ def volume_remark(
 
     try:
         task = next(client.tasks(project_id, page_size=1), None)
-        for image in config.images if task is not None else ():
+        if task is None:
+            return ""
+        for image in config.images:
             reference = image.references(task["data"])[0]
             content = fetch_image(
                 reference,

@@ -8,7 +8,9 @@ pixels come from one opened file, so that they cannot disagree.
 from __future__ import annotations
 
 import io
+import struct
 import warnings
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -31,6 +33,8 @@ _FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "PPM", "AVIF", "JPEG2000")
 # Chromium turns JPEG, PNG and AVIF by their EXIF orientation, and WebP not.
 _NOT_TURNED_BY_BROWSERS = ("WEBP",)
 _ORIENTATION = 0x0112
+# By color type, of the PNG standard.
+_PNG_SAMPLES = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
 _DEEP_MODES = ("I;16", "I;16B", "I;16L", "I;16N", "I", "F")
 
 
@@ -154,7 +158,7 @@ def _open_common(file: BinaryIO, page: int | None, head: bytes, limits: ImageLim
         width,
         chosen,
         pages if page is not None else 1,
-        partial(_decode, image, orientation),
+        partial(_decode, file, image, orientation),
     )
 
 
@@ -170,13 +174,39 @@ def _orientation(image: Image.Image) -> int:
         return 1
 
 
-def _decode(image: Image.Image, orientation: int) -> npt.NDArray[np.uint8]:
+def _decode(file: BinaryIO, image: Image.Image, orientation: int) -> npt.NDArray[np.uint8]:
     try:
         image.load()
     except (OSError, SyntaxError, ValueError) as error:
         raise ImageError(f"the image is damaged or truncated: {error}") from error
+    if image.format == "PNG":
+        _check_rows(file, image)
     pixels = _grey(image) if image.mode in _DEEP_MODES else _coloured(image)
     return np.ascontiguousarray(turned(pixels, orientation))
+
+
+def _check_rows(file: BinaryIO, image: Image.Image) -> None:
+    """Refuses a PNG that holds fewer rows than it announces: Pillow leaves those black."""
+    width, height = image.size
+    last = image.crop((0, height - 1, width, height))
+    if np.asarray(last).any() and not image.info.get("interlace"):
+        return
+    missing = 0
+    unpacker = zlib.decompressobj()
+    file.seek(8)
+    while len(head := file.read(8)) == 8 and not unpacker.eof:
+        length, kind = struct.unpack(">I4s", head)
+        piece = file.read(length)
+        file.seek(4, io.SEEK_CUR)
+        if kind == b"IHDR":
+            bits, colour = piece[8:10]
+            missing = height * ((width * bits * _PNG_SAMPLES[colour] + 7) // 8)
+        elif kind == b"IDAT":
+            while piece and not unpacker.eof:
+                missing -= len(unpacker.decompress(piece, 2**20))
+                piece = unpacker.unconsumed_tail
+    if missing > 0:
+        raise ImageError("the image is damaged: it holds fewer rows than it announces")
 
 
 def _grey(image: Image.Image) -> npt.NDArray[np.uint8]:

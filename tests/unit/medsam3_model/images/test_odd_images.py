@@ -238,6 +238,11 @@ RIGHT: dict[str, tuple[Callable[[], bytes], np.ndarray, float]] = {
         over_white(ALPHA),
         0.7,
     ),
+    "png black": (
+        lambda: saved(Image.fromarray(RGB * 0), "PNG"),
+        RGB * 0,
+        0,
+    ),
     "png grey 16": (
         lambda: saved(Image.fromarray(GREY.astype(np.uint16) * 9), "PNG"),
         stretched(GREY),
@@ -434,6 +439,7 @@ REFUSED: dict[str, tuple[Callable[[], bytes], str]] = {
     "png of four billion pixels": (lambda: png(8, 2, RGB, size=(65000, 65000)), "pixels"),
     "png cut": (lambda: without(saved(Image.fromarray(_RANDOM), "PNG"), 0.5), "damaged"),
     "png of no height": (lambda: png(8, 2, RGB, size=(WIDTH, 0)), "empty|damaged|no image"),
+    "png of more rows than it has": (lambda: png(8, 2, RGB, size=(WIDTH, 480)), "fewer rows"),
     "jpeg cut": (lambda: without(saved(Image.fromarray(_RANDOM), "JPEG"), 0.5), "damaged"),
     "jpeg head": (lambda: b"\xff\xd8\xff\xe0", "no image|damaged"),
     "webp cut": (lambda: without(saved(Image.fromarray(_RANDOM), "WEBP"), 0.5), "damaged|no image"),
