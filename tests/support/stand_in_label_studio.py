@@ -8,7 +8,7 @@ import copy
 import itertools
 import json
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -28,7 +28,7 @@ class StandInLabelStudio:
 
     project_id = 7
 
-    def __init__(self, label_config: str) -> None:
+    def __init__(self, label_config: str, *, port: int = 0) -> None:
         self.label_config = label_config
         self.tasks: dict[int, Json] = {}
         self.annotations: dict[int, Json] = {}
@@ -44,7 +44,7 @@ class StandInLabelStudio:
         self._clock = datetime(2026, 3, 2, 9, 0, tzinfo=UTC)
         self._ids = itertools.count(101)
         self._lock = threading.Lock()
-        self._server = make_server("127.0.0.1", 0, self._application, threaded=True)
+        self._server = make_server("127.0.0.1", port, self._application, threaded=True)
         self.url = f"http://127.0.0.1:{self._server.server_port}"
 
     def __enter__(self) -> "StandInLabelStudio":
@@ -173,10 +173,13 @@ class StandInLabelStudio:
         if any(one["task"] not in self.tasks for one in sent):
             return _json({"detail": "task does not exist"}, 400)
         if fault != "before":
-            for one in sent:
-                id_ = next(self._ids)
-                self.predictions[id_] = {"id": id_, **one}
+            self._store(sent)
         return _json({"detail": "busy"}, 500) if fault else _json({"created": len(sent)}, 201)
+
+    def _store(self, predictions: Iterable[Json]) -> None:
+        for prediction in predictions:
+            id_ = next(self._ids)
+            self.predictions[id_] = {"id": id_, **prediction}
 
     def _project(self) -> Json:
         return {"id": self.project_id, "title": "stand-in", "label_config": self.label_config}

