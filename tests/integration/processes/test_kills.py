@@ -27,13 +27,13 @@ from backend.settings import Settings
 from backend.tables import Delivery, Event, Suggestion
 from tests.support import lasting_label_studio
 from tests.support.lasting_label_studio import LastingLabelStudio, read_journal
-from tests.support.waiting import wait_until
 
 TASKS = 64
 TOGETHER = 4
 # How often each process is killed: 40 times in all.
 KILLS = {"web": 9, "gpu": 6, "ingest": 9, "redis": 8, "label studio": 8}
 PAUSE_S = 0.15
+STUCK_S = 150
 # Imported once and forked from then on: a worker starts in a fraction of a second.
 PRELOADED = ["backend.cli.main", "backend.predictions.inference", "backend.web.app", __name__]
 
@@ -143,10 +143,13 @@ class Machine:
     def unsettled(self) -> dict[str, int]:
         """What is still under way, by kind; empty when all has come to rest."""
         with self.services.database.reading() as session:
-            deliveries = Counter(session.scalars(select(Suggestion.delivery)))
+            deliveries = Counter(session.execute(select(Suggestion.state, Suggestion.delivery)))
             events = Counter(session.scalars(select(Event.state)))
         under_way = {
-            "predictions": sum(deliveries.values()) - deliveries[Delivery.DELIVERED],
+            f"predictions {state}, {delivery}": number
+            for (state, delivery), number in deliveries.items()
+            if delivery != Delivery.DELIVERED
+        } | {
             "not arrived": TASKS - len({one["task"] for one in read_journal(self.journal)}),
             "events": sum(events.values()) - events["done"],
         }
@@ -190,6 +193,7 @@ def machine(request: pytest.FixtureRequest) -> Iterator[Machine]:
         services.close()
 
 
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("machine", ["sqlite", "postgresql"], indirect=True)
 @pytest.mark.parametrize("seed", [1, 2, 3])
 def test_kills_at_random_moments_lose_nothing_and_double_nothing(
@@ -211,15 +215,16 @@ def test_kills_at_random_moments_lose_nothing_and_double_nothing(
         machine.kill(victim)
         machine.start(victim)
 
-    def at_rest() -> bool:
-        nonlocal events
+    # However slow the machine is: stuck is what does not move for longer than any lease.
+    seen, moved_at = machine.unsettled(), time.monotonic()
+    while events or machine.unsettled():
         events = [event for event in events if not machine.tell(event)]
-        missing = machine.waiting_tasks(task_ids())
-        for tasks in _batches(missing):
+        for tasks in _batches(machine.waiting_tasks(task_ids())):
             machine.ask(tasks)
-        return not events and not missing and not machine.unsettled()
-
-    wait_until(at_rest, 120, pause_s=1, otherwise=lambda: f"stuck: {machine.unsettled()}")
+        if (now := machine.unsettled()) != seen:
+            seen, moved_at = now, time.monotonic()
+        assert time.monotonic() - moved_at < STUCK_S, f"stuck: {seen}"
+        time.sleep(1)
     stored = Counter(prediction["task"] for prediction in read_journal(machine.journal))
     assert stored == Counter(task_ids())
     with machine.services.database.reading() as session:
