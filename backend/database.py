@@ -4,14 +4,19 @@ Files that rows name, or that processes share, are written by `new_file`.
 """
 
 import os
+import random
 import secrets
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
+from functools import wraps
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
-from sqlalchemy import ColumnElement, Engine, create_engine, event, update
+from sqlalchemy import ColumnElement, Engine, create_engine, event, func, select, update
 from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session, sessionmaker
 
 from backend.settings import Settings
@@ -19,7 +24,11 @@ from backend.settings import Settings
 MIGRATIONS = Path(__file__).parent / "migrations"
 # Values of one `IN (...)`: SQLite and PostgreSQL's driver take far more, but plan them slowly.
 MOST_VALUES = 500
+# PostgreSQL ends one of two transactions that wait for each other; tried again it goes through.
+_CONFLICTS = ("40001", "40P01")
+_CONFLICT_ATTEMPTS = 6
 T = TypeVar("T")
+P = ParamSpec("P")
 
 
 class Database:
@@ -90,6 +99,38 @@ def open_database(settings: Settings, *, migrate: bool = True) -> Database:
     if migrate:
         database.migrate()
     return database
+
+
+def now_in(session: Session) -> datetime:
+    """The moment by the database's clock, UTC: that of all machines which hold leases in it.
+
+    SQLite has none of its own; its processes are on one machine.
+    """
+    if session.get_bind().dialect.name != "postgresql":
+        return datetime.now(UTC)
+    moment: datetime = session.scalars(select(func.clock_timestamp())).one()
+    return moment.astimezone(UTC)
+
+
+def retried(function: Callable[P, T]) -> Callable[P, T]:
+    """Call a function again when the database ended its transaction for another one's sake.
+
+    For functions whose only effect is one transaction.
+    """
+
+    @wraps(function)
+    def call(*args: P.args, **kwargs: P.kwargs) -> T:
+        for attempt in range(1, _CONFLICT_ATTEMPTS):
+            try:
+                return function(*args, **kwargs)
+            except OperationalError as error:
+                if getattr(error.orig, "sqlstate", None) not in _CONFLICTS:
+                    raise
+                # Not both at the same moment again.
+                time.sleep(random.uniform(0, 0.05 * attempt))
+        return function(*args, **kwargs)
+
+    return call
 
 
 def insert_or_ignore(

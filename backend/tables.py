@@ -76,6 +76,7 @@ class Delivery(StrEnum):
     REPLY = "reply"  # a /predict that is still waiting will answer with it
     PUSH = "push"  # the waiting ended: to be pushed through the API
     PUSHING = "pushing"  # a worker is sending it right now
+    ANSWERED = "answered"  # went out as an answer; whether it arrived is looked up
     DELIVERED = "delivered"
     NONE = "none"  # nothing to bring: failed, superseded, or the caller is gone for good
 

@@ -13,6 +13,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 from sqlalchemy import delete, update
 from sqlalchemy.orm import Session
 
+from backend.database import now_in
 from backend.errors import QueueError
 from backend.label_studio.projects import project_number
 from backend.processes.queues import Handler, QueueName, enqueue
@@ -77,6 +78,7 @@ def receive(services: Services, payload: WebhookEvent | Mapping[str, Any]) -> st
         annotation_ids=sent.annotation + sent.annotations,
     )
     with services.database.session() as session:
+        event.created_at = now_in(session)
         session.add(event)
     try:
         enqueue(

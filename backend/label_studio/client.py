@@ -85,10 +85,11 @@ class Webhook:
 
 @dataclass(frozen=True)
 class Prediction:
-    """A stored prediction without its regions."""
+    """A stored prediction: of its regions only the ids."""
 
     id: int
     model_version: str
+    region_ids: frozenset[str] = frozenset()
 
 
 def task_filter(column: str, operator: str, kind: str, value: Any) -> Json:
@@ -281,9 +282,13 @@ class LabelStudio:
         return ids
 
     def predictions(self, task_id: int) -> list[Prediction]:
-        """The predictions of a task; Label Studio sends their regions too, which are dropped."""
+        """The predictions of a task."""
         return [
-            Prediction(prediction["id"], prediction["model_version"] or "")
+            Prediction(
+                prediction["id"],
+                prediction["model_version"] or "",
+                frozenset(str(region.get("id")) for region in prediction.get("result") or []),
+            )
             for prediction in self.get("/api/predictions/", task=task_id)
         ]
 

@@ -59,6 +59,10 @@ class Concept:
         return tuple(control for control in self.controls if control.to_name == image_name)
 
 
+# Of a task's data, what `concepts_for` reads.
+PROMPT_FIELDS = ("prompts", "text")
+
+
 def concepts_for(
     config: LabelConfig, task_data: Mapping[str, Any], texts: Sequence[str] = ()
 ) -> tuple[Concept, ...]:

@@ -7,8 +7,9 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from redis.exceptions import RedisError
-from sqlalchemy import case, or_, select, update
+from sqlalchemy import ColumnElement, and_, case, or_, select, update
 
+from backend.database import now_in, retried
 from backend.errors import BackendError, LabelStudioUnavailableError
 from backend.predictions.requests import answer_message, enqueue_pushes
 from backend.processes.leases import renewing
@@ -35,7 +36,7 @@ def predict_chunk(ids: Sequence[str]) -> None:
     rows = _claim(services, ids)
     inference = current_inference()
     finished: list[Suggestion] = []
-    renew = partial(_renew, services, [row.id for row in rows])
+    renew = partial(_renew, services, rows)
     with renewing(renew, services.settings.lease_s / 3):
         for row in rows:
             if stopping.is_set():
@@ -107,18 +108,19 @@ def _fail(services: Services, row: Suggestion, reason: str) -> None:
     _store(services, row, state=SuggestionState.FAILED, error=reason)
 
 
+@retried
 def _claim(services: Services, ids: Sequence[str]) -> list[Suggestion]:
     """Take the rows that are free, in the given order.
 
     One statement decides: of two workers with the same job, the database lets the second one see
     the state that the first one wrote.
     """
-    moment = now()
-    free = or_(
-        Suggestion.state == SuggestionState.QUEUED,
-        (Suggestion.state == SuggestionState.RUNNING) & (Suggestion.lease_until < moment),
-    )
     with services.database.session() as session:
+        moment = now_in(session)
+        free = or_(
+            Suggestion.state == SuggestionState.QUEUED,
+            (Suggestion.state == SuggestionState.RUNNING) & (Suggestion.lease_until < moment),
+        )
         taken = session.scalars(
             update(Suggestion)
             .where(Suggestion.id.in_(list(ids)), free)
@@ -145,14 +147,26 @@ def _label_config(services: Services, config_hash: str) -> str:
     return _label_configs[config_hash]
 
 
-def _renew(services: Services, ids: list[str]) -> None:
-    """Keep the rows ours: a worker that died stops renewing, and `recover` sees it."""
-    services.database.update(
-        Suggestion,
-        Suggestion.id.in_(ids),
+def _ours(*rows: Suggestion) -> ColumnElement[bool]:
+    """Rows that no other worker has taken since: every taking counts an attempt."""
+    return and_(
         Suggestion.state == SuggestionState.RUNNING,
-        lease_until=now() + timedelta(seconds=services.settings.lease_s),
+        or_(*((Suggestion.id == row.id) & (Suggestion.attempts == row.attempts) for row in rows)),
     )
+
+
+def _renew(services: Services, rows: Sequence[Suggestion]) -> None:
+    """Keep the rows ours: a worker that died stops renewing, and `recover` sees it."""
+    if not rows:
+        return
+    with services.database.session() as session:
+        until = now_in(session) + timedelta(seconds=services.settings.lease_s)
+        session.execute(
+            update(Suggestion)
+            .where(_ours(*rows))
+            .values(lease_until=until)
+            .execution_options(synchronize_session=False)
+        )
 
 
 def _store(services: Services, row: Suggestion, **values: object) -> None:
@@ -162,20 +176,23 @@ def _store(services: Services, row: Suggestion, **values: object) -> None:
         values["delivery"] = case(
             (Suggestion.delivery == Delivery.REPLY, reached), else_=Suggestion.delivery
         )
-    # Not if the lease ran out meanwhile and another worker finished the row.
-    ours = (Suggestion.id == row.id, Suggestion.state == SuggestionState.RUNNING)
-    services.database.update(Suggestion, *ours, finished_at=now(), lease_until=None, **values)
+    # Not if the lease ran out meanwhile and another worker has the row, or finished it.
+    services.database.update(Suggestion, _ours(row), finished_at=now(), lease_until=None, **values)
 
 
 def _put_back(services: Services, row: Suggestion, *, wait_s: float) -> None:
     """Queue a row again; neither a stop nor a Label Studio that is down is the task's fault."""
-    services.database.update(
-        Suggestion,
-        Suggestion.id == row.id,
-        state=SuggestionState.QUEUED,
-        attempts=Suggestion.attempts - 1,
-        lease_until=now() + timedelta(seconds=wait_s),
-    )
+    with services.database.session() as session:
+        session.execute(
+            update(Suggestion)
+            .where(_ours(row))
+            .values(
+                state=SuggestionState.QUEUED,
+                attempts=Suggestion.attempts - 1,
+                lease_until=now_in(session) + timedelta(seconds=wait_s),
+            )
+            .execution_options(synchronize_session=False)
+        )
 
 
 def _wake(services: Services, rows: Sequence[Suggestion], message: str = "") -> None:

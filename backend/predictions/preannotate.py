@@ -95,7 +95,7 @@ def _progress(services: Services, ids: list[str]) -> PreannotationProgress:
             for state, delivery, error, count in rows:
                 if state == SuggestionState.FAILED or (error and delivery == Delivery.NONE):
                     counted["failed"] += count
-                elif state == SuggestionState.DONE and delivery == Delivery.DELIVERED:
+                elif delivery in (Delivery.DELIVERED, Delivery.ANSWERED):
                     counted["predicted"] += count
     return PreannotationProgress(len(ids), **counted)
 

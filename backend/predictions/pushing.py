@@ -3,25 +3,28 @@
 import logging
 from collections import defaultdict
 from collections.abc import Sequence
-from datetime import timedelta
+from datetime import datetime, timedelta
 
-from sqlalchemy import or_, select
+from sqlalchemy import or_, select, update
 
+from backend.database import now_in, retried
 from backend.errors import (
     LabelStudioAuthError,
     LabelStudioError,
     LabelStudioUnavailableError,
 )
 from backend.label_studio.client import LabelStudio
-from backend.predictions.requests import prediction_of
+from backend.predictions.requests import needed_later, prediction_of
+from backend.processes.leases import renewing
 from backend.services import Services
-from backend.tables import Delivery, Suggestion, SuggestionState, now
+from backend.tables import Delivery, Suggestion, SuggestionState
 
 log = logging.getLogger(__name__)
 
-PUSH_LEASE_S = 120
+# A prediction waits for a Label Studio that is away for as long as it takes: first half a minute
+# until the next attempt, then a tenth of its age, at most this long.
 RETRY_LATER_S = 30
-GIVE_UP_H = 24
+LONGEST_PAUSE_S = 900
 
 
 def push(services: Services, ids: Sequence[str]) -> None:
@@ -31,9 +34,38 @@ def push(services: Services, ids: Sequence[str]) -> None:
     Label Studio whether the prediction arrived before it sends it again.
     """
     rows, doubtful = _claim(services, ids)
-    if rows:
-        with LabelStudio.from_settings(services.settings) as client:
-            _push(services, client, rows, doubtful)
+    if not rows:
+        return
+    lease = Lease(services, rows)
+    with (
+        renewing(lease.renew, services.settings.lease_s / 3),
+        LabelStudio.from_settings(services.settings) as client,
+    ):
+        _push(services, client, rows, doubtful)
+
+
+class Lease:
+    """The rows that this process is pushing, held for as long as it renews them.
+
+    The moment until which a row is held says by whom: a process that was asleep for longer finds
+    another moment there and leaves the row to whoever took it meanwhile.
+    """
+
+    def __init__(self, services: Services, rows: Sequence[Suggestion]) -> None:
+        self._services = services
+        self._ids = [row.id for row in rows]
+        self._until = rows[0].lease_until
+
+    def renew(self) -> None:
+        """Hold the rows that are still ours a little longer."""
+        with self._services.database.session() as session:
+            until = now_in(session) + timedelta(seconds=self._services.settings.lease_s)
+            session.execute(
+                update(Suggestion)
+                .where(Suggestion.id.in_(self._ids), Suggestion.lease_until == self._until)
+                .values(lease_until=until)
+            )
+        self._until = until
 
 
 def _push(
@@ -83,11 +115,12 @@ def _push_project(
         _settle(services, [row.id for row in rows], Delivery.DELIVERED)
 
 
+@retried
 def _claim(services: Services, ids: Sequence[str]) -> tuple[list[Suggestion], set[str]]:
     """Take the rows that wait to be pushed; also say which ones somebody may have sent already."""
-    moment = now()
-    expired = or_(Suggestion.lease_until.is_(None), Suggestion.lease_until < moment)
     with services.database.session() as session:
+        moment = now_in(session)
+        expired = or_(Suggestion.lease_until.is_(None), Suggestion.lease_until < moment)
         rows = list(
             session.scalars(
                 select(Suggestion)
@@ -97,7 +130,7 @@ def _claim(services: Services, ids: Sequence[str]) -> tuple[list[Suggestion], se
                     Suggestion.delivery.in_((Delivery.PUSH, Delivery.PUSHING)),
                     expired,
                 )
-                .order_by(Suggestion.task_id)
+                .order_by(Suggestion.id)
                 .with_for_update()
             )
         )
@@ -105,30 +138,54 @@ def _claim(services: Services, ids: Sequence[str]) -> tuple[list[Suggestion], se
         doubtful = {row.id for row in rows if row.delivery == Delivery.PUSHING}
         for row in rows:
             row.delivery = Delivery.PUSHING
-            row.lease_until = moment + timedelta(seconds=PUSH_LEASE_S)
+            row.lease_until = moment + timedelta(seconds=services.settings.lease_s)
     return rows, doubtful
 
 
 def _arrived(client: LabelStudio, row: Suggestion) -> bool:
-    """Whether Label Studio already holds a prediction of this version for the task."""
+    """Whether Label Studio already holds this prediction: one with these very regions.
+
+    One without regions is like any other of its version without regions.
+    """
     stored = client.predictions(row.task_id) if row.task_id is not None else []
-    return any(prediction.model_version == row.model_version for prediction in stored)
+    regions = frozenset(str(region.get("id")) for region in row.result or [])
+    return any(
+        prediction.model_version == row.model_version and prediction.region_ids == regions
+        for prediction in stored
+    )
 
 
+@retried
 def _settle(
-    services: Services, ids: list[str], delivery: Delivery, error: str | None = None
+    services: Services, ids: Sequence[str], delivery: Delivery, error: str | None = None
 ) -> None:
-    settled = {"delivery": delivery, "active_key": None, "lease_until": None, "error": error}
-    services.database.update(Suggestion, Suggestion.id.in_(ids), **settled)
+    with services.database.session() as session:
+        rows = session.scalars(
+            select(Suggestion)
+            .where(Suggestion.id.in_(ids))
+            .order_by(Suggestion.id)
+            .with_for_update()
+        )
+        for row in rows:
+            row.delivery, row.active_key = delivery, None
+            row.lease_until, row.error = None, error
+            row.task_data = needed_later(row.task_data)
 
 
 def _postpone(services: Services, rows: list[Suggestion], error: LabelStudioError) -> None:
-    """Try again later; what could not be pushed for a day is given up, with the reason."""
-    old = now() - timedelta(hours=GIVE_UP_H)
-    hopeless = [row.id for row in rows if row.finished_at and row.finished_at < old]
-    if hopeless:
-        _settle(services, hopeless, Delivery.NONE, error=f"not pushed: {error}")
-    waiting = [row.id for row in rows if row.id not in hopeless]
-    # Still marked as being sent: the answer may be lost while the predictions arrived.
-    later = now() + timedelta(seconds=RETRY_LATER_S)
-    services.database.update(Suggestion, Suggestion.id.in_(waiting), lease_until=later)
+    """Try again later, and say why it waits."""
+    with services.database.session() as session:
+        moment = now_in(session)
+        for row in sorted(rows, key=lambda row: row.id):
+            # Still marked as being sent: the answer may be lost while the prediction arrived.
+            session.execute(
+                update(Suggestion)
+                .where(Suggestion.id == row.id, Suggestion.delivery == Delivery.PUSHING)
+                .values(lease_until=moment + _pause(row, moment), error=f"waits: {error}")
+            )
+
+
+def _pause(row: Suggestion, moment: datetime) -> timedelta:
+    age = moment - (row.finished_at or moment)
+    longest = timedelta(seconds=LONGEST_PAUSE_S)
+    return min(max(timedelta(seconds=RETRY_LATER_S), age / 10), longest)

@@ -2,15 +2,17 @@
 
 import logging
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 from sqlalchemy import func, or_, select, update
+from sqlalchemy.orm import Session
 
+from backend.database import now_in
 from backend.predictions.requests import UNFINISHED, enqueue_pushes
 from backend.processes.leases import Periodic
 from backend.processes.queues import Handler, QueueName, enqueue, waiting_row_ids
 from backend.services import Services
-from backend.tables import Delivery, Event, Suggestion, SuggestionState, now
+from backend.tables import Delivery, Event, Suggestion, SuggestionState
 
 log = logging.getLogger(__name__)
 
@@ -69,7 +71,8 @@ def recover(services: Services) -> Repairs:
 
 def _orphans(services: Services) -> list[Suggestion]:
     """Rows under way whose worker gave no sign of life, and rows that wait for a job."""
-    moment = now()
+    with services.database.reading() as session:
+        moment = now_in(session)
     abandoned = (Suggestion.state == SuggestionState.RUNNING) & (Suggestion.lease_until < moment)
     due = or_(Suggestion.lease_until.is_(None), Suggestion.lease_until < moment)
     settled = Suggestion.created_at < moment - timedelta(seconds=SETTLING_S)
@@ -89,17 +92,18 @@ def _give_up(services: Services) -> int:
     """Fail the rows that took their worker down too often."""
     limit = services.settings.max_attempts
     with services.database.session() as session:
+        moment = now_in(session)
         return len(
             session.scalars(
                 update(Suggestion)
                 .where(
                     Suggestion.state == SuggestionState.RUNNING,
-                    Suggestion.lease_until < now(),
+                    Suggestion.lease_until < moment,
                     Suggestion.attempts >= limit,
                 )
                 .values(
                     state=SuggestionState.FAILED,
-                    finished_at=now(),
+                    finished_at=moment,
                     active_key=None,
                     error=f"the worker died {limit} times on this task; look at its image and at "
                     "the worker's memory, then ask for the prediction again",
@@ -111,8 +115,9 @@ def _give_up(services: Services) -> int:
 
 def _push_forgotten(services: Services) -> int:
     """Have pushed what a dead web process was waiting for, and what a dead pusher left."""
-    moment = now()
     with services.database.session() as session:
+        moment = now_in(session)
+        _look_after(session, moment, can_ask=services.settings.label_studio_api_key is not None)
         # No request waits past `reply_until`, so its web process is dead. An interactive answer
         # then has nobody to go to; the others are pushed.
         late = (Suggestion.delivery == Delivery.REPLY) & (Suggestion.reply_until < moment)
@@ -149,10 +154,22 @@ def _push_forgotten(services: Services) -> int:
     return len(ids)
 
 
+def _look_after(session: Session, moment: datetime, *, can_ask: bool) -> None:
+    """Answers that went out a while ago: pushed like what may have been sent already.
+
+    The pusher asks Label Studio first, and sends what it does not hold: the caller was gone, or
+    the web process died before its answer had left.
+    """
+    due = (Suggestion.delivery == Delivery.ANSWERED) & (Suggestion.lease_until < moment)
+    unknown = due if not can_ask else due & Suggestion.task_id.is_(None)
+    session.execute(update(Suggestion).where(unknown).values(delivery=Delivery.DELIVERED))
+    session.execute(update(Suggestion).where(due).values(delivery=Delivery.PUSHING))
+
+
 def _enqueue_forgotten_events(services: Services) -> int:
     """Queue webhook events that no worker dealt with and for which no job waits."""
-    before = now() - timedelta(seconds=EVENT_SETTLING_S)
     with services.database.reading() as session:
+        before = now_in(session) - timedelta(seconds=EVENT_SETTLING_S)
         ids = list(
             session.scalars(
                 select(Event.id)

@@ -20,8 +20,9 @@ from redis.exceptions import RedisError
 from sqlalchemy import func, select, update
 from sqlalchemy.orm import Session
 
-from backend.database import chunked, insert_or_ignore
+from backend.database import chunked, insert_or_ignore, now_in, retried
 from backend.errors import QueueError
+from backend.labeling.concepts import PROMPT_FIELDS
 from backend.models import versions
 from backend.processes.queues import Handler, QueueName, enqueue, wait
 from backend.services import Services
@@ -32,7 +33,6 @@ from backend.tables import (
     SuggestionState,
     config_hash,
     new_id,
-    now,
 )
 
 log = logging.getLogger(__name__)
@@ -40,6 +40,8 @@ log = logging.getLogger(__name__)
 UNFINISHED = (SuggestionState.QUEUED, SuggestionState.RUNNING)
 # Longer than any answer takes to travel: only a dead web process leaves a row waiting past it.
 REPLY_GRACE_S = 30
+# Label Studio stores an answer at once; after this long it is asked whether it has it.
+LOOK_AFTER_S = 30
 # How often a waiting request looks into the database even if nobody woke it: Redis may have
 # been restarted in between, and another request may be the one that is woken.
 POLL_S = 1.0
@@ -171,6 +173,7 @@ def enqueue_pushes(services: Services, ids: Sequence[str]) -> None:
             return
 
 
+@retried
 def _create_rows(
     services: Services,
     request: PredictRequest,
@@ -180,7 +183,9 @@ def _create_rows(
 ) -> list[str]:
     """Insert one row per task, or find the row of a task that is under way; ids in task order."""
     interactive = request.context is not None
-    reply_until = now() + timedelta(seconds=services.settings.predict_budget_s + REPLY_GRACE_S)
+    with services.database.reading() as session:
+        moment = now_in(session)
+    reply_until = moment + timedelta(seconds=services.settings.predict_budget_s + REPLY_GRACE_S)
     hashed = config_hash(request.label_config)
     rows: list[dict[str, Any]] = []
     for task in request.tasks:
@@ -203,11 +208,14 @@ def _create_rows(
                 "model_version": version,
                 "delivery": delivery,
                 "reply_until": reply_until if delivery == Delivery.REPLY else None,
+                "created_at": moment,
             }
         )
     with services.database.session() as session:
         insert_or_ignore(session, LabelConfigText, [{"hash": hashed, "xml": request.label_config}])
-        insert_or_ignore(session, Suggestion, rows)
+        # In one order for all requests, or two of them would wait for each other's rows.
+        ordered = sorted(rows, key=lambda row: row["active_key"] or "")
+        insert_or_ignore(session, Suggestion, ordered)
         keys = [row["active_key"] for row in rows if row["active_key"]]
         by_key: dict[str | None, str] = {}
         for chunk in chunked(keys):
@@ -260,6 +268,7 @@ def _unfinished(services: Services, ids: list[str]) -> int:
         )
 
 
+@retried
 def _finish(
     services: Services, request: PredictRequest, request_id: str, ids: list[str]
 ) -> PredictAnswer:
@@ -281,8 +290,11 @@ def _finish(
         complete = len(rows) == len(set(ids)) and not errors
         if complete and all(_claimable(row, request_id) for row in rows.values()):
             for row in rows.values():
-                row.delivery = Delivery.DELIVERED
+                # An annotator's own answer is not kept by Label Studio; of the others nobody knows
+                # yet whether they arrive: the caller may be gone, or this process about to be.
+                row.delivery = Delivery.DELIVERED if row.interactive else Delivery.ANSWERED
                 row.active_key = None
+                row.lease_until = now_in(session) + timedelta(seconds=LOOK_AFTER_S)
             answer = PredictAnswer([prediction_of(rows[id_]) for id_ in ids])
         else:
             to_push = _hand_over(session, request_id, interactive=request.context is not None)
@@ -297,7 +309,10 @@ def _load(session: Session, ids: set[str]) -> dict[str, Suggestion]:
         row.id: row
         for chunk in chunked(sorted(ids))
         for row in session.scalars(
-            select(Suggestion).where(Suggestion.id.in_(chunk)).with_for_update()
+            select(Suggestion)
+            .where(Suggestion.id.in_(chunk))
+            .order_by(Suggestion.id)
+            .with_for_update()
         )
     }
 
@@ -326,6 +341,11 @@ def _hand_over(session: Session, request_id: str, *, interactive: bool) -> list[
             )
         )
     )
+
+
+def needed_later(task_data: Mapping[str, Any]) -> dict[str, Any]:
+    """What is kept of a task's data once its prediction has arrived: the texts that prompted it."""
+    return {name: task_data[name] for name in PROMPT_FIELDS if name in task_data}
 
 
 def prediction_of(row: Suggestion) -> dict[str, Any]:

@@ -8,6 +8,7 @@ import copy
 import itertools
 import json
 import threading
+import time
 from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -23,7 +24,7 @@ class StandInLabelStudio:
 
     `events` collects the webhooks that the real one would send.
     `faults` go wrong once each, in their order, when predictions are pushed: "before" answers 500
-    without storing them, "after" answers 500 although they are stored.
+    without storing them, "after" answers 500 although they are stored; each call takes `pause_s`.
     """
 
     project_id = 7
@@ -38,6 +39,7 @@ class StandInLabelStudio:
         self.requests: list[str] = []
         self.down = False
         self.faults: list[str] = []
+        self.pause_s = 0.0
         self.project_is_gone = False
         self.webhooks: list[Json] = []
         self.raw_annotations: dict[int, bytes] = {}
@@ -168,6 +170,7 @@ class StandInLabelStudio:
         return _json(found) if found else _json({"detail": "Not found."}, 404)
 
     def _import_predictions(self, request: Request) -> Response:
+        time.sleep(self.pause_s)
         fault = self.faults.pop(0) if self.faults else ""
         sent = request.get_json()
         if any(one["task"] not in self.tasks for one in sent):

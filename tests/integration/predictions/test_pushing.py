@@ -1,13 +1,16 @@
 """Predictions reach Label Studio exactly once, whatever it answers meanwhile."""
 
+import time
 from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 
 import pytest
 from sqlalchemy import select, update
 
-from backend.predictions.pushing import GIVE_UP_H, push
+from backend.predictions.pushing import push
+from backend.predictions.recover import recover
 from backend.services import Services
 from backend.tables import Delivery, LabelConfigText, Suggestion, SuggestionState, now
 from tests.support.stand_in_label_studio import StandInLabelStudio
@@ -87,20 +90,106 @@ def test_a_task_that_is_gone_harms_none_of_the_others(
     assert deliveries(services) == {Delivery.DELIVERED: 3, Delivery.NONE: 1}
 
 
-def test_what_waits_for_label_studio_for_a_day_is_given_up_with_the_reason(
+def test_what_waits_for_label_studio_is_pushed_however_long_it_was_away(
     services: Services, label_studio: StandInLabelStudio
 ) -> None:
     ids = finished_rows(services, [label_studio.add_task(b""), label_studio.add_task(b"")])
     label_studio.down = True
     push(services, ids)
-    assert deliveries(services) == {Delivery.PUSHING: 2}
     with services.database.session() as session:
         row = session.get_one(Suggestion, ids[0])
-        row.finished_at = now() - timedelta(hours=GIVE_UP_H + 1)
+        row.finished_at = now() - timedelta(days=4)
     push_again(services, ids)
-    assert deliveries(services) == {Delivery.PUSHING: 1, Delivery.NONE: 1}
+    assert deliveries(services) == {Delivery.PUSHING: 2}
     with services.database.reading() as session:
-        assert "503" in str(session.get_one(Suggestion, ids[0]).error)
+        old, young = (session.get_one(Suggestion, id_) for id_ in ids)
+        assert "503" in str(old.error)
+        assert old.lease_until is not None
+        assert young.lease_until is not None
+        assert old.lease_until - young.lease_until > timedelta(minutes=10), "it is asked less often"
     label_studio.down = False
     push_again(services, ids)
-    assert deliveries(services) == {Delivery.DELIVERED: 1, Delivery.NONE: 1}
+    assert deliveries(services) == {Delivery.DELIVERED: 2}
+
+
+def region(id_: str) -> dict[str, object]:
+    return {"id": id_, "type": "brushlabels", "value": {}}
+
+
+def test_another_prediction_of_the_same_version_is_not_taken_for_this_one(
+    services: Services, label_studio: StandInLabelStudio
+) -> None:
+    task = label_studio.add_task(b"")
+    earlier = {"task": task, "model_version": "tiny-1", "result": [region("a")], "score": 0.1}
+    label_studio.predictions[1] = {"id": 1, **earlier}
+    (id_,) = finished_rows(services, [task])
+    services.database.update(
+        Suggestion, Suggestion.id == id_, result=[region("b")], delivery=Delivery.PUSHING
+    )
+    for _ in range(2):
+        push_again(services, [id_])
+    held = [one["result"][0]["id"] for one in label_studio.predictions.values()]
+    assert held == ["a", "b"]
+
+
+def test_two_workers_and_a_slow_label_studio_send_each_prediction_once(
+    services: Services, label_studio: StandInLabelStudio
+) -> None:
+    services.settings.lease_s = 1.2
+    tasks = [label_studio.add_task(b"") for _ in range(6)]
+    ids = finished_rows(services, [*tasks, 9999])
+    # One task that is gone: the others are sent one by one, each slower than half a lease.
+    label_studio.pause_s = 0.5
+    with ThreadPoolExecutor(3) as pool:
+        first = pool.submit(push, services, ids)
+        while not first.done():
+            pool.submit(push, services, ids).result()
+            time.sleep(0.2)
+        first.result()
+    assert arrived(label_studio) == Counter(tasks)
+
+
+@pytest.mark.parametrize("stored", [True, False])
+def test_an_answer_that_went_out_is_looked_up_and_sent_where_it_did_not_arrive(
+    services: Services, label_studio: StandInLabelStudio, stored: bool
+) -> None:
+    task = label_studio.add_task(b"")
+    (id_,) = finished_rows(services, [task])
+    long_ago = now() - timedelta(minutes=5)
+    services.database.update(
+        Suggestion,
+        Suggestion.id == id_,
+        result=[region("mine")],
+        delivery=Delivery.ANSWERED,
+        lease_until=long_ago,
+        finished_at=long_ago,
+        task_data={"image": "data:image/png;base64,AAAA", "text": "tumor"},
+    )
+    if stored:
+        label_studio.predictions[1] = {
+            "id": 1,
+            "task": task,
+            "model_version": "tiny-1",
+            "result": [region("mine")],
+        }
+    assert recover(services).pushed == 1
+    push(services, [id_])
+    assert arrived(label_studio) == {task: 1}
+    assert deliveries(services) == {Delivery.DELIVERED: 1}
+    with services.database.reading() as session:
+        kept = session.get_one(Suggestion, id_).task_data
+    assert kept == {"text": "tumor"}, "nothing is kept that nobody needs any more"
+
+
+def test_an_answer_is_left_time_to_arrive(
+    services: Services, label_studio: StandInLabelStudio
+) -> None:
+    (id_,) = finished_rows(services, [label_studio.add_task(b"")])
+    services.database.update(
+        Suggestion,
+        Suggestion.id == id_,
+        delivery=Delivery.ANSWERED,
+        lease_until=now() + timedelta(seconds=20),
+    )
+    assert recover(services).pushed == 0
+    assert deliveries(services) == {Delivery.ANSWERED: 1}

@@ -82,7 +82,7 @@ def test_a_task_asked_for_by_two_requests_is_predicted_once(
     assert len(first_results[0]["results"]) == 3
     assert second_results[0]["results"] == []
     assert count(services) == 3
-    assert count(services, Suggestion.delivery == Delivery.DELIVERED) == 3
+    assert count(services, Suggestion.delivery == Delivery.ANSWERED) == 3
 
 
 def test_over_the_budget_nothing_is_answered_and_all_is_handed_over(
@@ -127,7 +127,7 @@ def test_an_emptied_and_restarted_redis_loses_nothing(
     thread.join()
     wait_until(lambda: count(services, Suggestion.state == SuggestionState.DONE) == 12)
     # Either the waiting request survived the restart, or its predictions wait to be pushed.
-    delivered = count(services, Suggestion.delivery == Delivery.DELIVERED)
+    delivered = count(services, Suggestion.delivery == Delivery.ANSWERED)
     to_push = count(services, Suggestion.delivery.in_((Delivery.PUSH, Delivery.PUSHING)))
     assert delivered + to_push == 12
     assert len(results[0]["results"]) == delivered
