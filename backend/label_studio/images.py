@@ -124,7 +124,7 @@ class FetchedImages:
         )
 
 
-def decode(content: bytes, settings: Settings, *, task_id: int) -> "NDArray[np.uint8]":
+def decode(content: bytes, settings: Settings, *, task_id: int | None) -> "NDArray[np.uint8]":
     """A fetched file as RGB uint8 (H, W, 3), within `max_image_mb` and `max_image_megapixels`.
 
     Of a volume or a stack it is the middle slice, and the log says so.

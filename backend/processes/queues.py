@@ -150,13 +150,15 @@ def _row_ids(data: object) -> list[str]:
     return [id_ for id_ in ids if isinstance(id_, str)] if isinstance(ids, list) else []
 
 
-def _handed_over(redis: Redis, waiting: Queue) -> list[bytes]:
+def _handed_over(redis: Redis, waiting: Queue) -> list[Any]:
     """The jobs that a worker took a moment ago; those with which it died are taken off the list.
 
     RQ's own clean-up comes after two minutes and calls such a job failed.
     """
     fresh = []
-    for job_id in redis.lrange(waiting.intermediate_queue_key, 0, -1):
+    # Bytes, as they are: a foreign id need not be text.
+    taken: list[Any] = redis.lrange(waiting.intermediate_queue_key, 0, -1)
+    for job_id in taken:
         seen_key = f"{HANDED_OVER_KEY}:{waiting.name}:".encode() + job_id
         redis.set(seen_key, time.time(), nx=True, ex=3600)
         if time.time() - float(redis.get(seen_key) or "inf") < HANDOVER_S:
