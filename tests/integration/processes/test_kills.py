@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 import random
+import subprocess
 import sys
 import tempfile
 import time
@@ -69,6 +70,7 @@ class Machine:
     environment: Mapping[str, str]
     label_studio_port: int
     redis: RedisServer
+    redis_process: subprocess.Popen[bytes] | None = None
     running: dict[str, ForkServerProcess] = field(default_factory=dict)
 
     @property
@@ -81,7 +83,7 @@ class Machine:
 
     def start(self, name: str) -> None:
         if name == "redis":
-            self.redis.start()
+            self.redis_process = self.redis.start()
             return
         log = self.settings.data_dir / f"{name}.log"
         if name == "label studio":
@@ -105,9 +107,9 @@ class Machine:
     def kill(self, name: str) -> None:
         """SIGKILL to the process and to those that it started."""
         if name == "redis":
-            assert self.redis.process is not None
-            self.redis.process.kill()
-            self.redis.process.wait()
+            assert self.redis_process is not None
+            self.redis_process.kill()
+            self.redis_process.wait()
             return
         process = self.running.pop(name)
         assert process.pid is not None
@@ -190,6 +192,7 @@ def machine(request: pytest.FixtureRequest) -> Iterator[Machine]:
         for name in KILLS:
             with suppress(KeyError):
                 machine.kill(name)
+        redis.stop()
         services.close()
 
 
