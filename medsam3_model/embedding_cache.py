@@ -276,10 +276,11 @@ def remove_embeddings(folder: Path, image_hashes: Collection[str]) -> tuple[int,
         How many files went, and how many bytes.
     """
     files = size = 0
-    for path in folder.glob("*/*.safetensors"):
+    hashes, lengths = set(image_hashes), {len(hash_) for hash_ in image_hashes}
+    for path in folder.glob("*/*.safetensors") if hashes else ():
         try:
             key = str(_notes(path).get("image_key", ""))
-            if not any(key.startswith(hash_) for hash_ in image_hashes):
+            if not any(key[:length] in hashes for length in lengths):
                 continue
             entry_bytes = path.stat().st_size
             path.unlink()

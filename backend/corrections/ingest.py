@@ -39,7 +39,7 @@ from backend.corrections.submissions import (
     regions_of_concepts,
 )
 from backend.corrections.tables import Annotation, AnnotationState
-from backend.database import Database
+from backend.database import Database, chunked
 from backend.errors import (
     LabelStudioAuthError,
     LabelStudioError,
@@ -360,15 +360,16 @@ def _hints(ingest: Ingest, event: Event) -> Iterator[Hint]:
         yield Hint(int(annotation_id), _task_of(event), event.project_id)
     if event.annotation_ids or not event.task_ids:
         return
-    with ingest.database.reading() as session:
-        stored = session.execute(
-            select(Annotation.id, Annotation.task_id, Annotation.project_id).where(
-                Annotation.task_id.in_([int(id_) for id_ in event.task_ids]),
-                Annotation.state != AnnotationState.DELETED,
-            )
-        ).all()
-    for row in stored:
-        yield Hint(row.id, row.task_id, row.project_id)
+    for chunk in chunked(int(id_) for id_ in event.task_ids):
+        with ingest.database.reading() as session:
+            stored = session.execute(
+                select(Annotation.id, Annotation.task_id, Annotation.project_id).where(
+                    Annotation.task_id.in_(chunk),
+                    Annotation.state != AnnotationState.DELETED,
+                )
+            ).all()
+        for row in stored:
+            yield Hint(row.id, row.task_id, row.project_id)
 
 
 def _hints_of_project(ingest: Ingest, project_id: int) -> Iterator[Hint]:

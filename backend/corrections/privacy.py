@@ -5,6 +5,7 @@ each checked again not to be needed by anything else. If a process dies in betwe
 does the rest.
 """
 
+import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -30,10 +31,14 @@ from backend.corrections.tables import (
     Removal,
     Revision,
 )
-from backend.database import Database, chunked, insert_or_ignore
+from backend.database import MOST_VALUES, Database, chunked, insert_or_ignore
 from backend.tables import Base, Event, ImageVector, Suggestion, TaskRank, now
 
 _MASK, _EMBEDDING = "mask", "embedding"
+# Seconds for which files are removed in one transaction, which every other writer waits for.
+HOLD_S = 0.5
+# Seconds between two of them: a writer that waits for SQLite's lock asks for it every 0.1 s.
+PAUSE_S = 0.15
 
 
 @dataclass
@@ -133,28 +138,61 @@ def retain(database: Database, masks: MaskStore, embedding_folder: Path, *, days
 def finish_removals(
     database: Database, masks: MaskStore, embedding_folder: Path, removed: Removed
 ) -> None:
-    """Remove the files that are written down to go and that nothing names any more."""
+    """Remove the files that are written down to go and that nothing names any more.
+
+    Files are removed for a moment at a time, so that whoever stores corrections gets in between.
+    """
+    while _remove_masks(database, masks, removed):
+        time.sleep(PAUSE_S)
+    _remove_embeddings(database, embedding_folder, removed)
+
+
+def _remove_masks(database: Database, masks: MaskStore, removed: Removed) -> bool:
+    """Remove mask files for `HOLD_S`; returns whether some are left."""
+    waiting = select(Removal.name).where(Removal.kind == _MASK).order_by(Removal.name)
+    with database.reading() as session:
+        if session.scalar(waiting.limit(1)) is None:
+            return False
+    with database.session() as session:
+        # From here to the commit nobody can name a file that is about to go.
+        store.lock_files(session, shared=False)
+        names = session.scalars(waiting.limit(MOST_VALUES)).all()
+        named = _named(session, names, RegionMask.mask_hash, ConceptMask.mask_hash)
+        until = time.monotonic() + HOLD_S
+        done = []
+        for name in names:
+            if name not in named:
+                size = masks.remove(name)
+                removed.masks += size > 0
+                removed.mask_bytes += size
+            done.append(name)
+            if time.monotonic() >= until:
+                break
+        _delete(session, Removal, Removal.kind == _MASK, Removal.name.in_(done))
+    return len(done) < len(names) or len(names) == MOST_VALUES
+
+
+def _remove_embeddings(database: Database, folder: Path, removed: Removed) -> None:
+    """Remove cached embeddings: no lock is held, because one that is needed is made again."""
     from medsam3_model.embedding_cache import remove_embeddings
 
-    with database.session() as session:
-        # From here to the end nobody can name a file that is about to go.
-        store.lock_files(session, shared=False)
-        rows = session.scalars(select(Removal)).all()
-        mask_names = {row.name for row in rows if row.kind == _MASK}
-        image_hashes = {row.name for row in rows if row.kind == _EMBEDDING}
-        named = _named(session, mask_names, RegionMask.mask_hash, ConceptMask.mask_hash)
-        for name in sorted(mask_names - named):
-            size = masks.remove(name)
-            removed.masks += size > 0
-            removed.mask_bytes += size
-        gone = image_hashes - _named(session, image_hashes, Image.hash)
-        if gone:
-            for chunk in chunked(gone):
-                _delete(session, ImageVector, ImageVector.image_hash.in_(chunk))
-            files, size = remove_embeddings(embedding_folder, gone)
-            removed.embeddings += files
-            removed.embedding_bytes += size
-        session.execute(delete(Removal))
+    with database.reading() as session:
+        hashes = session.scalars(select(Removal.name).where(Removal.kind == _EMBEDDING)).all()
+    if not hashes:
+        return
+    gone: set[str] = set()
+    for chunk in chunked(hashes):
+        with database.session() as session:
+            store.lock_files(session, shared=False)
+            free = set(chunk) - _named(session, chunk, Image.hash)
+            _delete(session, ImageVector, ImageVector.image_hash.in_(free))
+            gone |= free
+    files, size = remove_embeddings(folder, gone)
+    removed.embeddings += files
+    removed.embedding_bytes += size
+    for chunk in chunked(hashes):
+        with database.session() as session:
+            _delete(session, Removal, Removal.kind == _EMBEDDING, Removal.name.in_(chunk))
 
 
 def _remove_revisions(session: Session, ids: Sequence[int], removed: Removed) -> None:

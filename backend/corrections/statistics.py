@@ -19,6 +19,7 @@ from backend.corrections.tables import (
     RegionOutcome,
     Revision,
 )
+from backend.database import chunked
 
 
 @dataclass(frozen=True)
@@ -64,17 +65,20 @@ def compute(
         suggested.
     """
     of_project = [] if project_id is None else [Annotation.project_id == project_id]
-    worked_on = [
-        *of_project,
-        Annotation.state == AnnotationState.VALID,
-        Revision.was_cancelled.is_(False),
-        Revision.from_prediction.is_(False),
-    ]
     joined = Annotation.revision_id == Revision.id
+    # Each part with as many values as a statement may have; by id, as the rows come.
+    parts: list[list[ColumnElement[bool]]] = [
+        [
+            *of_project,
+            Annotation.state == AnnotationState.VALID,
+            Revision.was_cancelled.is_(False),
+            Revision.from_prediction.is_(False),
+        ]
+    ]
     if revision_ids is not None:
-        worked_on = [Revision.id.in_(revision_ids)]
         joined = Annotation.id == Revision.annotation_id
-    revisions = session.execute(
+        parts = [[Revision.id.in_(chunk)] for chunk in chunked(sorted(revision_ids))]
+    revision_columns = (
         select(
             Revision.id,
             Revision.annotator,
@@ -83,10 +87,9 @@ def compute(
             Revision.lead_time,
         )
         .join(Annotation, joined)
-        .where(*worked_on)
         .order_by(Revision.id)
-    ).all()
-    outcomes = session.execute(
+    )
+    outcome_columns = (
         select(
             RegionOutcome.revision_id,
             RegionOutcome.label,
@@ -98,9 +101,10 @@ def compute(
         )
         .join(Revision, Revision.id == RegionOutcome.revision_id)
         .join(Annotation, joined)
-        .where(*worked_on)
         .order_by(RegionOutcome.revision_id, RegionOutcome.ordinal)
-    ).all()
+    )
+    revisions = [row for part in parts for row in session.execute(revision_columns.where(*part))]
+    outcomes = [row for part in parts for row in session.execute(outcome_columns.where(*part))]
     times = {row.id: row.lead_time for row in revisions}
     by_concept = {
         # An annotation counts for each of its concepts; its time cannot be divided among them.
@@ -111,9 +115,9 @@ def compute(
     def by(key: Callable[[Any], str]) -> dict[str, Any]:
         """The figures of the revisions of each key."""
         key_of = {row.id: key(row) for row in revisions}
-        parts = _grouped(outcomes, lambda row: key_of[row.revision_id])
+        grouped = _grouped(outcomes, lambda row: key_of[row.revision_id])
         return {
-            name: asdict(_figures({row.id: row.lead_time for row in rows}, parts.get(name, ())))
+            name: asdict(_figures({row.id: row.lead_time for row in rows}, grouped.get(name, ())))
             for name, rows in sorted(_grouped(revisions, key).items())
         }
 

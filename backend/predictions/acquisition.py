@@ -116,7 +116,7 @@ def rank_by_diversity(services: Services, project_id: int, unlabelled: set[int])
 
     Tasks that were never predicted have no embedding yet; they keep a random place.
     """
-    with services.database.session() as session:
+    with services.database.reading() as session:
         rows = session.execute(
             select(Suggestion.task_id, ImageVector.vector)
             .join(ImageVector, ImageVector.image_hash == Suggestion.image_hash)
@@ -127,22 +127,35 @@ def rank_by_diversity(services: Services, project_id: int, unlabelled: set[int])
             )
             .order_by(Suggestion.task_id, Suggestion.created_at)
         ).all()
-        vectors = {row.task_id: np.frombuffer(row.vector, np.float16) for row in rows}
-        pool = [task_id for task_id in vectors if task_id in unlabelled]
-        labelled = [task_id for task_id in vectors if task_id not in unlabelled]
-        session.execute(delete(TaskRank).where(TaskRank.project_id == project_id))
-        if not pool:
-            return 0
-        order = k_center_order(
+    vectors = {row.task_id: np.frombuffer(row.vector, np.float16) for row in rows}
+    pool = [task_id for task_id in vectors if task_id in unlabelled]
+    labelled = [task_id for task_id in vectors if task_id not in unlabelled]
+    # Thousands of tasks take a minute or two: no transaction is open meanwhile.
+    order = (
+        k_center_order(
             np.stack([vectors[id_] for id_ in pool]).astype(np.float32),
             np.stack([vectors[id_] for id_ in labelled]).astype(np.float32) if labelled else None,
         )
-        last = max(len(order) - 1, 1)
-        session.add_all(
-            TaskRank(project_id=project_id, task_id=pool[index], rank=place / last)
-            for place, index in enumerate(order)
+        if pool
+        else []
+    )
+    last = max(len(order) - 1, 1)
+    with services.database.session() as session:
+        session.execute(delete(TaskRank).where(TaskRank.project_id == project_id))
+        # A task that was forgotten in the meantime does not come back.
+        known = set(
+            session.scalars(
+                select(Suggestion.task_id).where(Suggestion.project_id == project_id).distinct()
+            )
         )
-    return len(pool)
+        ranks = [
+            {"project_id": project_id, "task_id": pool[index], "rank": place / last}
+            for place, index in enumerate(order)
+            if pool[index] in known
+        ]
+        if ranks:
+            insert_or_ignore(session, TaskRank, ranks)
+    return len(ranks)
 
 
 def k_center_order(

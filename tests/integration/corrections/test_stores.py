@@ -11,15 +11,15 @@ from typing import Any
 
 import numpy as np
 import pytest
-from sqlalchemy import select
+from sqlalchemy import insert, select
 
-from backend.corrections import store
+from backend.corrections import privacy, store
 from backend.corrections.datasets import open_version
 from backend.corrections.mask_store import MaskStore
 from backend.corrections.privacy import forget, retain
 from backend.corrections.statistics import compute
 from backend.corrections.submissions import read_annotation
-from backend.corrections.tables import DatasetVersion, Removal, Revision
+from backend.corrections.tables import DatasetVersion, Image, Removal, Revision
 from backend.errors import MaskError
 from backend.services import open_services
 from backend.settings import Settings
@@ -283,6 +283,70 @@ def test_removal_cut_short_is_finished_by_the_next(
     retain(stage.services.database, stage.masks, settings.embedding_dir, days=1000)
     assert stage.mask_names() == []
     with stage.services.database.reading() as session:
+        assert session.scalars(select(Removal)).all() == []
+
+
+def test_whoever_stores_gets_in_while_files_are_removed(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for seed in range(8):
+        annotated(stage, seed)
+    stage.hear_all()
+    database, settings = stage.services.database, stage.services.settings
+    remove = MaskStore.remove
+    gone: list[str] = []
+    gone_when_stored: list[int] = []
+
+    def write() -> None:
+        with database.session() as session:
+            store.lock_files(session, shared=True)
+            session.add(Event(action="TEST", task_ids=[], annotation_ids=[]))
+        gone_when_stored.append(len(gone))
+
+    writer = threading.Thread(target=write)
+
+    def removing(masks: MaskStore, name: str) -> int:
+        if not gone:
+            writer.start()
+        gone.append(name)
+        return remove(masks, name)
+
+    monkeypatch.setattr(MaskStore, "remove", removing)
+    monkeypatch.setattr(privacy, "HOLD_S", 0.0)
+    project = stage.label_studio.project_id
+    removed = forget(database, stage.masks, settings.embedding_dir, project_id=project)
+    writer.join()
+    assert removed.masks == len(gone) == 8
+    assert stage.mask_names() == []
+    assert gone_when_stored[0] < 8
+
+
+def test_more_values_than_a_statement_holds(stage: Stage) -> None:
+    count = 70_000
+    _, id_ = annotated(stage, 1)
+    stage.hear_all()
+    database, settings = stage.services.database, stage.services.settings
+    project = stage.label_studio.project_id
+    page = {"item_index": 0, "reference": "x", "size_bytes": 1, "task_group": "x"}
+    with database.session() as session:
+        figures = compute(session, None, range(count))
+        assert figures["overall"]["annotations"] == 1
+        event = Event(action="TASKS_DELETED", task_ids=list(range(count)), annotation_ids=[])
+        session.add(event)
+        # As many images of one project, each with an embedding that may be there.
+        session.execute(
+            insert(Image),
+            [
+                {**page, "task_id": 1000 + i, "project_id": project, "hash": f"{i:064x}"}
+                for i in range(count)
+            ],
+        )
+    stage.label_studio.delete(id_)
+    stage.work(event.id)
+    assert stage.state() == []
+    removed = forget(database, stage.masks, settings.embedding_dir, project_id=project)
+    assert removed.images == count + 1
+    with database.reading() as session:
         assert session.scalars(select(Removal)).all() == []
 
 
