@@ -27,13 +27,14 @@ from backend.corrections.comparison import compare
 from backend.corrections.cropped_mask import union
 from backend.corrections.draft import Draft
 from backend.corrections.groups import group_of
-from backend.corrections.label_rules import outlines, pages_of
+from backend.corrections.label_rules import check_outlined, outlines, pages_of
 from backend.corrections.mask_store import MaskStore
 from backend.corrections.privacy import Removed, finish_removals, write_down
 from backend.corrections.source import AnnotationSource, ImageFacts, image_facts
 from backend.corrections.submissions import (
     AnnotationRecord,
     Pages,
+    points_of,
     read_annotation,
     read_regions,
     regions_of_concepts,
@@ -181,7 +182,11 @@ class Ingest:
             if facts.height is not None and facts.width is not None
         }
         regions = read_regions(record.result, pages, max_pixels=max_pixels, image_sizes=sizes)
-        regions = outlines(regions, config)
+        submitted = regions
+        regions = outlines(submitted, config)
+        if not record.was_cancelled:
+            points = points_of(record.result, pages)
+            check_outlined(regions, points, submitted, config)
         baseline = find_baseline(
             suggestions,
             record,

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping
 from functools import lru_cache
 from typing import Any
 
+from backend.corrections.entries import Entry
 from backend.corrections.submissions import Pages, SubmittedRegion
 from backend.errors import ImageSourceError, LabelConfigError, QuarantineError, Trouble
 from backend.labeling.config import LabelConfig, parse_label_config, read_tags
@@ -46,6 +47,49 @@ def outlines(regions: Iterable[SubmittedRegion], xml: str) -> list[SubmittedRegi
     return [region for region in regions if is_outline(region)]
 
 
+def check_outlined(
+    regions: Iterable[SubmittedRegion],
+    points: Iterable[tuple[int, Entry]],
+    submitted: Iterable[SubmittedRegion],
+    xml: str,
+) -> None:
+    """Refuse an annotation that says that something is there, and does not say which pixels.
+
+    Args:
+        regions: those that say where their concept is, see `outlines`.
+        points: page and entry of what has no area.
+        submitted: all regions, those of prompt tools included.
+        xml: the labeling config.
+
+    Raises:
+        QuarantineError: names the first region that has no label, or whose label has an output
+            and is outlined nowhere on its page.
+    """
+    config = _parsed(xml)
+    outlined = {(region.item_index, label) for region in regions for label in region.labels}
+    for region in regions:
+        if not any(label.strip() for label in region.labels):
+            raise QuarantineError(
+                Trouble.CONTENT,
+                f"region {region.id[:40]!r} ({region.shape}) has no label: give it one",
+            )
+    hints = [(page, e.labels, e.name, str(e.fields.get("from_name"))) for page, e in points]
+    hints += [
+        (r.item_index, r.labels, f"region {r.id[:40]!r} ({r.shape})", r.control) for r in submitted
+    ]
+    for page, labels, name, control_name in hints:
+        control = config.control(control_name)
+        for label in labels:
+            if control is not None and control.negative:
+                continue
+            if config.outputs_of(label) and (page, label) not in outlined:
+                raise QuarantineError(
+                    Trouble.CONTENT,
+                    f"{name} says that {label[:40]!r} is there, but nothing outlines it on its "
+                    "image: draw its outline, or delete the region",
+                )
+
+
 def missing_label(labels: Iterable[tuple[str, str]], xml: str) -> str | None:
     """Why labels are not (any more) in a labeling config; None when all are.
 
@@ -60,7 +104,7 @@ def missing_label(labels: Iterable[tuple[str, str]], xml: str) -> str | None:
                 f"the labeling config has no control tag {control[:40]!r} (any more): bring it "
                 "back, or draw the region with another one"
             )
-        if label and label.strip() not in known[control]:
+        if label and label not in known[control]:
             return (
                 f"the labeling config has no label {label[:40]!r} in {control[:40]!r} (any more): "
                 "bring it back, or relabel the region"

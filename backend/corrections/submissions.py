@@ -14,16 +14,12 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, ValidationError
 
 from backend.corrections.cropped_mask import CroppedMask
+from backend.corrections.entries import Entry, sort_entries
 from backend.errors import BackendError, QuarantineError, Trouble
 
-# Regions that outline something. Key points are prompts of the smart tools; choices, text and
-# relations have no place in a mask; a video's rectangles have one place per frame.
-_SHAPES = frozenset(
-    f"{shape}{labels}"
-    for shape in ("brush", "bitmask", "polygon", "rectangle", "ellipse", "vector")
-    for labels in ("", "labels")
-)
 BOX_SHAPES = frozenset({"rectangle", "rectanglelabels"})
+# Erased again, they hold nothing; the other shapes always enclose something.
+_PAINTED = frozenset({"brush", "brushlabels", "bitmask", "bitmasklabels", "magicwand"})
 # What the masks of one annotation may hold at the same time, each cut to what it shows: a few
 # megabytes of run lengths unpack to thousands of times as much.
 MAX_UNPACKED_BYTES = 2**29
@@ -150,16 +146,13 @@ def read_regions(
     """
     from backend.labeling.region_masks import region_mask
 
-    labels = _labels_by_id(result)
     regions: dict[str, SubmittedRegion] = {}
     sizes: dict[int, tuple[int, int]] = {}
     unpacked = painted = 0
-    for entry in result:
-        shape, id_ = entry.get("type"), entry.get("id")
-        # An id has one outline; other entries with it carry its labels, choices or text.
-        if shape not in _SHAPES or not isinstance(id_, str) or id_ in regions or _is_open(entry):
+    for outline in sort_entries(result, pages.first):
+        if not outline.is_outline:
             continue
-        name = f"region {id_[:40]!r} ({shape})"
+        entry, id_, name = outline.fields, outline.id, outline.name
         size = _size(entry, name, max_pixels)
         page = _page(entry, pages, name)
         image_size = (image_sizes or {}).get(page, size)
@@ -190,6 +183,10 @@ def read_regions(
                 mask = CroppedMask.of(region_mask(entry, *size))
             except BackendError as error:
                 raise QuarantineError(Trouble.CONTENT, f"{name} cannot be read: {error}") from None
+            if mask.pixels.size == 0 and outline.shape not in _PAINTED:
+                raise QuarantineError(
+                    Trouble.CONTENT, f"{name} encloses no pixel of its image: draw it again"
+                )
             unpacked += mask.pixels.nbytes
             if unpacked > MAX_UNPACKED_BYTES:
                 raise QuarantineError(
@@ -199,10 +196,10 @@ def read_regions(
                 )
         regions[id_] = SubmittedRegion(
             id=id_,
-            labels=labels.get(id_, ()),
+            labels=outline.labels,
             control=str(entry.get("from_name") or ""),
             item_index=page,
-            shape=shape,
+            shape=outline.shape,
             mask=mask,
         )
     return list(regions.values())
@@ -225,28 +222,21 @@ def regions_of_concepts(
     return dict(sorted(concepts.items()))
 
 
-def _is_open(entry: Mapping[str, Any]) -> bool:
-    """An open path is a line, which has no area."""
-    value = entry.get("value")
-    return isinstance(value, Mapping) and value.get("closed") is False
-
-
-def _labels_by_id(result: Sequence[Mapping[str, Any]]) -> dict[str, tuple[str, ...]]:
-    """A brush with a separate `<Labels>` sends its labels in an entry of its own, same id."""
-    labels: dict[str, list[str]] = {}
-    for entry in result:
-        kind, value, id_ = entry.get("type"), entry.get("value"), entry.get("id")
-        if not (isinstance(kind, str) and isinstance(value, Mapping) and isinstance(id_, str)):
-            continue
-        listed = value.get(kind) if kind.endswith("labels") else None
-        if isinstance(listed, list):
-            labels.setdefault(id_, []).extend(str(label) for label in listed)
-    return {id_: tuple(dict.fromkeys(listed)) for id_, listed in labels.items()}
+def points_of(result: Sequence[Mapping[str, Any]], pages: Pages) -> list[tuple[int, Entry]]:
+    """Key points and open paths that say "here", with their page; see `read_regions`."""
+    return [
+        (_page(entry.fields, pages, entry.name), entry)
+        for entry in sort_entries(result, pages.first)
+        if not entry.is_outline
+        and entry.fields.get("is_positive") is not False
+        and entry.fields.get("positive") is not False
+    ]
 
 
 def _size(entry: Mapping[str, Any], name: str, max_pixels: float) -> tuple[int, int]:
     height, width = entry.get("original_height"), entry.get("original_width")
-    if not (isinstance(height, int) and isinstance(width, int) and height > 0 and width > 0):
+    whole = all(isinstance(n, int) and not isinstance(n, bool) and n > 0 for n in (height, width))
+    if not (whole and isinstance(height, int) and isinstance(width, int)):
         raise QuarantineError(
             Trouble.CONTENT, f"{name} has no original_width and original_height in whole pixels"
         )

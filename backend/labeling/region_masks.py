@@ -22,6 +22,7 @@ from backend.labeling.shapes import direction, number, rectangle_corners
 
 _PNG_URL = "data:image/png;base64,"
 _BEZIER_STEPS = 16
+_LINKS = ("id", "prevPointId")
 
 
 def region_mask(region: Mapping[str, Any], height: int, width: int) -> Mask:
@@ -55,6 +56,7 @@ def region_mask(region: Mapping[str, Any], height: int, width: int) -> Mask:
     if "radiusX" in value:
         return _ellipse(value, height, width)
     if "width" in value and "height" in value:
+        _check_sizes(value, "width", "height")
         corners = rectangle_corners(value, height, width)
         return fill(_pixels(corners, height, width), height, width)
     raise RegionError(f"A region of type {kind!r} has no mask.")
@@ -71,7 +73,7 @@ def union_mask(regions: Iterable[Mapping[str, Any]], height: int, width: int) ->
 def _pixels(points: Any, height: int, width: int) -> Points:
     try:
         percent = np.array(points, dtype=np.float64)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         percent = np.zeros(0)
     if percent.ndim != 2 or percent.shape[1] != 2 or len(percent) < 3:
         raise RegionError("The polygon must have at least three points, each [x, y] in percent.")
@@ -81,7 +83,8 @@ def _pixels(points: Any, height: int, width: int) -> Points:
 def _ellipse(value: Mapping[str, Any], height: int, width: int) -> Mask:
     x, radius_x = (number(value, key) / 100 * width for key in ("x", "radiusX"))
     y, radius_y = (number(value, key) / 100 * height for key in ("y", "radiusY"))
-    if radius_x <= 0 or radius_y <= 0:
+    _check_sizes(value, "radiusX", "radiusY")
+    if radius_x == 0 or radius_y == 0:
         return np.zeros((height, width), dtype=np.bool_)
     cosine, sine = direction(value)
     mask = np.zeros((height, width), np.bool_)
@@ -96,6 +99,12 @@ def _ellipse(value: Mapping[str, Any], height: int, width: int) -> Mask:
         across = (dy * cosine - dx * sine) / radius_y
         mask[top:bottom] = np.square(along) + np.square(across) <= 1
     return mask
+
+
+def _check_sizes(value: Mapping[str, Any], *keys: str) -> None:
+    for key in keys:
+        if number(value, key) < 0:
+            raise RegionError(f'The region\'s "{key}" is negative.')
 
 
 def _from_png(url: Any, height: int, width: int) -> Mask:
@@ -146,6 +155,8 @@ def _vector_path(value: Mapping[str, Any], height: int, width: int) -> Points:
 def _in_path_order(vertices: Any) -> Sequence[Mapping[str, Any]]:
     if not isinstance(vertices, list) or not all(isinstance(v, Mapping) for v in vertices):
         raise RegionError("The vector path's vertices must be a list of points.")
+    if any(not isinstance(v.get(key) or "", str | int) for v in vertices for key in _LINKS):
+        raise RegionError("The vector path's vertices have ids that are no texts.")
     if len(vertices) < 2:
         raise RegionError("The vector path must have at least two vertices.")
     after = {vertex.get("prevPointId"): vertex for vertex in vertices if vertex.get("prevPointId")}
@@ -160,5 +171,7 @@ def _in_path_order(vertices: Any) -> Sequence[Mapping[str, Any]]:
     return ordered
 
 
-def _position(point: Mapping[str, Any]) -> tuple[float, float]:
+def _position(point: Any) -> tuple[float, float]:
+    if not isinstance(point, Mapping):
+        raise RegionError("The vector path has a control point that is no point.")
     return number(point, "x"), number(point, "y")

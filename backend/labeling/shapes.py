@@ -18,6 +18,9 @@ Point = tuple[float, float]
 def number(value: Mapping[str, Any], key: str) -> float:
     """A finite number of a region's `value`; RegionError if it is none."""
     entry = value.get(key)
+    # An integer beyond what a float holds is none either.
+    if isinstance(entry, int) and abs(entry) > 2**63:
+        entry = math.inf
     if isinstance(entry, bool) or not isinstance(entry, int | float) or not math.isfinite(entry):
         raise RegionError(f'The region\'s "{key}" must be a number, not {entry!r:.40}.')
     return float(entry)

@@ -102,15 +102,38 @@ def test_nothing_drawn_is_a_statement(stage: Stage, task: int) -> None:
 
 
 def test_choices_and_key_points_are_no_regions(stage: Stage, task: int) -> None:
+    choice = {"id": "c", "from_name": "q", "to_name": "image", "type": "choices", "value": {}}
+    point = region("k", "kp", "keypointlabels", {"x": 1, "y": 1, "keypointlabels": ["Tumor"]})
+    annotation = stage.label_studio.annotate(task, [choice, point, brush("a", drawn(1))])
+    stage.hear_all()
+    assert [one["region_id"] for one in stage.one()["revision"]["regions"]] == ["a"]
+    # The point alone says that the tumor is there: its image must not count as one without it.
+    stage.label_studio.update(annotation, result=[choice, point])
+    stage.hear_all()
+    assert (stage.one()["state"], stage.one()["trouble"]) == ("quarantined", "content")
+    assert "region 'k' (keypointlabels)" in stage.one()["reason"]
+
+
+@pytest.mark.parametrize("id_", ["w", 7, None])
+def test_a_tool_beside_separate_labels(stage: Stage, task: int, id_: object) -> None:
+    config = CONFIG.replace(
+        "</View>",
+        '<MagicWand name="wand" toName="image"/>'
+        '<Labels name="labels" toName="image"><Label value="Tumor"/></Labels></View>',
+    )
+    stage.label_studio.set_config(config)
+    value = brush("w", drawn(1))["value"]
+    geometry = {"format": value["format"], "rle": value["rle"]}
     stage.label_studio.annotate(
         task,
         [
-            {"id": "c", "from_name": "q", "to_name": "image", "type": "choices", "value": {}},
-            region("k", "kp", "keypointlabels", {"x": 1, "y": 1, "keypointlabels": ["Tumor"]}),
+            {**region("", "wand", "magicwand", geometry), "id": id_},
+            {**region("", "labels", "labels", {**geometry, "labels": ["Tumor"]}), "id": id_},
         ],
     )
     stage.hear_all()
-    assert stage.one()["revision"]["regions"] == []
+    assert stage.one()["state"] == "valid"
+    assert np.array_equal(stage.mask_of("Tumor"), drawn(1))
 
 
 def test_accepted_edited_rejected_and_added(stage: Stage, task: int) -> None:
