@@ -113,14 +113,15 @@ class AnnotationSource:
         return datetime.fromisoformat(tasks[0]["updated_at"]) if tasks else None
 
     def annotated_tasks(
-        self, project_id: int, filters: Sequence[Mapping[str, Any]]
+        self, project_id: int, filters: Sequence[Mapping[str, Any]], *, after: int = 0
     ) -> Iterator[AnnotatedTask]:
         """Tasks that have annotations or skips, in the order of their ids.
 
         Args:
             filters: Data Manager filters that must all hold, see `changed_since`, `between`.
+            after: only tasks with higher ids.
         """
-        last = 0
+        last = after
         while True:
             behind = [*filters, task_filter("id", "greater", "Number", last)]
             # The Data Manager knows no "or": those with annotations and those with skips are two

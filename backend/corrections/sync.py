@@ -4,7 +4,7 @@ The sync of a project has three steps, each of which costs what changed and not 
 
 1. The tasks with annotations that changed since the cursor are read again. The cursor is the
    newest change of any task before the last sync began, in Label Studio's own time, so clocks
-   that differ do no harm.
+   that differ do no harm. A sync that is cut short goes on where it was.
 2. Deleted tasks leave no trace in the API. So the number of annotations in Label Studio is
    compared with the number in the store, for the whole project and, where they differ, for halves
    of it, down to a handful of tasks whose annotations are listed.
@@ -45,6 +45,8 @@ log = logging.getLogger(__name__)
 OVERLAP = timedelta(seconds=10)
 # Up to this many tasks that hold annotations are listed; more are counted in halves.
 LEAF_TASKS = 100
+# Tasks after which a sync that is cut short is not begun anew.
+SAVE_EVERY = 20
 # Quarantined annotations that one sync tries again.
 MOST_RETRIES = 200
 # The other annotations would meet these too.
@@ -156,7 +158,7 @@ def sync_project(
         progress: called with the number of annotations read, after each.
 
     Raises:
-        LabelStudioError: the API refuses or does not answer; the cursor stays where it was.
+        LabelStudioError: the API refuses or does not answer; the next sync goes on from there.
     """
     began = now()
     report = SyncReport(project_id)
@@ -169,10 +171,14 @@ def sync_project(
         sync.take_in(sync.stored())
     else:
         with ingest.database.reading() as session:
-            cursor = session.get_one(ProjectRecord, project_id).tasks_changed_until
-        # Asked before the tasks are read: what changes meanwhile is newer, and the next sync's.
-        newest = ingest.source.newest_change(project_id)
-        sync.read_changed(None if from_start else cursor)
+            known = session.get_one(ProjectRecord, project_id)
+        if from_start or known.reading_until is None:
+            # Asked before the tasks are read: what changes meanwhile is newer, the next sync's.
+            newest, after = ingest.source.newest_change(project_id), 0
+        else:
+            newest, after = known.reading_until, known.read_to_task or 0
+        cursor = None if from_start else known.tasks_changed_until
+        sync.read_changed(cursor, after, None if from_start else newest)
         sync.find_deleted()
         sync.try_again()
     report.seconds = round((now() - began).total_seconds(), 3)
@@ -180,6 +186,7 @@ def sync_project(
         record = session.get(ProjectRecord, project_id)
         if record is not None:
             record.report, record.synchronized_at = asdict(report), now()
+            record.reading_until = record.read_to_task = None
             if newest is not None and not report.failed:
                 record.tasks_changed_until = newest.astimezone(UTC)
     if report.repaired:
@@ -223,12 +230,28 @@ class _Sync:
             report.quarantined += changed == AnnotationState.QUARANTINED
             self.progress(report.read)
 
-    def read_changed(self, cursor: datetime | None) -> None:
-        """Read the tasks that changed since the cursor, all of them where there is none."""
+    def read_changed(self, cursor: datetime | None, after: int, until: datetime | None) -> None:
+        """Read the tasks that changed since the cursor, all of them where there is none.
+
+        Args:
+            cursor: where the last sync ended.
+            after: a sync that was cut short has read the tasks up to this id.
+            until: the newest change when the reading began, which a sync that goes on must know;
+                None: this one cannot be gone on with.
+        """
         filters = [changed_since(cursor - OVERLAP)] if cursor else []
-        for task in self.ingest.source.annotated_tasks(self.project_id, filters):
+        tasks = self.ingest.source.annotated_tasks(self.project_id, filters, after=after)
+        for task in tasks:
             self.report.changed_tasks += 1
             self._read_task(task)
+            # What failed has its turn again, so nothing behind it counts as read.
+            if until and not self.report.failed and self.report.changed_tasks % SAVE_EVERY == 0:
+                self.ingest.database.update(
+                    ProjectRecord,
+                    ProjectRecord.project_id == self.project_id,
+                    reading_until=until.astimezone(UTC),
+                    read_to_task=task.id,
+                )
 
     def find_deleted(self) -> None:
         """Halve the range of task ids until the difference in numbers is found."""

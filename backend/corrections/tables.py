@@ -219,6 +219,8 @@ class ProjectRecord(Base):
         label_config_hash: the labeling config last seen; see `backend.tables.LabelConfigText`.
         observed: number of the observation that saw it.
         tasks_changed_until: how far the sync has come, in Label Studio's own time.
+        reading_until, read_to_task: a sync under way reads what changed until then, and has read
+            the tasks up to that id; None when none was cut short.
         report: a `SyncReport` of the last sync, which was at `synchronized_at`.
     """
 
@@ -228,6 +230,8 @@ class ProjectRecord(Base):
     label_config_hash: Mapped[str | None] = mapped_column(String(64))
     observed: Mapped[int] = mapped_column(default=0)
     tasks_changed_until: Mapped[datetime | None]
+    reading_until: Mapped[datetime | None]
+    read_to_task: Mapped[int | None]
     report: Mapped[dict[str, Any] | None]
     synchronized_at: Mapped[datetime | None]
 

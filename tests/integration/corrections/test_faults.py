@@ -16,6 +16,7 @@ from sqlalchemy import event, func, select
 from backend.corrections import events
 from backend.corrections.ingest import ingest_events
 from backend.corrections.mask_store import MaskStore
+from backend.corrections.sync import SAVE_EVERY
 from backend.corrections.tables import ConceptMask, RegionMask, RegionOutcome, Revision
 from backend.services import Services, open_services
 from backend.settings import Settings
@@ -115,6 +116,32 @@ def test_sync_of_an_unchanged_project_asks_little(
     report = stage.sync()
     assert (report.repaired, report.read) == (0, 0)
     assert len(label_studio.requests) <= 6
+
+
+def test_a_sync_that_is_cut_short_goes_on_where_it_was(
+    make_stage: Callable[[str], Stage], label_studio: StandInLabelStudio
+) -> None:
+    stage = make_stage("one")
+    tasks = [label_studio.add_task(image_file()) for _ in range(2 * SAVE_EVERY)]
+    for task in tasks:
+        label_studio.annotate(task, [])
+    label_studio.wait(minutes=5)
+    label_studio.add_task(image_file())
+
+    def die(read: int) -> None:
+        if read > SAVE_EVERY + 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        stage.sync(progress=die)
+    # A task that was read already changes before the sync goes on.
+    label_studio.annotate(tasks[0], [brush("a", drawn(1))])
+    label_studio.wait(minutes=5)
+    label_studio.add_task(image_file())
+    assert stage.sync().changed_tasks == SAVE_EVERY
+    assert stage.sync().changed_tasks == 1
+    assert len(stage.state()) == 2 * SAVE_EVERY + 1
+    assert stage.sync(from_start=True).changed_tasks == 2 * SAVE_EVERY
 
 
 def test_sync_finds_one_deleted_task_among_many(
