@@ -2,24 +2,29 @@
 
 The first of these sources that says something decides for the whole task:
 
-1. **The task's own text**, `data.prompts`, else `data.text`;
+1. **The task's own text**: `data.prompts`; else the texts that the labeling config says hold
+   prompts, `<Text value="$findings" prompts="true"/>`; else `data.text`, where it holds nothing
+   but names of labels;
 2. **a smart TextArea's text**, typed by the annotator;
 3. **the `<Label>`s** of the labeling config: the attribute `prompt`, else the label's value.
 
+Any other text of a task, such as a caption or a report, asks for nothing.
+
 A text becomes a phrase for one label like this:
 
-* a mapping `{"label": "phrase"}` or `{"label": ["phrase", "phrase"]}` says it outright (only in
-  `data.prompts`); labels that it leaves out, or maps to nothing, are not asked for;
-* otherwise the text is a list of phrases; one string may hold several, separated by commas,
-  semicolons or line breaks. A phrase belongs to
-  (a) the label that it names in front of a colon (`Tumor: dark mass`),
-  (b) the label whose value or prompt it is, whatever the case; then the label's prompt is asked,
+* a mapping `{"label": "phrase"}` or `{"label": ["phrase", "phrase"]}` says it outright, and each
+  phrase is asked as it stands, with its commas; labels that it leaves out, or maps to nothing, are
+  not asked for;
+* a list has one phrase each, and a string may hold several, separated by commas, semicolons or
+  line breaks; the name of a label is never taken apart. A phrase belongs to
+  (a) the label whose value, name in the editor or prompt it is; then the label's prompt is asked,
+  (b) the label that it names in front of a colon (`Tumor: dark mass`),
   (c) the only label, if the config has one.
 
-In `data.prompts`, a phrase or label that fits none of these is an error of that task. `data.text`
-may also be a caption or a report, so phrases that fit no label, or are longer than twelve words,
-are ignored there. What an annotator types always gets an answer: (d) the label whose words begin
-words of the text ("rusty edge" is for the label Rust), else the first label.
+Names are looked up as they are written, then whatever the case; a name that several labels have
+then is no name. A phrase or label that fits none of these is an error of that task. What an
+annotator types always gets an answer: (d) the label whose words begin words of the text ("rusty
+edge" is for the label Rust), else the first label.
 """
 
 import contextlib
@@ -31,11 +36,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from backend.errors import LabelConfigError
-from backend.labeling.config import Control, Label, LabelConfig, quoted
+from backend.labeling.config import Control, Label, LabelConfig, quoted, value_under
 
 # One pass of the detector each; beyond this a task would take minutes.
 MOST_CONCEPTS = 256
-_MOST_WORDS_OF_A_CAPTION = 12
+_SEPARATORS = re.compile(r"([,;\n])")
 
 
 @dataclass(frozen=True)
@@ -74,14 +79,19 @@ def concepts_for(
         texts: what the annotator typed into a smart TextArea, if anything.
 
     Raises:
-        LabelConfigError: `data.prompts` names labels that the config does not have or cannot be
+        LabelConfigError: the task's prompts name labels that the config does not have or cannot be
             told apart by label, or there are more than `MOST_CONCEPTS` concepts.
     """
     known = _KnownLabels(config)
     pairs = (
-        _from_prompts(known, task_data.get("prompts"))
-        or _from_caption(known, task_data.get("text"))
-        or [known.match(phrase) or (phrase, known.closest(phrase)) for phrase in _phrases(texts)]
+        _from_prompts(known, task_data.get("prompts"), "prompts")
+        or [
+            pair
+            for key in config.prompt_keys
+            for pair in _from_prompts(known, value_under(task_data, key), key)
+        ]
+        or _from_names(known, task_data.get("text"))
+        or [known.match(phrase) or (phrase, known.closest(phrase)) for phrase in _texts(texts)]
         or [(label.prompt, label) for label in config.labels]
     )
     concepts = tuple(_concept(config, phrase, label) for phrase, label in dict.fromkeys(pairs))
@@ -104,7 +114,7 @@ def concept_of_label(config: LabelConfig, label: str) -> Concept | None:
     if not controls:
         return None
     chosen = next(offered for offered in controls[0].labels if offered.value == label)
-    return _concept(config, chosen.prompt or chosen.value, chosen)
+    return _concept(config, chosen.prompt or chosen.shown, chosen)
 
 
 def remarks(config: LabelConfig) -> tuple[str, ...]:
@@ -150,25 +160,58 @@ class _KnownLabels:
                 if config.outputs_of(label.value)
             )
         )
-        self._by_name: dict[str, Label] = {}
+        self._exact: dict[str, Label] = {}
+        self._folded: dict[str, Label | None] = {}
         # Values first: a label's own value wins over another label's prompt.
-        for name_of in (lambda label: label.value, lambda label: label.prompt):
+        for name_of in (lambda label: label.value, lambda label: label.shown, _prompt_of):
+            names: dict[str, set[str]] = {}
             for label in self.all:
-                self._by_name.setdefault(_folded(name_of(label)), label)
+                self._exact.setdefault(name_of(label), label)
+                names.setdefault(_folded(name_of(label)), set()).add(label.value)
+            for label in self.all:
+                folded = _folded(name_of(label))
+                self._folded.setdefault(folded, label if len(names[folded]) == 1 else None)
+        self._most_parts = max(len(_SEPARATORS.findall(name)) for name in self._exact) + 1
 
     def named(self, name: str) -> Label | None:
-        return self._by_name.get(_folded(name)) if _folded(name) else None
+        return self._exact.get(name.strip()) or self._folded.get(_folded(name))
 
     def match(self, phrase: str) -> tuple[str, Label] | None:
         """Rules (a) to (c): the phrase to ask for, and its label; None where none of them fits."""
-        name, _, rest = phrase.partition(":")
-        if rest.strip() and (label := self.named(name)):
-            return rest.strip(), label
         if label := self.named(phrase):
-            return label.prompt or label.value, label
+            return _prompt_of(label), label
+        if pair := self._behind_a_name(phrase):
+            return pair
         if len({label.value for label in self.all}) == 1:
             return phrase, self.all[0]
         return None
+
+    def _behind_a_name(self, phrase: str) -> tuple[str, Label] | None:
+        """Rule (b), for the longest name: names may hold colons themselves."""
+        for colon in reversed([found.start() for found in re.finditer(":", phrase)]):
+            rest = phrase[colon + 1 :].strip()
+            if rest and (label := self.named(phrase[:colon])):
+                return rest, label
+        return None
+
+    def phrases(self, text: str) -> list[str]:
+        """The phrases of one string, taken apart at separators that are not part of a name."""
+        parts = _SEPARATORS.split(text)
+        phrases: list[str] = []
+        start = 0
+        while start < len(parts):
+            ends = range(start + 1, min(start + 2 * self._most_parts, len(parts) + 1), 2)
+            longest = [(end, "".join(parts[start:end])) for end in reversed(ends)]
+            alone = longest[-1]
+            whole = next((found for found in longest if self.named(found[1])), alone)
+            # The first part that a name and a colon are in ends the phrase.
+            headed = next(
+                (found for found in longest[::-1] if self._behind_a_name(found[1])), alone
+            )
+            end, phrase = max(whole, headed)
+            phrases.append(" ".join(phrase.split()))
+            start = end + 1
+        return list(filter(None, phrases))
 
     def closest(self, phrase: str) -> Label:
         """Rule (d): the label with most of its letters at the beginnings of the phrase's words."""
@@ -186,57 +229,57 @@ class _KnownLabels:
 
         return max(self.all, key=letters)
 
-    def refusal(self, phrase: str) -> LabelConfigError:
+    def refusal(self, phrase: str, key: str) -> LabelConfigError:
         labels = ", ".join(f'"{label.value}"' for label in self.all[:10])
         return LabelConfigError(
-            f'The task\'s data.prompts has "{phrase[:80]}", which is none of the labels {labels}: '
+            f'The task\'s data.{key} has "{phrase[:80]}", which is none of the labels {labels}: '
             'write {"label": "phrase"} to say which label it is for.'
         )
 
 
-def _from_prompts(known: _KnownLabels, prompts: Any) -> list[tuple[str, Label]]:
+def _prompt_of(label: Label) -> str:
+    return label.prompt or label.shown
+
+
+def _from_prompts(known: _KnownLabels, prompts: Any, key: str) -> list[tuple[str, Label]]:
     if isinstance(prompts, str) and prompts.lstrip()[:1] in ("{", "["):
-        with contextlib.suppress(ValueError):
+        with contextlib.suppress(ValueError, RecursionError):
             prompts = json.loads(prompts)  # a column of a CSV import
     pairs: list[tuple[str, Label]] = []
     if isinstance(prompts, Mapping):
         for name, phrases in prompts.items():
             label = known.named(str(name))
             if label is None:
-                raise known.refusal(str(name))
-            pairs += [(phrase, label) for phrase in _phrases(phrases)]
+                raise known.refusal(str(name), key)
+            pairs += [(phrase, label) for phrase in _texts(phrases, key)]
         return pairs
-    for phrase in _phrases(prompts):
+    phrases = known.phrases(prompts) if isinstance(prompts, str) else _texts(prompts, key)
+    for phrase in phrases:
         pair = known.match(phrase)
         if pair is None:
-            raise known.refusal(phrase)
+            raise known.refusal(phrase, key)
         pairs.append(pair)
     return pairs
 
 
-def _from_caption(known: _KnownLabels, text: Any) -> list[tuple[str, Label]]:
+def _from_names(known: _KnownLabels, text: Any) -> list[tuple[str, Label]]:
+    """The labels of a text that holds nothing else; nobody said that it holds prompts."""
     if not isinstance(text, str):
         return []
-    pairs = [
-        known.match(phrase)
-        for phrase in _phrases(text)
-        if len(phrase.split()) <= _MOST_WORDS_OF_A_CAPTION
-    ]
-    return [pair for pair in pairs if pair is not None]
+    labels = [known.named(phrase) for phrase in known.phrases(text)]
+    named = [label for label in labels if label is not None]
+    return [(_prompt_of(label), label) for label in named] if len(named) == len(labels) else []
 
 
-def _phrases(value: Any) -> list[str]:
-    """Phrases of a string (split), of a list (one each) or of nothing, without empty ones."""
-    if value is None:
-        return []
-    if isinstance(value, str):
-        value = re.split(r"[,;\n]", value)
-    if not isinstance(value, Sequence) or not all(isinstance(phrase, str) for phrase in value):
+def _texts(value: Any, key: str = "prompts") -> list[str]:
+    """A text, or the texts of a list, each as it stands; without empty ones."""
+    texts = [value] if isinstance(value, str) else [] if value is None else value
+    if not isinstance(texts, Sequence) or not all(isinstance(text, str) for text in texts):
         raise LabelConfigError(
-            "The task's data.prompts must be a text, a list of texts, or a mapping of labels to "
+            f"The task's data.{key} must be a text, a list of texts, or a mapping of labels to "
             "texts."
         )
-    return [" ".join(phrase.split()) for phrase in value if phrase.strip()]
+    return [" ".join(text.split()) for text in texts if text.strip()]
 
 
 def _folded(name: str) -> str:

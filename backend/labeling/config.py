@@ -17,7 +17,8 @@ the same image. `KeyPointLabels` and `TextArea` are prompts only. All others are
 4. Key points and text areas never are.
 
 Attributes of our own, which Label Studio ignores: on `<Label>`, `prompt` (the phrase for the model
-instead of the label's value; `prompt=""`: never ask for this label); on a control,
+instead of the label's value; `prompt=""`: never ask for this label); on a `<Text>`,
+`prompts="true"` (its text holds prompts; see `backend.labeling.concepts`); on a control,
 `model_score_threshold` (0 to 1; the name is that of Label Studio's YOLO backend),
 `model_output`, and `negative="true"` (boxes drawn with it say what the concept is not).
 """
@@ -25,7 +26,7 @@ instead of the label's value; `prompt=""`: never ask for this label); on a contr
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from typing import Any
 from xml.etree.ElementTree import Element
@@ -118,12 +119,17 @@ def read_tags(xml: str) -> list[ConfigTag]:
 class Label:
     """One label: the value that regions carry, and the phrase that the model is asked for.
 
-    `value` is the `alias` of the label where it has one. `prompt` is empty if the model must not
-    be asked for this label.
+    `value` is the `alias` of the label where it has one, and `shown` is what the editor shows.
+    `prompt` is empty if the model must not be asked for this label.
     """
 
     value: str
     prompt: str
+    named: str = field(default="", compare=False)
+
+    @property
+    def shown(self) -> str:
+        return self.named or self.value
 
 
 @dataclass(frozen=True)
@@ -140,16 +146,14 @@ class ImageObject:
         Raises:
             ImageSourceError: the task has no such key, or holds something else there.
         """
-        value: Any = task_data
-        for key in re.findall(r"[^.\[\]]+", self.value_key):
-            try:
-                value = value[int(key)] if isinstance(value, list) else value[key]
-            except (KeyError, IndexError, TypeError, ValueError):
-                raise ImageSourceError(
-                    f'The task has no image under "{self.value_key}", where the labeling config '
-                    f'looks for <Image name="{self.name}">; its data has '
-                    f"{quoted(list(map(str, task_data))) or 'nothing'}."
-                ) from None
+        try:
+            value = _at(task_data, self.value_key)
+        except (KeyError, IndexError, TypeError, ValueError):
+            raise ImageSourceError(
+                f'The task has no image under "{self.value_key}", where the labeling config '
+                f'looks for <Image name="{self.name}">; its data has '
+                f"{quoted(list(map(str, task_data))) or 'nothing'}."
+            ) from None
         pages = value if isinstance(value, list) else [value]
         if not pages or not all(isinstance(page, str) and page for page in pages):
             raise ImageSourceError(
@@ -157,6 +161,21 @@ class ImageObject:
                 f"{' or a list of them' if self.multi_page else ''}."
             )
         return tuple(pages)
+
+
+def value_under(task_data: Mapping[str, Any], path: str) -> Any:
+    """What a task has under a key such as `scans[0].text`; None where it has nothing there."""
+    try:
+        return _at(task_data, path)
+    except (KeyError, IndexError, TypeError, ValueError):
+        return None
+
+
+def _at(task_data: Mapping[str, Any], path: str) -> Any:
+    value: Any = task_data
+    for key in re.findall(r"[^.\[\]]+", path):
+        value = value[int(key)] if isinstance(value, list) else value[key]
+    return value
 
 
 @dataclass(frozen=True)
@@ -202,10 +221,12 @@ class LabelConfig:
     Attributes:
         images: those that regions can be on.
         controls: theirs.
+        prompt_keys: the keys of `task.data` whose text the config says to be prompts.
     """
 
     images: tuple[ImageObject, ...]
     controls: tuple[Control, ...]
+    prompt_keys: tuple[str, ...] = ()
 
     def control(self, name: str) -> Control | None:
         """The control of that name; the name of a `<Labels>` is that of the first one it labels."""
@@ -281,7 +302,7 @@ def parse_label_config(xml: str) -> LabelConfig:
     if not images:
         raise LabelConfigError(_without_image(nodes))
     controls = tuple(_controls(nodes, {image.name for image in images}))
-    config = LabelConfig(images, controls)
+    config = LabelConfig(images, controls, tuple(_prompt_keys(nodes)))
     _check_outputs(config, nodes)
     return config
 
@@ -328,6 +349,17 @@ def _image(node: ConfigTag) -> ImageObject:
             f'{attribute}="$image" for data {{"image": ...}}.'
         )
     return ImageObject(name, value[1:], multi_page)
+
+
+def _prompt_keys(nodes: Sequence[ConfigTag]) -> Iterator[str]:
+    for node in nodes:
+        if node.tag == "text" and node.flag("prompts"):
+            if not re.fullmatch(r"\$[^\s$/]+", node.get("value")):
+                raise LabelConfigError(
+                    f'{node} has prompts="true" and value="{node.get("value")}", which names no key '
+                    'of the task\'s data: write value="$findings" for data {"findings": ...}.'
+                )
+            yield node.get("value")[1:]
 
 
 def _without_image(nodes: Sequence[ConfigTag]) -> str:
@@ -395,7 +427,7 @@ def _labels(node: ConfigTag, prompts: Mapping[str, str]) -> tuple[Label, ...]:
         if not value:
             raise LabelConfigError(f'A <Label> of {node} has no value: write value="...".')
         prompt = label.attributes.get("prompt", prompts.get(value, label.get("value") or value))
-        labels.setdefault(value, Label(value, prompt))
+        labels.setdefault(value, Label(value, prompt, label.get("value")))
     if labels:
         return tuple(labels.values())
     if node.get("value").startswith("$"):

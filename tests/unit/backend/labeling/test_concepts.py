@@ -33,7 +33,8 @@ def test_labels_are_the_last_source():
 def test_the_tasks_text_comes_before_the_typed_one_and_that_before_the_labels():
     data = {"prompts": {"Rust": "task"}, "text": "Rust: caption"}
     assert pairs(TWO, data, ["Rust: typed"]) == [("task", "Rust")]
-    assert pairs(TWO, {"text": "Rust: caption"}, ["Rust: typed"]) == [("caption", "Rust")]
+    assert pairs(TWO, {"text": "crack"}, ["Rust: typed"]) == [("Crack", "Crack")]
+    assert pairs(TWO, {"text": "Rust: caption"}, ["Rust: typed"]) == [("typed", "Rust")]
     assert pairs(TWO, {}, ["Rust: typed"]) == [("typed", "Rust")]
 
 
@@ -44,7 +45,10 @@ class TestPromptsOfTheTask:
             ({"Rust": "brown stain"}, [("brown stain", "Rust")]),
             ({"rust ": "brown stain"}, [("brown stain", "Rust")]),
             ({"Rust": ["a", "b"], "Crack": "c"}, [("a", "Rust"), ("b", "Rust"), ("c", "Crack")]),
-            ({"Rust": "a, b"}, [("a", "Rust"), ("b", "Rust")]),
+            ({"Rust": "dark, irregular mass"}, [("dark, irregular mass", "Rust")]),
+            ({"Rust": "Crack: a; b"}, [("Crack: a; b", "Rust")]),
+            ('{"Rust": "dark, irregular mass"}', [("dark, irregular mass", "Rust")]),
+            ('{"Rust": ["a, b", "c"]}', [("a, b", "Rust"), ("c", "Rust")]),
             ({"Rust": None, "Crack": "thin crack"}, [("thin crack", "Crack")]),
             ({"Dirt": "mud"}, [("mud", "Dirt")]),
             (["RUST", "crack"], [("orange rust", "Rust"), ("Crack", "Crack")]),
@@ -83,19 +87,94 @@ class TestPromptsOfTheTask:
             concepts_for(TWO, {"prompts": prompts})
 
 
-class TestCaptions:
-    def test_a_short_text_for_the_only_label(self):
-        assert pairs(ONE, {"text": "dark mole"}) == [("dark mole", "Lesion")]
+SIGNS = config_of(
+    'value="Tumor, malignant"',
+    'value="Tumor"',
+    'value="BI-RADS"',
+    'value="BI-RADS: 4"',
+    'value="Cyst; simple" prompt="simple cyst"',
+    'value="Naevus" alias="N-1" prompt="mole"',
+    'value="roi"',
+    'value="ROI"',
+)
 
-    def test_a_report_is_not_a_prompt(self):
-        report = "The patient presents with a slowly growing brown macule on the left forearm today"
-        assert pairs(ONE, {"text": report}) == [("skin lesion", "Lesion")]
-        assert pairs(TWO, {"text": report}) == pairs(TWO)
 
-    def test_words_for_no_label_are_ignored(self):
-        assert pairs(TWO, {"text": "brown stain"}) == pairs(TWO)
-        assert pairs(TWO, {"text": "brown stain, crack"}) == [("Crack", "Crack")]
-        assert pairs(TWO, {"text": {"a": 1}}) == pairs(TWO)
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("Tumor, malignant", [("Tumor, malignant", "Tumor, malignant")]),
+        ("tumor,  malignant", [("Tumor, malignant", "Tumor, malignant")]),
+        ("Tumor", [("Tumor", "Tumor")]),
+        (
+            "Tumor, Tumor, malignant",
+            [("Tumor", "Tumor"), ("Tumor, malignant", "Tumor, malignant")],
+        ),
+        ("BI-RADS: 4", [("BI-RADS: 4", "BI-RADS: 4")]),
+        ("BI-RADS: 4: dense mass", [("dense mass", "BI-RADS: 4")]),
+        ("BI-RADS: 5", [("5", "BI-RADS")]),
+        (
+            "Tumor, malignant: dark mass, BI-RADS: 4",
+            [("dark mass", "Tumor, malignant"), ("BI-RADS: 4", "BI-RADS: 4")],
+        ),
+        ("Cyst; simple\nTumor", [("simple cyst", "Cyst; simple"), ("Tumor", "Tumor")]),
+        ("Naevus", [("mole", "N-1")]),
+        ("N-1: dark spot", [("dark spot", "N-1")]),
+        ("roi, ROI", [("roi", "roi"), ("ROI", "ROI")]),
+    ],
+)
+def test_names_with_signs_are_never_taken_apart(text, expected):
+    assert pairs(SIGNS, {"prompts": text}) == expected
+    if len(expected) == 1:
+        assert pairs(SIGNS, {"prompts": [text]}) == expected
+        assert pairs(SIGNS, {}, [text]) == expected
+
+
+def test_a_name_that_two_labels_have_is_refused():
+    with pytest.raises(LabelConfigError, match='data.prompts has "Roi", which is none'):
+        concepts_for(SIGNS, {"prompts": "Roi"})
+
+
+REPORT = "Patient 12, male, 54 y; no tumor"
+
+
+class TestOtherTexts:
+    @pytest.mark.parametrize(
+        "text",
+        [
+            REPORT,
+            "tumor",
+            "no lesion, tumor",
+            "Lesion: none",
+            "dark mole",
+            "Lesion, dark mole",
+            {"a": 1},
+            7,
+            "",
+        ],
+    )
+    def test_a_report_is_no_prompt(self, text):
+        assert pairs(ONE, {"text": text, "report": text}) == [("skin lesion", "Lesion")]
+        assert pairs(TWO, {"text": text, "report": text}) == pairs(TWO)
+
+    def test_names_of_labels_and_nothing_else(self):
+        assert pairs(TWO, {"text": "rust; dirt"}) == [("orange rust", "Rust"), ("Dirt", "Dirt")]
+        assert pairs(SIGNS, {"text": "BI-RADS: 4"}) == [("BI-RADS: 4", "BI-RADS: 4")]
+
+    def test_where_the_config_says_that_it_holds_prompts(self):
+        text = '<Text name="t" value="$case.findings" prompts="true"/>'
+        one = config_of('value="Lesion"', more=text)
+        two = config_of('value="Crack"', 'value="Rust"', more=text)
+        assert pairs(one, {"case": {"findings": "dark mole, scar"}}) == [
+            ("dark mole", "Lesion"),
+            ("scar", "Lesion"),
+        ]
+        assert pairs(two, {"case": {"findings": "Rust: brown"}}) == [("brown", "Rust")]
+        for empty in ({}, {"case": {}}, {"case": {"findings": ""}}, {"case": 7}):
+            assert pairs(two, empty) == [("Crack", "Crack"), ("Rust", "Rust")]
+        with pytest.raises(LabelConfigError, match='data.case.findings has "Patient 12"'):
+            concepts_for(two, {"case": {"findings": REPORT}})
+        with pytest.raises(LabelConfigError, match='prompts="true" and value="x"'):
+            config_of('value="A"', more='<Text name="t" value="x" prompts="true"/>')
 
 
 class TestTypedText:
