@@ -63,7 +63,7 @@ class Step:
 
 @dataclass(frozen=True)
 class ConnectReport:
-    """What `connect` did; nothing but `unchanged` when it is run a second time."""
+    """What `connect` did; nothing but `unchanged` and warnings when it is run a second time."""
 
     project_id: int
     project_title: str
@@ -95,6 +95,7 @@ def connect(
         SettingsError: `backend_url` is one that Label Studio cannot send events to.
         LabelStudioError: Label Studio refuses, or cannot reach the backend; says what to do.
     """
+    from backend.labeling.concepts import remarks
     from backend.labeling.config import parse_label_config
 
     url = checked_url(backend_url)
@@ -102,9 +103,9 @@ def connect(
     opened = LabelStudio.from_settings(settings) if client is None else nullcontext(client)
     with opened as studio:
         project = studio.project(project_id)
-        parse_label_config(project["label_config"])
+        config = parse_label_config(project["label_config"])
         _check_password(url, credentials)
-        steps: list[Step] = []
+        steps = [Step("labels", StepOutcome.WARNING, remark) for remark in remarks(config)]
         backend = _backend(studio, project_id, url, credentials, steps)
         steps.append(_webhook(studio, project_id, url, credentials))
         steps.append(_title(studio, project_id, backend, credentials))

@@ -2,8 +2,8 @@
 
 The first of these sources that says something decides for the whole task:
 
-1. **The task's own text**: `data.prompts`; else the texts that the labeling config says hold
-   prompts, `<Text value="$findings" prompts="true"/>`; else `data.text`, where it holds nothing
+1. **The task's own text**: `data.prompts`; else `data.text` where the labeling config says that
+   it holds prompts, `<Text value="$text" prompts="true"/>`; else where it holds nothing
    but names of labels;
 2. **a smart TextArea's text**, typed by the annotator;
 3. **the `<Label>`s** of the labeling config: the attribute `prompt`, else the label's value.
@@ -31,12 +31,12 @@ import contextlib
 import json
 import re
 import unicodedata
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from backend.errors import LabelConfigError
-from backend.labeling.config import Control, Label, LabelConfig, quoted, value_under
+from backend.labeling.config import Control, Label, LabelConfig, quoted
 
 # One pass of the detector each; beyond this a task would take minutes.
 MOST_CONCEPTS = 256
@@ -88,7 +88,7 @@ def concepts_for(
         or [
             pair
             for key in config.prompt_keys
-            for pair in _from_prompts(known, value_under(task_data, key), key)
+            for pair in _from_prompts(known, task_data.get(key), key)
         ]
         or _from_names(known, task_data.get("text"))
         or [known.match(phrase) or (phrase, known.closest(phrase)) for phrase in _texts(texts)]
@@ -118,8 +118,8 @@ def concept_of_label(config: LabelConfig, label: str) -> Concept | None:
 
 
 def remarks(config: LabelConfig) -> tuple[str, ...]:
-    """Advice for `medsam3 doctor` about a config that can be served, one sentence each."""
-    advice: list[str] = []
+    """Advice for `connect` and `doctor` about a config that can be served, one sentence each."""
+    advice = list(_unanswered(config))
     foreign = [label.value for label in config.labels if not _is_latin(label.prompt)]
     if foreign:
         advice.append(
@@ -138,6 +138,25 @@ def remarks(config: LabelConfig) -> tuple[str, ...]:
             'for per image: give the others prompt="", or name the wanted ones in data.prompts.'
         )
     return tuple(advice)
+
+
+def _unanswered(config: LabelConfig) -> Iterator[str]:
+    """Smart tools with labels that no mask can have."""
+    for control in config.controls:
+        if not control.smart and not control.tag.startswith("KeyPoint"):
+            continue
+        answered = config.labels_on(control.to_name)
+        lost = [label.value for label in control.labels if label.value not in answered]
+        if not lost:
+            continue
+        then = (
+            f'is answered for "{answered[0]}"' if len(answered) == 1 else "ends in an error, unseen"
+        )
+        yield (
+            f'Label {quoted(lost)} of <{control.tag} name="{control.name}"> has no control that '
+            f"can hold a mask of it, so what is drawn with it {then}: give the tool the labels "
+            f"{quoted(answered)}."
+        )
 
 
 def _concept(config: LabelConfig, phrase: str, label: Label) -> Concept:

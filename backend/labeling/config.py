@@ -62,7 +62,8 @@ class ConfigTag:
     def __init__(self, element: Element) -> None:
         self._element = element
         self.tag = element.tag.lower()
-        self.attributes = {key.lower(): value.strip() for key, value in element.attrib.items()}
+        self.raw = {key.lower(): value for key, value in element.attrib.items()}
+        self.attributes = {key: value.strip() for key, value in self.raw.items()}
 
     def get(self, name: str) -> str:
         """An attribute without surrounding space, empty where it is not set."""
@@ -163,14 +164,6 @@ class ImageObject:
         return tuple(pages)
 
 
-def value_under(task_data: Mapping[str, Any], path: str) -> Any:
-    """What a task has under a key such as `scans[0].text`; None where it has nothing there."""
-    try:
-        return _at(task_data, path)
-    except (KeyError, IndexError, TypeError, ValueError):
-        return None
-
-
 def _at(task_data: Mapping[str, Any], path: str) -> Any:
     value: Any = task_data
     for key in re.findall(r"[^.\[\]]+", path):
@@ -247,6 +240,18 @@ class LabelConfig:
         """The controls that predictions of this label are written to."""
         return self._outputs.get(label, ())
 
+    def labels_on(self, image_name: str) -> tuple[str, ...]:
+        """Values of the labels that can be answered on one `<Image>`, in the config's order."""
+        return tuple(
+            dict.fromkeys(
+                label.value
+                for control in self.controls
+                if control.to_name == image_name
+                for label in control.labels
+                if any(output.to_name == image_name for output in self.outputs_of(label.value))
+            )
+        )
+
     @cached_property
     def _by_name(self) -> dict[str, Control]:
         names: dict[str, Control] = {}
@@ -297,6 +302,7 @@ def parse_label_config(xml: str) -> LabelConfig:
         raise LabelConfigError(
             'A <Repeater> cannot be served: show the pages with <Image valueList="$images"/>.'
         )
+    _check_spaces(nodes)
     _check_names(nodes)
     images = tuple(_image(node) for node in _drawn_images(nodes))
     if not images:
@@ -305,6 +311,18 @@ def parse_label_config(xml: str) -> LabelConfig:
     config = LabelConfig(images, controls, tuple(_prompt_keys(nodes)))
     _check_outputs(config, nodes)
     return config
+
+
+def _check_spaces(nodes: Sequence[ConfigTag]) -> None:
+    """Label Studio keeps spaces around names and labels, and then nothing finds them by sight."""
+    for node in nodes:
+        written = ("value", "alias") if node.tag == "label" else ("name", "toname")
+        for name in written:
+            if node.raw.get(name, "") != node.get(name):
+                raise LabelConfigError(
+                    f'{node} has spaces around {name}="{node.raw[name]}", which Label Studio '
+                    f'counts as part of it: write {name}="{node.get(name)}".'
+                )
 
 
 def _check_names(nodes: Sequence[ConfigTag]) -> None:
@@ -354,10 +372,10 @@ def _image(node: ConfigTag) -> ImageObject:
 def _prompt_keys(nodes: Sequence[ConfigTag]) -> Iterator[str]:
     for node in nodes:
         if node.tag == "text" and node.flag("prompts"):
-            if not re.fullmatch(r"\$[^\s$/]+", node.get("value")):
+            if node.get("value") != "$text":
                 raise LabelConfigError(
-                    f'{node} has prompts="true" and value="{node.get("value")}", which names no key '
-                    'of the task\'s data: write value="$findings" for data {"findings": ...}.'
+                    f'{node} has prompts="true" and value="{node.get("value")}": only data.text '
+                    'and data.prompts can hold prompts, so write value="$text".'
                 )
             yield node.get("value")[1:]
 
@@ -378,7 +396,16 @@ def _controls(nodes: Sequence[ConfigTag], images: set[str]) -> Iterator[Control]
     labels_of: dict[str, ConfigTag] = {}  # image -> its <Labels>
     for node in nodes:
         if node.tag == "labels":
-            labels_of.setdefault(node.get("toName"), node)
+            first = labels_of.setdefault(node.get("toName"), node)
+            if first is not node and any(
+                _SERVED_TAGS.get(tool.tag) in _LABELLESS_TAGS
+                and tool.get("toName") == node.get("toName")
+                for tool in nodes
+            ):
+                raise LabelConfigError(
+                    f"{first} and {node} both label the tools of one image: put all labels into "
+                    "one <Labels>."
+                )
     for node in nodes:
         tag = _SERVED_TAGS.get(node.tag)
         if tag is None or (tag == "TextArea" and node.is_true("perRegion")):
@@ -412,29 +439,45 @@ def _controls(nodes: Sequence[ConfigTag], images: set[str]) -> Iterator[Control]
 
 
 def _prompts(nodes: Sequence[ConfigTag]) -> dict[str, str]:
-    """Prompts by label value, where all `<Label>`s of that value that have one agree: nobody has
-    to repeat a prompt on each control that offers the label."""
-    phrases: dict[str, set[str]] = {}
+    """Prompts by label value: nobody has to repeat one on each control that offers the label."""
+    phrases: dict[str, str] = {}
     for value, label in nodes[0].labels():
         if "prompt" in label.attributes:
-            phrases.setdefault(value, set()).add(label.get("prompt"))
-    return {value: phrase.pop() for value, phrase in phrases.items() if len(phrase) == 1}
+            phrase = label.get("prompt")
+            first = phrases.setdefault(value, phrase)
+            if first != phrase:
+                raise LabelConfigError(
+                    f'The label "{value}" has two prompts, "{first}" and "{phrase}": every object '
+                    "would be found twice. Write the prompt on one control, it holds for all."
+                )
+    return phrases
 
 
 def _labels(node: ConfigTag, prompts: Mapping[str, str]) -> tuple[Label, ...]:
-    labels: dict[str, Label] = {}
-    for value, label in node.labels():
-        if not value:
-            raise LabelConfigError(f'A <Label> of {node} has no value: write value="...".')
-        prompt = label.attributes.get("prompt", prompts.get(value, label.get("value") or value))
-        labels.setdefault(value, Label(value, prompt, label.get("value")))
-    if labels:
-        return tuple(labels.values())
     if node.get("value").startswith("$"):
         raise LabelConfigError(
             f"{node} takes its labels from the task's data, which is not supported: write them as "
-            '<Label value="..."/> tags inside it.'
+            '<Label value="..."/> tags inside it, and remove its value.'
         )
+    labels: dict[str, Label] = {}
+    for value, label in node.labels():
+        shown = label.get("value") or value
+        if not value:
+            raise LabelConfigError(f'A <Label> of {node} has no value: write value="...".')
+        if re.match(r"\$[\w\[{]", value) or re.match(r"\$[\w\[{]", shown):
+            raise LabelConfigError(
+                f'The label "{shown}" of {node} comes from the task\'s data, which is not '
+                "supported: write the label itself."
+            )
+        prompt = label.attributes.get("prompt", prompts.get(value, shown))
+        named = labels.setdefault(value, Label(value, " ".join(prompt.split()), shown))
+        if named.shown != shown:
+            raise LabelConfigError(
+                f'The labels "{named.shown}" and "{shown}" of {node} are both stored as "{value}", '
+                "so nobody can tell them apart: give one of them another alias."
+            )
+    if labels:
+        return tuple(labels.values())
     raise LabelConfigError(f'{node} has no labels: add <Label value="..."/> tags inside it.')
 
 

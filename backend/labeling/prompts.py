@@ -7,9 +7,11 @@ label, same image. In this way a prompt grows point by point and box by box.
   brush strokes, which the editor offers as smart tools too, the box around them is taken.
 * Key points are points.
 * **Negative** are a key point set with Alt (the editor sends `is_positive: false`), any other
-  region that says `is_positive: false`, and every region of a control that says
-  `negative="true"` in the labeling config. The editor itself has no gesture for negative boxes:
-  give them a second `RectangleLabels` with the same labels and `negative="true"`.
+  region that says `is_positive: false` or `positive: false`, what is drawn with a label "negative"
+  that no mask can have, and every region of a control that says `negative="true"` in the labeling
+  config. The editor itself has no gesture for negative boxes: give them a second
+  `RectangleLabels` with the same labels and `negative="true"`.
+* A context whose `event` is `prewarm` and that holds no regions asks for nothing yet.
 * A text area's text is a phrase.
 
 All positions are percent of the image, clipped to it. Regions of controls that the config does
@@ -25,6 +27,7 @@ from backend.labeling.config import Control, LabelConfig
 from backend.labeling.shapes import Point, Region, ellipse_box, number, rectangle_corners
 
 Box = tuple[float, float, float, float]
+_POSITIVE_FLAGS = ("is_positive", "positive")
 
 
 @dataclass(frozen=True)
@@ -41,6 +44,7 @@ class InteractivePrompt:
         point_labels: 1 "in it", 0 "not in it", one per point.
         item_index: the page of a multi-page image, or None.
         image_name: the `<Image>` that was drawn on or typed for, or None when nothing was.
+        prewarm: encode the image only, a prompt will follow.
     """
 
     label: str | None = None
@@ -51,6 +55,12 @@ class InteractivePrompt:
     point_labels: tuple[int, ...] = ()
     item_index: int | None = None
     image_name: str | None = None
+    prewarm: bool = False
+
+
+def is_prewarm(context: Mapping[str, Any]) -> bool:
+    """Whether an interactive request only announces prompts on its image."""
+    return context.get("event") == "prewarm" and not context.get("result")
 
 
 def read_context(
@@ -65,6 +75,8 @@ def read_context(
     Raises:
         RegionError: a region has coordinates that are not finite numbers, or a damaged mask.
     """
+    if isinstance(context, Mapping) and is_prewarm(context):
+        return InteractivePrompt(prewarm=True)
     if not isinstance(context, Mapping) or "result" not in context:
         return None
     result = context["result"]
@@ -103,9 +115,12 @@ def read_context(
         # something else than the region that was drawn last.
         if (control.to_name, _page(region)) != (latest_control.to_name, _page(latest)):
             continue
-        if label_of.get(region.get("id")) != label:
-            continue
-        positive = int(not control.negative and region.get("is_positive") is not False)
+        own_label = label_of.get(region.get("id"))
+        if own_label != label and any(
+            name is None or config.outputs_of(name) for name in (own_label, label)
+        ):
+            continue  # two that no mask can have, "positive" and "negative", mean the same one
+        positive = int(not control.negative and _is_positive(region, own_label, config))
         if control.tag in ("KeyPointLabels", "KeyPoint"):
             x, y = (_clipped(number(region["value"], axis)) for axis in ("x", "y"))
             points.append(((x, y), positive))
@@ -136,6 +151,14 @@ def _label(region: Region) -> str | None:
         if isinstance(labels, list) and labels and isinstance(labels[0], str):
             return labels[0]
     return None
+
+
+def _is_positive(region: Region, label: str | None, config: LabelConfig) -> bool:
+    flags = [part.get(name) for part in (region, region["value"]) for name in _POSITIVE_FLAGS]
+    if any(flag in (False, "false") for flag in flags):
+        return False
+    says_no = label is not None and label.strip().casefold() == "negative"
+    return not says_no or bool(config.outputs_of(label or ""))
 
 
 def _page(region: Region) -> int | None:

@@ -102,6 +102,7 @@ class Inference:
             self._predict_page(model, row, page, asked, prompt, strategy)
             for page in _pages(config, row.task_data, prompt)
             if (asked := [c for c in concepts if c.controls_of(page.image.name)])
+            or (prompt is not None and prompt.prewarm)
         ]
         regions = [region for answer in answers for region in answer.regions]
         validate(regions, label_config)
@@ -199,6 +200,8 @@ class Inference:
         from medsam3_model.prompting import segment_prompted
         from medsam3_model.small_objects import look_closer
 
+        if not concepts:
+            return []  # The image is encoded by now, which is all that a prewarming asks for.
         texts = self._texts.get(model, [concept.phrase for concept in concepts])
         if prompt is not None and (prompt.boxes or prompt.points):
             spatial = in_pixels(prompt, embedding.original_size)
@@ -223,13 +226,20 @@ def _concepts(
     config: LabelConfig, task_data: Mapping[str, Any], prompt: InteractivePrompt | None
 ) -> Sequence[Concept]:
     """What to ask for: the drawn label's concept, else those of the task, text or config."""
+    if prompt is not None and prompt.prewarm:
+        return ()
     if prompt is None or prompt.texts:
         return concepts_for(config, task_data, prompt.texts if prompt else ())
+    image_name = prompt.image_name or config.images[0].name
+    labels = config.labels_on(image_name)
     label = prompt.label or (config.labels[0].value if config.labels else "")
+    if label not in labels and len(labels) == 1:
+        (label,) = labels  # a click that says "positive" can only mean the one label
     concept = concept_of_label(config, label)
-    if concept is None:
+    if concept is None or label not in labels:
         raise LabelConfigError(
-            f"the label {label!r} has no control that can hold a mask: add it to a <BrushLabels>"
+            f"the label {label!r} has no control that can hold a mask on the image "
+            f"{image_name!r}: add it to a <BrushLabels> of that image"
         )
     return (concept,)
 

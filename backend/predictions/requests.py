@@ -23,6 +23,7 @@ from sqlalchemy.orm import Session
 from backend.database import chunked, insert_or_ignore, now_in, retried
 from backend.errors import QueueError
 from backend.labeling.concepts import PROMPT_FIELDS
+from backend.labeling.prompts import is_prewarm
 from backend.models import versions
 from backend.processes.queues import Handler, QueueName, enqueue, wait
 from backend.services import Services
@@ -59,7 +60,8 @@ class PredictRequest:
         tasks: Label Studio's tasks, of which `id` and `data` are used.
         project_id: Label Studio's project.
         label_config: the labeling config's XML.
-        context: None for pre-annotation; `{"result": [...]}` from the smart tools.
+        context: None for pre-annotation; `{"result": [...]}` from the smart tools, or
+            `{"event": "prewarm"}`, which has the image encoded and answers nothing.
     """
 
     tasks: Sequence[Mapping[str, Any]]
@@ -89,7 +91,11 @@ def predict(services: Services, request: PredictRequest) -> PredictAnswer:
     if not request.tasks:
         return PredictAnswer()
     version = versions.in_service(services, request.project_id)
-    if request.context is not None and not request.context.get("result"):
+    if (
+        request.context is not None
+        and not request.context.get("result")
+        and not is_prewarm(request.context)
+    ):
         # The editor says that the prompt was deleted: the suggestion goes with it.
         return PredictAnswer([{"result": [], "score": 0.0, "model_version": version}])
     deadline = time.monotonic() + services.settings.predict_budget_s

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 import medsam3_model.images.reading
+from backend.errors import LabelConfigError
 from backend.models.versions import default_version
 from backend.predictions.inference import Inference
 from backend.services import Services
@@ -71,4 +72,47 @@ def test_the_mirrored_image_is_not_decoded_again(services: Services, decoded: li
     row = nuclei(services)
     assert 0 < inference.predict(row, CONFIG).score < 1
     assert encoded(services) == 6
+    assert len(decoded) == 1
+
+
+CLICKS = CONFIG.replace(
+    "</View>",
+    '<KeyPointLabels name="kp" toName="image" smart="true"><Label value="positive"/>'
+    '<Label value="negative"/></KeyPointLabels></View>',
+)
+
+
+def click(x: float, label: str) -> dict[str, object]:
+    value = {"x": x, "y": 50, "width": 0.3, "keypointlabels": [label]}
+    return {
+        "id": f"{label}{x}",
+        "from_name": "kp",
+        "to_name": "image",
+        "type": "keypointlabels",
+        "original_width": 100,
+        "original_height": 100,
+        "value": value,
+    }
+
+
+def test_a_click_without_a_mask_label_is_answered_for_the_only_one(services: Services) -> None:
+    inference = Inference(services)
+    row = nuclei(services)
+    row.context = {"result": [click(50, "positive"), click(5, "negative")]}
+    regions = inference.predict(row, CLICKS).regions
+    assert [region["value"]["brushlabels"] for region in regions] == [["Nuclei"]]
+    two = CLICKS.replace("</BrushLabels>", '<Label value="Cell"/></BrushLabels>')
+    with pytest.raises(LabelConfigError, match="'negative' has no control that can hold a mask"):
+        inference.predict(row, two)
+
+
+def test_prewarming_encodes_the_image_and_answers_nothing(
+    services: Services, decoded: list[bytes]
+) -> None:
+    inference = Inference(services)
+    row = nuclei(services)
+    row.context = {"event": "prewarm"}
+    answer = inference.predict(row, CLICKS)
+    assert (answer.regions, answer.score) == ([], 0.0)
+    assert encoded(services) == 1
     assert len(decoded) == 1

@@ -130,7 +130,7 @@ def test_names_with_signs_are_never_taken_apart(text, expected):
 
 
 def test_a_name_that_two_labels_have_is_refused():
-    with pytest.raises(LabelConfigError, match='data.prompts has "Roi", which is none'):
+    with pytest.raises(LabelConfigError, match=r'data\.prompts has "Roi", which is none'):
         concepts_for(SIGNS, {"prompts": "Roi"})
 
 
@@ -161,18 +161,18 @@ class TestOtherTexts:
         assert pairs(SIGNS, {"text": "BI-RADS: 4"}) == [("BI-RADS: 4", "BI-RADS: 4")]
 
     def test_where_the_config_says_that_it_holds_prompts(self):
-        text = '<Text name="t" value="$case.findings" prompts="true"/>'
+        text = '<Text name="t" value="$text" prompts="true"/>'
         one = config_of('value="Lesion"', more=text)
         two = config_of('value="Crack"', 'value="Rust"', more=text)
-        assert pairs(one, {"case": {"findings": "dark mole, scar"}}) == [
+        assert pairs(one, {"text": "dark mole, scar"}) == [
             ("dark mole", "Lesion"),
             ("scar", "Lesion"),
         ]
-        assert pairs(two, {"case": {"findings": "Rust: brown"}}) == [("brown", "Rust")]
-        for empty in ({}, {"case": {}}, {"case": {"findings": ""}}, {"case": 7}):
+        assert pairs(two, {"text": "Rust: brown"}) == [("brown", "Rust")]
+        for empty in ({}, {"text": None}, {"text": ""}, {"text": []}):
             assert pairs(two, empty) == [("Crack", "Crack"), ("Rust", "Rust")]
-        with pytest.raises(LabelConfigError, match='data.case.findings has "Patient 12"'):
-            concepts_for(two, {"case": {"findings": REPORT}})
+        with pytest.raises(LabelConfigError, match=r'data\.text has "Patient 12"'):
+            concepts_for(two, {"text": REPORT})
         with pytest.raises(LabelConfigError, match='prompts="true" and value="x"'):
             config_of('value="A"', more='<Text name="t" value="x" prompts="true"/>')
 
@@ -235,3 +235,20 @@ def test_remarks():
     assert foreign.startswith('Label "Опухоль": the model understands English')
     (wordy,) = remarks(config_of('value="a very large dark mass"'))
     assert "more than three words" in wordy
+
+
+POINTS = (
+    '<KeyPointLabels name="kp" toName="image" smart="true"><Label value="positive"/>'
+    '<Label value="negative"/></KeyPointLabels>'
+)
+
+
+def test_remarks_on_clicks_with_labels_that_no_mask_can_have():
+    (one,) = remarks(config_of('value="Tumor"', more=POINTS))
+    assert one == (
+        'Label "positive", "negative" of <KeyPointLabels name="kp"> has no control that can hold a '
+        'mask of it, so what is drawn with it is answered for "Tumor": give the tool the labels '
+        '"Tumor".'
+    )
+    (two,) = remarks(config_of('value="A"', 'value="B"', more=POINTS))
+    assert 'ends in an error, unseen: give the tool the labels "A", "B".' in two

@@ -9,7 +9,7 @@ import pytest
 from backend.errors import RegionError
 from backend.labeling import brush_rle
 from backend.labeling.config import parse_label_config
-from backend.labeling.prompts import InteractivePrompt, read_context
+from backend.labeling.prompts import InteractivePrompt, is_prewarm, read_context
 from backend.labeling.regions import _png_url
 
 SAMPLES = Path(__file__).parents[3] / "data" / "label_studio"
@@ -227,6 +227,68 @@ class TestWhatBelongsTogether:
         prompt = read_context({"result": result}, config)
         assert prompt.label == "B"
         assert prompt.boxes == ((10, 20, 40, 60),)
+
+
+CLICKS = parse_label_config(
+    """<View><Image name="image" value="$image"/>
+    <BrushLabels name="brush" toName="image"><Label value="Tumor"/></BrushLabels>
+    <KeyPointLabels name="point" toName="image" smart="true">
+      <Label value="Positive"/><Label value="negative"/><Label value="Tumor"/></KeyPointLabels>
+    </View>"""
+)
+
+
+class TestPositiveAndNegative:
+    @pytest.mark.parametrize(
+        ("more", "positive"),
+        [
+            ({}, 1),
+            ({"is_positive": True}, 1),
+            ({"is_positive": False}, 0),
+            ({"positive": True}, 1),
+            ({"positive": False}, 0),
+            ({"positive": 0}, 0),
+            ({"positive": "false"}, 0),
+            ({"positive": False, "is_positive": True}, 0),
+            ({"positive": None}, 1),
+        ],
+    )
+    def test_both_flags_of_a_point(self, more, positive):
+        assert read(point(1, 1, **more)).point_labels == (positive,)
+        in_value = region("point", "keypointlabels", {"x": 1, "y": 1, **more})
+        assert read(in_value).point_labels == (positive,)
+
+    def test_labels_that_no_mask_can_have(self):
+        result = [point(1, 1, label="Positive"), point(2, 2, label="negative", number=2)]
+        prompt = read_context({"result": result}, CLICKS)
+        assert prompt.points == ((1, 1), (2, 2))
+        assert prompt.point_labels == (1, 0)
+        with_own = [*result, point(3, 3, label="Tumor", number=3, more=1)]
+        assert read_context({"result": with_own}, CLICKS).points == ((3, 3),)
+
+    def test_a_mask_label_of_that_name_is_a_label(self):
+        config = parse_label_config(
+            '<View><Image name="image" value="$image"/><BrushLabels name="brush" toName="image">'
+            '<Label value="negative"/></BrushLabels><KeyPointLabels name="point" toName="image">'
+            '<Label value="negative"/></KeyPointLabels></View>'
+        )
+        prompt = read_context({"result": [point(1, 1, label="negative")]}, config)
+        assert prompt.point_labels == (1,)
+
+
+@pytest.mark.parametrize(
+    ("context", "warms"),
+    [
+        ({"event": "prewarm"}, True),
+        ({"event": "prewarm", "result": []}, True),
+        ({"event": "prewarm", "result": None}, True),
+        ({"event": "prewarm", "result": [point(1, 1)]}, False),
+        ({"result": []}, False),
+    ],
+)
+def test_prewarming(context, warms):
+    assert is_prewarm(context) == warms
+    assert read_context(context, CONFIG).prewarm == warms
 
 
 @pytest.mark.parametrize(
