@@ -15,7 +15,7 @@ LABELS ?=
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .PHONY: demo demo-check test lint types unit integration e2e bench bench-full docs pictures \
-	install install-test browser clean
+	install install-test same-python browser clean
 
 demo: install
 	$(BIN)/medsam3 demo $(if $(IMAGES),--images "$(IMAGES)") $(if $(LABELS),--labels "$(LABELS)")
@@ -55,19 +55,21 @@ docs: install-test
 pictures: install-test browser
 	$(BIN)/python docs/pictures.py
 
-install: $(VENV)/.installed $(LABEL_STUDIO_VENV)/.installed
+install: same-python $(VENV)/.installed $(LABEL_STUDIO_VENV)/.installed
+
+# An environment that is there keeps its Python, and another one is not taken for it in silence.
+same-python:
+	@if [ -n "$(PYTHON)" ] && [ -x $(BIN)/python ]; then \
+	version="import sys; print(sys.version_info[:2])"; python=$$(sh find_python.sh "$(PYTHON)") || exit 1; \
+	[ "$$($(BIN)/python -c "$$version")" = "$$($$python -c "$$version")" ] || \
+	{ echo "$(VENV) was made with another Python than $(PYTHON): rm -r $(VENV) $(LABEL_STUDIO_VENV), then run again." >&2; exit 1; }; fi
 
 # What only the tests need comes on top.
 install-test: install $(VENV)/.installed-test
 
-# Made by the Python that find_python.sh finds, before anything is downloaded; an environment that
-# is there keeps its own, and another one is not taken for it in silence.
+# Made by the Python that find_python.sh finds, before anything is downloaded.
 define environment
-@if [ -x $(1)/bin/python ]; then sh find_python.sh $(1)/bin/python >/dev/null || exit 1; \
-if [ -n "$(PYTHON)" ]; then version="import sys; print(sys.version_info[:2])"; \
-python=$$(sh find_python.sh "$(PYTHON)") || exit 1; \
-[ "$$($(1)/bin/python -c "$$version")" = "$$($$python -c "$$version")" ] || \
-{ echo "$(1) was made with another Python than $(PYTHON): rm -r $(VENV) $(LABEL_STUDIO_VENV), then run again." >&2; exit 1; }; fi; \
+@if [ -x $(1)/bin/python ]; then sh find_python.sh $(1)/bin/python >/dev/null; \
 else python=$$(sh find_python.sh "$(PYTHON)") && echo "Setting up $(1) with $$($$python --version): $(2)" && $$python -m venv $(1); fi
 endef
 

@@ -132,6 +132,25 @@ def test_it_is_asked_before_anything_is_downloaded(tmp_path: Path) -> None:
     assert "pip" not in done.stdout
 
 
+def test_an_environment_of_another_python_is_not_used_in_silence(tmp_path: Path) -> None:
+    files = ("find_python.sh", "pyproject.toml", "constraints.txt", "constraints-label-studio.txt")
+    for name in ("Makefile", *files):
+        (tmp_path / name).symlink_to(ROOT / name)
+    for folder in (".venv", ".venv-label-studio"):
+        (tmp_path / folder / "bin").mkdir(parents=True)
+        pretender(tmp_path / folder / "bin", "python", version(3, 11, 0))
+        (tmp_path / folder / ".installed").touch()
+    pretender(tmp_path, "newer", version(3, 14, 0))
+    asked_for = f"PYTHON={tmp_path / 'newer'}"
+    make = ["make", "install", asked_for]
+    done = subprocess.run(make, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode != 0
+    assert ".venv was made with another Python than" in done.stderr.splitlines()[0]
+    pretender(tmp_path, "newer", version(3, 11, 9))
+    done = subprocess.run(make, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
 def test_all_places_name_the_same_pythons() -> None:
     named = [line.rpartition(" ")[2] for line in PROJECT["classifiers"] if "Python :: 3." in line]
     assert tuple(named) == SUPPORTED
