@@ -119,7 +119,10 @@ def find_baseline(
             if suggestion.interactive and entry.get("id") not in kept:
                 continue
             known = _untouched(entry, drawn, submitted)
-            for region in _decoded(entry, pages, max_pixels, sizes, known):
+            # The labels of a tool without any are in a second entry of the same id.
+            told = [one for one in suggestion.result if one.get("type") == "labels"]
+            told = [one for one in told if one is not entry and one.get("id") == entry.get("id")]
+            for region in _decoded([entry, *told], pages, max_pixels, sizes, known):
                 unpacked += 0 if region.id in known else region.mask.pixels.nbytes
                 if unpacked > MAX_UNPACKED_BYTES:
                     raise QuarantineError(
@@ -206,16 +209,16 @@ def _untouched(
 
 
 def _decoded(
-    entry: Mapping[str, Any],
+    entries: Sequence[Mapping[str, Any]],
     pages: Pages,
     max_pixels: float,
     image_sizes: Mapping[int, tuple[int, int]],
     known: Mapping[str, CroppedMask],
 ) -> list[SubmittedRegion]:
-    """The region of one entry; none when it is no outline, or made for another config or image."""
+    """The region of one entry with its labels; none for a point, or another config or image."""
     try:
         return read_regions(
-            [entry], pages, max_pixels=max_pixels, image_sizes=image_sizes, decoded=known
+            entries, pages, max_pixels=max_pixels, image_sizes=image_sizes, decoded=known
         )
     except QuarantineError:
         return []

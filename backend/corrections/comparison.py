@@ -33,7 +33,7 @@ MOST = 0.5
 # The editor rounds the percentages of a polygon or rectangle that nobody touched; brush masks it
 # passes on bit by bit.
 ROUNDING_DICE = 0.998
-DRAWN_SHAPES = frozenset({"brushlabels", "bitmasklabels", "brush", "bitmask"})
+DRAWN_SHAPES = frozenset({"brushlabels", "bitmasklabels", "brush", "bitmask", "magicwand"})
 
 
 @dataclass(frozen=True, eq=False)

@@ -30,6 +30,8 @@ _OTHER_MEDIA = frozenset(
     {"hypertextlabels", "paragraphlabels", "timeserieslabels", "timelinelabels", "videorectangle"}
     | {"labels"}
 )
+# Of an id or label.
+_MOST_CHARACTERS = 1000
 
 
 @dataclass(frozen=True, eq=False)
@@ -132,9 +134,17 @@ def _id(entry: Mapping[str, Any]) -> str | None:
     id_ = entry.get("id")
     if id_ is None or id_ == "":
         return None
-    if isinstance(id_, bool) or not isinstance(id_, str | int):
-        raise _refusal(entry, "has an id that is neither text nor number")
+    if isinstance(id_, float) and id_.is_integer():
+        id_ = int(id_)
+    if isinstance(id_, bool) or not isinstance(id_, str | int) or not _storable(f"{id_}"):
+        raise _refusal(entry, "has an id that is neither text nor number that can be kept")
     return f"{id_}"
+
+
+def _storable(text: str) -> bool:
+    """PostgreSQL takes no null characters, and no halves of a sign."""
+    odd = any(sign == "\0" or "\ud800" <= sign <= "\udfff" for sign in text)
+    return len(text) <= _MOST_CHARACTERS and not odd
 
 
 def _labels(entry: Mapping[str, Any], kind: str, value: Mapping[str, Any]) -> list[str]:
@@ -148,6 +158,8 @@ def _labels(entry: Mapping[str, Any], kind: str, value: Mapping[str, Any]) -> li
         ):
             raise _refusal(entry, "has labels that are no list of texts")
         labels += [f"{label}" for label in listed]
+    if not all(map(_storable, labels)):
+        raise _refusal(entry, "has a label that is no short text")
     return labels
 
 

@@ -243,14 +243,14 @@ def _size(entry: Mapping[str, Any], name: str, max_pixels: float) -> tuple[int, 
     if height * width > max_pixels:
         raise QuarantineError(
             Trouble.CONTENT,
-            f"{name} belongs to an image of {width}×{height} pixels: raise "
+            f"{name} belongs to an image of {f'{width}'[:20]}×{f'{height}'[:20]} pixels: raise "
             "MEDSAM3_MAX_IMAGE_MEGAPIXELS if that is right",
         )
     return height, width
 
 
 def _page(entry: Mapping[str, Any], pages: Pages, name: str) -> int:
-    index = entry.get("item_index") or 0
+    index = 0 if entry.get("item_index") is None else entry["item_index"]
     image = str(entry.get("to_name") or "")
     if image not in pages.first:
         raise QuarantineError(
@@ -258,9 +258,10 @@ def _page(entry: Mapping[str, Any], pages: Pages, name: str) -> int:
             f"{name} belongs to the image tag {image[:40]!r}, which the labeling config does not "
             "have (any more)",
         )
-    page = pages.first[image] + index if isinstance(index, int) and index >= 0 else -1
+    is_index = isinstance(index, int) and not isinstance(index, bool) and index >= 0
+    page = pages.first[image] + index if is_index else -1
     if not 0 <= page < len(pages.references):
         raise QuarantineError(
-            Trouble.CONTENT, f"{name} is on page {index!r}, which the task does not have"
+            Trouble.CONTENT, f"{name} is on page {repr(index)[:40]}, which the task does not have"
         )
     return page
