@@ -31,6 +31,27 @@ T = TypeVar("T")
 P = ParamSpec("P")
 
 
+def retried(function: Callable[P, T]) -> Callable[P, T]:
+    """Call a function again when the database ended its transaction for another one's sake.
+
+    For functions whose only effect is one transaction.
+    """
+
+    @wraps(function)
+    def call(*args: P.args, **kwargs: P.kwargs) -> T:
+        for attempt in range(1, _CONFLICT_ATTEMPTS):
+            try:
+                return function(*args, **kwargs)
+            except OperationalError as error:
+                if getattr(error.orig, "sqlstate", None) not in _CONFLICTS:
+                    raise
+                # Not both at the same moment again.
+                time.sleep(random.uniform(0, 0.05 * attempt))
+        return function(*args, **kwargs)
+
+    return call
+
+
 class Database:
     """An engine and its sessions.
 
@@ -58,6 +79,7 @@ class Database:
         with self._readers() as session:
             yield session
 
+    @retried
     def update(self, table: Any, *conditions: ColumnElement[bool], **values: Any) -> None:
         """Set columns of the rows that meet all conditions, in a transaction of its own."""
         with self.session() as session:
@@ -110,27 +132,6 @@ def now_in(session: Session) -> datetime:
         return datetime.now(UTC)
     moment: datetime = session.scalars(select(func.clock_timestamp())).one()
     return moment.astimezone(UTC)
-
-
-def retried(function: Callable[P, T]) -> Callable[P, T]:
-    """Call a function again when the database ended its transaction for another one's sake.
-
-    For functions whose only effect is one transaction.
-    """
-
-    @wraps(function)
-    def call(*args: P.args, **kwargs: P.kwargs) -> T:
-        for attempt in range(1, _CONFLICT_ATTEMPTS):
-            try:
-                return function(*args, **kwargs)
-            except OperationalError as error:
-                if getattr(error.orig, "sqlstate", None) not in _CONFLICTS:
-                    raise
-                # Not both at the same moment again.
-                time.sleep(random.uniform(0, 0.05 * attempt))
-        return function(*args, **kwargs)
-
-    return call
 
 
 def insert_or_ignore(

@@ -11,7 +11,7 @@ from sqlalchemy import ColumnElement, and_, case, or_, select, update
 
 from backend.database import now_in, retried
 from backend.errors import BackendError, LabelStudioUnavailableError
-from backend.predictions.requests import answer_message, enqueue_pushes
+from backend.predictions.requests import answer_message, enqueue_pushes, needed_later
 from backend.processes.leases import renewing
 from backend.processes.memory import OUT_OF_MEMORY, ran_out_of_memory
 from backend.processes.queues import wake
@@ -177,7 +177,15 @@ def _store(services: Services, row: Suggestion, **values: object) -> None:
             (Suggestion.delivery == Delivery.REPLY, reached), else_=Suggestion.delivery
         )
     # Not if the lease ran out meanwhile and another worker has the row, or finished it.
-    services.database.update(Suggestion, _ours(row), finished_at=now(), lease_until=None, **values)
+    services.database.update(
+        Suggestion,
+        _ours(row),
+        finished_at=now(),
+        lease_until=None,
+        task_data=needed_later(row.task_data),
+        context=None,
+        **values,
+    )
 
 
 def _put_back(services: Services, row: Suggestion, *, wait_s: float) -> None:
@@ -206,6 +214,7 @@ def _wake(services: Services, rows: Sequence[Suggestion], message: str = "") -> 
         log.warning("nobody could be woken (%s); waiting requests look for themselves", error)
 
 
+@retried
 def _after(services: Services, ids: Sequence[str]) -> None:
     """Have pushed what nobody waits for any more."""
     # Read after the results are stored: a request that gave up before has handed its rows over,

@@ -1,6 +1,7 @@
 """Pushing: finished predictions go to Label Studio through its API, each exactly once."""
 
 import logging
+import threading
 from collections import defaultdict
 from collections.abc import Sequence
 from datetime import datetime, timedelta
@@ -33,6 +34,9 @@ def push(services: Services, ids: Sequence[str]) -> None:
     A row is marked before it is sent. If the process dies in between, the next attempt asks
     Label Studio whether the prediction arrived before it sends it again.
     """
+    if services.settings.label_studio_api_key is None:
+        log.warning("%s predictions wait: LABEL_STUDIO_API_KEY is not set", len(ids))
+        return
     rows, doubtful = _claim(services, ids)
     if not rows:
         return
@@ -41,7 +45,7 @@ def push(services: Services, ids: Sequence[str]) -> None:
         renewing(lease.renew, services.settings.lease_s / 3),
         LabelStudio.from_settings(services.settings) as client,
     ):
-        _push(services, client, rows, doubtful)
+        _push(services, client, lease, rows, doubtful)
 
 
 class Lease:
@@ -55,9 +59,26 @@ class Lease:
         self._services = services
         self._ids = [row.id for row in rows]
         self._until = rows[0].lease_until
+        self._lock = threading.Lock()
 
     def renew(self) -> None:
         """Hold the rows that are still ours a little longer."""
+        with self._lock:
+            self._renew()
+
+    def held(self, rows: Sequence[Suggestion]) -> list[Suggestion]:
+        """Those of the rows that nobody else has taken, with a whole lease before them."""
+        with self._lock:
+            self._renew()
+            with self._services.database.reading() as session:
+                ours = select(Suggestion.id).where(
+                    Suggestion.id.in_(self._ids), Suggestion.lease_until == self._until
+                )
+                kept = set(session.scalars(ours))
+        return [row for row in rows if row.id in kept]
+
+    @retried
+    def _renew(self) -> None:
         with self._services.database.session() as session:
             until = now_in(session) + timedelta(seconds=self._services.settings.lease_s)
             session.execute(
@@ -69,7 +90,11 @@ class Lease:
 
 
 def _push(
-    services: Services, client: LabelStudio, rows: list[Suggestion], doubtful: set[str]
+    services: Services,
+    client: LabelStudio,
+    lease: Lease,
+    rows: list[Suggestion],
+    doubtful: set[str],
 ) -> None:
     """Send the rows, `doubtful` ones only if Label Studio does not hold them already."""
     by_project: dict[int, list[Suggestion]] = defaultdict(list)
@@ -85,12 +110,21 @@ def _push(
         else:
             by_project[row.project_id].append(row)
     for project_id, project_rows in by_project.items():
-        _push_project(services, client, project_id, project_rows)
+        _push_project(services, client, lease, project_id, project_rows)
 
 
 def _push_project(
-    services: Services, client: LabelStudio, project_id: int, rows: list[Suggestion]
+    services: Services,
+    client: LabelStudio,
+    lease: Lease,
+    project_id: int,
+    rows: list[Suggestion],
 ) -> None:
+    # Asked before each sending: if this process was halted for longer than its lease, another one
+    # has sent them meanwhile.
+    rows = lease.held(rows)
+    if not rows:
+        return
     try:
         client.push_predictions(
             project_id, [{"task": row.task_id, **prediction_of(row)} for row in rows]
@@ -110,7 +144,7 @@ def _push_project(
         else:
             # One task that is gone fails the whole call: find it by sending them one by one.
             for row in rows:
-                _push(services, client, [row], doubtful={row.id} if broken else set())
+                _push(services, client, lease, [row], doubtful={row.id} if broken else set())
     else:
         _settle(services, [row.id for row in rows], Delivery.DELIVERED)
 

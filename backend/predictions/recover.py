@@ -105,6 +105,8 @@ def _give_up(services: Services) -> int:
                     state=SuggestionState.FAILED,
                     finished_at=moment,
                     active_key=None,
+                    task_data={},
+                    context=None,
                     error=f"the worker died {limit} times on this task; look at its image and at "
                     "the worker's memory, then ask for the prediction again",
                 )
@@ -162,7 +164,9 @@ def _look_after(session: Session, moment: datetime, *, can_ask: bool) -> None:
     """
     due = (Suggestion.delivery == Delivery.ANSWERED) & (Suggestion.lease_until < moment)
     unknown = due if not can_ask else due & Suggestion.task_id.is_(None)
-    session.execute(update(Suggestion).where(unknown).values(delivery=Delivery.DELIVERED))
+    session.execute(
+        update(Suggestion).where(unknown).values(delivery=Delivery.DELIVERED, active_key=None)
+    )
     session.execute(update(Suggestion).where(due).values(delivery=Delivery.PUSHING))
 
 

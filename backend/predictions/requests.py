@@ -7,8 +7,10 @@ to Label Studio; it changes hands only by conditional updates, so nothing is bro
 """
 
 import hashlib
+import html
 import json
 import logging
+import re
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -209,7 +211,7 @@ def _create_rows(
                 "task_id": task.get("id"),
                 "interactive": interactive,
                 "config_hash": hashed,
-                "task_data": data,
+                "task_data": needed_now(data, request.label_config),
                 "context": dict(request.context) if request.context is not None else None,
                 "model_version": version,
                 "delivery": delivery,
@@ -299,7 +301,8 @@ def _finish(
                 # An annotator's own answer is not kept by Label Studio; of the others nobody knows
                 # yet whether they arrive: the caller may be gone, or this process about to be.
                 row.delivery = Delivery.DELIVERED if row.interactive else Delivery.ANSWERED
-                row.active_key = None
+                # The key stays: who asks again before that is known gets this same prediction,
+                # not a second one beside it.
                 row.lease_until = now_in(session) + timedelta(seconds=LOOK_AFTER_S)
             answer = PredictAnswer([prediction_of(rows[id_]) for id_ in ids])
         else:
@@ -326,7 +329,7 @@ def _load(session: Session, ids: set[str]) -> dict[str, Suggestion]:
 def _claimable(row: Suggestion, request_id: str) -> bool:
     """Whether this request may bring the row: it owns it, or nobody brings it before a push."""
     owned = row.request_id == request_id and (row.interactive or row.delivery == Delivery.REPLY)
-    return owned or row.delivery == Delivery.PUSH
+    return owned or row.delivery in (Delivery.PUSH, Delivery.ANSWERED)
 
 
 def _hand_over(session: Session, request_id: str, *, interactive: bool) -> list[str]:
@@ -349,8 +352,18 @@ def _hand_over(session: Session, request_id: str, *, interactive: bool) -> list[
     )
 
 
+def needed_now(task_data: Mapping[str, Any], label_config: str) -> dict[str, Any]:
+    """What a prediction may need of a task's data: what the labeling config names, and prompts.
+
+    Of all other fields only the names are kept, for messages that say what a task has.
+    """
+    named = {html.unescape(name) for name in re.findall(r"""\$([^"'<>]+)""", label_config)}
+    needed = {*PROMPT_FIELDS, *named, *(re.split(r"[.\[]", name)[0] for name in named)}
+    return {name: value if name in needed else None for name, value in task_data.items()}
+
+
 def needed_later(task_data: Mapping[str, Any]) -> dict[str, Any]:
-    """What is kept of a task's data once its prediction has arrived: the texts that prompted it."""
+    """What is kept of a task's data once it is predicted: the texts that prompted it."""
     return {name: task_data[name] for name in PROMPT_FIELDS if name in task_data}
 
 

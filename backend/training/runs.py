@@ -6,13 +6,13 @@ A request while a run waits is that run; a request while one is at work makes an
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 from sqlalchemy import or_, select, update
 from sqlalchemy.orm import Session
 
-from backend.database import insert_or_ignore
+from backend.database import insert_or_ignore, now_in
 from backend.errors import CancelledError, QueueError, StoppedError, TrainingError
 from backend.processes.queues import Handler, QueueName, enqueue
 from backend.processes.stopping import stopping
@@ -106,12 +106,12 @@ def enqueue_run(services: Services, run_id: str, attempt: int = 0) -> None:
 
 def claim(services: Services, run_id: str) -> TrainingRun | None:
     """Take a run that nobody is working on; None when it is taken or over."""
-    moment = now()
-    free = or_(
-        TrainingRun.state == RunState.QUEUED,
-        (TrainingRun.state == RunState.RUNNING) & (TrainingRun.lease_until < moment),
-    )
     with services.database.session() as session:
+        moment = now_in(session)
+        free = or_(
+            TrainingRun.state == RunState.QUEUED,
+            (TrainingRun.state == RunState.RUNNING) & (TrainingRun.lease_until < moment),
+        )
         taken = session.scalar(
             update(TrainingRun)
             .where(TrainingRun.id == run_id, free)
@@ -130,7 +130,7 @@ def renew(services: Services, run_id: str) -> None:
     """Say that the run's worker is alive."""
     # A trainer that was told to stop may be killed before it comes to an end: not the run's fault.
     forgiven = {"attempts": 0} if stopping.is_set() else {}
-    _update(services, run_id, lease_until=now() + timedelta(seconds=LEASE_S), **forgiven)
+    _update(services, run_id, lease_until=_lease_end(services), **forgiven)
 
 
 def put_back(services: Services, run_id: str) -> None:
@@ -203,11 +203,12 @@ def list_runs(
 def orphans(services: Services) -> list[tuple[str, int]]:
     """Runs that wait without a job, or whose worker is gone: (id, attempts)."""
     with services.database.reading() as session:
+        moment = now_in(session)
         rows = session.execute(
             select(TrainingRun.id, TrainingRun.attempts).where(
                 or_(
                     TrainingRun.state == RunState.QUEUED,
-                    (TrainingRun.state == RunState.RUNNING) & (TrainingRun.lease_until < now()),
+                    (TrainingRun.state == RunState.RUNNING) & (TrainingRun.lease_until < moment),
                 )
             )
         )
@@ -249,8 +250,12 @@ def at_stage(services: Services, run_id: str, stage: Stage) -> None:
     """
     if stopping.is_set():
         raise StoppedError("the trainer was told to stop")
-    lease_until = now() + timedelta(seconds=LEASE_S)
-    report(services, run_id, stage=stage, lease_until=lease_until, error=None)
+    report(services, run_id, stage=stage, lease_until=_lease_end(services), error=None)
+
+
+def _lease_end(services: Services) -> datetime:
+    with services.database.reading() as session:
+        return now_in(session) + timedelta(seconds=LEASE_S)
 
 
 def _update(services: Services, run_id: str, **values: Any) -> None:

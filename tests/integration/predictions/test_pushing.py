@@ -9,6 +9,8 @@ from datetime import timedelta
 import pytest
 from sqlalchemy import select, update
 
+from backend.label_studio.client import LabelStudio
+from backend.predictions import pushing
 from backend.predictions.pushing import push
 from backend.predictions.recover import recover
 from backend.services import Services
@@ -193,3 +195,23 @@ def test_an_answer_is_left_time_to_arrive(
     )
     assert recover(services).pushed == 0
     assert deliveries(services) == {Delivery.ANSWERED: 1}
+
+
+def test_a_worker_that_was_halted_for_longer_than_its_lease_sends_nothing(
+    services: Services, label_studio: StandInLabelStudio
+) -> None:
+    task = label_studio.add_task(b"")
+    (id_,) = finished_rows(services, [task])
+    rows, _ = pushing._claim(services, [id_])
+    halted = pushing.Lease(services, rows)
+    push_again(services, [id_])
+    with LabelStudio.from_settings(services.settings) as client:
+        pushing._push(services, client, halted, rows, doubtful=set())
+    assert arrived(label_studio) == {task: 1}
+
+
+def test_without_a_token_predictions_wait_quietly(services: Services) -> None:
+    ids = finished_rows(services, [1])
+    services.settings.label_studio_api_key = None
+    push(services, ids)
+    assert deliveries(services) == {Delivery.PUSH: 1}

@@ -12,11 +12,16 @@ from sqlalchemy.exc import OperationalError
 from backend import tables
 from backend.database import now_in, retried
 from backend.predictions import jobs
-from backend.predictions.requests import request_pushes
+from backend.predictions.requests import PredictRequest, predict, request_pushes
 from backend.processes.redis_server import RedisServer
 from backend.services import Services, open_services
 from backend.settings import Settings
-from backend.tables import Suggestion, SuggestionState, new_id
+from backend.tables import (
+    Delivery,
+    Suggestion,
+    SuggestionState,
+    new_id,
+)
 
 TASKS = 40
 
@@ -129,3 +134,30 @@ def test_other_errors_of_the_database_are_not_tried_again(services: Services) ->
     with pytest.raises(OperationalError):
         fail()
     assert len(tried) == 1
+
+
+def test_who_asks_again_before_an_answer_arrived_gets_the_same_prediction(
+    services: Services,
+) -> None:
+    services.settings.predict_budget_s = 0.1
+    asked = PredictRequest([{"id": 1, "data": {"image": "/data/1.png"}}], 7, "<View/>")
+    assert predict(services, asked).errors
+    with services.database.session() as session:
+        result = [{"id": "mine"}]
+        session.execute(update(Suggestion).values(state=SuggestionState.DONE, result=result))
+    answers = [predict(services, asked).predictions for _ in range(2)]
+    assert [one["result"] for (one,) in answers] == [result, result]
+    assert rows(services) == 1, "two would both be brought to Label Studio"
+    with services.database.reading() as session:
+        assert session.scalars(select(Suggestion.delivery)).all() == [Delivery.ANSWERED]
+
+
+def test_of_a_task_only_what_its_prediction_needs_is_stored(services: Services) -> None:
+    config = '<View><Image name="i" value="$scans[0].url"/></View>'
+    data = {"scans": [{"url": "data:,x"}], "patient": "Ada", "prompts": "tumor"}
+    (ids,) = request_pushes(services, [{"id": 1, "data": data}], 7, config)
+    (row,) = jobs._claim(services, ids)
+    assert row.task_data == {**data, "patient": None}
+    jobs._store(services, row, state=SuggestionState.DONE, result=[])
+    with services.database.reading() as session:
+        assert session.get_one(Suggestion, row.id).task_data == {"prompts": "tumor"}
