@@ -5,7 +5,9 @@ Files that rows name, or that processes share, are written by `new_file`.
 
 import os
 import random
+import re
 import secrets
+import stat
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -27,6 +29,9 @@ MOST_VALUES = 500
 # PostgreSQL ends one of two transactions that wait for each other; tried again it goes through.
 _CONFLICTS = ("40001", "40P01")
 _CONFLICT_ATTEMPTS = 6
+# A draft's name, and the seconds after which nobody writes to it any more.
+_DRAFT = re.compile(r"\.[0-9a-f]{16}")
+_DRAFT_S = 86400
 T = TypeVar("T")
 P = ParamSpec("P")
 
@@ -191,6 +196,24 @@ def new_file(path: Path, *, overwrite: bool = True, durable: bool = False) -> It
                 os.link(draft, path)
     finally:
         draft.unlink(missing_ok=True)
+
+
+def remove_drafts(folder: Path) -> int:
+    """Remove what killed writers left of `new_file` in a folder and the folders in it, a day later.
+
+    Returns:
+        How many files went.
+    """
+    before, removed = time.time() - _DRAFT_S, 0
+    for path in (*folder.glob(".*"), *folder.glob("*/.*")):
+        if _DRAFT.fullmatch(path.name) is None:
+            continue
+        with suppress(FileNotFoundError):
+            status = path.lstat()
+            if stat.S_ISREG(status.st_mode) and status.st_mtime < before:
+                path.unlink()
+                removed += 1
+    return removed
 
 
 def alembic_config(url: str) -> Any:

@@ -183,8 +183,8 @@ class Settings(BaseSettings):
     retention_days: int | None = Field(
         None,
         ge=1,
-        description="Days after which replaced and deleted corrections are removed for good; "
-        "empty: never.",
+        description="Days after which replaced and deleted corrections, and predictions that "
+        "nobody got, are removed for good; empty: never.",
         examples=["365"],
     )
     image_cache_mb: int = Field(

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from backend.corrections.cropped_mask import CroppedMask
-from backend.database import new_file
+from backend.database import new_file, remove_drafts
 from backend.errors import MaskError
 from backend.labeling.masks import Mask
 
@@ -111,6 +111,11 @@ class MaskStore:
         except FileNotFoundError:
             return 0
         return size
+
+    def remove_drafts(self) -> None:
+        """Remove what killed writers left; an object store keeps nothing unfinished."""
+        if self._local:
+            remove_drafts(Path(self._root))
 
     def _path(self, name: str) -> str:
         # Two levels of folders would be too many for object stores and one is enough for files.

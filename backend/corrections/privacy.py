@@ -12,7 +12,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any, cast
 
-from sqlalchemy import ColumnElement, CursorResult, delete, func, select, update
+from sqlalchemy import ColumnElement, CursorResult, delete, exists, func, select, update
 from sqlalchemy.orm import InstrumentedAttribute, Session
 
 from backend.corrections import store
@@ -32,7 +32,16 @@ from backend.corrections.tables import (
     Revision,
 )
 from backend.database import MOST_VALUES, Database, chunked, insert_or_ignore
-from backend.tables import Base, Event, ImageVector, Suggestion, TaskRank, now
+from backend.tables import (
+    Base,
+    Delivery,
+    Event,
+    ImageVector,
+    Suggestion,
+    SuggestionState,
+    TaskRank,
+    now,
+)
 
 _MASK, _EMBEDDING = "mask", "embedding"
 # Seconds for which files are removed in one transaction, which every other writer waits for.
@@ -111,7 +120,8 @@ def forget(
 def retain(database: Database, masks: MaskStore, embedding_folder: Path, *, days: int) -> Removed:
     """Remove versions that were replaced, and deleted annotations, taken in before `days` days.
 
-    What a dataset version names is kept, or a training run could not be repeated.
+    Predictions of that age that nobody got go, too. What a dataset version names is kept, or a
+    training run could not be repeated.
     """
     removed = Removed()
     with database.session() as session:
@@ -131,7 +141,24 @@ def retain(database: Database, masks: MaskStore, embedding_folder: Path, *, days
             Annotation.state == AnnotationState.DELETED,
             Annotation.id.not_in(select(Revision.annotation_id)),
         )
+        removed.suggestions = _remove_undelivered(session, days)
     finish_removals(database, masks, embedding_folder, removed)
+    return removed
+
+
+def _remove_undelivered(session: Session, days: int) -> int:
+    """Remove finished predictions that will never be brought to anybody."""
+    over = [
+        Suggestion.delivery == Delivery.NONE,
+        Suggestion.state.in_((SuggestionState.DONE, SuggestionState.FAILED)),
+        Suggestion.finished_at < now() - timedelta(days=days),
+        ~exists().where(Revision.suggestion_id == Suggestion.id),
+    ]
+    hashes = session.scalars(select(Suggestion.image_hash).where(*over).distinct()).all()
+    removed = _delete(session, Suggestion, *over)
+    known = {hash_ for hash_ in hashes if hash_}
+    # An image that another prediction is about keeps its embedding.
+    write_down(session, known - _named(session, known, Suggestion.image_hash), _EMBEDDING)
     return removed
 
 
@@ -225,7 +252,7 @@ def _remove_revisions(session: Session, ids: Sequence[int], removed: Removed) ->
 
 
 def _named(
-    session: Session, names: Iterable[str], *columns: InstrumentedAttribute[str]
+    session: Session, names: Iterable[str], *columns: InstrumentedAttribute[Any]
 ) -> set[str]:
     """Those names that are still in one of the columns."""
     return {

@@ -28,6 +28,7 @@ from backend.corrections.ingest import Hint, Ingest, open_ingest
 from backend.corrections.privacy import retain
 from backend.corrections.source import AnnotatedTask, between, changed_since
 from backend.corrections.tables import Annotation, AnnotationState, Forgotten, ProjectRecord
+from backend.database import remove_drafts
 from backend.errors import (
     LabelStudioAuthError,
     LabelStudioError,
@@ -127,6 +128,8 @@ def keep_up(services: Services) -> None:
         if settings.retention_days is not None:
             embeddings, days = settings.embedding_dir, settings.retention_days
             retain(services.database, ingest.masks, embeddings, days=days)
+        ingest.masks.remove_drafts()
+        remove_drafts(settings.data_dir)
     with services.database.session() as session:
         events.prune(session, now() - KEEP_EVENTS)
     if away:

@@ -199,7 +199,15 @@ def test_upkeep_switches_our_webhook_on_again(stage: Stage) -> None:
 
 def test_upkeep_syncs_and_removes(stage: Stage) -> None:
     stage.label_studio.delete_task(stage.state()[0]["task"])
+    settings = stage.services.settings
+    left_by_killed = [
+        folder / f".{'a' * 16}" for folder in (settings.data_dir, Path(settings.storage))
+    ]
+    for draft in left_by_killed:
+        draft.touch()
+        os.utime(draft, (0, 0))
     keep_up(stage.services)
+    assert not any(draft.exists() for draft in left_by_killed)
     assert len(stage.state()) == 2
     with stage.services.database.session() as session:
         # Thirty days have not gone by.

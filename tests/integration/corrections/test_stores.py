@@ -23,7 +23,7 @@ from backend.corrections.tables import DatasetVersion, Image, Removal, Revision
 from backend.errors import MaskError
 from backend.services import open_services
 from backend.settings import Settings
-from backend.tables import Event, ImageVector, Suggestion, TaskRank
+from backend.tables import Event, ImageVector, Suggestion, TaskRank, now
 from tests.support.corrections_stage import CONFIG, Stage, act, brush, drawn, image_file, stage_at
 from tests.support.s3 import s3_server
 from tests.support.stand_in_label_studio import StandInLabelStudio
@@ -366,6 +366,26 @@ def test_retention_removes_what_was_replaced_and_deleted(stage: Stage) -> None:
     # Version two of the first annotation; version one and the deleted one are in "named".
     assert (late.revisions, late.masks, late.annotations) == (1, 1, 0)
     assert np.array_equal(stage.mask_of("Tumor"), drawn(9))
+
+
+def test_retention_removes_predictions_that_nobody_got(stage: Stage) -> None:
+    old, young = "2020-01-01T00:00:00Z", now().isoformat()
+    kept = {
+        stage.suggest(1, [], now=young, delivery="none"),
+        stage.suggest(1, [], now=old, delivery="delivered", image_hash="shared"),
+        stage.suggest(1, [], now=old, delivery="push"),
+    }
+    stage.suggest(1, [], now=old, delivery="none", image_hash="shared")
+    stage.suggest(1, [], now=old, delivery="none", state="failed", image_hash="alone")
+    database, settings = stage.services.database, stage.services.settings
+    with database.session() as session:
+        for hash_ in ("shared", "alone"):
+            session.add(ImageVector(image_hash=hash_, encoder_hash="e", vector=b"v"))
+    removed = retain(database, stage.masks, settings.embedding_dir, days=30)
+    assert removed.suggestions == 2
+    with database.reading() as session:
+        assert set(session.scalars(select(Suggestion.id))) == kept
+        assert session.scalars(select(ImageVector.image_hash)).all() == ["shared"]
 
 
 def test_state_is_plain_json(stage: Stage) -> None:

@@ -1,11 +1,12 @@
 """Files that appear whole or not at all, and lists of values cut for IN queries."""
 
+import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
-from backend.database import MOST_VALUES, chunked, new_file
+from backend.database import MOST_VALUES, chunked, new_file, remove_drafts
 
 
 def test_chunks_keep_the_order_and_lose_nothing() -> None:
@@ -50,3 +51,16 @@ def test_without_overwriting_the_first_writer_wins(tmp_path: Path) -> None:
         read = set(threads.map(write, range(64)))
     assert len(read) == 1
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_what_a_killed_writer_left_is_removed_when_it_is_old(tmp_path: Path) -> None:
+    names = (f".{'a1' * 8}", f"ab/.{'0f' * 8}", f".{'b2' * 8}", ".hidden", "ab/mask.png")
+    for name in names:
+        path = tmp_path / name
+        path.parent.mkdir(exist_ok=True)
+        path.touch()
+        if "b2" not in name:
+            os.utime(path, (0, 0))
+    assert remove_drafts(tmp_path) == 2
+    assert [name for name in names if (tmp_path / name).exists()] == list(names[2:])
+    assert remove_drafts(tmp_path / "missing") == 0
