@@ -46,6 +46,9 @@ from backend.training.tables import RunState, Stage, TrainingRun
 
 log = logging.getLogger(__name__)
 
+# Seconds after which nobody writes to the folder of an ended run.
+_LEFTOVER_S = 86400
+
 LOCK_KEY = "medsam3:training-recovery"
 INTERVAL_S = 5.0
 # While Label Studio or the database are away, a run waits this long, then twice as long, and so on.
@@ -277,6 +280,19 @@ def recover(services: Services) -> int:
     return len(orphans)
 
 
+def remove_leftovers(services: Services) -> None:
+    """Remove the folders of ended runs a day later: a trainer that was killed could not."""
+    before = time.time() - _LEFTOVER_S
+    for folder in (services.settings.training_dir / "runs").glob("*"):
+        with suppress(FileNotFoundError):
+            if folder.stat().st_mtime >= before:
+                continue
+        with services.database.reading() as session:
+            run = session.get(TrainingRun, folder.name)
+        if run is None or run.state in runs.ENDED:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
 def run_trainer(services: Services, *, burst: bool = False) -> None:
     """Work on queue `train` until told to stop.
 
@@ -288,6 +304,7 @@ def run_trainer(services: Services, *, burst: bool = False) -> None:
     recovery = Periodic(
         services,
         recover,
+        remove_leftovers,
         roll_out.enqueue_pending,
         triggers.start_due,
         lock=LOCK_KEY,
