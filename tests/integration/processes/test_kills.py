@@ -56,7 +56,11 @@ def _run(
 
 def _medsam3(*arguments: str) -> None:
     from backend.cli.main import main
+    from backend.predictions import pushing, recover, requests
 
+    # The product's pauses are made for days; here an afternoon passes in a minute.
+    requests.LOOK_AFTER_S = requests.REPLY_GRACE_S = 10
+    recover.EVENT_SETTLING_S = pushing.RETRY_LATER_S = 5
     sys.argv = ["medsam3", "-v", *arguments]
     main()
 
@@ -118,6 +122,12 @@ class Machine:
             os.killpg(process.pid, SIGKILL)
         process.kill()
         process.join()
+
+    def revive(self) -> None:
+        """Start again what ended by itself (without Redis a worker does), as a supervisor would."""
+        for name, process in list(self.running.items()):
+            if not process.is_alive():
+                self.start(name)
 
     def waiting_tasks(self, tasks: list[int]) -> list[int]:
         """Those of the tasks for which no request has arrived yet."""
@@ -217,10 +227,12 @@ def test_kills_at_random_moments_lose_nothing_and_double_nothing(
         time.sleep(chance.expovariate(1 / PAUSE_S))
         machine.kill(victim)
         machine.start(victim)
+        machine.revive()
 
     # However slow the machine is: stuck is what does not move for longer than any lease.
     seen, moved_at = machine.unsettled(), time.monotonic()
     while events or machine.unsettled():
+        machine.revive()
         events = [event for event in events if not machine.tell(event)]
         for tasks in _batches(machine.waiting_tasks(task_ids())):
             machine.ask(tasks)
