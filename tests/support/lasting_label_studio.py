@@ -10,7 +10,7 @@ import threading
 from collections.abc import Iterable
 from pathlib import Path
 
-import httpx
+import httpx2
 from werkzeug.wrappers import Request, Response
 
 from tests.support.corrections_stage import CONFIG, brush, drawn, image_file
@@ -46,6 +46,7 @@ class LastingLabelStudio(StandInLabelStudio):
             self.annotate(task_id, [brush(f"region-{seed}", drawn(seed))])
         self._journal, self._backend_url = journal, backend_url
         self._credentials = credentials
+        self._client = httpx2.Client(timeout=100)
         self._ids = itertools.count(FIRST_PREDICTION)
         for stored in read_journal(journal):
             self._remember(stored)
@@ -61,8 +62,8 @@ class LastingLabelStudio(StandInLabelStudio):
         body = {"tasks": tasks, "project": f"{self.project_id}.1", "label_config": CONFIG}
         try:
             url = f"{self._backend_url}/predict"
-            answer = httpx.post(url, json=body, auth=self._credentials, timeout=100)
-        except httpx.TransportError:
+            answer = self._client.post(url, json=body, auth=self._credentials)
+        except httpx2.TransportError:
             return
         results = answer.json().get("results", []) if answer.is_success else []
         if len(results) == len(tasks):

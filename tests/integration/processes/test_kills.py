@@ -16,7 +16,7 @@ from pathlib import Path
 from signal import SIGKILL
 from typing import Any
 
-import httpx
+import httpx2
 import pytest
 from sqlalchemy import func, select
 
@@ -76,6 +76,7 @@ class Machine:
     redis: RedisServer
     redis_process: subprocess.Popen[bytes] | None = None
     running: dict[str, ForkServerProcess] = field(default_factory=dict)
+    client: httpx2.Client = field(default_factory=httpx2.Client)
 
     @property
     def journal(self) -> Path:
@@ -138,14 +139,16 @@ class Machine:
     def ask(self, tasks: list[int]) -> None:
         """An annotator's "Retrieve predictions"; nobody listens while Label Studio is down."""
         url = f"http://127.0.0.1:{self.label_studio_port}/retrieve"
-        with suppress(httpx.TransportError):
-            httpx.post(url, json={"tasks": tasks})
+        with suppress(httpx2.TransportError):
+            self.client.post(url, json={"tasks": tasks})
 
     def tell(self, event: Mapping[str, Any]) -> bool:
         """A webhook; whether the backend said that it has it."""
         try:
-            answer = httpx.post(f"{self.backend_url}/webhook", json=event, headers=self._secret())
-        except httpx.TransportError:
+            answer = self.client.post(
+                f"{self.backend_url}/webhook", json=event, headers=self._secret()
+            )
+        except httpx2.TransportError:
             return False
         return answer.is_success
 
@@ -203,6 +206,7 @@ def machine(request: pytest.FixtureRequest) -> Iterator[Machine]:
             with suppress(KeyError):
                 machine.kill(name)
         redis.stop()
+        machine.client.close()
         services.close()
 
 
