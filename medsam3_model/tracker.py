@@ -21,7 +21,7 @@ from transformers.models.sam3.modeling_sam3 import Sam3VisionNeck
 
 from medsam3_model.boxes import tight_box
 from medsam3_model.checkpoints import tracker_keys
-from medsam3_model.checkpoints.weight_files import TensorFile, some_names
+from medsam3_model.checkpoints.weight_files import TensorFile, misfits
 from medsam3_model.device import autocast
 from medsam3_model.errors import CheckpointError, PromptError
 from medsam3_model.tracker_memory import TrackerModel
@@ -316,16 +316,5 @@ def _check_fits(
         stored = (sum(shape[0] for shape in shapes), *shapes[0][1:])
         if stored != expected[key]:
             misshapen += [f"{part} {list(file.shapes[part])}" for part in sources[key]]
-    problems = [
-        f"{len(keys)} {word} ({some_names(keys)})"
-        for word, keys in (
-            ("missing", missing),
-            ("unexpected", unexpected),
-            ("of another shape", misshapen),
-        )
-        if keys
-    ]
-    if problems:
-        raise CheckpointError(
-            f"{file.path.name}: its tracker does not fit the model: {'; '.join(problems)}"
-        )
+    if problems := misfits(missing, unexpected, misshapen):
+        raise CheckpointError(f"{file.path.name}: its tracker does not fit the model: {problems}")

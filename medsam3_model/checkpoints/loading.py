@@ -22,7 +22,13 @@ from transformers.models.sam3.modeling_sam3 import Sam3ViTLayer, Sam3ViTRotaryEm
 
 from medsam3_model.checkpoints import hashes, key_mapping, lora
 from medsam3_model.checkpoints.key_mapping import Operation
-from medsam3_model.checkpoints.weight_files import INDEX_NAME, TensorFile, open_tensors, some_names
+from medsam3_model.checkpoints.weight_files import (
+    INDEX_NAME,
+    TensorFile,
+    misfits,
+    open_tensors,
+    some_names,
+)
 from medsam3_model.device import available_cpus
 from medsam3_model.errors import CheckpointError
 
@@ -263,21 +269,11 @@ def match(
                 mismatched.append(f"{key} {list(shape)}")
             sources[target.key] = (key, target.operation)
     missing = [key for key in shapes if key not in sources]
-    if missing or unexpected or mismatched:
-        problems = [
-            f"{len(keys)} {word} ({some_names(keys)})"
-            for word, keys in (
-                ("missing", missing),
-                ("unexpected", unexpected),
-                ("of another shape", mismatched),
-            )
-            if keys
-        ]
+    if problems := misfits(missing, unexpected, mismatched):
         assumed = "; the full size was assumed: pass config= for another one"
         hint = assumed if mismatched and not sizes_known else ""
         raise CheckpointError(
-            f"{name} seems to be {layout.value}, but does not fit the model: "
-            f"{'; '.join(problems)}{hint}"
+            f"{name} seems to be {layout.value}, but does not fit the model: {problems}{hint}"
         )
     return {key: sources[key] for key in shapes}
 

@@ -15,7 +15,7 @@ import struct
 import warnings
 import zipfile
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -178,6 +178,12 @@ def some_names(names: Iterable[str]) -> str:
     names = list(names)
     shown = ", ".join(names[:3])
     return shown if len(names) <= 3 else f"{shown} and {len(names) - 3} more"
+
+
+def misfits(missing: Sequence[str], unexpected: Sequence[str], misshapen: Sequence[str]) -> str:
+    """What keeps a file's tensors from a model, for a message; empty where nothing does."""
+    kinds = (("missing", missing), ("unexpected", unexpected), ("of another shape", misshapen))
+    return "; ".join(f"{len(keys)} {kind} ({some_names(keys)})" for kind, keys in kinds if keys)
 
 
 @contextmanager

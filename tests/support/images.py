@@ -7,6 +7,18 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+# What `numpy` does for each EXIF orientation, read from the EXIF 2.32 table.
+ORIENTATIONS = {
+    1: lambda a: a,
+    2: lambda a: a[:, ::-1],
+    3: lambda a: a[::-1, ::-1],
+    4: lambda a: a[::-1],
+    5: lambda a: a.transpose(1, 0, 2),
+    6: lambda a: np.rot90(a, -1),
+    7: lambda a: np.rot90(a.transpose(1, 0, 2), 2),
+    8: np.rot90,
+}
+
 
 def png(pixels: NDArray[np.uint8] | NDArray[np.bool_]) -> bytes:
     """A PNG file of a mask (H, W), of grey (H, W) or of RGB (H, W, 3) pixels."""

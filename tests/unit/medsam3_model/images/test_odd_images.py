@@ -15,6 +15,7 @@ from PIL import Image
 from medsam3_model.errors import ImageError
 from medsam3_model.images.limits import ImageLimits
 from medsam3_model.images.reading import open_picture, read_image
+from tests.support.images import ORIENTATIONS
 
 HEIGHT, WIDTH = 48, 80
 _ROWS, _COLUMNS = np.mgrid[0:HEIGHT, 0:WIDTH]
@@ -350,19 +351,7 @@ def test_every_mode_and_layout_comes_out_right(name: str) -> None:
         assert (picture.height, picture.width) == shown.shape[:2]
 
 
-_TURNED = {
-    1: lambda a: a,
-    2: lambda a: a[:, ::-1],
-    3: lambda a: a[::-1, ::-1],
-    4: lambda a: a[::-1],
-    5: lambda a: a.transpose(1, 0, 2),
-    6: lambda a: np.rot90(a, -1),
-    7: lambda a: np.rot90(a.transpose(1, 0, 2), 2),
-    8: np.rot90,
-}
-
-
-@pytest.mark.parametrize("orientation", _TURNED)
+@pytest.mark.parametrize("orientation", ORIENTATIONS)
 @pytest.mark.parametrize("form", ["JPEG", "PNG", "TIFF", "TIFF16", "AVIF", "WEBP", "JPEG2000"])
 def test_orientation_turns_size_and_pixels_alike(form: str, orientation: int) -> None:
     if form == "TIFF16":
@@ -371,7 +360,7 @@ def test_orientation_turns_size_and_pixels_alike(form: str, orientation: int) ->
         options = {"JPEG": {"quality": 95}, "AVIF": {"quality": 95}, "WEBP": {"lossless": True}}
         content = saved(Image.fromarray(RGB), form, exif=exif(orientation), **options.get(form, {}))
     # Browsers turn neither WebP nor JPEG 2000, which has no such note.
-    expected = RGB if form in ("WEBP", "JPEG2000") else _TURNED[orientation](RGB)
+    expected = RGB if form in ("WEBP", "JPEG2000") else ORIENTATIONS[orientation](RGB)
     shown = read_image(content)
     assert shown.shape == expected.shape
     assert np.abs(shown.astype(float) - expected).mean() <= (3 if form in ("JPEG", "AVIF") else 0)

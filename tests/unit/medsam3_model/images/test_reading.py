@@ -13,6 +13,7 @@ from PIL import Image
 from medsam3_model.errors import ImageError, ImageTooLargeError
 from medsam3_model.images.limits import ImageLimits
 from medsam3_model.images.reading import read_image
+from tests.support.images import ORIENTATIONS
 
 # Top left red, top right green, bottom left blue, bottom right white.
 CORNERS = np.zeros((20, 40, 3), np.uint8)
@@ -37,19 +38,6 @@ def test_rgb_is_read_as_it_is(form: str, tmp_path: Path) -> None:
     np.testing.assert_array_equal(read_image(content), CORNERS)
     (tmp_path / "image").write_bytes(content)
     np.testing.assert_array_equal(read_image(tmp_path / "image"), CORNERS)
-
-
-# What `numpy` does for each EXIF orientation, read from the EXIF 2.32 table.
-ORIENTATIONS = {
-    1: lambda a: a,
-    2: lambda a: a[:, ::-1],
-    3: lambda a: a[::-1, ::-1],
-    4: lambda a: a[::-1],
-    5: lambda a: a.transpose(1, 0, 2),
-    6: lambda a: np.rot90(a, -1),
-    7: lambda a: np.rot90(a.transpose(1, 0, 2), 2),
-    8: np.rot90,
-}
 
 
 @pytest.mark.parametrize("orientation", ORIENTATIONS)
