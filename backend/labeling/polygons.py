@@ -14,12 +14,6 @@ from backend.labeling.masks import Mask, extent
 
 Points = npt.NDArray[np.float64]
 
-# Of a large mask so many pixels are worked on at a time.
-PIXELS_AT_ONCE = 2**22
-# Pixels from the image beyond which sums of coordinates lose their fractions.
-_FARTHEST = 1e9
-# Rows that the edges of one polygon cross, all together: a minute of work.
-_MOST_CROSSINGS = 10**9
 # Pixels that may change, as a share of the mask, when specks are dropped and pinholes closed, so
 # that an annotator gets one polygon to edit rather than a hundred.
 _SPECKS = 0.005
@@ -74,57 +68,16 @@ def fill(points: Points, height: int, width: int) -> Mask:
         RegionError: a coordinate is not a finite number or far away, or there are far too many
             edges.
     """
+    from medsam3_model.data.scan_conversion import winding_numbers
+
     points = np.asarray(points, dtype=np.float64).reshape(-1, 2)
-    if not np.isfinite(points).all() or np.abs(points).max(initial=0) > _FARTHEST:
-        raise RegionError("A polygon has a coordinate that is not a finite number within reach.")
     mask = np.zeros((height, width), dtype=np.bool_)
-    y0, y1 = points[:, 1], np.roll(points[:, 1], -1)
-    # An edge crosses the rows whose centre line is in [upper end, lower end). Half-open, so that
-    # where two edges meet, one of them crosses; horizontal edges cross nothing.
-    first = np.clip(np.ceil(np.minimum(y0, y1) - 0.5), 0, height).astype(np.int64)
-    stop = np.clip(np.ceil(np.maximum(y0, y1) - 0.5), 0, height).astype(np.int64)
-    crossings = stop - first
-    if not crossings.any():
-        return mask
-    if crossings.sum() > _MOST_CROSSINGS:
-        raise RegionError("A polygon winds to and fro too often: draw it with fewer points.")
-    # Some rows at a time: winding numbers are larger than the mask.
-    rows_at_once = max(1, PIXELS_AT_ONCE // (width + 1))
-    for top in range(int(first[crossings > 0].min()), int(stop.max()), rows_at_once):
-        bottom = min(top + rows_at_once, height)
-        begin, end = np.clip(first, top, bottom), np.clip(stop, top, bottom)
-        mask[top:bottom] = _winding(points, begin, end, top, bottom, width) != 0
+    try:
+        for top, winding in winding_numbers(points, height, width):
+            mask[top : top + len(winding)] = winding != 0
+    except ValueError as error:
+        raise RegionError(f"A polygon {error}.") from None
     return mask
-
-
-def _winding(
-    points: Points,
-    first: npt.NDArray[np.int64],
-    stop: npt.NDArray[np.int64],
-    top: int,
-    bottom: int,
-    width: int,
-) -> npt.NDArray[np.int32]:
-    """The winding number of each pixel in rows top..bottom; edge i crosses rows first..stop."""
-    (x0, y0), (x1, y1) = points.T, np.roll(points, -1, axis=0).T
-    winding = np.zeros((bottom - top, width + 1), dtype=np.int32)
-    crossing = np.flatnonzero(stop > first)
-    ends = np.cumsum((stop - first)[crossing])
-    # Some edges at a time: many long ones have more crossings than the memory holds.
-    bounds = np.searchsorted(ends, np.arange(0, ends[-1] if ends.size else 0, PIXELS_AT_ONCE))
-    for some in np.split(crossing, bounds[1:]):
-        # One entry for each edge and each row that it crosses: where, and in which direction.
-        counts = (stop - first)[some]
-        edge = np.repeat(some, counts)
-        row = np.arange(edge.size) - np.repeat(np.cumsum(counts) - counts, counts)
-        row += first[edge]
-        slope = (x1 - x0)[edge] / (y1 - y0)[edge]
-        x = x0[edge] + (row + 0.5 - y0[edge]) * slope
-        # The crossing turns all pixels whose centres are right of it, so their sum along a row is
-        # the winding number of each pixel.
-        column = np.clip(np.ceil(x - 0.5), 0, width).astype(np.int64)
-        np.add.at(winding, (row - top, column), np.where(y1 > y0, 1, -1)[edge])
-    return np.cumsum(winding, axis=1, dtype=np.int32)[:, :width]
 
 
 def _area(ring: Points) -> float:

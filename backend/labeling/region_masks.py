@@ -17,11 +17,13 @@ import numpy as np
 from backend.errors import RegionError
 from backend.labeling import brush_rle
 from backend.labeling.masks import Mask
-from backend.labeling.polygons import PIXELS_AT_ONCE, Points, fill
+from backend.labeling.polygons import Points, fill
 from backend.labeling.shapes import direction, number, rectangle_corners
 
 _PNG_URL = "data:image/png;base64,"
 _BEZIER_STEPS = 16
+# Pixels of an ellipse at a time: what is computed of one is fifty times as large as its mask.
+_PIXELS_AT_ONCE = 2**22
 _LINKS = ("id", "prevPointId")
 
 
@@ -88,8 +90,7 @@ def _ellipse(value: Mapping[str, Any], height: int, width: int) -> Mask:
         return np.zeros((height, width), dtype=np.bool_)
     cosine, sine = direction(value)
     mask = np.zeros((height, width), np.bool_)
-    # Some rows at a time: what is computed of a pixel is fifty times as large as its mask.
-    rows_at_once = max(1, PIXELS_AT_ONCE // width)
+    rows_at_once = max(1, _PIXELS_AT_ONCE // width)
     for top in range(0, height, rows_at_once):
         bottom = min(top + rows_at_once, height)
         dx = np.arange(width) + 0.5 - x

@@ -23,14 +23,10 @@ from medsam3_model.data.samples import (
     other_columns,
     read_groups,
 )
+from medsam3_model.data.scan_conversion import winding_numbers
 from medsam3_model.errors import DatasetError, ImageError
 from medsam3_model.images.limits import DEFAULT_LIMITS
 
-# Pixels from the image beyond which sums of coordinates lose their fractions.
-_FARTHEST = 1e9
-# Rows that the edges of one polygon cross: all together (a minute of work), and at a time.
-_MOST_CROSSINGS = 10**9
-_CROSSINGS_AT_ONCE = 2**20
 # A name that was encoded for an address of an address.
 _ENCODED_AT_MOST = 2
 
@@ -105,33 +101,15 @@ def fill_polygon(corners: NDArray[np.float64], height: int, width: int) -> NDArr
     `corners` are (N, 2) x and y at pixel edges, as COCO has them, without repeating the first.
     Raises `ValueError` for fewer than three corners or coordinates that are not finite.
     """
-    if len(corners) < 3 or not np.isfinite(corners).all():
-        raise ValueError("a polygon has at least three corners with finite coordinates")
-    if np.abs(corners).max() > _FARTHEST:
-        raise ValueError("a corner lies far outside the image")
-    x0, y0 = corners.T
-    x1, y1 = np.roll(corners, -1, axis=0).T
-    # Each edge crosses the rows whose centres are in [upper end, lower end).
-    first = np.clip(np.ceil(np.minimum(y0, y1) - 0.5), 0, height).astype(np.int64)
-    stop = np.clip(np.ceil(np.maximum(y0, y1) - 0.5), 0, height).astype(np.int64)
-    ends = np.cumsum(stop - first)
-    if ends[-1] > _MOST_CROSSINGS:
-        raise ValueError("a polygon winds to and fro too often")
-    # Each crossing flips all that lies to its right; the sum along a row counts the flips, of
-    # which the lowest bit is enough.
-    flips = np.zeros((height, width + 1), np.uint8)
-    # Some edges at a time: many long ones have more crossings than the memory holds.
-    bounds = np.searchsorted(ends, np.arange(0, ends[-1], _CROSSINGS_AT_ONCE), side="right")
-    for some in np.split(np.arange(len(corners)), bounds[1:]):
-        crossings = (stop - first)[some]
-        edges = np.repeat(some, crossings)
-        rows = np.arange(edges.size) - np.repeat(np.cumsum(crossings) - crossings, crossings)
-        rows += first[edges]
-        slope = (x1 - x0)[edges] / (y1 - y0)[edges]
-        at = x0[edges] + (rows + 0.5 - y0[edges]) * slope
-        # A centre is inside where an odd number of crossings lies to its left.
-        np.add.at(flips, (rows, np.clip(np.ceil(at - 0.5), 0, width).astype(np.int64)), 1)
-    return np.cumsum(flips, axis=1, dtype=np.uint8)[:, :width] % 2 == 1
+    if len(corners) < 3:
+        raise ValueError("a polygon has at least three corners")
+    inside = np.zeros((height, width), np.bool_)
+    try:
+        for top, winding in winding_numbers(corners, height, width):
+            inside[top : top + len(winding)] = winding % 2 == 1
+    except ValueError as error:
+        raise ValueError(f"a polygon {error}") from None
+    return inside
 
 
 def decode_runs(counts: Sequence[int], height: int, width: int) -> NDArray[np.bool_]:
