@@ -50,11 +50,11 @@ class Tracker:
         `trunk` is the vision transformer that is shared with the detector: pixel values
         (B, 3, S, S) to tokens (B, N, C).
         """
-        self._model = model
-        self._neck = neck
-        self._trunk = trunk
-        self._dtype = dtype
-        self._encoder_hash = encoder_hash
+        self.model = model
+        self.neck = neck
+        self.trunk = trunk
+        self.dtype = dtype
+        self.encoder_hash = encoder_hash
         model.levels = self._frame_levels
         self._latest: tuple[weakref.ref[ImageEmbedding], list[torch.Tensor]] | None = None
 
@@ -78,7 +78,7 @@ class Tracker:
             PromptError: neither points nor a box, or malformed ones, or an embedding of another
                 encoder.
         """
-        if image.encoder_hash != self._encoder_hash:
+        if image.encoder_hash != self.encoder_hash:
             raise PromptError("the image was encoded by another encoder: encode it again")
         prompts = self._prompts(image.original_size, points, point_labels, box)
         # One click is ambiguous (part or whole), so three masks compete.
@@ -130,7 +130,7 @@ class Tracker:
             `masks` (B, N, 4 * grid, 4 * grid) logits, -1024 where there is no object; `iou` (B, N)
             as predicted; `object_logits` (B, 1), positive where there is an object.
         """
-        levels = self._without_memory(self._levels_of(self._trunk(pixel_values)))
+        levels = self.levels(self.trunk(pixel_values))
         if points is not None and point_labels is None:
             point_labels = torch.ones(points.shape[:2], dtype=torch.int64, device=points.device)
         return self._decode(
@@ -153,7 +153,32 @@ class Tracker:
         multimask: bool,
     ) -> dict[str, torch.Tensor]:
         """The masks of one object in each of B images; arguments and answer as of `raw`."""
-        model, finest = self._model, levels[-1]
+        answer = self.decode(
+            levels,
+            points=points,
+            point_labels=point_labels,
+            boxes=boxes,
+            masks=masks,
+            multimask=multimask,
+        )
+        there = answer["object_logits"] > 0
+        return {
+            **answer,
+            "masks": torch.where(there[:, :, None, None], answer["masks"], _NO_OBJECT),
+        }
+
+    def decode(
+        self,
+        levels: list[torch.Tensor],
+        *,
+        points: torch.Tensor | None,
+        point_labels: torch.Tensor | None,
+        boxes: torch.Tensor | None,
+        masks: torch.Tensor | None,
+        multimask: bool,
+    ) -> dict[str, torch.Tensor]:
+        """As `raw`, with gradients, from `levels`, and with masks also of what is not there."""
+        model, finest = self.model, levels[-1]
         batch, device = finest.shape[0], finest.device
         if points is None and boxes is None:
             # Nothing but a mask: facebook's empty point stands in for the prompts.
@@ -161,7 +186,7 @@ class Tracker:
             point_labels = -torch.ones(batch, 1, dtype=torch.int64)
         if masks is not None:
             masks = masks.clamp(-_MASK_PROMPT_LIMIT, _MASK_PROMPT_LIMIT).to(device).float()
-        with autocast(device, self._dtype):
+        with autocast(device, self.dtype):
             sparse, dense = model.prompt_encoder(
                 input_points=None if points is None else points[:, None].to(device),
                 input_labels=None if point_labels is None else point_labels[:, None].to(device),
@@ -177,40 +202,40 @@ class Tracker:
                 multimask_output=multimask,
                 high_resolution_features=levels[:-1],
             )
-        there = object_logits[:, 0] > 0
-        logits = torch.where(there[:, :, None, None], logits[:, 0], _NO_OBJECT)
-        return {"masks": logits, "iou": iou[:, 0], "object_logits": object_logits[:, 0]}
+        return {"masks": logits[:, 0], "iou": iou[:, 0], "object_logits": object_logits[:, 0]}
 
     def _levels(self, image: ImageEmbedding) -> list[torch.Tensor]:
         """The tracker's features of an image; those of the latest are kept for further clicks."""
         if self._latest is not None and self._latest[0]() is image:
             return self._latest[1]
-        levels = self._without_memory(self._levels_of(image.last_hidden_state))
+        levels = self.levels(image.last_hidden_state)
         self._latest = (weakref.ref(image), levels)
         return levels
 
     def _levels_of(self, hidden: torch.Tensor) -> list[torch.Tensor]:
         """Three feature levels, finest first, of the trunk's tokens (B, N, C)."""
-        hidden = hidden.to(next(self._neck.parameters()).device)
+        hidden = hidden.to(next(self.neck.parameters()).device)
         side = round(hidden.shape[1] ** 0.5)
         spatial = hidden.view(hidden.shape[0], side, side, -1).permute(0, 3, 1, 2)
-        with autocast(hidden.device, self._dtype):
-            levels = [layer(spatial) for layer in self._neck.fpn_layers[:-1]]
-            decoder = self._model.mask_decoder
+        with autocast(hidden.device, self.dtype):
+            levels = [layer(spatial) for layer in self.neck.fpn_layers[:-1]]
+            decoder = self.model.mask_decoder
             levels[:2] = [decoder.conv_s0(levels[0]), decoder.conv_s1(levels[1])]
         return levels
 
-    def _without_memory(self, levels: list[torch.Tensor]) -> list[torch.Tensor]:
-        """Levels for the decoder: a single image is a video's first frame, no memory yet."""
-        return [*levels[:2], levels[2] + self._model.no_memory_embedding.view(1, -1, 1, 1)]
+    def levels(self, hidden: torch.Tensor) -> list[torch.Tensor]:
+        """What `decode` reads, of the trunk's tokens (B, N, C) of images without a memory."""
+        levels = self._levels_of(hidden)
+        # A single image is a video's first frame: nothing is remembered yet, and that is said.
+        return [*levels[:2], levels[2] + self.model.no_memory_embedding.view(1, -1, 1, 1)]
 
     def _frame_levels(
         self, pixel_values: torch.Tensor
     ) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
         """Features of a video's frames, and their positions."""
-        levels = self._levels_of(self._trunk(pixel_values))
+        levels = self._levels_of(self.trunk(pixel_values))
         positions = [
-            self._neck.position_encoding(level.shape, level.device, level.dtype) for level in levels
+            self.neck.position_encoding(level.shape, level.device, level.dtype) for level in levels
         ]
         return levels, positions
 
@@ -219,7 +244,7 @@ class Tracker:
     ) -> dict[str, torch.Tensor | None]:
         """One object's prompts in pixels of the model's square image, as `_decode` takes them."""
         height, width = size
-        side = int(cast(Any, self._model.prompt_encoder).input_image_size)
+        side = int(cast(Any, self.model.prompt_encoder).input_image_size)
         scale = np.array([side / width, side / height])
         where = np.asarray([] if points is None else points, np.float64).reshape(-1, 2)
         inside = np.ones(len(where), np.int64) if labels is None else np.asarray(labels, np.int64)
@@ -273,9 +298,7 @@ def load_tracker(
     Raises:
         CheckpointError: a tensor is missing, unexpected or of another shape.
     """
-    with torch.device("meta"):
-        model = TrackerModel(sizes, remove_vision_encoder=True)
-        neck = Sam3VisionNeck(vision)
+    model, neck = _empty(sizes, vision)
     sources = _sources(file)
     for module, prefix in ((model, tracker_keys.MODEL), (neck, tracker_keys.NECK)):
         expected = {prefix + key: tuple(value.shape) for key, value in module.state_dict().items()}
@@ -287,15 +310,39 @@ def load_tracker(
             for key in expected
         }
         module.load_state_dict(state, strict=True, assign=True)
+    _compute_buffers(model, sizes)
+    nn.Module.to(model, device)
+    model.eval().requires_grad_(False)
+    return Tracker(model, neck.eval().requires_grad_(False), trunk, dtype, encoder_hash)
+
+
+def empty_tracker(
+    sizes: Sam3TrackerVideoConfig,
+    vision: Any,
+    trunk: Callable[[torch.Tensor], torch.Tensor],
+    encoder_hash: str,
+) -> Tracker:
+    """A tracker whose parameters have memory but no values, for training; as `load_tracker`."""
+    model, neck = _empty(sizes, vision)
+    for module in (model, neck):
+        module.to_empty(device="cpu")
+    _compute_buffers(model, sizes)
+    return Tracker(model, neck, trunk, torch.float32, encoder_hash)
+
+
+def _empty(sizes: Sam3TrackerVideoConfig, vision: Any) -> tuple[TrackerModel, Sam3VisionNeck]:
+    with torch.device("meta"):
+        return TrackerModel(sizes, remove_vision_encoder=True), Sam3VisionNeck(vision)
+
+
+def _compute_buffers(model: TrackerModel, sizes: Sam3TrackerVideoConfig) -> None:
+    """Fill what no checkpoint stores: positions and rotary frequencies."""
     attention = model.memory_attention
     positions = attention.precompute_positions(sizes)
     attention.register_buffer("position_ids", positions, persistent=False)
     frequencies, _ = attention.rotary_emb.compute_axial_rope_parameters(sizes)
     attention.rotary_emb.register_buffer("inv_freq", frequencies, persistent=False)
     attention.rotary_emb.register_buffer("original_inv_freq", frequencies.clone(), persistent=False)
-    nn.Module.to(model, device)
-    model.eval().requires_grad_(False)
-    return Tracker(model, neck.eval().requires_grad_(False), trunk, dtype, encoder_hash)
 
 
 def _sources(file: TensorFile) -> dict[str, tuple[str, ...]]:

@@ -104,6 +104,32 @@ def tiny_config(input_size: int = 216) -> "Sam3Config":
     )
 
 
+def tiny_tracker_config() -> dict[str, Any]:
+    """Sizes of the tracker that belongs to `tiny_config`, as a config.json's `tracker_config`."""
+    hidden = 64
+    return {
+        "model_type": "sam3_tracker_video",
+        "prompt_encoder_config": {"hidden_size": hidden, "mask_input_channels": 16},
+        "mask_decoder_config": {
+            "hidden_size": hidden,
+            "mlp_dim": 4 * hidden,
+            "num_attention_heads": 4,
+            "iou_head_hidden_dim": hidden,
+        },
+        "memory_attention_hidden_size": hidden,
+        "memory_attention_num_layers": 2,
+        "memory_attention_feed_forward_hidden_size": 4 * hidden,
+        "memory_attention_dropout": 0.0,
+        "memory_attention_rope_dropout": 0.0,
+        "memory_attention_rope_feat_sizes": [18, 18],
+        "memory_encoder_hidden_size": hidden,
+        "memory_encoder_output_channels": 64,  # transformers knows no other width
+        "mask_downsampler_embed_dim": hidden,
+        "memory_fuser_embed_dim": hidden,
+        "memory_fuser_intermediate_dim": 4 * hidden,
+    }
+
+
 PRESETS: dict[str, Callable[..., "Sam3Config"]] = {"tiny": tiny_config}
 
 

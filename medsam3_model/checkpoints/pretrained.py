@@ -157,11 +157,18 @@ def _tracker_sizes(weights: Path, config: Any, detector: Any) -> Any:
     is_full = full.to_dict() == detector.vision_config.to_dict()
     if "tracker_config" not in given and not is_full:
         return None
-    values = {**given.get("tracker_config", {}), "vision_config": detector.vision_config.to_dict()}
-    sizes: Any = Sam3TrackerVideoConfig(**values)
+    return tracker_sizes(given.get("tracker_config", {}), detector)
+
+
+def tracker_sizes(values: Mapping[str, Any], detector: Any) -> Sam3TrackerVideoConfig:
+    """A tracker's sizes from a config.json's `tracker_config`, on the encoder of a `Sam3Config`."""
+    sizes: Any = Sam3TrackerVideoConfig(
+        **{**values, "vision_config": detector.vision_config.to_dict()}
+    )
     sizes.prompt_encoder_config.patch_size = detector.vision_config.backbone_config.patch_size
+    sizes.prompt_encoder_config.image_size = detector.image_size
     sizes.image_size = detector.image_size
-    return sizes
+    return cast(Sam3TrackerVideoConfig, sizes)
 
 
 def _as_mapping(config: Any) -> Mapping[str, Any] | None:

@@ -98,15 +98,19 @@ def read_folder(source: str, folder: Path, split: Split) -> Iterator[SourceImage
         raise DatasetError(
             f"{source!r} is not a source that may be trained on; there is: {', '.join(FOLDERS)}."
         )
-    family, concept, read_layer = FOLDERS[source]
+    kind = FOLDERS[source]
     for row in _rows(folder):
         if split_of_group(row["group"]) == split:
             name = row["name"]
-            image, layer = _read_image(folder, name), read_layer(folder, name)
-            height, width = layer.shape
+            image = _read_image(folder, name)
+            height, width = image.shape[:2]
+            layers = {
+                concept: kind.read(folder / kind.store / part, name, (height, width))
+                for concept, part in kind.concepts.items()
+            }
             if "orig_w" in row:
                 width, height = int(row["orig_w"]), int(row["orig_h"])
-            yield SourceImage(name, family, image, width / height, {concept: layer})
+            yield SourceImage(name, kind.family, image, width / height, layers)
 
 
 def template_image(index: int) -> SourceImage:
@@ -134,9 +138,11 @@ def phantom_image(kind: str, seed: int) -> SourceImage:
     return SourceImage(f"{kind}_{seed}", _PHANTOM_FAMILY[kind], made.image, 1.0, made.layers)
 
 
-def _pieces(folder: Path, name: str) -> NDArray[np.uint16]:
-    """The instances of a 0/255 mask: its connected pieces."""
-    path = folder / "masks" / f"{name}.png"
+def _pieces(folder: Path, name: str, size: tuple[int, int]) -> NDArray[np.uint16]:
+    """The instances of a 0/255 mask: its connected pieces. No file: the concept is absent."""
+    path = folder / f"{name}.png"
+    if not path.is_file():
+        return np.zeros(size, np.uint16)
     mask = np.asarray(_shrink(Image.open(path).convert("L"), Image.Resampling.NEAREST))
     pieces, count = ndimage.label(mask > 127)
     sizes = np.bincount(pieces.ravel(), minlength=count + 1)
@@ -146,20 +152,59 @@ def _pieces(folder: Path, name: str) -> NDArray[np.uint16]:
     return numbers[pieces].astype(np.uint16)
 
 
-def _instances(folder: Path, name: str) -> NDArray[np.uint16]:
+def _instances(folder: Path, name: str, size: tuple[int, int]) -> NDArray[np.uint16]:
     """A 16-bit picture of instance numbers."""
-    path = folder / "instances" / f"{name}.png"
-    numbers = Image.fromarray(np.asarray(Image.open(path)).astype(np.int32))
+    numbers = Image.fromarray(np.asarray(Image.open(folder / f"{name}.png")).astype(np.int32))
     return np.asarray(_shrink(numbers, Image.Resampling.NEAREST)).astype(np.uint16)
 
 
-# Family, concept, and how the folder stores its instances.
-FOLDERS: dict[str, tuple[str, str, Callable[[Path, str], NDArray[np.uint16]]]] = {
-    "isic2017": ("skin", "skin lesion", _pieces),
-    "kvasir_seg": ("colon", "polyp", _pieces),
-    "kvasir_seg_more": ("colon", "polyp", _pieces),
-    "dsb2018_nuclei": ("microscopy", "cell nucleus", _instances),
-    "dsb2018_nuclei_more": ("microscopy", "cell nucleus", _instances),
+@dataclass(frozen=True)
+class Folder:
+    """How a data set is stored.
+
+    family: key of `phrases.UNLABELLED`. concepts: the subfolder of each, within `store`.
+    read: the layer of one concept from that folder, an image's name and its (height, width).
+    """
+
+    family: str
+    concepts: Mapping[str, str]
+    read: Callable[[Path, str, tuple[int, int]], NDArray[np.uint16]] = _pieces
+    store: str = "masks"
+
+
+_POLYPS = Folder("colon", {"polyp": ""})
+_NUCLEI = Folder("microscopy", {"cell nucleus": ""}, _instances, "instances")
+FOLDERS: dict[str, Folder] = {
+    "isic2017": Folder("skin", {"skin lesion": ""}),
+    "kvasir_seg": _POLYPS,
+    "kvasir_seg_more": _POLYPS,
+    "dsb2018_nuclei": _NUCLEI,
+    "dsb2018_nuclei_more": _NUCLEI,
+    "bus_uclm": Folder("breast", {"breast tumor": ""}),
+    "idrid": Folder(
+        "fundus",
+        {
+            "optic disc": "optic_disc",
+            "hard exudates": "hard_exudates",
+            "haemorrhages": "haemorrhages",
+            "soft exudates": "soft_exudates",
+        },
+    ),
+    "sunnybrook_ed": Folder(
+        "cardiac", {"left ventricle cavity": "left_ventricle", "myocardium": "myocardium"}
+    ),
+    "sunnybrook_es": Folder("cardiac", {"left ventricle cavity": "left_ventricle"}),
+    "hvsmr": Folder(
+        "cardiac",
+        {
+            "left ventricle cavity": "left_ventricle",
+            "right ventricle": "right_ventricle",
+            "left atrium": "left_atrium",
+            "right atrium": "right_atrium",
+            "aorta": "aorta",
+            "pulmonary artery": "pulmonary_artery",
+        },
+    ),
 }
 
 

@@ -95,7 +95,7 @@ def test_an_earlier_mask_is_refined_as_facebook_does(model: MedSAM3, pixels: tor
 def test_the_features_are_facebooks(model: MedSAM3, pixels: torch.Tensor) -> None:
     golden = sam3_reference.tracker_golden()
     tracker = model.tracker
-    levels = tracker._levels_of(tracker._trunk(pixels))
+    levels = tracker._levels_of(tracker.trunk(pixels))
     for index, step in enumerate((4, 2, 1)):
         ours = levels[index][..., ::step, ::step].detach()
         np.testing.assert_allclose(ours, golden[f"image/fpn{index}"], rtol=0, atol=1e-4)
@@ -185,7 +185,7 @@ def test_further_clicks_on_an_image_reuse_its_features(model: MedSAM3) -> None:
         nonlocal calls
         calls += 1
 
-    handle = model.tracker._neck.fpn_layers[0].register_forward_hook(count)
+    handle = model.tracker.neck.fpn_layers[0].register_forward_hook(count)
     again = model.tracker.segment(image, [[45, 30]])
     other = model.tracker.segment(model.encode_image(RGB[::-1].copy()), [[45, 30]])
     handle.remove()

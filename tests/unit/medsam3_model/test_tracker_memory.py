@@ -32,7 +32,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> MedSAM3:
 
 @pytest.fixture
 def tracker(model: MedSAM3) -> TrackerModel:
-    return model.tracker._model
+    return model.tracker.model
 
 
 @pytest.fixture
@@ -124,20 +124,15 @@ def test_an_empty_mask_says_that_there_is_no_object(
 
 @pytest.mark.parametrize("binary", [False, True])
 def test_the_memory_of_a_frame(
-    model: MedSAM3,
     tracker: TrackerModel,
     session: Session,
     golden: dict[str, np.ndarray],
     binary: bool,
 ) -> None:
     pixels = session.get_frame(0)[None]
-    answer = model.tracker.raw(
-        pixels,
-        torch.from_numpy(golden["image/points"]).float(),
-        torch.from_numpy(golden["image/labels"]).long(),
-    )
+    mask = torch.from_numpy(golden["image/clicks/masks"]).float().reshape(1, 1, 64, 64)
     logits = torch.nn.functional.interpolate(
-        answer["masks"], (SIZE, SIZE), mode="bilinear", align_corners=False
+        mask, (SIZE, SIZE), mode="bilinear", align_corners=False
     )
     with torch.inference_mode():
         features = tracker.get_image_features(pixels).fpn_hidden_states[-1]

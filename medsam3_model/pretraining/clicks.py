@@ -1,0 +1,543 @@
+"""Pre-training of the bundled model's tracker: `python -m medsam3_model.pretraining.clicks`.
+
+The encoder of the bundled weights stays frozen; the tracker (its neck, prompt encoder and mask
+decoder) learns from nothing to answer clicks, boxes, strokes and its own earlier masks. A step asks
+for several objects of several images and then corrects the answers for some rounds, as an
+annotator would; every round counts (SAM, Kirillov et al. 2023, appendix A; SAM 2, Ravi et al. 2024,
+appendix D). Worker processes share the weights as in `pretrain`, and a stopped run goes on.
+"""
+
+import argparse
+import json
+import multiprocessing
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torchvision.ops import sigmoid_focal_loss
+
+from medsam3_model.boxes import tight_box
+from medsam3_model.checkpoints.presets import tiny_tracker_config
+from medsam3_model.checkpoints.pretrained import tracker_sizes
+from medsam3_model.checkpoints.weight_files import replacing
+from medsam3_model.detector import vision_hidden
+from medsam3_model.device import keep_freed_memory
+from medsam3_model.evaluation.clicks import Click, next_click
+from medsam3_model.evaluation.metrics import dice
+from medsam3_model.predictor import MedSAM3
+from medsam3_model.pretraining.data import SourceImage, load_sources, read_folder
+from medsam3_model.pretraining.validation import normalise
+from medsam3_model.tracker import Tracker, empty_tracker
+from medsam3_model.training.augmentation import (
+    WHOLE,
+    disturb_box,
+    random_look,
+    random_view,
+    sample_image,
+    sample_labels,
+)
+from medsam3_model.training.losses import dice_loss
+
+if TYPE_CHECKING:
+    from multiprocessing.sharedctypes import Synchronized
+
+_CHECKPOINT_SECONDS = 120.0
+_LOG_EVERY = 50
+# The fewest cells of the mask that an object has to fill to be asked for.
+_SMALLEST = 10
+_SHARES = {
+    "isic2017": 0.13, "kvasir_seg": 0.04, "kvasir_seg_more": 0.25, "bus_uclm": 0.18,
+    "dsb2018_nuclei": 0.02, "dsb2018_nuclei_more": 0.05, "idrid": 0.03, "hvsmr": 0.05,
+    "sunnybrook_ed": 0.04, "sunnybrook_es": 0.02, "template": 0.04, "breast_ultrasound": 0.04,
+    "dermoscopy": 0.02, "fundus": 0.01, "chest_xray": 0.03, "cardiac_mri": 0.02,
+    "microscopy": 0.01, "shapes": 0.02,
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class ClickTraining:
+    """Settings of a run."""
+
+    images_per_step: int = 6
+    objects_per_image: int = 4
+    steps: int = 14000
+    warm_up: int = 200
+    learning_rate: float = 1e-3
+    weight_decay: float = 0.02
+    clip_norm: float = 1.0
+    average: float = 0.998
+    phantoms_per_kind: int = 200
+    validate_every: int = 1000
+    workers: int = 2
+
+    def rate(self, step: int) -> float:
+        """The learning rate of a step: a cosine to a hundredth."""
+        share = min(step / self.steps, 1.0)
+        fall = 0.01 + 0.99 * (1 + np.cos(np.pi * share)) / 2
+        return float(self.learning_rate * fall * min(1.0, (step + 1) / self.warm_up))
+
+
+@dataclass
+class Prompt:
+    """What N objects were asked with so far, in pixels of the model's square image.
+
+    points: (N, P, 2), labels: (N, P), boxes: (N, 4), masks: (N, 1, h, w) logits; None: not given.
+    """
+
+    points: Tensor | None = None
+    labels: Tensor | None = None
+    boxes: Tensor | None = None
+    masks: Tensor | None = None
+
+    @property
+    def multimask(self) -> bool:
+        """A single click may mean a part or the whole: three masks compete."""
+        return (
+            self.boxes is None
+            and self.masks is None
+            and self.points is not None
+            and self.points.shape[1] == 1
+        )
+
+    def add(self, clicks: Sequence[Click], pixel: float) -> None:
+        """One more click on each object; `pixel` is the size of a mask's cell in pixels."""
+        where = torch.tensor([[[click.x * pixel, click.y * pixel]] for click in clicks])
+        label = torch.tensor([[int(click.inside)] for click in clicks])
+        self.points = where if self.points is None else torch.cat([self.points, where], 1)
+        self.labels = label if self.labels is None else torch.cat([self.labels, label], 1)
+
+
+class TrackerPretraining:
+    """The state of a run: master weights, optimiser, averaged weights, position."""
+
+    def __init__(
+        self,
+        config: ClickTraining,
+        sources: dict[str, list[SourceImage]],
+        validation: dict[str, list[SourceImage]],
+        seed: int,
+        out: Path,
+    ) -> None:
+        self.config, self.sources, self.validation = config, sources, validation
+        self.seed, self.out, self.step, self.averaged = seed, out, 0, 0
+        self.base = MedSAM3.from_pretrained("tiny", device="cpu")
+        torch.manual_seed(seed)
+        self.tracker = empty_tracker(
+            tracker_sizes(tiny_tracker_config(), self.base.config),
+            self.base.config.vision_config,
+            partial(vision_hidden, self.base.model),
+            self.base.encoder_hash,
+        )
+        self.parts = nn.ModuleDict({"model": self.tracker.model, "neck": self.tracker.neck})
+        initialise(self.parts)
+        self.tracker.neck.load_state_dict(self.base.model.vision_encoder.neck.state_dict())
+        self.parts.requires_grad_(True).train()
+        self.average = _copy_of(self.parts)
+        self.names = [name for name in _SHARES if sources.get(name)]
+        shares = np.array([_SHARES[name] for name in self.names])
+        self.shares = shares / shares.sum()
+        self.side = self.base.image_size
+        self.cells = self.side // 3  # four mask cells for each token of 12 pixels
+        # The memory of earlier frames has no part in a single image.
+        trained = [
+            parameter
+            for name, parameter in self.parts.named_parameters()
+            if name.startswith(("neck.", "model.prompt_encoder.", "model.mask_decoder."))
+            or name == "model.no_memory_embedding"
+        ]
+        self.optimiser = torch.optim.AdamW(
+            trained, lr=0.0, betas=(0.9, 0.98), weight_decay=config.weight_decay, fused=True
+        )
+        self._resume()
+        self.parts.share_memory()
+
+    def run(self) -> None:
+        """Train to the end; the averaged weights are in the checkpoint."""
+        processes = multiprocessing.get_context("fork")
+        counter = processes.Value("q", self.step)
+        helpers = [
+            processes.Process(target=self._work, args=(counter, number), daemon=True)
+            for number in range(1, self.config.workers)
+        ]
+        for helper in helpers:
+            helper.start()
+        self._work(counter, 0)
+        for helper in helpers:
+            helper.join()
+        self._save()
+        self._validate()
+
+    def _work(self, counter: "Synchronized[int]", number: int) -> None:
+        """Take steps; process 0 also averages, reports and saves."""
+        saved = started = time.monotonic()
+        terms: list[dict[str, float]] = []
+        reported = validated = self.step
+        while True:
+            with counter.get_lock():
+                self.step = counter.value
+                if self.step >= self.config.steps:
+                    return
+                counter.value += 1
+            new = self._one_step()
+            if number:
+                continue
+            self._average()
+            terms.append(new)
+            now = time.monotonic()
+            if self.step - reported >= _LOG_EVERY:
+                pace = (now - started) / (self.step - reported)
+                means = {
+                    name: round(float(np.mean([row[name] for row in terms if name in row])), 4)
+                    for name in sorted({name for row in terms for name in row})
+                }
+                self._log({"seconds_per_step": round(pace, 3), **means})
+                reported, started, terms = self.step, now, []
+            if self.step - validated >= self.config.validate_every:
+                self._validate()
+                validated = self.step
+            if now - saved > _CHECKPOINT_SECONDS:
+                self._save()
+                saved = now
+
+    def _one_step(self) -> dict[str, float]:
+        """One update of the shared weights; the terms of its loss."""
+        rate = self.config.rate(self.step)
+        for group in self.optimiser.param_groups:
+            group["lr"] = rate
+        rng = np.random.default_rng([self.seed, self.step])
+        pixels, owners, truth = self._draw(rng)
+        with torch.no_grad():
+            hidden = vision_hidden(self.base.model, pixels)
+        levels = [level[owners] for level in self.tracker.levels(hidden)]
+        prompt = self._first_prompt(truth, rng)
+        rounds = int(rng.integers(2, 6))
+        total = torch.zeros(())
+        terms: dict[str, float] = {}
+        for turn in range(rounds):
+            answer = self.tracker.decode(
+                levels,
+                points=prompt.points,
+                point_labels=prompt.labels,
+                boxes=prompt.boxes,
+                masks=prompt.masks,
+                multimask=prompt.multimask,
+            )
+            loss, best, score = answer_loss(answer, truth)
+            total = total + loss / rounds
+            terms[f"dice{turn}"] = score
+            if turn + 1 < rounds:
+                self._correct(prompt, best.detach(), truth, rng)
+        self.optimiser.zero_grad()
+        total.backward()
+        norm = nn.utils.clip_grad_norm_(
+            [p for g in self.optimiser.param_groups for p in g["params"]], self.config.clip_norm
+        )
+        if torch.isfinite(norm):
+            self.optimiser.step()
+        return {**terms, "total": float(total.detach()), "norm": float(norm), "rate": rate}
+
+    def _draw(self, rng: np.random.Generator) -> tuple[Tensor, Tensor, Tensor]:
+        """Pixels (B, 3, S, S), the image of each of N objects, their masks (N, h, w) in 0..1."""
+        pictures: list[Tensor] = []
+        owners: list[int] = []
+        masks: list[Tensor] = []
+        while len(pictures) < self.config.images_per_step:
+            source = self.sources[self.names[rng.choice(len(self.names), p=self.shares)]]
+            sample = source[int(rng.integers(len(source)))]
+            view = random_view(rng, sample.family, sample.aspect)
+            labels = sample_labels(np.stack(list(sample.layers.values())), view, 2 * self.cells)
+            objects = self._objects(labels, rng)
+            if not objects:
+                continue
+            looked = random_look(sample_image(sample.image, view, self.side), rng)
+            owners += [len(pictures)] * len(objects)
+            pictures.append(looked)
+            masks += objects
+        return normalise(torch.stack(pictures)), torch.tensor(owners), torch.stack(masks)
+
+    def _objects(self, labels: Tensor, rng: np.random.Generator) -> list[Tensor]:
+        """Masks of some of the instances in view, at the decoder's resolution."""
+        found = [
+            (layer, int(number))
+            for layer in range(len(labels))
+            for number in labels[layer].unique()
+            if number > 0
+        ]
+        rng.shuffle(found)
+        masks = []
+        for layer, number in found[: 3 * self.config.objects_per_image]:
+            mask = F.avg_pool2d((labels[layer] == number).float()[None, None], 2)[0, 0]
+            if float((mask > 0.5).sum()) >= _SMALLEST:
+                masks.append(mask)
+            if len(masks) == self.config.objects_per_image:
+                break
+        return masks
+
+    def _first_prompt(self, truth: Tensor, rng: np.random.Generator) -> Prompt:
+        """A click, a disturbed box, both, or a stroke: the same for all objects of a step."""
+        prompt, kind = Prompt(), rng.random()
+        objects = (truth > 0.5).numpy()
+        pixel = self.side / self.cells
+        if kind >= 0.6:
+            error = float(rng.choice([0.0, 0.04, 0.08, 0.12]))
+            unit = [tight_box(mask) / self.cells for mask in objects]
+            boxes = [disturb_box(box, error, rng) for box in unit]
+            prompt.boxes = torch.from_numpy(np.stack(boxes)) * self.side
+        if kind < 0.6 or kind >= 0.93:
+            middle = rng.random() < 0.6
+            clicks = [next_click(mask, None, None if middle else rng) for mask in objects]
+            prompt.add([click for click in clicks if click is not None], pixel)
+        if 0.5 <= kind < 0.6:
+            strokes = np.stack([stroke(mask, rng) for mask in objects])
+            prompt.points, prompt.labels = stroke_points(strokes, pixel)
+            prompt.masks = torch.from_numpy(np.where(strokes, 4.0, 0.0).astype(np.float32))[:, None]
+        return prompt
+
+    def _correct(
+        self, prompt: Prompt, answer: Tensor, truth: Tensor, rng: np.random.Generator
+    ) -> None:
+        """Add a click where each answer (N, h, w logits) is wrong, and the answers themselves."""
+        middle = rng.random() < 0.6
+        clicks: list[Click] = []
+        for logits, mask in zip(answer, truth, strict=True):
+            right = (mask > 0.5).numpy()
+            click = next_click(right, (logits > 0).numpy(), None if middle else rng)
+            # A perfect answer is clicked on once more.
+            clicks.append(click or next_click(right) or Click(0.5, 0.5, False))
+        prompt.add(clicks, self.side / self.cells)
+        prompt.masks = answer[:, None].clamp(-32, 32) if rng.random() < 0.9 else None
+
+    @torch.no_grad()
+    def _average(self) -> None:
+        self.averaged += 1
+        decay = min(self.config.average, (1 + self.averaged) / (10 + self.averaged))
+        names = list(self.average)
+        current = self.parts.state_dict()
+        torch._foreach_lerp_(
+            [self.average[name] for name in names], [current[name] for name in names], 1 - decay
+        )
+
+    def _validate(self) -> None:
+        current = _copy_of(self.parts)
+        self.parts.load_state_dict(self.average)
+        self.parts.eval()
+        figures = {
+            source: score_clicks(self.base, self.tracker, samples)
+            for source, samples in self.validation.items()
+        }
+        self.parts.train()
+        self.parts.load_state_dict(current)
+        self._log({"validation": figures})
+
+    def _log(self, values: dict[str, object]) -> None:
+        line = json.dumps({"step": self.step, "time": time.strftime("%H:%M:%S"), **values})
+        sys.stdout.write(line + "\n")
+        sys.stdout.flush()
+        with (self.out / "log.jsonl").open("a", encoding="utf-8") as file:
+            file.write(line + "\n")
+
+    def _save(self) -> None:
+        state = {
+            "step": self.step,
+            "averaged": self.averaged,
+            "parts": self.parts.state_dict(),
+            "average": self.average,
+            "optimiser": self.optimiser.state_dict(),
+        }
+        with replacing(self.out / "checkpoint.pt") as unfinished:
+            torch.save(state, unfinished)
+
+    def _resume(self) -> None:
+        path = self.out / "checkpoint.pt"
+        if not path.is_file():
+            return
+        state = torch.load(path, weights_only=True)
+        self.step, self.averaged = state["step"], state["averaged"]
+        self.parts.load_state_dict(state["parts"])
+        self.average = state["average"]
+        self.optimiser.load_state_dict(state["optimiser"])
+
+
+def answer_loss(answer: dict[str, Tensor], truth: Tensor) -> tuple[Tensor, Tensor, float]:
+    """The loss of N answers, the best mask's logits (N, h, w) of each, and their mean Dice.
+
+    Where several masks compete only the best is taught, but each has to know how good it is.
+    """
+    masks = answer["masks"]
+    count, rivals = masks.shape[:2]
+    aims = truth[:, None].expand_as(masks)
+    flat, flat_aims = masks.flatten(0, 1), aims.flatten(0, 1)
+    entropy = F.binary_cross_entropy_with_logits(flat, flat_aims, reduction="none").mean((1, 2))
+    focal = sigmoid_focal_loss(flat, flat_aims, -1, 2).mean((1, 2))
+    losses = (10 * focal + dice_loss(flat, flat_aims) + 0.5 * entropy).view(count, rivals)
+    with torch.no_grad():
+        found, right = masks > 0, aims > 0.5
+        shared = (found & right).sum((2, 3)).float()
+        either = (found | right).sum((2, 3)).float()
+        iou = shared / either.clamp(min=1)
+        best = losses.argmin(1)
+    rows = torch.arange(count)
+    of_iou = F.mse_loss(answer["iou"], iou)
+    of_presence = F.binary_cross_entropy_with_logits(
+        answer["object_logits"], torch.ones_like(answer["object_logits"])
+    )
+    loss = losses[rows, best].mean() + of_iou + 0.1 * of_presence
+    kept = iou[rows, best]
+    return loss, masks[rows, best], float((2 * kept / (1 + kept)).mean())
+
+
+def stroke(mask: NDArray[np.bool_], rng: np.random.Generator) -> NDArray[np.bool_]:
+    """A line between two pixels of an object, one to three pixels wide, where it is inside."""
+    rows, columns = np.nonzero(mask)
+    (a, b) = rng.integers(len(rows), size=2)
+    steps = np.linspace(0, 1, 2 * max(mask.shape))
+    drawn = np.zeros_like(mask)
+    width = int(rng.integers(0, 2))
+    bend = rng.normal(0, 3, 2)
+    for share in steps:
+        sway = np.sin(np.pi * share)
+        row = round(rows[a] + share * (rows[b] - rows[a]) + sway * bend[0])
+        column = round(columns[a] + share * (columns[b] - columns[a]) + sway * bend[1])
+        top, left = max(row - width, 0), max(column - width, 0)
+        drawn[top : row + width + 1, left : column + width + 1] = True
+    drawn &= mask
+    drawn[rows[a], columns[a]] = True
+    return drawn
+
+
+STROKE_POINTS = 4
+
+
+def stroke_points(strokes: NDArray[np.bool_], pixel: float) -> tuple[Tensor, Tensor]:
+    """Points spread over each of N strokes (N, h, w), and their labels, all inside."""
+    points = []
+    for drawn in strokes:
+        rows, columns = np.nonzero(drawn)
+        places = np.stack([columns, rows], 1).astype(np.float32) + 0.5
+        points.append(spread(places, STROKE_POINTS))
+    where = torch.from_numpy(np.stack(points)) * pixel
+    return where, torch.ones(where.shape[:2], dtype=torch.int64)
+
+
+def spread(places: NDArray[np.float32], count: int) -> NDArray[np.float32]:
+    """`count` of (M, 2) places, each as far from those before as can be; repeated where too few."""
+    chosen = [places[len(places) // 2]]
+    while len(chosen) < count:
+        distance = np.min([np.square(places - place).sum(1) for place in chosen], axis=0)
+        chosen.append(places[int(distance.argmax())])
+    return np.stack(chosen)
+
+
+@torch.no_grad()
+def initialise(parts: nn.Module) -> None:
+    """torch's own initial values; transformers' are so small that hardly anything is learned."""
+    for module in parts.modules():
+        if isinstance(module, nn.Embedding):
+            nn.init.normal_(module.weight, std=0.5)
+        elif callable(reset := getattr(module, "reset_parameters", None)):
+            reset()
+        else:
+            for name, parameter in module.named_parameters(recurse=False):
+                nn.init.normal_(parameter, std=0.02)
+                if name == "scale":  # of a residual branch
+                    parameter.fill_(0.1)
+    # One matrix of random frequencies, stored twice.
+    frequencies = [
+        value for key, value in parts.state_dict().items() if key.endswith(".positional_embedding")
+    ]
+    nn.init.normal_(frequencies[0])
+    for other in frequencies[1:]:
+        other.copy_(frequencies[0])
+
+
+@torch.no_grad()
+def score_clicks(
+    base: MedSAM3, tracker: Tracker, samples: Sequence[SourceImage], clicks: int = 5
+) -> list[float]:
+    """Mean Dice after each click, of the largest object of each image, at the image's size."""
+    scores: list[list[float]] = []
+    for sample in samples:
+        numbers = np.concatenate([layer[layer > 0] for layer in sample.layers.values()])
+        if not len(numbers):
+            continue
+        layer = max(sample.layers.values(), key=lambda layer: int((layer > 0).sum()))
+        truth = layer == np.bincount(layer[layer > 0]).argmax()
+        pixels = normalise(sample_image(sample.image, WHOLE, base.image_size))
+        levels = tracker.levels(vision_hidden(base.model, pixels[None]))
+        prompt, mask = Prompt(), None
+        row: list[float] = []
+        height, width = truth.shape
+        for _ in range(clicks):
+            click = next_click(truth, mask)
+            if click is None:
+                row.append(row[-1])
+                continue
+            scaled = Click(
+                click.x / width * base.image_size, click.y / height * base.image_size, click.inside
+            )
+            prompt.add([scaled], 1.0)
+            answer = tracker.decode(
+                levels,
+                points=prompt.points,
+                point_labels=prompt.labels,
+                boxes=None,
+                masks=prompt.masks,
+                multimask=prompt.multimask,
+            )
+            best = int(answer["iou"][0].argmax())
+            prompt.masks = answer["masks"][:, best : best + 1].clamp(-32, 32)
+            large = F.interpolate(prompt.masks, truth.shape, mode="bilinear", align_corners=False)
+            mask = (large[0, 0] > 0).numpy()
+            row.append(dice(mask, truth))
+        scores.append(row)
+    return [round(float(value), 4) for value in np.mean(scores, axis=0)]
+
+
+def _copy_of(module: nn.Module) -> dict[str, Tensor]:
+    return {key: value.detach().clone() for key, value in module.state_dict().items()}
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Train the bundled model's tracker on the CPU."""
+    parser = argparse.ArgumentParser(
+        prog="python -m medsam3_model.pretraining.clicks", description=main.__doc__
+    )
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--steps", type=int, default=ClickTraining.steps)
+    parser.add_argument("--workers", type=int, default=ClickTraining.workers)
+    parser.add_argument("--out", type=Path, required=True, help="checkpoint and log")
+    parser.add_argument(
+        "--data",
+        action="append",
+        default=[],
+        metavar="SOURCE=FOLDER",
+        help="a data set to train on (isic2017, kvasir_seg, ...); repeat for each",
+    )
+    options = parser.parse_args(arguments)
+    folders = {
+        name: Path(folder) for name, _, folder in (entry.partition("=") for entry in options.data)
+    }
+    keep_freed_memory()
+    torch.set_num_threads(1)  # one process per core; forks must not inherit a thread pool
+    options.out.mkdir(parents=True, exist_ok=True)
+    config = ClickTraining(steps=options.steps, workers=options.workers)
+    sources = load_sources(folders, config.phantoms_per_kind)
+    validation = {
+        source: list(read_folder(source, folder, "val"))[:24]
+        for source, folder in folders.items()
+        if source in ("isic2017", "kvasir_seg", "bus_uclm")
+    }
+    TrackerPretraining(config, sources, validation, options.seed, options.out).run()
+
+
+if __name__ == "__main__":
+    main()
