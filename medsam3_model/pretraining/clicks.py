@@ -12,6 +12,7 @@ import json
 import multiprocessing
 import sys
 import time
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -54,6 +55,8 @@ _CHECKPOINT_SECONDS = 120.0
 _LOG_EVERY = 50
 # The fewest cells of the mask that an object has to fill to be asked for.
 _SMALLEST = 10
+# Views that a process keeps, and how many it begins with.
+_KEPT_VIEWS, _FIRST_VIEWS = 1200, 200
 _SHARES = {
     "isic2017": 0.13, "kvasir_seg": 0.04, "kvasir_seg_more": 0.25, "bus_uclm": 0.18,
     "dsb2018_nuclei": 0.02, "dsb2018_nuclei_more": 0.05, "idrid": 0.03, "hvsmr": 0.05,
@@ -154,6 +157,7 @@ class TrackerPretraining:
             if name.startswith(("neck.", "model.prompt_encoder.", "model.mask_decoder."))
             or name == "model.no_memory_embedding"
         ]
+        self.views: deque[tuple[Tensor, Tensor]] = deque(maxlen=_KEPT_VIEWS)
         self.optimiser = torch.optim.AdamW(
             trained, lr=0.0, betas=(0.9, 0.98), weight_decay=config.weight_decay, fused=True
         )
@@ -214,10 +218,8 @@ class TrackerPretraining:
         for group in self.optimiser.param_groups:
             group["lr"] = rate
         rng = np.random.default_rng([self.seed, self.step])
-        pixels, owners, truth = self._draw(rng)
-        with torch.no_grad():
-            hidden = vision_hidden(self.base.model, pixels)
-        levels = [level[owners] for level in self.tracker.levels(hidden)]
+        tokens, owners, truth = self._draw(rng)
+        levels = [level[owners] for level in self.tracker.levels(tokens)]
         prompt = self._first_prompt(truth, rng)
         rounds = int(rng.integers(2, 6))
         total = torch.zeros(())
@@ -246,23 +248,35 @@ class TrackerPretraining:
         return {**terms, "total": float(total.detach()), "norm": float(norm), "rate": rate}
 
     def _draw(self, rng: np.random.Generator) -> tuple[Tensor, Tensor, Tensor]:
-        """Pixels (B, 3, S, S), the image of each of N objects, their masks (N, h, w) in 0..1."""
-        pictures: list[Tensor] = []
-        owners: list[int] = []
-        masks: list[Tensor] = []
-        while len(pictures) < self.config.images_per_step:
+        """Tokens (B, T, C), the image of each of N objects, their masks (N, h, w) in 0..1.
+
+        Encoding is a third of a step, so views are kept and drawn from a few times.
+        """
+        fresh = 2 if len(self.views) >= self.config.images_per_step else _FIRST_VIEWS
+        self.views.extend(self._new_views(fresh, rng))
+        drawn = [
+            self.views[int(n)]
+            for n in rng.integers(len(self.views), size=self.config.images_per_step)
+        ]
+        owners = [number for number, (_, masks) in enumerate(drawn) for _ in masks]
+        tokens = torch.cat([tokens for tokens, _ in drawn])
+        return tokens, torch.tensor(owners), torch.cat([masks for _, masks in drawn])
+
+    @torch.no_grad()
+    def _new_views(self, count: int, rng: np.random.Generator) -> list[tuple[Tensor, Tensor]]:
+        """Tokens (1, T, C) and masks (N, h, w) of newly drawn views."""
+        views: list[tuple[Tensor, Tensor]] = []
+        while len(views) < count:
             source = self.sources[self.names[rng.choice(len(self.names), p=self.shares)]]
             sample = source[int(rng.integers(len(source)))]
             view = random_view(rng, sample.family, sample.aspect)
             labels = sample_labels(np.stack(list(sample.layers.values())), view, 2 * self.cells)
-            objects = self._objects(labels, rng)
-            if not objects:
+            if not (objects := self._objects(labels, rng)):
                 continue
             looked = random_look(sample_image(sample.image, view, self.side), rng)
-            owners += [len(pictures)] * len(objects)
-            pictures.append(looked)
-            masks += objects
-        return normalise(torch.stack(pictures)), torch.tensor(owners), torch.stack(masks)
+            tokens = vision_hidden(self.base.model, normalise(looked)[None])
+            views.append((tokens, torch.stack(objects)))
+        return views
 
     def _objects(self, labels: Tensor, rng: np.random.Generator) -> list[Tensor]:
         """Masks of some of the instances in view, at the decoder's resolution."""
