@@ -9,13 +9,14 @@ way where it is sure.
 """
 
 from dataclasses import dataclass
+from math import isqrt
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from medsam3_model.boxes import tight_box
-from medsam3_model.types import Window
+from medsam3_model.types import ImageEmbedding, Window
 
 _STEEPNESS = 8.0
 # At .96 inside and outside are equally likely. Dice counts the object's pixels only, so it is best
@@ -32,6 +33,12 @@ _BALANCE_LIMIT = 4.0
 # The weight of the model grows from 0 to 1 while its mask's overlap (IoU) with the drawn box grows
 # from the first to the second figure.
 _UNFIT_IOU, _FIT_IOU = 0.7, 0.85
+# An object is looked at enlarged where its longer side has fewer of the encoder's patches.
+_FEW_PATCHES = 8
+# Side of the square that is looked at then, as a multiple of a drawn box's longer side.
+ENLARGED = 1.6
+# Smallest side of that square in pixels: something around the object has to be seen.
+_SMALLEST_WINDOW = 24
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,6 +107,23 @@ def answer_in_box(
     weight = max(_correlation(_sigmoid(evidence), belief) ** 2, min(max(fit, 0.0), 1.0))
     # Log-odds of independent witnesses add up.
     return BoxAnswer(window, (np.float32(weight) * evidence + prior).astype(np.float32))
+
+
+def closer_look(image: ImageEmbedding, box: NDArray[np.float32], room: float = ENLARGED) -> Window:
+    """The part of the image to look at for an object: a square around a small one, else all of it.
+
+    Args:
+        image: the encoded image.
+        box: x0, y0, x1, y1 around the object, in pixels.
+        room: side of the square as a multiple of the box's longer side.
+    """
+    height, width = image.original_size
+    patches = isqrt(image.last_hidden_state.shape[1])
+    box_width, box_height = (float(side) for side in box[2:] - box[:2])
+    if patches * max(box_width / width, box_height / height) >= _FEW_PATCHES:
+        return 0, 0, width, height
+    factor = max(room, _SMALLEST_WINDOW / max(box_width, box_height))
+    return enlarged(box, image.original_size, factor)
 
 
 def enlarged(box: NDArray[np.float32], size: tuple[int, int], factor: float) -> Window:

@@ -1,21 +1,22 @@
-"""Prompts by boxes and clicks: one object for each box or for some points, as annotators mean it.
+"""Prompts by boxes, clicks and strokes: one object for each box or for what was clicked on.
 
 SAM 3 takes boxes as exemplars: it answers with everything like them, all over the image. Somebody
 who draws a box in an annotation tool means the object in that box. So every box is asked for on its
-own, and what the model says is weighed with what the box says (`box_answers`). An object that is
-small for the encoder is looked at again, enlarged.
+own, and what the model says is weighed with what the box says (`box_answers`). Clicks and strokes,
+with or without a box, are answered by SAM 3's tracker where the checkpoint holds it
+(`click_answers`). An object that is small for the encoder is looked at again, enlarged.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from math import isqrt
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from medsam3_model.box_answers import BoxAnswer, answer_in_box, enlarged
+from medsam3_model.box_answers import BoxAnswer, answer_in_box, closer_look
 from medsam3_model.boxes import tight_box
+from medsam3_model.click_answers import KeptAnswers, ObjectPrompt, answer_object
 from medsam3_model.errors import PromptError
 from medsam3_model.postprocessing import object_logits
 from medsam3_model.types import Detections, EncodeWindow, ImageEmbedding, TextEmbedding, Window
@@ -28,12 +29,6 @@ _LOWEST_SCORE = 0.02
 _MOST_CANDIDATES = 16
 # Side of the box that stands for lone points, as a share of the image's shorter side.
 _POINT_BOX = 0.25
-# A box is looked at enlarged where its longer side has fewer of the encoder's patches.
-_FEW_PATCHES = 8
-# Side of the square that is looked at then, as a multiple of the box's longer side.
-_ENLARGED = 1.6
-# Smallest side of that square in pixels: something around the object has to be seen.
-_SMALLEST_WINDOW = 24
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,17 +40,24 @@ class SpatialPrompt:
         box_labels: 1 for "this", 0 for "not this", N of them.
         points: float (M, 2), x, y.
         point_labels: 1 for "in it", 0 for "not in it", M of them.
+        strokes: bool (S, H, W), lines that are in the object.
     """
 
     boxes: NDArray[np.float32]
     box_labels: Sequence[int]
     points: NDArray[np.float32]
     point_labels: Sequence[int]
+    strokes: NDArray[np.bool_] = field(default_factory=lambda: np.zeros((0, 0, 0), np.bool_))
 
     @property
     def positive_boxes(self) -> NDArray[np.float32]:
         """The boxes labelled 1."""
         return self.boxes[np.asarray(self.box_labels, dtype=int) == 1]
+
+    @property
+    def negative_boxes(self) -> NDArray[np.float32]:
+        """The boxes labelled 0."""
+        return self.boxes[np.asarray(self.box_labels, dtype=int) == 0]
 
 
 def segment_prompted(
@@ -64,17 +66,20 @@ def segment_prompted(
     text: TextEmbedding,
     prompt: SpatialPrompt,
     encode_window: EncodeWindow | None = None,
+    kept: KeptAnswers | None = None,
 ) -> Detections:
-    """The objects that boxes and points mean: one per positive box, or one for all points.
+    """The objects that a prompt means: one per positive box, one for all clicks beside them.
 
     Args:
-        model: encoder and detector.
+        model: encoder, detector and, where the checkpoint holds it, tracker.
         image: the encoded image.
         text: one encoded phrase, what kind of object it is.
-        prompt: what was drawn. Points without a box are answered by SAM 3's tracker where the
-            checkpoint holds it. Its detector takes no points: without a tracker they choose among
-            the instances of the phrase, and if none contains them, a box around them asks.
+        prompt: what was drawn. Clicks in a box, and all clicks beside a single box, mend that
+            box's object. SAM 3's detector takes no points: without a tracker they choose among the
+            instances of the phrase, and if none contains them, a box around them asks; a stroke
+            then counts as the box around it.
         encode_window: for a closer look at small objects; without it there is none.
+        kept: the tracker's answers to earlier clicks on this image.
 
     Returns:
         One mask per object that was found. For boxes, `scores` is the mean probability in the
@@ -82,8 +87,85 @@ def segment_prompted(
         of the image has no object.
 
     Raises:
-        PromptError: an empty or inverted box, or as `MedSAM3.detect_all`.
+        PromptError: an empty or inverted box, a click outside of the image, clicks of which none
+            is in the object, or as `MedSAM3.detect_all`.
     """
+    if (prompt.positive_boxes[:, 2:] <= prompt.positive_boxes[:, :2]).any():
+        raise PromptError("a box is empty: x1 and y1 must be greater than x0 and y0")
+    if model.tracker is None:
+        return _answer_without_tracker(model, image, text, prompt, encode_window)
+    answers: list[Detections] = []
+    alone: list[int] = []
+    for number, drawn in enumerate(_objects_meant(prompt, image.original_size)):
+        if len(drawn.points) == 0 and len(drawn.strokes) == 0:
+            alone.append(number)
+            continue
+        answer = answer_object(model.tracker, image, drawn, encode_window, kept)
+        answers.append(replace(answer, phrase=text.phrases[0]))
+    if alone or not answers:
+        boxes = np.vstack([prompt.positive_boxes[alone], prompt.negative_boxes])
+        labels = [1] * len(alone) + [0] * len(prompt.negative_boxes)
+        boxed = SpatialPrompt(boxes, labels, np.zeros((0, 2), np.float32), [])
+        answers.insert(0, _answer_boxes(model, image, text, boxed, encode_window))
+    return _together(answers)
+
+
+def _objects_meant(prompt: SpatialPrompt, size: tuple[int, int]) -> list[ObjectPrompt]:
+    """One object per positive box, with the clicks that belong to it, and one for the other clicks.
+
+    A click belongs to the boxes that it is in; beside a single box all clicks are that box's.
+    """
+    labels = np.asarray(prompt.point_labels, int)
+    boxes = prompt.positive_boxes
+    low = (prompt.points[:, None] >= boxes[None, :, :2]).all(2)
+    high = (prompt.points[:, None] <= boxes[None, :, 2:]).all(2)
+    within = np.asarray((low & high) | (len(boxes) == 1))  # (M, N)
+    strokes = prompt.strokes if len(prompt.strokes) else np.zeros((0, *size), np.bool_)
+    none = np.zeros((0, *size), np.bool_)
+    objects = [
+        ObjectPrompt(
+            prompt.points[mine],
+            labels[mine].tolist(),
+            box,
+            strokes if len(boxes) == 1 else none,
+        )
+        for box, mine in zip(boxes, within.T, strict=True)
+    ]
+    left = ~within.any(1)
+    strokes_left = none if len(boxes) == 1 else strokes
+    if left.any() or len(strokes_left):
+        objects.append(ObjectPrompt(prompt.points[left], labels[left].tolist(), None, strokes_left))
+    return objects
+
+
+def _together(answers: Sequence[Detections]) -> Detections:
+    """Answers about several objects as one."""
+    if len(answers) == 1:
+        return answers[0]
+    return replace(
+        answers[0],
+        masks=np.concatenate([answer.masks for answer in answers]),
+        boxes=np.concatenate([answer.boxes for answer in answers]),
+        scores=np.concatenate([answer.scores for answer in answers]),
+        presence=max(answer.presence for answer in answers),
+        semantic=np.maximum.reduce([answer.semantic for answer in answers]),
+        max_score=max(answer.max_score for answer in answers),
+    )
+
+
+def _answer_without_tracker(
+    model: "MedSAM3",
+    image: ImageEmbedding,
+    text: TextEmbedding,
+    prompt: SpatialPrompt,
+    encode_window: EncodeWindow | None,
+) -> Detections:
+    """The detector's answer to points and strokes, which it does not take as such."""
+    around = [tight_box(stroke) for stroke in prompt.strokes if stroke.any()]
+    if around:
+        boxes = np.vstack([prompt.boxes, around]).astype(np.float32)
+        labels = [*prompt.box_labels, *(1 for _ in around)]
+        prompt = replace(prompt, boxes=boxes, box_labels=labels)
     if len(prompt.positive_boxes) == 0:
         answer = _answer_points(model, image, text, prompt)
         if answer is not None:
@@ -92,16 +174,25 @@ def segment_prompted(
         inside = prompt.points[np.asarray(prompt.point_labels, dtype=int) == 1]
         boxes = np.vstack([prompt.boxes, _box_around(inside, image.original_size)[None]])
         prompt = replace(prompt, boxes=boxes, box_labels=[*prompt.box_labels, 1])
+    return _answer_boxes(model, image, text, prompt, encode_window)
+
+
+def _answer_boxes(
+    model: "MedSAM3",
+    image: ImageEmbedding,
+    text: TextEmbedding,
+    prompt: SpatialPrompt,
+    encode_window: EncodeWindow | None,
+) -> Detections:
+    """The detector's answer to boxes, one object for each positive one."""
     height, width = size = image.original_size
     whole = (0, 0, width, height)
-    if (prompt.positive_boxes[:, 2:] <= prompt.positive_boxes[:, :2]).any():
-        raise PromptError("a box is empty: x1 and y1 must be greater than x0 and y0")
     drawn = _clipped(prompt.positive_boxes, whole)
-    negative = _clipped(prompt.boxes[np.asarray(prompt.box_labels, dtype=int) == 0], whole)
+    negative = _clipped(prompt.negative_boxes, whole)
     # Boxes that are looked at in the same part of the image share one pass of the detector.
     by_window: dict[Window, list[int]] = {}
     for index, box in enumerate(drawn):
-        window = _closer_look(image, box) if encode_window is not None else whole
+        window = closer_look(image, box) if encode_window is not None else whole
         by_window.setdefault(window, []).append(index)
     answers: dict[int, BoxAnswer] = {}
     presences: list[float] = []
@@ -139,17 +230,6 @@ def _evidence(
     return model.detect_all(image, texts, prompts, labels, read=read)
 
 
-def _closer_look(image: ImageEmbedding, box: NDArray[np.float32]) -> Window:
-    """The part of the image to look at for a box: a square around a small one, else all of it."""
-    height, width = image.original_size
-    patches = isqrt(image.last_hidden_state.shape[1])
-    box_width, box_height = (float(side) for side in box[2:] - box[:2])
-    if patches * max(box_width / width, box_height / height) >= _FEW_PATCHES:
-        return 0, 0, width, height
-    factor = max(_ENLARGED, _SMALLEST_WINDOW / max(box_width, box_height))
-    return enlarged(box, image.original_size, factor)
-
-
 def _clipped(boxes: NDArray[np.float32], window: Window) -> NDArray[np.float32]:
     """Boxes cut to a window; those outside of it are left out."""
     low, high = np.array(window[:2] * 2), np.array(window[2:] * 2)
@@ -185,7 +265,7 @@ def _objects(
 def _answer_points(
     model: "MedSAM3", image: ImageEmbedding, text: TextEmbedding, prompt: SpatialPrompt
 ) -> Detections | None:
-    """The object that points mean, by the tracker or among the instances of the phrase, else None.
+    """The object that points mean among the instances of the phrase, None where none holds them.
 
     Without a point in an object there is none to be found: no mask.
     """
@@ -194,9 +274,6 @@ def _answer_points(
     outside = [point for point, label in labelled if not label]
     if not inside:
         return _with_masks(_candidates(model, image, text, None, None), [])
-    if model.tracker is not None and len(prompt.boxes) == 0:
-        clicked = model.tracker.segment(image, prompt.points, prompt.point_labels)
-        return replace(clicked, phrase=text.phrases[0])
     candidates = _candidates(model, image, text, prompt.boxes, prompt.box_labels)
     fitting = [
         (mask, float(score))

@@ -9,29 +9,44 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
 import torch
-import torch.nn.functional as F
 from torch import nn
 from transformers import Sam3TrackerVideoConfig
 from transformers.models.sam3.modeling_sam3 import Sam3VisionNeck
 
-from medsam3_model.boxes import tight_box
 from medsam3_model.checkpoints import tracker_keys
 from medsam3_model.checkpoints.weight_files import TensorFile, misfits
 from medsam3_model.device import autocast
 from medsam3_model.errors import CheckpointError, PromptError
 from medsam3_model.tracker_memory import TrackerModel
-from medsam3_model.types import Detections, ImageEmbedding
+from medsam3_model.types import ImageEmbedding
 
 # Facebook's bound on the logits of a mask that is given as a prompt.
 _MASK_PROMPT_LIMIT = 32.0
 # What facebook's tracker answers everywhere where there is no object.
 _NO_OBJECT = -1024.0
 _PROMPTS = ("points", "point_labels", "boxes", "masks")
+
+
+@dataclass(frozen=True, eq=False)
+class TrackerAnswer:
+    """Masks of one object.
+
+    Attributes:
+        logits: float32 (N, h, w), over the whole image whatever its shape; -1024 where there is no
+            object.
+        iou: float32 (N,), how well each mask fits, as the model predicts.
+        presence: probability that there is an object.
+    """
+
+    logits: npt.NDArray[np.float32]
+    iou: npt.NDArray[np.float32]
+    presence: float
 
 
 class Tracker:
@@ -59,52 +74,53 @@ class Tracker:
         self._latest: tuple[weakref.ref[ImageEmbedding], list[torch.Tensor]] | None = None
 
     @torch.no_grad()
-    def segment(
-        self, image: ImageEmbedding, points: Any, point_labels: Any = None, box: Any = None
-    ) -> Detections:
-        """The object that was clicked on.
+    def ask(
+        self,
+        image: ImageEmbedding,
+        points: Any = None,
+        point_labels: Any = None,
+        box: Any = None,
+        mask: Any = None,
+    ) -> TrackerAnswer:
+        """The object that clicks, a box and an earlier answer mean.
 
         Args:
             image: from `MedSAM3.encode_image`.
             points: (M, 2) x, y in pixels of the original image.
             point_labels: (M,), 1 in the object, 0 outside; default all 1.
             box: (4,) x0, y0, x1, y1 in pixels around the object; optional.
+            mask: float (`mask_side`, `mask_side`), logits of an earlier answer; optional.
 
         Returns:
-            At most one mask; `scores` is the predicted IoU, `presence` the probability that there
-            is an object, `semantic` the mask's probability.
+            Three masks that compete for a single click, which may mean a part or the whole; else
+            one.
 
         Raises:
-            PromptError: neither points nor a box, or malformed ones, or an embedding of another
+            PromptError: nothing was given, or it is malformed, or the embedding is of another
                 encoder.
         """
         if image.encoder_hash != self.encoder_hash:
             raise PromptError("the image was encoded by another encoder: encode it again")
-        prompts = self._prompts(image.original_size, points, point_labels, box)
-        # One click is ambiguous (part or whole), so three masks compete.
+        prompts = self._prompts(image.original_size, points, point_labels, box, mask)
         clicks = prompts["points"]
-        multimask = box is None and clicks is not None and clicks.shape[1] == 1
-        answer = self._decode(self._levels(image), multimask=multimask, **prompts)
-        # Of the masks that compete the one that the model itself trusts most.
-        scores = answer["iou"][0].float()
-        best = int(scores.argmax())
-        logits = F.interpolate(
-            answer["masks"][:, best : best + 1].float(),
-            image.original_size,
-            mode="bilinear",
-            align_corners=False,
-        )[0, 0]
-        mask = (logits > 0).cpu().numpy()
-        masks = mask[None] if mask.any() else np.zeros((0, *mask.shape), np.bool_)
-        boxes = [tight_box(mask) for mask in masks]
-        return Detections(
-            masks=masks,
-            boxes=np.array(boxes, np.float32).reshape(-1, 4),
-            scores=scores[best : best + len(masks)].cpu().numpy(),
+        alone = box is None and mask is None
+        multimask = alone and clicks is not None and clicks.shape[1] == 1
+        answer = self._decode(self._kept_levels(image), multimask=multimask, **prompts)
+        return TrackerAnswer(
+            logits=answer["masks"][0].float().cpu().numpy(),
+            iou=answer["iou"][0].float().cpu().numpy(),
             presence=float(answer["object_logits"].float().sigmoid().reshape(-1)[0]),
-            semantic=logits.sigmoid().cpu().numpy(),
-            max_score=float(scores[best]),
         )
+
+    @property
+    def has_memory(self) -> bool:
+        """Whether it can follow an object from frame to frame; else it answers single images."""
+        return _has_memory(self.model)
+
+    @property
+    def mask_side(self) -> int:
+        """Side of the masks' square, four times the encoder's patches along a side."""
+        return int(cast(Any, self.model.prompt_encoder).mask_input_size[0])
 
     @torch.no_grad()
     def raw(
@@ -204,7 +220,7 @@ class Tracker:
             )
         return {"masks": logits[:, 0], "iou": iou[:, 0], "object_logits": object_logits[:, 0]}
 
-    def _levels(self, image: ImageEmbedding) -> list[torch.Tensor]:
+    def _kept_levels(self, image: ImageEmbedding) -> list[torch.Tensor]:
         """The tracker's features of an image; those of the latest are kept for further clicks."""
         if self._latest is not None and self._latest[0]() is image:
             return self._latest[1]
@@ -240,7 +256,7 @@ class Tracker:
         return levels, positions
 
     def _prompts(
-        self, size: tuple[int, int], points: Any, labels: Any, box: Any
+        self, size: tuple[int, int], points: Any, labels: Any, box: Any, mask: Any
     ) -> dict[str, torch.Tensor | None]:
         """One object's prompts in pixels of the model's square image, as `_decode` takes them."""
         height, width = size
@@ -248,19 +264,32 @@ class Tracker:
         scale = np.array([side / width, side / height])
         where = np.asarray([] if points is None else points, np.float64).reshape(-1, 2)
         inside = np.ones(len(where), np.int64) if labels is None else np.asarray(labels, np.int64)
-        if len(where) == 0 and box is None:
-            raise PromptError("a click or a box is needed")
+        if len(where) == 0 and box is None and mask is None:
+            raise PromptError("a click, a box or a mask is needed")
         if inside.shape != (len(where),) or not np.isin(inside, (0, 1)).all():
             raise PromptError(f"{len(where)} points need as many labels, 1 or 0")
-        if not np.isfinite(where).all():
-            raise PromptError("a point has a coordinate that is not a finite number")
         prompts: dict[str, torch.Tensor | None] = dict.fromkeys(_PROMPTS)
         if box is not None:
             corners: npt.NDArray[np.float64] = np.asarray(box, np.float64).reshape(2, 2) * scale
+            if not (np.isfinite(corners).all() and (corners[1] > corners[0]).all()):
+                raise PromptError("a box is empty: x1 and y1 must be greater than x0 and y0")
             prompts["boxes"] = torch.from_numpy(corners.reshape(1, 4)).float()
         if len(where):
+            if not np.isfinite(where).all():
+                raise PromptError("a point has a coordinate that is not a finite number")
+            if (where < 0).any() or (where > [width, height]).any():
+                raise PromptError(f"a point is outside of the image of {width} x {height} pixels")
             prompts["points"] = torch.from_numpy(where * scale).float()[None]
             prompts["point_labels"] = torch.from_numpy(inside)[None]
+        if mask is not None:
+            logits = np.asarray(mask, np.float32)
+            expected = (self.mask_side, self.mask_side)
+            if logits.shape != expected or not np.isfinite(logits).all():
+                raise PromptError(
+                    f"a mask prompt must be finite logits of {expected[0]} x {expected[1]}, "
+                    f"not {' x '.join(map(str, logits.shape))}"
+                )
+            prompts["masks"] = torch.from_numpy(logits)[None, None]
         return prompts
 
 
@@ -296,10 +325,13 @@ def load_tracker(
         encoder_hash: of the frozen encoders that come with it.
 
     Raises:
-        CheckpointError: a tensor is missing, unexpected or of another shape.
+        CheckpointError: a tensor is missing, unexpected or of another shape. A file without any
+            tensor of the memory is an image tracker's, as transformers' `Sam3TrackerModel`.
     """
     model, neck = _empty(sizes, vision)
     sources = _sources(file)
+    if not any(tracker_keys.is_of_memory(key) for key in sources):
+        _leave_out_memory(model)
     for module, prefix in ((model, tracker_keys.MODEL), (neck, tracker_keys.NECK)):
         expected = {prefix + key: tuple(value.shape) for key, value in module.state_dict().items()}
         _check_fits(file, {k: v for k, v in sources.items() if k.startswith(prefix)}, expected)
@@ -310,7 +342,8 @@ def load_tracker(
             for key in expected
         }
         module.load_state_dict(state, strict=True, assign=True)
-    _compute_buffers(model, sizes)
+    if _has_memory(model):
+        _compute_buffers(model, sizes)
     nn.Module.to(model, device)
     model.eval().requires_grad_(False)
     return Tracker(model, neck.eval().requires_grad_(False), trunk, dtype, encoder_hash)
@@ -333,6 +366,17 @@ def empty_tracker(
 def _empty(sizes: Sam3TrackerVideoConfig, vision: Any) -> tuple[TrackerModel, Sam3VisionNeck]:
     with torch.device("meta"):
         return TrackerModel(sizes, remove_vision_encoder=True), Sam3VisionNeck(vision)
+
+
+def _leave_out_memory(model: TrackerModel) -> None:
+    """Take out what only a video needs: the file is an image tracker's."""
+    for name in {key.split(".")[0] for key in model.state_dict()}:
+        if tracker_keys.is_of_memory(f"{tracker_keys.MODEL}{name}."):
+            delattr(model, name)
+
+
+def _has_memory(model: TrackerModel) -> bool:
+    return hasattr(model, "memory_attention")
 
 
 def _compute_buffers(model: TrackerModel, sizes: Sam3TrackerVideoConfig) -> None:

@@ -8,10 +8,12 @@ import typer
 from backend.cli.output import AsJson, progress_bar
 
 ModeOption = Annotated[
-    Literal["t", "ti", "ti-jitter"],
+    Literal["t", "ti", "ti-jitter", "clicks", "box-clicks"],
     typer.Option(
         help="`t` asks with text alone, `ti` with text and the true boxes, `ti-jitter` with "
-        "boxes as a person draws them: each side off by a normal error of 8 % of the size."
+        "boxes as a person draws them: each side off by a normal error of 8 % of the size. "
+        "`clicks` clicks on each object, then on the largest error; `box-clicks` begins with "
+        "such a box."
     ),
 ]
 SplitOption = Annotated[
@@ -25,6 +27,9 @@ NegativesOption = Annotated[
         "images or another data set; may be repeated.",
         show_default=False,
     ),
+]
+ClicksOption = Annotated[
+    int, typer.Option(min=1, max=100, help="On each object, in modes `clicks` and `box-clicks`.")
 ]
 MaskOption = Annotated[
     Literal["instances", "semantic"],
@@ -60,6 +65,7 @@ def evaluate(
         Path | None, typer.Option(help="LoRA adapter to merge into the checkpoint.")
     ] = None,
     mode: ModeOption = "t",
+    clicks: ClicksOption = 5,
     split: SplitOption = "all",
     negatives: NegativesOption = None,
     mask: MaskOption = "instances",
@@ -70,15 +76,18 @@ def evaluate(
     """Score a model on images with masks, beside what its boxes alone are worth.
 
     Dice, IoU, surface Dice, HD95 and presence per concept with 95 % intervals; `--json` prints
-    every image's figures too.
+    every image's figures too. In modes `clicks` and `box-clicks`: Dice after each click, and how
+    many clicks it takes to .85 and .90.
 
     Example: `medsam3 evaluate --data polyps/ --prompt polyp --mode ti-jitter`
     """
     from rich.console import Console
 
     from medsam3_model.data.datasets import load_dataset, load_images
+    from medsam3_model.evaluation.click_evaluation import ClickReport, evaluate_clicks
     from medsam3_model.evaluation.evaluation import evaluate as run
     from medsam3_model.evaluation.evaluation import parse_prompts
+    from medsam3_model.evaluation.report import EvaluationReport
 
     prompts = prompt or []
     if negatives and mode != "t":
@@ -94,17 +103,30 @@ def evaluate(
 
     judged = MedSAM3.from_pretrained(model, adapter=adapter, device=device)
     with progress_bar("Evaluating", quiet=as_json) as progress:
-        report = run(
-            judged,
-            dataset,
-            phrases,
-            mode,
-            split=split,
-            others=others,
-            mask=mask,
-            seed=seed,
-            progress=progress,
-        )
+        report: EvaluationReport | ClickReport
+        if mode == "clicks" or mode == "box-clicks":
+            report = evaluate_clicks(
+                judged,
+                dataset,
+                phrases,
+                mode,
+                clicks=clicks,
+                split=split,
+                seed=seed,
+                progress=progress,
+            )
+        else:
+            report = run(
+                judged,
+                dataset,
+                phrases,
+                mode,
+                split=split,
+                others=others,
+                mask=mask,
+                seed=seed,
+                progress=progress,
+            )
     if as_json:
         typer.echo(report.to_json())
     else:

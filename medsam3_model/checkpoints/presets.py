@@ -1,8 +1,9 @@
 """Presets: named model sizes, and the weights that come with the package.
 
 A bundle is a folder `weights/<preset>/` with `model.safetensors` (fp16, the keys of transformers'
-`Sam3Model`), `config.json` (a `Sam3Config`), `tokenizer.json` and `preset.json`. The last one is
-all that a process without torch needs: which weights these are and how they are used.
+`Sam3VideoModel`: detector and tracker), `config.json` (a `Sam3VideoConfig`), `tokenizer.json` and
+`preset.json`. The last one is all that a process without torch needs: which weights these are and
+how they are used.
 """
 
 import json
@@ -131,6 +132,7 @@ def tiny_tracker_config() -> dict[str, Any]:
 
 
 PRESETS: dict[str, Callable[..., "Sam3Config"]] = {"tiny": tiny_config}
+TRACKER_CONFIGS: dict[str, Callable[[], dict[str, Any]]] = {"tiny": tiny_tracker_config}
 
 
 def bundled() -> tuple[str, ...]:

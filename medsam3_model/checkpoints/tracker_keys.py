@@ -129,6 +129,17 @@ def is_tracker_key(facebook_key: str) -> bool:
     return key.startswith(("tracker.", "backbone.vision_backbone.sam2_convs."))
 
 
+def is_of_memory(key: str) -> bool:
+    """Whether one of transformers' names belongs to the memory of earlier frames."""
+    of_images = (
+        "prompt_encoder.",
+        "mask_decoder.",
+        "shared_image_embedding.",
+        "no_memory_embedding",
+    )
+    return key.startswith(MODEL) and not key.removeprefix(MODEL).startswith(of_images)
+
+
 def sources(facebook_keys: Iterable[str]) -> Mapping[str, tuple[str, ...]]:
     """For each of transformers' names, the file's tensors whose rows it holds, in their order."""
     found: dict[str, tuple[str, ...]] = {}

@@ -152,7 +152,7 @@ class EvaluationReport:
         return Group(*parts)
 
 
-def _table(title: str, *headings: str) -> "Table":
+def figures_table(title: str, *headings: str) -> "Table":
     """A table whose first column is text and the others figures; 80 columns hold it."""
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
@@ -166,43 +166,43 @@ def _table(title: str, *headings: str) -> "Table":
 
 def _figures(report: EvaluationReport) -> "Table":
     presence = ("presence",) if report.mode == "t" else ()
-    table = _table(
+    table = figures_table(
         f"{report.model} on {report.dataset} ({report.split}), {MODE_NAMES[report.mode]}",
         *("concept", "images", "Dice", "IoU", "surface", "HD95 px", *presence),
     )
     for row in report.concepts:
         name = row.concept if row.phrase == row.concept else f"{row.concept}\n“{row.phrase}”"
         cells = [
-            _interval(row.dice),
-            _interval(row.iou),
-            _interval(row.surface_dice),
-            _interval(row.hd95, 1),
+            figure(row.dice),
+            figure(row.iou),
+            figure(row.surface_dice),
+            figure(row.hd95, 1),
         ]
         if presence:
-            cells.append(_interval(row.presence_accuracy))
+            cells.append(figure(row.presence_accuracy))
         table.add_row(name, str(row.images), *cells)
     return table
 
 
 def _baselines(concepts: Iterable[ConceptReport]) -> "Table":
-    table = _table(
+    table = figures_table(
         "Dice of the model, and of its boxes without any model",
         *("concept", "model", "ellipse", "filled box", "model − ellipse"),
     )
     for row in concepts:
-        cells = (_interval(row.dice), _interval(row.ellipse), _interval(row.filled_box))
+        cells = (figure(row.dice), figure(row.ellipse), figure(row.filled_box))
         table.add_row(row.concept, *cells, _gain(row.over_ellipse))
     return table
 
 
 def _alarms(concepts: Iterable[ConceptReport]) -> "Table":
-    table = _table(
+    table = figures_table(
         "False alarms on images without the concept", "concept", "images of", "alarms", "rate"
     )
     for row in concepts:
         for alarms in row.false_alarms:
             counted = f"{alarms.alarms} of {alarms.images}"
-            table.add_row(row.concept, alarms.dataset, counted, _interval(alarms.rate))
+            table.add_row(row.concept, alarms.dataset, counted, figure(alarms.rate))
     return table
 
 
@@ -222,7 +222,7 @@ def _notes(report: EvaluationReport) -> Any:
 
 
 def _published() -> "Table":
-    table = _table(
+    table = figures_table(
         "Published Dice, not measured here (arXiv 2511.19046)", "method", *PUBLISHED_SETS
     )
     for method, row in PUBLISHED.items():
@@ -230,7 +230,7 @@ def _published() -> "Table":
     return table
 
 
-def _interval(value: Interval | None, digits: int = 3) -> str:
+def figure(value: Interval | None, digits: int = 3) -> str:
     if value is None:
         return "–"
     bounds = max(digits - 1, 0)

@@ -27,9 +27,13 @@ from torch import Tensor, nn
 from torchvision.ops import sigmoid_focal_loss
 
 from medsam3_model.boxes import tight_box
-from medsam3_model.checkpoints.presets import tiny_tracker_config
+from medsam3_model.checkpoints import tracker_keys
+from medsam3_model.checkpoints.bundle import write_bundle
+from medsam3_model.checkpoints.presets import bundled_weights, tiny_tracker_config
 from medsam3_model.checkpoints.pretrained import tracker_sizes
+from medsam3_model.checkpoints.tokenizer import load_tokenizer
 from medsam3_model.checkpoints.weight_files import replacing
+from medsam3_model.click_answers import STROKE_LOGIT, STROKE_POINTS, spread_points
 from medsam3_model.detector import vision_hidden
 from medsam3_model.device import keep_freed_memory
 from medsam3_model.evaluation.clicks import Click, next_click
@@ -165,7 +169,7 @@ class TrackerPretraining:
         self.parts.share_memory()
 
     def run(self) -> None:
-        """Train to the end; the averaged weights are in the checkpoint."""
+        """Train to the end, then write the bundle: the bundled weights with this tracker."""
         processes = multiprocessing.get_context("fork")
         counter = processes.Value("q", self.step)
         helpers = [
@@ -179,6 +183,24 @@ class TrackerPretraining:
             helper.join()
         self._save()
         self._validate()
+        self.write(self.out / "bundle")
+
+    def write(self, folder: Path) -> None:
+        """Write the bundled weights with the averaged tracker beside them."""
+        prefixes = {"model.": tracker_keys.MODEL, "neck.": tracker_keys.NECK}
+        tracker = {
+            prefix + key.removeprefix(part): value
+            for key, value in self.average.items()
+            for part, prefix in prefixes.items()
+            if key.startswith(part)
+        }
+        # The memory is not trained here: a bundle without it is an image tracker's.
+        tracker = {k: v for k, v in tracker.items() if not tracker_keys.is_of_memory(k)}
+        base, weights = self.base, bundled_weights("tiny")
+        info = write_bundle(
+            folder, "tiny", base.config, base.model.state_dict(), load_tokenizer(weights), tracker
+        )
+        self._log({"version": info.version})
 
     def _work(self, counter: "Synchronized[int]", number: int) -> None:
         """Take steps; process 0 also averages, reports and saves."""
@@ -313,7 +335,9 @@ class TrackerPretraining:
         if 0.5 <= kind < 0.6:
             strokes = np.stack([stroke(mask, rng) for mask in objects])
             prompt.points, prompt.labels = stroke_points(strokes, pixel)
-            prompt.masks = torch.from_numpy(np.where(strokes, 4.0, 0.0).astype(np.float32))[:, None]
+            prompt.masks = torch.from_numpy(
+                np.where(strokes, STROKE_LOGIT, 0.0).astype(np.float32)
+            )[:, None]
         return prompt
 
     def _correct(
@@ -428,27 +452,11 @@ def stroke(mask: NDArray[np.bool_], rng: np.random.Generator) -> NDArray[np.bool
     return drawn
 
 
-STROKE_POINTS = 4
-
-
 def stroke_points(strokes: NDArray[np.bool_], pixel: float) -> tuple[Tensor, Tensor]:
     """Points spread over each of N strokes (N, h, w), and their labels, all inside."""
-    points = []
-    for drawn in strokes:
-        rows, columns = np.nonzero(drawn)
-        places = np.stack([columns, rows], 1).astype(np.float32) + 0.5
-        points.append(spread(places, STROKE_POINTS))
+    points = [spread_points(drawn, STROKE_POINTS) for drawn in strokes]
     where = torch.from_numpy(np.stack(points)) * pixel
     return where, torch.ones(where.shape[:2], dtype=torch.int64)
-
-
-def spread(places: NDArray[np.float32], count: int) -> NDArray[np.float32]:
-    """`count` of (M, 2) places, each as far from those before as can be; repeated where too few."""
-    chosen = [places[len(places) // 2]]
-    while len(chosen) < count:
-        distance = np.min([np.square(places - place).sum(1) for place in chosen], axis=0)
-        chosen.append(places[int(distance.argmax())])
-    return np.stack(chosen)
 
 
 @torch.no_grad()

@@ -3,11 +3,12 @@
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from transformers import Sam3TrackerVideoConfig, Sam3TrackerVideoModel, Sam3VisionConfig
 from transformers.models.sam3.modeling_sam3 import Sam3VisionNeck
 
@@ -132,8 +133,6 @@ def test_all_tensors_of_the_full_size_have_their_place() -> None:
 def test_both_layouts_hold_the_same_tracker(
     model: MedSAM3, pixels: torch.Tensor, hugging_face_folder: Path, tmp_path: Path
 ) -> None:
-    from safetensors.torch import load_file
-
     detector = load_file(hugging_face_folder / "model.safetensors")
     tensors = {f"detector_model.{key}": value for key, value in detector.items()}
     facebook = sam3_reference.tracker_tensors()
@@ -178,7 +177,7 @@ def test_without_a_tracker_or_its_sizes_there_is_none(
 
 def test_further_clicks_on_an_image_reuse_its_features(model: MedSAM3) -> None:
     image = model.encode_image(RGB)
-    first = model.tracker.segment(image, [[45, 30]])
+    first = model.tracker.ask(image, [[45, 30]])
     calls = 0
 
     def count(*_: object) -> None:
@@ -186,30 +185,66 @@ def test_further_clicks_on_an_image_reuse_its_features(model: MedSAM3) -> None:
         calls += 1
 
     handle = model.tracker.neck.fpn_layers[0].register_forward_hook(count)
-    again = model.tracker.segment(image, [[45, 30]])
-    other = model.tracker.segment(model.encode_image(RGB[::-1].copy()), [[45, 30]])
+    again = model.tracker.ask(image, [[45, 30]])
+    other = model.tracker.ask(model.encode_image(RGB[::-1].copy()), [[45, 30]])
     handle.remove()
     assert calls == 1
-    np.testing.assert_array_equal(again.semantic, first.semantic)
-    assert not np.array_equal(other.semantic, first.semantic)
+    np.testing.assert_array_equal(again.logits, first.logits)
+    assert not np.array_equal(other.logits, first.logits)
 
 
-def test_box_alone_is_a_prompt(model: MedSAM3) -> None:
+def test_a_single_click_has_rivals_and_everything_else_one_answer(model: MedSAM3) -> None:
     image = model.encode_image(RGB)
-    boxed = model.tracker.segment(image, [], box=[10, 10, 50, 40])
-    assert boxed.semantic.shape == (60, 90)
-    clicked = model.tracker.segment(image, [[30, 25]], box=[10, 10, 50, 40])
-    assert not np.array_equal(boxed.semantic, clicked.semantic)
+    side = model.tracker.mask_side
+    clicked = model.tracker.ask(image, [[30, 25]])
+    assert (clicked.logits.shape, clicked.iou.shape) == ((3, side, side), (3,))
+    boxed = model.tracker.ask(image, box=[10, 10, 50, 40])
+    both = model.tracker.ask(image, [[30, 25]], box=[10, 10, 50, 40])
+    mended = model.tracker.ask(image, [[30, 25]], mask=clicked.logits[0])
+    alone = model.tracker.ask(image, mask=clicked.logits[0])
+    assert {len(answer.logits) for answer in (boxed, both, mended, alone)} == {1}
+    assert not np.array_equal(boxed.logits, both.logits)
 
 
-def test_bad_clicks_are_refused(model: MedSAM3) -> None:
-    image = model.encode_image(RGB)
-    with pytest.raises(PromptError, match="a click or a box"):
-        model.tracker.segment(image, [])
-    with pytest.raises(PromptError, match="1 points need as many labels"):
-        model.tracker.segment(image, [[1, 1]], [1, 0])
-    with pytest.raises(PromptError, match="not a finite number"):
-        model.tracker.segment(image, [[float("nan"), 1]])
+@pytest.mark.parametrize(
+    ("prompt", "message"),
+    [
+        ({}, "a click, a box or a mask"),
+        ({"points": [[1, 1]], "point_labels": [1, 0]}, "1 points need as many labels"),
+        ({"points": [[1, 1]], "point_labels": [2]}, "1 points need as many labels"),
+        ({"points": [[float("nan"), 1]]}, "not a finite number"),
+        ({"points": [[90.5, 1]]}, "outside of the image of 90 x 60"),
+        ({"points": [[5, -1]]}, "outside of the image"),
+        ({"box": [10, 10, 10, 40]}, "box is empty"),
+        ({"mask": np.zeros((3, 4))}, "logits of 64 x 64, not 3 x 4"),
+        ({"mask": np.full((64, 64), np.inf)}, "finite logits"),
+    ],
+)
+def test_bad_prompts_are_refused(model: MedSAM3, prompt: dict[str, Any], message: str) -> None:
+    with pytest.raises(PromptError, match=message):
+        model.tracker.ask(model.encode_image(RGB), **prompt)
+
+
+def test_an_image_tracker_needs_no_memory_but_half_a_memory_is_refused(
+    model: MedSAM3, pixels: torch.Tensor, hugging_face_folder: Path, tmp_path: Path
+) -> None:
+    detector = load_file(hugging_face_folder / "model.safetensors")
+    tensors = {f"detector_model.{key}": value for key, value in detector.items()}
+    facebook = sam3_reference.tracker_tensors()
+    memory = {}
+    for key, parts in tracker_keys.sources(facebook).items():
+        value = torch.cat([facebook[part] for part in parts]).clone()
+        (memory if tracker_keys.is_of_memory(key) else tensors)[key] = value
+    (tmp_path / "config.json").write_text(json.dumps(sam3_reference.video_config()))
+    save_file(tensors, tmp_path / "model.safetensors")
+    images_only = MedSAM3.from_pretrained(tmp_path, device="cpu")
+    assert model.tracker.has_memory
+    assert not images_only.tracker.has_memory
+    expected = model.tracker.raw(pixels, **given("boxes"))
+    torch.testing.assert_close(images_only.tracker.raw(pixels, **given("boxes")), expected)
+    save_file(tensors | dict(list(memory.items())[:3]), tmp_path / "model.safetensors")
+    with pytest.raises(CheckpointError, match=r"tracker does not fit.*missing"):
+        MedSAM3.from_pretrained(tmp_path, device="cpu")
 
 
 def test_detectors_share_the_tracker(model: MedSAM3, tmp_path: Path) -> None:
