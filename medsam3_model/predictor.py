@@ -54,6 +54,8 @@ class MedSAM3:
         settings: thresholds that hold unless it is given others.
         device, dtype: where and in which precision the model computes.
         tracker: answers clicks, where the checkpoint holds SAM 3's tracker; else None.
+        takes_exemplars: a box shows the detector what is meant all over the image; else it asks
+            for the object in the box.
     """
 
     def __init__(
@@ -68,6 +70,7 @@ class MedSAM3:
         dtype: str | torch.dtype = "auto",
         hashes: WeightsHash | None = None,
         tracker: Tracker | None = None,
+        takes_exemplars: bool = True,
     ) -> None:
         """Wrap a ready `Sam3Model`; most callers want `from_pretrained`.
 
@@ -83,12 +86,14 @@ class MedSAM3:
                 boxes keep sub-pixel precision.
             hashes: of the weights, where the caller knows them already.
             tracker: of the same checkpoint.
+            takes_exemplars: see the class.
         """
         self.device = devices.resolve_device(device)
         self.dtype = devices.resolve_dtype(dtype, self.device)
         self.settings = settings
         self.name = name
         self.tracker = tracker
+        self.takes_exemplars = takes_exemplars
         self.tokenizer = tokenizer
         hashes = hashes or of_state(model.state_dict())
         self.encoder_hash, self.detector_hash = hashes.encoder, hashes.detector
@@ -161,6 +166,7 @@ class MedSAM3:
             dtype=precision,
             hashes=loaded.hashes,
             tracker=pretrained.tracker_of(weights, loaded, config, where, precision),
+            takes_exemplars=preset.exemplars,
         )
         return model if detector is None else model.with_detector(detectors.load_detector(detector))
 
@@ -183,6 +189,7 @@ class MedSAM3:
             dtype=self.dtype,
             hashes=WeightsHash(self.encoder_hash, detector.detector_hash),
             tracker=self.tracker,
+            takes_exemplars=self.takes_exemplars,
         )
 
     def save_detector(

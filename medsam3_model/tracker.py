@@ -112,6 +112,39 @@ class Tracker:
             presence=float(answer["object_logits"].float().sigmoid().reshape(-1)[0]),
         )
 
+    @torch.no_grad()
+    def ask_each(self, image: ImageEmbedding, points: Any) -> TrackerAnswer:
+        """What each of N single clicks means, each on its own.
+
+        Args:
+            image: from `MedSAM3.encode_image`.
+            points: (N, 2) x, y in pixels of the original image, each in an object.
+
+        Returns:
+            `logits` (N, 3, h, w) and `iou` (N, 3); `presence` is the largest of all.
+
+        Raises:
+            PromptError: as `ask`.
+        """
+        if image.encoder_hash != self.encoder_hash:
+            raise PromptError("the image was encoded by another encoder: encode it again")
+        prompts = self._prompts(image.original_size, points, None, None, None)
+        clicks = cast(torch.Tensor, prompts["points"])[0, :, None]
+        levels = [level.expand(len(clicks), -1, -1, -1) for level in self._kept_levels(image)]
+        answer = self._decode(
+            levels,
+            points=clicks,
+            point_labels=torch.ones(clicks.shape[:2], dtype=torch.int64),
+            boxes=None,
+            masks=None,
+            multimask=True,
+        )
+        return TrackerAnswer(
+            logits=answer["masks"].float().cpu().numpy(),
+            iou=answer["iou"].float().cpu().numpy(),
+            presence=float(answer["object_logits"].float().sigmoid().max()),
+        )
+
     @property
     def has_memory(self) -> bool:
         """Whether it can follow an object from frame to frame; else it answers single images."""

@@ -52,12 +52,14 @@ class Concept:
         label: the label value that its regions carry.
         controls: the output controls that offer the label, over all images.
         score_threshold: the lowest of the controls' own thresholds, or None if none has one.
+        everything: all objects of whatever kind are asked for, whatever the phrase.
     """
 
     phrase: str
     label: str
     controls: tuple[Control, ...]
     score_threshold: float | None
+    everything: bool = False
 
     def controls_of(self, image_name: str) -> tuple[Control, ...]:
         """The controls of one `<Image>`; empty if the concept is not asked for there."""
@@ -164,7 +166,8 @@ def _concept(config: LabelConfig, phrase: str, label: Label) -> Concept:
     thresholds = [
         control.score_threshold for control in controls if control.score_threshold is not None
     ]
-    return Concept(phrase, label.value, controls, min(thresholds) if thresholds else None)
+    threshold = min(thresholds) if thresholds else None
+    return Concept(phrase, label.value, controls, threshold, label.everything)
 
 
 class _KnownLabels:

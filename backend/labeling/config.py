@@ -17,7 +17,9 @@ the same image. `KeyPointLabels` and `TextArea` are prompts only. All others are
 4. Key points and text areas never are.
 
 Attributes of our own, which Label Studio ignores: on `<Label>`, `prompt` (the phrase for the model
-instead of the label's value; `prompt=""`: never ask for this label); on a `<Text>`,
+instead of the label's value; `prompt=""`: never ask for this label), `everything="true"` (all
+objects of whatever kind, without a name) and `exemplar="true"` (a smart box with this label asks
+for everything like what is in it; on a control: with any of its labels); on a `<Text>`,
 `prompts="true"` (its text holds prompts; see `backend.labeling.concepts`); on a control,
 `model_score_threshold` (0 to 1; the name is that of Label Studio's YOLO backend),
 `model_output`, and `negative="true"` (boxes drawn with it say what the concept is not).
@@ -121,12 +123,14 @@ class Label:
     """One label: the value that regions carry, and the phrase that the model is asked for.
 
     `value` is the `alias` of the label where it has one, and `shown` is what the editor shows.
-    `prompt` is empty if the model must not be asked for this label.
+    `prompt` is empty if the model must not be asked for this label. `everything` asks for all
+    objects of whatever kind instead.
     """
 
     value: str
     prompt: str
     named: str = field(default="", compare=False)
+    everything: bool = False
 
     @property
     def shown(self) -> str:
@@ -184,6 +188,7 @@ class Control:
         score_threshold: lowest score to show, or None for the server's default.
         model_output: the config's own word on whether predictions go here, or None.
         negative: boxes drawn with it are negative examples.
+        exemplars: values of the labels whose boxes ask for everything like what is in them.
         labels_name: name of the `<Labels>` that holds the labels of a tag without any.
     """
 
@@ -195,6 +200,7 @@ class Control:
     score_threshold: float | None = None
     model_output: bool | None = None
     negative: bool = False
+    exemplars: frozenset[str] = frozenset()
     labels_name: str | None = None
 
     @property
@@ -434,6 +440,7 @@ def _controls(nodes: Sequence[ConfigTag], images: set[str]) -> Iterator[Control]
             score_threshold=_threshold(node),
             model_output=model_output,
             negative=bool(node.flag("negative")),
+            exemplars=_exemplars(node, labels_node or node),
             labels_name=labels_node.get("name") if labels_node else None,
         )
 
@@ -470,7 +477,8 @@ def _labels(node: ConfigTag, prompts: Mapping[str, str]) -> tuple[Label, ...]:
                 "supported: write the label itself."
             )
         prompt = label.attributes.get("prompt", prompts.get(value, shown))
-        named = labels.setdefault(value, Label(value, " ".join(prompt.split()), shown))
+        everything = bool(label.flag("everything"))
+        named = labels.setdefault(value, Label(value, " ".join(prompt.split()), shown, everything))
         if named.shown != shown:
             raise LabelConfigError(
                 f'The labels "{named.shown}" and "{shown}" of {node} are both stored as "{value}", '
@@ -479,6 +487,14 @@ def _labels(node: ConfigTag, prompts: Mapping[str, str]) -> tuple[Label, ...]:
     if labels:
         return tuple(labels.values())
     raise LabelConfigError(f'{node} has no labels: add <Label value="..."/> tags inside it.')
+
+
+def _exemplars(node: ConfigTag, labels_node: ConfigTag) -> frozenset[str]:
+    """The labels whose boxes are exemplars: all of the control's, or those that say so."""
+    every = bool(node.flag("exemplar"))
+    return frozenset(
+        value for value, label in labels_node.labels() if label.flag("exemplar") or every
+    )
 
 
 def _threshold(node: ConfigTag) -> float | None:

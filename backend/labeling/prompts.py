@@ -3,9 +3,10 @@
 The editor sends the new region last, and before it those that belong to it: same kind, same
 label, same image. In this way a prompt grows point by point and box by box.
 
-* Rectangles are boxes; a rotated one becomes the upright box around it. Of polygons, ellipses and
-  brush strokes, which the editor offers as smart tools too, the box around them is taken.
-* Key points are points.
+* Rectangles are boxes; a rotated one becomes the upright box around it. Of polygons and ellipses,
+  which the editor offers as smart tools too, the box around them is taken.
+* Boxes of a label or control that says `exemplar="true"` ask for everything like what is in them.
+* Key points are points. Brush strokes are strokes: the object is meant in which they are.
 * **Negative** are a key point set with Alt (the editor sends `is_positive: false`), any other
   region that says `is_positive: false` or `positive: false`, what is drawn with a label "negative"
   that no mask can have, and every region of a control that says `negative="true"` in the labeling
@@ -20,11 +21,15 @@ not have are left out: the editor may still hold some from before the config cha
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from backend.errors import RegionError
 from backend.labeling.config import Control, LabelConfig
 from backend.labeling.shapes import Point, Region, ellipse_box, number, rectangle_corners
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 Box = tuple[float, float, float, float]
 _POSITIVE_FLAGS = ("is_positive", "positive")
@@ -42,6 +47,9 @@ class InteractivePrompt:
         box_labels: 1 "this", 0 "not this", one per box.
         points: (x, y) in percent.
         point_labels: 1 "in it", 0 "not in it", one per point.
+        strokes: bool (H, W) at the image's size, each a line that was drawn.
+        stroke_labels: 1 "in it", 0 "not in it", one per stroke.
+        exemplar: the boxes are examples: everything like them is meant, all over the image.
         item_index: the page of a multi-page image, or None.
         image_name: the `<Image>` that was drawn on or typed for, or None when nothing was.
         prewarm: encode the image only, a prompt will follow.
@@ -53,6 +61,9 @@ class InteractivePrompt:
     box_labels: tuple[int, ...] = ()
     points: tuple[Point, ...] = ()
     point_labels: tuple[int, ...] = ()
+    strokes: "tuple[NDArray[np.bool_], ...]" = ()
+    stroke_labels: tuple[int, ...] = ()
+    exemplar: bool = False
     item_index: int | None = None
     image_name: str | None = None
     prewarm: bool = False
@@ -110,6 +121,7 @@ def read_context(
     label = label_of.get(latest.get("id"))
     boxes: list[tuple[Box, int]] = []
     points: list[tuple[Point, int]] = []
+    strokes: list[tuple[NDArray[np.bool_], int]] = []
     for region, control in drawn:
         # The editor may still hold prompts of another page, image or label: they ask for
         # something else than the region that was drawn last.
@@ -124,6 +136,9 @@ def read_context(
         if control.tag in ("KeyPointLabels", "KeyPoint"):
             x, y = (_clipped(number(region["value"], axis)) for axis in ("x", "y"))
             points.append(((x, y), positive))
+        elif control.tag.removesuffix("Labels") in ("Brush", "Bitmask"):
+            if (stroke := _stroke(region)).any():
+                strokes.append((stroke, positive))
         elif (box := _box(region, control)) is not None:
             boxes.append((box, positive))
     return InteractivePrompt(
@@ -133,6 +148,9 @@ def read_context(
         box_labels=tuple(positive for _, positive in boxes),
         points=tuple(point for point, _ in points),
         point_labels=tuple(positive for _, positive in points),
+        strokes=tuple(stroke for stroke, _ in strokes),
+        stroke_labels=tuple(positive for _, positive in strokes),
+        exemplar=bool(boxes) and any(label in control.exemplars for _, control in drawn),
         item_index=_page(latest),
         image_name=latest_control.to_name,
     )
@@ -174,10 +192,8 @@ def _box(region: Region, control: Control) -> Box | None:
         corners = rectangle_corners(value, *_size(region))
     elif kind == "Ellipse":
         corners = ellipse_box(value, *_size(region))
-    elif kind == "Polygon":
-        corners = _polygon(value.get("points"))
     else:
-        corners = _mask_corners(region)
+        corners = _polygon(value.get("points"))
     if not corners:
         return None
     xs, ys = zip(*corners, strict=True)
@@ -201,17 +217,12 @@ def _polygon(points: Any) -> list[Point]:
     return [(number(pair, "x"), number(pair, "y")) for pair in pairs]
 
 
-def _mask_corners(region: Region) -> list[Point]:
+def _stroke(region: Region) -> "NDArray[np.bool_]":
     # Imported here: reading a mask needs NumPy, reading boxes and points does not.
-    from backend.labeling.masks import extent
     from backend.labeling.region_masks import region_mask
 
     width, height = (int(number(region, f"original_{side}")) for side in ("width", "height"))
-    edges = extent(region_mask(region, height, width))
-    if edges is None:
-        return []
-    top, left, bottom, right = edges
-    return [(left / width * 100, top / height * 100), (right / width * 100, bottom / height * 100)]
+    return region_mask(region, height, width)
 
 
 def _clipped(percent: float) -> float:

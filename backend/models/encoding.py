@@ -48,7 +48,7 @@ class EncodedImage:
     def __init__(
         self, cache: "EmbeddingCache", key: str, read: Callable[[], "NDArray[np.uint8]"]
     ) -> None:
-        self._cache, self._key, self._read = cache, key, read
+        self._cache, self.key, self._read = cache, key, read
 
     @cached_property
     def rgb(self) -> "NDArray[np.uint8]":
@@ -57,7 +57,7 @@ class EncodedImage:
 
     def whole(self, model: "MedSAM3") -> "ImageEmbedding":
         """The embedding of the whole image."""
-        return self._cache.get(model, self._key, lambda: model.encode_image(self.rgb))
+        return self._cache.get(model, self.key, lambda: model.encode_image(self.rgb))
 
     def part(self, model: "MedSAM3", window: "Window", *, keep: bool = True) -> "ImageEmbedding":
         """A part of the image, encoded as an image of its own.
@@ -74,7 +74,7 @@ class EncodedImage:
 
         if not keep:
             return encode()
-        return self._cache.get(model, f"{self._key}-window-{x0}-{y0}-{x1}-{y1}", encode)
+        return self._cache.get(model, f"{self.key}-window-{x0}-{y0}-{x1}-{y1}", encode)
 
     def mirrored(self) -> "EncodedImage":
         """The image with left and right exchanged."""
@@ -82,7 +82,7 @@ class EncodedImage:
         def read() -> "NDArray[np.uint8]":
             return self.rgb[:, ::-1].copy()
 
-        return EncodedImage(self._cache, f"{self._key}-mirrored", read)
+        return EncodedImage(self._cache, f"{self.key}-mirrored", read)
 
 
 def add_to_counters(redis: Redis, increments: Mapping[str, float]) -> None:

@@ -22,11 +22,15 @@ from backend.models import versions
 from backend.models.encoding import EncodedImage, add_to_counters, embedding_cache
 from backend.models.loading import Models
 from backend.predictions import acquisition
+from backend.predictions.clicks import KeptAnswers, with_drawn_box
 from backend.services import Services, current_services
 from backend.settings import Strategy
 from backend.tables import Suggestion
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from medsam3_model import Detections, ImageEmbedding, MedSAM3
     from medsam3_model.prompting import EncodeWindow, SpatialPrompt
 
@@ -92,6 +96,8 @@ class Inference:
         """
         config = parse_label_config(label_config)
         prompt = read_context(row.context, config)
+        if prompt is not None and row.task_id is not None:
+            prompt = with_drawn_box(self._services.redis, row.project_id, row.task_id, prompt)
         model = self.model(row.model_version)
         concepts = _concepts(config, row.task_data, prompt)
         strategy: Strategy | None = None
@@ -159,8 +165,10 @@ class Inference:
         )
         whole = image.whole(model)
         # Parts are kept unless boxes ask for them: nobody draws the same box twice.
-        closer_look = partial(image.part, model, keep=prompt is None)
-        detections = self._detect(model, whole, concepts, prompt, closer_look)
+        keep = prompt is None or bool(prompt.points)
+        closer_look = partial(image.part, model, keep=keep)
+        kept = KeptAnswers(self._services.redis, model.version, image.key)
+        detections = self._detect(model, whole, concepts, prompt, closer_look, kept)
         model_s = perf_counter() - started
         if strategy is not None:
             acquisition.remember_vector(self._services, image_hash, whole)
@@ -184,7 +192,9 @@ class Inference:
                 replace(
                     concept, masks=concept.masks[:, :, ::-1], semantic=concept.semantic[:, ::-1]
                 )
-                for concept in self._detect(model, mirror.whole(model), concepts, None, closer_look)
+                for concept in self._detect(
+                    model, mirror.whole(model), concepts, None, closer_look, None
+                )
             ]
         return _PageAnswer(image_hash, detections, mirrored, regions, model_s)
 
@@ -195,17 +205,23 @@ class Inference:
         concepts: Sequence[Concept],
         prompt: InteractivePrompt | None,
         closer_look: "EncodeWindow",
+        kept: KeptAnswers | None,
     ) -> "list[Detections]":
         """What the model detects of each concept, thresholds of the labeling config applied."""
         from medsam3_model.prompting import segment_prompted
+        from medsam3_model.proposals.everything import propose_everything
+        from medsam3_model.proposals.exemplars import segment_like
         from medsam3_model.small_objects import look_closer
 
         if not concepts:
             return []  # The image is encoded by now, which is all that a prewarming asks for.
         texts = self._texts.get(model, [concept.phrase for concept in concepts])
-        if prompt is not None and (prompt.boxes or prompt.points):
+        if prompt is not None and (prompt.boxes or prompt.points or prompt.strokes):
             spatial = in_pixels(prompt, embedding.original_size)
-            return [segment_prompted(model, embedding, texts[0], spatial, closer_look)]
+            if prompt.exemplar:
+                boxes, labels = spatial.boxes, spatial.box_labels
+                return [segment_like(model, embedding, texts[0], boxes, labels, closer_look)]
+            return [segment_prompted(model, embedding, texts[0], spatial, closer_look, kept)]
         thresholds = [
             model.settings.score_threshold
             if concept.score_threshold is None
@@ -215,11 +231,18 @@ class Inference:
         # One pass for all concepts, with the lowest threshold; each concept's own comes after it.
         settings = replace(model.settings, score_threshold=min(thresholds))
         detected = model.detect_all(embedding, texts, settings=settings)
-        kept = [
+        passed = [
             concept.above(threshold)
             for concept, threshold in zip(detected, thresholds, strict=True)
         ]
-        return look_closer(model, embedding, texts, kept, closer_look)
+        answers = look_closer(model, embedding, texts, passed, closer_look)
+        if any(concept.everything for concept in concepts):
+            everything = propose_everything(model, embedding)
+            answers = [
+                everything if concept.everything else answer
+                for concept, answer in zip(concepts, answers, strict=True)
+            ]
+        return answers
 
 
 def _concepts(
@@ -266,17 +289,41 @@ def in_pixels(prompt: InteractivePrompt, size: tuple[int, int]) -> "SpatialPromp
     """A drawn prompt, in percent of the image, as pixels; `size` is (height, width)."""
     import numpy as np
 
+    from medsam3_model.click_answers import STROKE_POINTS, spread_points
     from medsam3_model.prompting import SpatialPrompt
 
     height, width = size
     boxes = np.array(prompt.boxes, np.float32).reshape(-1, 4)
-    points = np.array(prompt.points, np.float32).reshape(-1, 2)
+    points = np.array(prompt.points, np.float32).reshape(-1, 2) * [width, height] / 100
+    labels = list(prompt.point_labels)
+    strokes = []
+    for drawn, inside in zip(prompt.strokes, prompt.stroke_labels, strict=True):
+        stroke = _at_size(drawn, size)
+        if inside:
+            strokes.append(stroke)
+        elif stroke.any():  # what is too much: clicks along the line say so
+            points = np.vstack([points, spread_points(stroke, STROKE_POINTS)])
+            labels += [0] * STROKE_POINTS
     return SpatialPrompt(
         (boxes * [width, height, width, height] / 100).astype(np.float32),
         prompt.box_labels,
-        (points * [width, height] / 100).astype(np.float32),
-        prompt.point_labels,
+        points.clip(0, [width, height]).astype(np.float32),
+        labels,
+        np.stack(strokes) if strokes else np.zeros((0, *size), np.bool_),
     )
+
+
+def _at_size(stroke: "NDArray[np.bool_]", size: tuple[int, int]) -> "NDArray[np.bool_]":
+    """A stroke at the image's own size, which the editor may have been told wrongly."""
+    import numpy as np
+
+    if stroke.shape == size:
+        return stroke
+    rows, columns = (
+        ((np.arange(new) + 0.5) * old / new).astype(int)
+        for new, old in zip(size, stroke.shape, strict=True)
+    )
+    return stroke[rows[:, None], columns]
 
 
 def smallest_first(

@@ -56,6 +56,7 @@ def write_bundle(
         mask_threshold=0.5,
         score_threshold=0.5,
         use_presence=True,
+        exemplars=False,
     )
     text = json.dumps({"format": BUNDLE_FORMAT, **asdict(info)}, indent=2)
     (folder / "preset.json").write_text(text + "\n", encoding="utf-8")

@@ -31,6 +31,7 @@ class BundleInfo:
     mask_threshold: a pixel belongs to a mask from this probability on.
     score_threshold: an instance counts from this score on.
     use_presence: scores are σ(logit)·σ(presence), as SAM 3 defines them.
+    exemplars: a box shows what is meant all over the image; else it asks for the object in it.
     """
 
     preset: str
@@ -42,6 +43,7 @@ class BundleInfo:
     mask_threshold: float
     score_threshold: float
     use_presence: bool
+    exemplars: bool
 
 
 def tiny_config(input_size: int = 216) -> "Sam3Config":

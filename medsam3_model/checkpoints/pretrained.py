@@ -32,15 +32,23 @@ class Preset:
         name: first part of the model's version.
         settings: thresholds it is to be used with.
         version: where the weights came with one; else it follows from their hash.
+        exemplars: a box shows what is meant all over the image, as SAM 3 takes it; else it asks
+            for the object in it.
     """
 
     name: str
     settings: DetectionSettings
     version: str | None = None
+    exemplars: bool = True
 
     def to_json(self) -> str:
         """For a file's metadata; `preset_from_json` reads it."""
-        return json.dumps({"name": self.name, "settings": asdict(self.settings)}, sort_keys=True)
+        content = {
+            "name": self.name,
+            "settings": asdict(self.settings),
+            "exemplars": self.exemplars,
+        }
+        return json.dumps(content, sort_keys=True)
 
 
 def preset_from_json(text: str) -> Preset:
@@ -52,7 +60,8 @@ def preset_from_json(text: str) -> Preset:
         content = json.loads(text)
         known = {field.name for field in fields(DetectionSettings)}
         given = {k: v for k, v in content.get("settings", {}).items() if k in known}
-        return Preset(str(content["name"]), DetectionSettings(**given))
+        exemplars = bool(content.get("exemplars", True))
+        return Preset(str(content["name"]), DetectionSettings(**given), exemplars=exemplars)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"the preset of the checkpoint cannot be read: {error}") from error
 
@@ -95,7 +104,8 @@ def preset_of(weights: Path, metadata: Mapping[str, str], adapter: Path | None) 
     else:
         preset = Preset(_name_of(weights), SAM3_SETTINGS)
     if adapter is not None:
-        return Preset(f"{preset.name}+{_clean(adapter.stem)}", MEDSAM3_V1_SETTINGS)
+        name = f"{preset.name}+{_clean(adapter.stem)}"
+        return Preset(name, MEDSAM3_V1_SETTINGS, exemplars=preset.exemplars)
     return preset
 
 
@@ -108,7 +118,7 @@ def _bundle_preset(folder: Path) -> Preset:
         use_presence=info.use_presence,
         mask_threshold=info.mask_threshold,
     )
-    return Preset(info.preset, settings, info.version)
+    return Preset(info.preset, settings, info.version, info.exemplars)
 
 
 def tokenizer_of(weights: Path, config: Sam3Config) -> PreTrainedTokenizerBase:

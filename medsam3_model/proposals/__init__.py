@@ -1,0 +1,1 @@
+"""Proposals: objects that nobody named or pointed at, one by one."""
