@@ -5,7 +5,8 @@ from typing import Any, Literal
 from alembic import context
 
 import backend.corrections.tables
-import backend.training.tables  # noqa: F401 likewise
+import backend.training.tables
+import backend.volumes.tables  # noqa: F401 likewise
 from backend.tables import Base, UtcDateTime
 
 

@@ -4,7 +4,8 @@ import inspect
 import re
 
 import backend.corrections.tables
-import backend.training.tables  # noqa: F401 all tables are known
+import backend.training.tables
+import backend.volumes.tables  # noqa: F401 all tables are known
 from backend.tables import Base
 
 COLUMNS = {

@@ -41,6 +41,7 @@ ROOMS: tuple[tuple[str, ...], ...] = (
     ("backend.processes",),
     ("backend.labeling",),
     ("backend.label_studio",),
+    ("backend.volumes",),
     ("backend.models",),
     ("backend.corrections",),
     ("backend.predictions",),
