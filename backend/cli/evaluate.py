@@ -7,6 +7,22 @@ import typer
 
 from backend.cli.output import AsJson, progress_bar
 
+DataOption = Annotated[
+    Path,
+    typer.Option(
+        help="Folder with images/ and masks/ (or masks/CONCEPT/), a COCO .json file, or "
+        "`template` for held-out brain slices.",
+        show_default=False,
+    ),
+]
+PromptOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="What to ask for: a phrase, or `concept=phrase`; may be repeated. "
+        "Default: every concept by its own name.",
+        show_default=False,
+    ),
+]
 ModeOption = Annotated[
     Literal["t", "ti", "ti-jitter", "clicks", "box-clicks"],
     typer.Option(
@@ -41,22 +57,8 @@ MaskOption = Annotated[
 
 
 def evaluate(
-    data: Annotated[
-        Path,
-        typer.Option(
-            help="Folder with images/ and masks/ (or masks/CONCEPT/), a COCO .json file, or "
-            "`template` for held-out brain slices.",
-            show_default=False,
-        ),
-    ],
-    prompt: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="What to ask for: a phrase, or `concept=phrase`; may be repeated. "
-            "Default: every concept by its own name.",
-            show_default=False,
-        ),
-    ] = None,
+    data: DataOption,
+    prompt: PromptOption = None,
     model: Annotated[
         str,
         typer.Option(help="A bundled model, a checkpoint's file or folder, or a hub id."),

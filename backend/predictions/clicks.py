@@ -30,7 +30,7 @@ KEPT_S = 600
 _PREFIX = "medsam3:clicks"
 
 
-class KeptAnswers:
+class RedisAnswers:
     """Answers of one model about one image; see `medsam3_model.click_answers.KeptAnswers`."""
 
     def __init__(self, redis: Redis, model_version: str, image_hash: str) -> None:

@@ -22,7 +22,7 @@ from backend.models import versions
 from backend.models.encoding import EncodedImage, add_to_counters, embedding_cache
 from backend.models.loading import Models
 from backend.predictions import acquisition
-from backend.predictions.clicks import KeptAnswers, with_drawn_box
+from backend.predictions.clicks import RedisAnswers, with_drawn_box
 from backend.services import Services, current_services
 from backend.settings import Strategy
 from backend.tables import Suggestion
@@ -167,7 +167,7 @@ class Inference:
         # Parts are kept unless boxes ask for them: nobody draws the same box twice.
         keep = prompt is None or bool(prompt.points)
         closer_look = partial(image.part, model, keep=keep)
-        kept = KeptAnswers(self._services.redis, model.version, image.key)
+        kept = RedisAnswers(self._services.redis, model.version, image.key)
         detections = self._detect(model, whole, concepts, prompt, closer_look, kept)
         model_s = perf_counter() - started
         if strategy is not None:
@@ -205,7 +205,7 @@ class Inference:
         concepts: Sequence[Concept],
         prompt: InteractivePrompt | None,
         closer_look: "EncodeWindow",
-        kept: KeptAnswers | None,
+        kept: RedisAnswers | None,
     ) -> "list[Detections]":
         """What the model detects of each concept, thresholds of the labeling config applied."""
         from medsam3_model.prompting import segment_prompted
