@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from backend.cli.output import AsJson, print_json, progress_bar
-from backend.corrections.export import ExportFormat
+from backend.corrections.export import ExportFormat, OverlapRule
 from backend.errors import CorrectionsError
 
 if TYPE_CHECKING:
@@ -187,6 +187,13 @@ def export(
     images: Annotated[
         bool, typer.Option("--images/--no-images", help="Also fetch the image files.")
     ] = True,
+    overlap: Annotated[
+        OverlapRule | None,
+        typer.Option(
+            help="Where a pixel has several labels and `nnunet` keeps one: refuse (the default), "
+            "or the label with the fewest pixels in the image."
+        ),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Write a project's corrections as a dataset; the same version always has the same bytes.
@@ -221,6 +228,7 @@ def export(
                 format_,
                 statistics=figures,
                 read_image=read if images else None,
+                overlap=overlap,
                 progress=opened.enter_context(progress_bar("Exporting", quiet=as_json)),
             )
     if as_json:

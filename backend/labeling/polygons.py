@@ -27,17 +27,21 @@ _TOLERANCES = (1.0, 0.5, 0.25)
 _LEAST_DICE = 0.988
 
 
-def outline(mask: Mask) -> list[Points]:
+def outline(
+    mask: Mask, *, least_dice: float = _LEAST_DICE, specks: float = _SPECKS
+) -> list[Points]:
     """The polygons of a mask, one per component (pixels that touch at a corner are connected).
 
     A polygon of Label Studio is one ring, so a cut joins each hole to the outer ring; the polygon
     runs along the cut in both directions (a keyhole), so the cut encloses nothing. Points are
     thinned out as far as the polygon keeps its Dice with the component. Left out are specks and
-    pinholes that together have less than 0.5 % of the mask, and all but the 500 largest
+    pinholes that together have less than a share of the mask, and all but the 500 largest
     components and 200 largest holes.
 
     Args:
         mask: bool ``(H, W)``.
+        least_dice: of a polygon with its component.
+        specks: the share of the mask's pixels that may change as specks and pinholes.
 
     Returns:
         ``(N, 2)`` float64 (x, y) pixel edges each, N >= 3, not closed by a repeated point, largest
@@ -48,7 +52,8 @@ def outline(mask: Mask) -> list[Points]:
         return []
     top, left, bottom, right = edges
     cropped = mask[top:bottom, left:right]
-    polygons = [_simplified(rings) for rings in _components(_without_specks(cropped))]
+    components = _components(_without_specks(cropped, specks))
+    polygons = [_simplified(rings, least_dice) for rings in components]
     corner = np.array([left, top])
     return [polygon + corner for polygon in sorted(polygons, key=_area, reverse=True)]
 
@@ -86,10 +91,10 @@ def _area(ring: Points) -> float:
     return float(np.sum(x0 * y1 - x1 * y0)) / 2
 
 
-def _without_specks(mask: Mask) -> Mask:
+def _without_specks(mask: Mask, share: float) -> Mask:
     import cv2
 
-    allowance = int(_SPECKS * np.count_nonzero(mask))
+    allowance = int(share * np.count_nonzero(mask))
     padded = np.pad(mask, 1).astype(np.uint8)
     # Foreground is connected at corners, so background is not: else a diagonal line of pixels
     # would be one component and part the background too.
@@ -134,7 +139,7 @@ def _components(mask: Mask) -> list[list[Points]]:
     ]
 
 
-def _simplified(rings: list[Points]) -> Points:
+def _simplified(rings: list[Points], least_dice: float) -> Points:
     import cv2
 
     corner = rings[0].min(axis=0)
@@ -155,7 +160,7 @@ def _simplified(rings: list[Points]) -> Points:
             continue
         filled = fill(polygon - corner, height, width)
         overlap = np.count_nonzero(filled & component)
-        if 2 * overlap >= _LEAST_DICE * (np.count_nonzero(filled) + np.count_nonzero(component)):
+        if 2 * overlap >= least_dice * (np.count_nonzero(filled) + np.count_nonzero(component)):
             return polygon
     return exact
 

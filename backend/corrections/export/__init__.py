@@ -10,3 +10,17 @@ class ExportFormat(StrEnum):
     MASKS = "masks"
     NIFTI = "nifti"
     HF_DATASET = "hf-dataset"
+    YOLO = "yolo"
+    NNUNET = "nnunet"
+
+
+# Other programs train on these, so each image is a file that they read; `medsam3 evaluate` reads
+# the others.
+FOR_OTHER_TRAINERS = frozenset({ExportFormat.YOLO, ExportFormat.NNUNET})
+
+
+class OverlapRule(StrEnum):
+    """What becomes of a pixel with several labels, where a format keeps one."""
+
+    REFUSE = "refuse"
+    SMALLEST = "smallest"  # the label that has the fewest pixels in the image

@@ -1,20 +1,32 @@
-"""Exporting a dataset version: COCO, folders of masks, NIfTI, or a Hugging Face folder.
+"""Exporting a dataset version: one folder in one of the formats.
 
 Every file depends on the version's revisions and images alone, in a fixed order and without the
 time of the export, so that two exports are the same byte for byte. Each format has `dataset.json`
 (where everything comes from), `README.md` (the data card), `groups.csv` and `concepts.json` (which
-label a folder is about) beside its own files. `medsam3 evaluate` reads every format.
+label a folder is about) beside its own files. `medsam3 evaluate` reads every format that is not
+made for other programs' training.
 """
 
 import csv
 import hashlib
 import io
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from backend.corrections.datasets import ExportedVersion
-from backend.corrections.export import ExportFormat, coco, hugging_face, masks, nifti
+from backend.corrections.export import (
+    FOR_OTHER_TRAINERS,
+    ExportFormat,
+    OverlapRule,
+    coco,
+    hugging_face,
+    masks,
+    nifti,
+    nnunet,
+    yolo,
+)
 from backend.corrections.export.pages import (
     ExportPage,
     PagesWithImages,
@@ -25,12 +37,13 @@ from backend.corrections.export.pages import (
 from backend.corrections.mask_store import MaskStore
 from backend.errors import DatasetVersionError
 
-_WRITERS: dict[ExportFormat, Callable[[ExportedVersion, PagesWithImages, Path, MaskStore], None]]
-_WRITERS = {
+_Writer = Callable[[ExportedVersion, PagesWithImages, Path, MaskStore], None]
+_WRITERS: dict[ExportFormat, _Writer] = {
     ExportFormat.COCO: coco.write,
     ExportFormat.MASKS: masks.write,
     ExportFormat.NIFTI: nifti.write,
     ExportFormat.HF_DATASET: hugging_face.write,
+    ExportFormat.YOLO: yolo.write,
 }
 
 
@@ -42,6 +55,7 @@ def export(
     *,
     statistics: Mapping[str, Any],
     read_image: Callable[[ExportPage], bytes] | None = None,
+    overlap: OverlapRule | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> int:
     """Write a dataset version.
@@ -53,15 +67,20 @@ def export(
         format_: see docs/corrections.md for the files of each.
         statistics: of `statistics.compute`, for the data card.
         read_image: fetches a page's image file; None leaves the images out.
+        overlap: for nnU-Net, which keeps one label of a pixel; refused where it is None.
         progress: called with the numbers of pages written and of all pages, after each.
 
     Returns:
         How many images were written about.
 
     Raises:
-        DatasetVersionError: the folder is not empty, or an image is not the one annotated.
+        DatasetVersionError: the folder is not empty, an image is not the one annotated, or the
+            format cannot hold what was asked for.
         MaskError: a mask file is missing or damaged.
     """
+    writer = _writer(format_, overlap)
+    if read_image is None and format_ in FOR_OTHER_TRAINERS:
+        raise DatasetVersionError(f"{format_} is nothing without its images: export with images")
     if folder.exists() and any(folder.iterdir()):
         raise DatasetVersionError(f"{folder} is not empty: name a new folder")
     from medsam3_model.data.exported import CONCEPTS_FILE
@@ -79,9 +98,17 @@ def export(
             yield page, None if read_image is None else _checked(page, read_image(page))
             progress(number, len(pages))
 
-    _WRITERS[format_](version, with_images(), folder, store)
+    writer(version, with_images(), folder, store)
     (folder / "README.md").write_text(data_card(version, pages, statistics, format_))
     return len(pages)
+
+
+def _writer(format_: ExportFormat, overlap: OverlapRule | None) -> _Writer:
+    if format_ is ExportFormat.NNUNET:
+        return partial(nnunet.write, overlap=overlap or OverlapRule.REFUSE)
+    if overlap is not None:
+        raise DatasetVersionError(f"{format_} keeps all labels of a pixel: leave out --overlap")
+    return _WRITERS[format_]
 
 
 def provenance(version: ExportedVersion, pages: Sequence[ExportPage]) -> dict[str, Any]:

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from backend.corrections.datasets import ExportedVersion, open_version
-from backend.corrections.export import ExportFormat
+from backend.corrections.export import ExportFormat, OverlapRule
 from backend.corrections.export.coco import run_lengths
 from backend.corrections.export.export import export
 from backend.corrections.export.pages import ExportPage, folder_name
@@ -88,7 +88,14 @@ def write(
         )
 
     assert export(
-        version, stage.masks, folder, format_, statistics=figures, read_image=read
+        version,
+        stage.masks,
+        folder,
+        format_,
+        statistics=figures,
+        read_image=read,
+        # The corrections of two labels have pixels in common.
+        overlap=OverlapRule.SMALLEST if format_ is ExportFormat.NNUNET else None,
     ) == len(version.items)
     return version
 

@@ -1,11 +1,8 @@
 """What is exported is read back: every label by its name, every picture, in every format."""
 
 import gzip
-import hashlib
 import io
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -20,7 +17,7 @@ from pydicom.uid import ExplicitVRLittleEndian
 
 from backend.corrections.cropped_mask import CroppedMask
 from backend.corrections.datasets import ExportedVersion, VersionItem
-from backend.corrections.export import ExportFormat
+from backend.corrections.export import FOR_OTHER_TRAINERS, ExportFormat
 from backend.corrections.export.export import export
 from backend.corrections.export.pages import folder_name, folder_names
 from backend.corrections.mask_store import MaskStore
@@ -32,14 +29,12 @@ from backend.corrections.revisions import (
 )
 from backend.errors import DatasetVersionError
 from medsam3_model.data.datasets import load_dataset, load_images
-from medsam3_model.data.samples import Dataset
 from medsam3_model.errors import DatasetError
 from medsam3_model.evaluation.evaluation import parse_prompts
+from tests.support.exports import FIGURES, H, W, exported, png, sha256
 
-H, W = 12, 16
-FIGURES = {
-    "overall": {"accepted": 0, "edited": 0, "rejected": 0, "added": 0, "acceptance_rate": None}
-}
+# What `medsam3 evaluate` reads, exactly.
+FORMATS = sorted(set(ExportFormat) - FOR_OTHER_TRAINERS)
 LABELS = {
     "plain": ["Tumor"],
     "a colon": ["BI-RADS: 4"],
@@ -61,89 +56,6 @@ LABELS = {
 }
 
 
-@dataclass(frozen=True)
-class Exported:
-    """A version on disk: its masks by stem and label, and what is read of it."""
-
-    folder: Path
-    masks: Mapping[tuple[str, str], np.ndarray]
-
-    def check(self, labels: list[str]) -> Dataset:
-        dataset = load_dataset(self.folder)
-        assert dataset.concepts == tuple(sorted(labels))
-        assert parse_prompts([], dataset) == {label: label for label in labels}
-        found = {
-            (sample.name, label): truth.mask
-            for sample in dataset
-            for label in labels
-            if (truth := sample.read(label)) is not None
-        }
-        assert found.keys() == self.masks.keys()
-        for key, mask in self.masks.items():
-            assert np.array_equal(found[key], mask), key
-        return dataset
-
-
-def png() -> bytes:
-    buffer = io.BytesIO()
-    Image.fromarray(np.arange(H * W, dtype=np.uint8).reshape(H, W)).save(buffer, "PNG")
-    return buffer.getvalue()
-
-
-def exported(
-    folder: Path,
-    format_: ExportFormat,
-    drawn: list[list[dict[str, np.ndarray]]],
-    image: bytes | None = None,
-    reference: str = "/data/upload/1/x.png",
-    **changes: Any,
-) -> Exported:
-    """Write tasks, each a list of pages with their masks by label, in a format."""
-    store = MaskStore(str(folder / "store"))
-    masks: dict[tuple[str, str], np.ndarray] = {}
-    items = []
-    for number, pages in enumerate(drawn, start=1):
-        concepts, instances = [], []
-        for index, page in enumerate(pages):
-            stem = f"task-{number:08d}" + (f"-page-{index:04d}" if len(pages) > 1 else "")
-            for label, mask in page.items():
-                (name,) = store.put_all([CroppedMask.of(mask)])
-                concepts.append(CorrectedConcept(index, label, H, W, int(mask.sum()), name))
-                instances.append(CorrectedInstance(index, label, label, "brushlabels", 1, name))
-                masks[stem, label] = mask
-        task = CorrectedTask(
-            revision_id=f"r{number}",
-            annotation_id=number,
-            project_id=7,
-            task_id=number,
-            annotator=1,
-            updated_at=datetime(2026, 1, 1, tzinfo=UTC),
-            content_hash="c",
-            ground_truth=False,
-            lead_time=None,
-            model_version=None,
-            group=f"patient {number // 2}",
-            images=tuple(PageImage(reference, _hash(image or png()), W, H) for _ in pages),
-            concepts=tuple(concepts),
-            instances=tuple(instances),
-        )
-        items.append(VersionItem(task, "val" if number % 2 else "train"))
-    version = ExportedVersion(7, "spring", "d" * 64, 0, tuple(items))
-    export(
-        version,
-        store,
-        folder / "out",
-        format_,
-        statistics=FIGURES,
-        **{"read_image": lambda page: image or png(), **changes},
-    )
-    return Exported(folder / "out", masks)
-
-
-def _hash(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()
-
-
 def spot(number: int) -> np.ndarray:
     mask = np.zeros((H, W), bool)
     mask[number % H, : 3 + number % 5] = True
@@ -151,7 +63,7 @@ def spot(number: int) -> np.ndarray:
     return mask
 
 
-@pytest.mark.parametrize("format_", list(ExportFormat))
+@pytest.mark.parametrize("format_", FORMATS)
 @pytest.mark.parametrize("kind", LABELS)
 def test_every_label_comes_back_by_its_name(
     tmp_path: Path, format_: ExportFormat, kind: str
@@ -178,7 +90,7 @@ def test_every_label_goes_back_to_label_studio(tmp_path: Path, kind: str) -> Non
     assert sorted(found) == sorted([label] for label in labels)
 
 
-@pytest.mark.parametrize("format_", list(ExportFormat))
+@pytest.mark.parametrize("format_", FORMATS)
 def test_pictures_of_an_export_count_false_alarms(tmp_path: Path, format_: ExportFormat) -> None:
     written = exported(tmp_path, format_, [[{"Tumor": spot(1)}], [{}]])
     images = load_images(written.folder)
@@ -208,7 +120,7 @@ def test_labels_with_signs_are_asked_for_by_name(
     assert parse_prompts([text], dataset) == expected
 
 
-@pytest.mark.parametrize("format_", list(ExportFormat))
+@pytest.mark.parametrize("format_", FORMATS)
 def test_pages_come_back_one_by_one(tmp_path: Path, format_: ExportFormat) -> None:
     drawn = [[{"Tumor": spot(1)}, {}, {"Tumor": spot(2), "Cyst": spot(3)}], [{"Cyst": spot(4)}]]
     dataset = exported(tmp_path, format_, drawn).check(["Tumor", "Cyst"])
@@ -268,7 +180,7 @@ IMAGES = {
 }
 
 
-@pytest.mark.parametrize("format_", list(ExportFormat))
+@pytest.mark.parametrize("format_", FORMATS)
 @pytest.mark.parametrize("kind", IMAGES)
 def test_every_picture_comes_back(tmp_path: Path, format_: ExportFormat, kind: str) -> None:
     make, suffix = IMAGES[kind]
@@ -297,7 +209,7 @@ ADDRESSES = [
 ]
 
 
-@pytest.mark.parametrize("format_", list(ExportFormat))
+@pytest.mark.parametrize("format_", FORMATS)
 @pytest.mark.parametrize("reference", ADDRESSES)
 def test_the_suffix_comes_from_the_content(
     tmp_path: Path, format_: ExportFormat, reference: str
@@ -307,7 +219,7 @@ def test_the_suffix_comes_from_the_content(
     assert sample.image_path.suffix == ".png"
 
 
-@pytest.mark.parametrize("format_", list(ExportFormat))
+@pytest.mark.parametrize("format_", FORMATS)
 @pytest.mark.parametrize("content", [b"<svg/>", b"\x1f\x8b", b" ", b"P6", b"\0\0\0\x18ftypheic"])
 def test_what_nobody_reads_is_not_exported(
     tmp_path: Path, format_: ExportFormat, content: bytes
@@ -316,7 +228,7 @@ def test_what_nobody_reads_is_not_exported(
         exported(tmp_path, format_, [[{"Tumor": spot(1)}]], content)
 
 
-@pytest.mark.parametrize("format_", list(ExportFormat))
+@pytest.mark.parametrize("format_", FORMATS)
 def test_an_export_without_images_says_so_when_it_is_read(
     tmp_path: Path, format_: ExportFormat
 ) -> None:
@@ -342,13 +254,13 @@ def test_folders_differ_on_every_file_system() -> None:
 
 def test_boxes_beside_outlines_are_no_part_of_the_mask(tmp_path: Path) -> None:
     outline, box = spot(1), np.ones((H, W), bool)
-    for format_ in ExportFormat:
+    for format_ in FORMATS:
         root = tmp_path / format_
         store = MaskStore(str(root / "store"))
         names = store.put_all([CroppedMask.of(outline), CroppedMask.of(box)])
         task = CorrectedTask(
             "r", 1, 7, 1, 1, datetime(2026, 1, 1, tzinfo=UTC), "c", False, None, None, "g",
-            (PageImage("x.png", _hash(png()), W, H),),
+            (PageImage("x.png", sha256(png()), W, H),),
             (CorrectedConcept(0, "Tumor", H, W, 1, names[0]),),
             (
                 CorrectedInstance(0, "Tumor", "a", "brushlabels", 1, names[0]),
