@@ -14,6 +14,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
+from scipy import ndimage
 
 from medsam3_model.box_answers import closer_look
 from medsam3_model.boxes import tight_box
@@ -31,6 +32,8 @@ _REPLAYED = 8
 STROKE_POINTS = 4
 # Logits of a stroke as a mask prompt: in the object where it was drawn, unknown elsewhere.
 STROKE_LOGIT = 4.0
+# What a click adds reaches no farther than this share of the image's side.
+_FARTHEST = 0.15
 # Logits are kept within what the mask prompt takes.
 _LIMIT = 32.0
 # Side of the square around a small object that is looked at, as a multiple of its longer side: a
@@ -131,12 +134,46 @@ def _answer(
         # Of the masks that compete the one that the model itself trusts most.
         best = int(given.iou.argmax())
         mask = given.logits[best].clip(-_LIMIT, _LIMIT)
+        # The clicks in cells of the mask, which covers the whole image whatever its shape.
+        cells = prompt.points[:clicks] * [
+            tracker.mask_side / length for length in image.original_size[::-1]
+        ]
+        mask = heeded(mask, cells, prompt.point_labels[:clicks])
         if clicks == last:
             break
         clicks += 1
     if kept is not None:
         kept.put(_key(prompt, last, window), mask)
     return _Answer(mask, float(given.iou[best]), given.presence)
+
+
+def heeded(
+    logits: NDArray[np.float32], clicks: NDArray[np.floating], labels: Sequence[int]
+) -> NDArray[np.float32]:
+    """The mask with what clicks say and the tracker did not follow.
+
+    Who clicks on an error clicks into its middle, so a disc around the click that reaches to the
+    mask's edge is mostly wrong as well: it is taken in, or away.
+
+    Args:
+        logits: (h, w) of the tracker's mask.
+        clicks: (P, 2) x, y in cells of the mask, the latest last.
+        labels: 1 in the object, 0 outside, P of them.
+    """
+    logits = logits.copy()
+    height, width = logits.shape
+    row, column = np.mgrid[:height, :width] + 0.5
+    for (x, y), inside in zip(clicks, labels, strict=True):
+        mask = logits > 0
+        at = min(int(y), height - 1), min(int(x), width - 1)
+        if mask[at] == bool(inside):
+            continue
+        # Distance to the nearest pixel on the other side of the mask's edge.
+        distance = ndimage.distance_transform_edt(~mask if inside else mask)[at]
+        radius = min(float(distance), _FARTHEST * max(height, width))
+        disc = np.hypot(column - x, row - y) <= radius
+        logits[disc] = np.maximum(logits[disc], 1) if inside else np.minimum(logits[disc], -1)
+    return logits
 
 
 def _check(prompt: ObjectPrompt, size: tuple[int, int]) -> None:

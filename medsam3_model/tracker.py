@@ -30,6 +30,8 @@ from medsam3_model.types import ImageEmbedding
 _MASK_PROMPT_LIMIT = 32.0
 # What facebook's tracker answers everywhere where there is no object.
 _NO_OBJECT = -1024.0
+# Radius of a painted click in cells of the mask prompt, and its logit.
+_DISC, _PAINTED = 2.3, 8.0
 _PROMPTS = ("points", "point_labels", "boxes", "masks")
 
 
@@ -59,12 +61,16 @@ class Tracker:
         trunk: Callable[[torch.Tensor], torch.Tensor],
         dtype: torch.dtype,
         encoder_hash: str,
+        *,
+        paints_clicks: bool = False,
     ) -> None:
         """Wrap loaded parts; most callers get one from `MedSAM3.tracker`.
 
         `trunk` is the vision transformer that is shared with the detector: pixel values
-        (B, 3, S, S) to tokens (B, N, C).
+        (B, 3, S, S) to tokens (B, N, C). `paints_clicks`: it was trained with its clicks painted
+        into the mask prompt, too, and is asked so by `ask` and `ask_each`.
         """
+        self.paints_clicks = paints_clicks
         self.model = model
         self.neck = neck
         self.trunk = trunk
@@ -105,6 +111,9 @@ class Tracker:
         clicks = prompts["points"]
         alone = box is None and mask is None
         multimask = alone and clicks is not None and clicks.shape[1] == 1
+        if self.paints_clicks and clicks is not None:
+            labels = cast(torch.Tensor, prompts["point_labels"])
+            prompts["masks"] = self.painted(prompts["masks"], clicks, labels)
         answer = self._decode(self._kept_levels(image), multimask=multimask, **prompts)
         return TrackerAnswer(
             logits=answer["masks"][0].float().cpu().numpy(),
@@ -131,12 +140,13 @@ class Tracker:
         prompts = self._prompts(image.original_size, points, None, None, None)
         clicks = cast(torch.Tensor, prompts["points"])[0, :, None]
         levels = [level.expand(len(clicks), -1, -1, -1) for level in self._kept_levels(image)]
+        labels = torch.ones(clicks.shape[:2], dtype=torch.int64)
         answer = self._decode(
             levels,
             points=clicks,
-            point_labels=torch.ones(clicks.shape[:2], dtype=torch.int64),
+            point_labels=labels,
             boxes=None,
-            masks=None,
+            masks=self.painted(None, clicks, labels) if self.paints_clicks else None,
             multimask=True,
         )
         return TrackerAnswer(
@@ -144,6 +154,35 @@ class Tracker:
             iou=answer["iou"].float().cpu().numpy(),
             presence=float(answer["object_logits"].float().sigmoid().max()),
         )
+
+    def painted(
+        self, masks: torch.Tensor | None, points: torch.Tensor, labels: torch.Tensor
+    ) -> torch.Tensor:
+        """A mask prompt with the clicks as small discs in it.
+
+        Interactive models that learn from few images take clicks as maps (RITM, Sofiiuk et al.
+        2021): a place in a map needs no learning, a place as a Fourier feature does.
+
+        Args:
+            masks: (B, 1, h, w) logits, None: nothing is known yet.
+            points: (B, P, 2) x, y in pixels of the square input.
+            labels: (B, P), 1 in the object, 0 outside.
+
+        Returns:
+            (B, 1, h, w); later clicks lie over earlier ones.
+        """
+        side = self.mask_side
+        pixels = int(cast(Any, self.model.prompt_encoder).input_image_size) / side
+        if masks is None:
+            masks = torch.zeros(len(points), 1, side, side)
+        centres = torch.arange(side) + 0.5
+        for place, inside in zip((points / pixels).unbind(1), labels.unbind(1), strict=True):
+            across = (centres[None] - place[:, :1]).square()  # (B, side)
+            down = (centres[None] - place[:, 1:]).square()
+            disc = (down[:, :, None] + across[:, None, :] <= _DISC**2)[:, None]
+            logits = torch.where(inside == 1, _PAINTED, -_PAINTED)[:, None, None, None]
+            masks = torch.where(disc, logits, masks)
+        return masks
 
     @property
     def has_memory(self) -> bool:
@@ -345,6 +384,8 @@ def load_tracker(
     device: torch.device,
     dtype: torch.dtype,
     encoder_hash: str,
+    *,
+    paints_clicks: bool = False,
 ) -> Tracker:
     """Load the tracker of a checkpoint, with the part that remembers earlier frames.
 
@@ -356,6 +397,7 @@ def load_tracker(
         device: where the parameters go.
         dtype: bfloat16 computes with autocast; the parameters stay float32.
         encoder_hash: of the frozen encoders that come with it.
+        paints_clicks: see `Tracker`.
 
     Raises:
         CheckpointError: a tensor is missing, unexpected or of another shape. A file without any
@@ -379,7 +421,8 @@ def load_tracker(
         _compute_buffers(model, sizes)
     nn.Module.to(model, device)
     model.eval().requires_grad_(False)
-    return Tracker(model, neck.eval().requires_grad_(False), trunk, dtype, encoder_hash)
+    neck.eval().requires_grad_(False)
+    return Tracker(model, neck, trunk, dtype, encoder_hash, paints_clicks=paints_clicks)
 
 
 def empty_tracker(
@@ -393,7 +436,7 @@ def empty_tracker(
     for module in (model, neck):
         module.to_empty(device="cpu")
     _compute_buffers(model, sizes)
-    return Tracker(model, neck, trunk, torch.float32, encoder_hash)
+    return Tracker(model, neck, trunk, torch.float32, encoder_hash, paints_clicks=True)
 
 
 def _empty(sizes: Sam3TrackerVideoConfig, vision: Any) -> tuple[TrackerModel, Sam3VisionNeck]:

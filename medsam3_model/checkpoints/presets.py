@@ -112,6 +112,7 @@ def tiny_tracker_config() -> dict[str, Any]:
     hidden = 64
     return {
         "model_type": "sam3_tracker_video",
+        "paints_clicks": True,  # ours; see `tracker.Tracker`
         "prompt_encoder_config": {"hidden_size": hidden, "mask_input_channels": 16},
         "mask_decoder_config": {
             "hidden_size": hidden,

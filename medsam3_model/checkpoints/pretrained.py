@@ -158,7 +158,17 @@ def tracker_of(
         return None
     trunk = partial(vision_hidden, loaded.model)
     vision: Any = loaded.model.config.vision_config
-    return load_tracker(loaded.file, sizes, vision, trunk, device, dtype, loaded.hashes.encoder)
+    given = _as_mapping(config) or _as_mapping(weights.parent / "config.json") or {}
+    return load_tracker(
+        loaded.file,
+        sizes,
+        vision,
+        trunk,
+        device,
+        dtype,
+        loaded.hashes.encoder,
+        paints_clicks=bool(given.get("tracker_config", {}).get("paints_clicks", False)),
+    )
 
 
 def _tracker_sizes(weights: Path, config: Any, detector: Any) -> Any:

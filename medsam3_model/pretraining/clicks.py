@@ -24,7 +24,6 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torchvision.ops import sigmoid_focal_loss
 
 from medsam3_model.boxes import tight_box
 from medsam3_model.checkpoints import tracker_keys
@@ -58,21 +57,33 @@ if TYPE_CHECKING:
 _CHECKPOINT_SECONDS = 120.0
 _LOG_EVERY = 50
 # The fewest cells of the mask that an object has to fill to be asked for.
-_SMALLEST = 10
+_SMALLEST = 16
+# Standard deviation of the positions' random frequencies: higher ones tell nearer places apart.
+_FREQUENCIES = 1.5
+# A mask's entropy is divided by so many times the object's cells, and so many cells more.
+_SURROUNDINGS, _LEAST_CELLS = 3.0, 30.0
+# Heads of the decoder's attention, and the gain of its first weights between clicks and image.
+_HEADS, _LIKENESS = 4, 1.5
 # Views that a process keeps, and how many it begins with.
 _KEPT_VIEWS, _FIRST_VIEWS = 1200, 200
+# How often an image comes from each source: in the steps without corrections, and after them.
 _SHARES = {
-    "isic2017": 0.13, "kvasir_seg": 0.04, "kvasir_seg_more": 0.25, "bus_uclm": 0.18,
-    "dsb2018_nuclei": 0.02, "dsb2018_nuclei_more": 0.05, "idrid": 0.03, "hvsmr": 0.05,
-    "sunnybrook_ed": 0.04, "sunnybrook_es": 0.02, "template": 0.04, "breast_ultrasound": 0.04,
-    "dermoscopy": 0.02, "fundus": 0.01, "chest_xray": 0.03, "cardiac_mri": 0.02,
-    "microscopy": 0.01, "shapes": 0.02,
+    "isic2017": (0.04, 0.14), "kvasir_seg": (0.01, 0.04), "kvasir_seg_more": (0.06, 0.22),
+    "bus_uclm": (0.04, 0.17), "dsb2018_nuclei": (0.02, 0.02), "dsb2018_nuclei_more": (0.05, 0.04),
+    "idrid": (0.01, 0.02), "hvsmr": (0.12, 0.06), "sunnybrook_ed": (0.08, 0.04),
+    "sunnybrook_es": (0.02, 0.02), "template": (0.08, 0.04), "breast_ultrasound": (0.02, 0.04),
+    "dermoscopy": (0.02, 0.02), "fundus": (0.02, 0.01), "chest_xray": (0.1, 0.03),
+    "cardiac_mri": (0.08, 0.02), "microscopy": (0.05, 0.01), "shapes": (0.25, 0.06),
 }  # fmt: skip
 
 
 @dataclass(frozen=True)
 class ClickTraining:
-    """Settings of a run."""
+    """Settings of a run.
+
+    single_steps: so many steps come first without corrections, on pictures that hold several
+    objects: only these teach that a click's place decides.
+    """
 
     images_per_step: int = 6
     objects_per_image: int = 4
@@ -85,6 +96,7 @@ class ClickTraining:
     phantoms_per_kind: int = 200
     validate_every: int = 1000
     workers: int = 2
+    single_steps: int = 500
 
     def rate(self, step: int) -> float:
         """The learning rate of a step: a cosine to a hundredth."""
@@ -113,6 +125,20 @@ class Prompt:
             and self.masks is None
             and self.points is not None
             and self.points.shape[1] == 1
+        )
+
+    def ask(self, tracker: Tracker, levels: list[Tensor]) -> dict[str, Tensor]:
+        """The tracker's tensors, with gradients."""
+        masks = self.masks
+        if self.points is not None and self.labels is not None:
+            masks = tracker.painted(masks, self.points, self.labels)
+        return tracker.decode(
+            levels,
+            points=self.points,
+            point_labels=self.labels,
+            boxes=self.boxes,
+            masks=masks,
+            multimask=self.multimask,
         )
 
     def add(self, clicks: Sequence[Click], pixel: float) -> None:
@@ -150,8 +176,6 @@ class TrackerPretraining:
         self.parts.requires_grad_(True).train()
         self.average = _copy_of(self.parts)
         self.names = [name for name in _SHARES if sources.get(name)]
-        shares = np.array([_SHARES[name] for name in self.names])
-        self.shares = shares / shares.sum()
         self.side = self.base.image_size
         self.cells = self.side // 3  # four mask cells for each token of 12 pixels
         # The memory of earlier frames has no part in a single image.
@@ -161,6 +185,7 @@ class TrackerPretraining:
             if name.startswith(("neck.", "model.prompt_encoder.", "model.mask_decoder."))
             or name == "model.no_memory_embedding"
         ]
+        self.drawn_at = 0
         self.views: deque[tuple[Tensor, Tensor]] = deque(maxlen=_KEPT_VIEWS)
         self.optimiser = torch.optim.AdamW(
             trained, lr=0.0, betas=(0.9, 0.98), weight_decay=config.weight_decay, fused=True
@@ -243,18 +268,11 @@ class TrackerPretraining:
         tokens, owners, truth = self._draw(rng)
         levels = [level[owners] for level in self.tracker.levels(tokens)]
         prompt = self._first_prompt(truth, rng)
-        rounds = int(rng.integers(2, 6))
+        rounds = int(rng.integers(2, 6)) if self.step >= self.config.single_steps else 1
         total = torch.zeros(())
         terms: dict[str, float] = {}
         for turn in range(rounds):
-            answer = self.tracker.decode(
-                levels,
-                points=prompt.points,
-                point_labels=prompt.labels,
-                boxes=prompt.boxes,
-                masks=prompt.masks,
-                multimask=prompt.multimask,
-            )
+            answer = prompt.ask(self.tracker, levels)
             loss, best, score = answer_loss(answer, truth)
             total = total + loss / rounds
             terms[f"dice{turn}"] = score
@@ -274,6 +292,9 @@ class TrackerPretraining:
 
         Encoding is a third of a step, so views are kept and drawn from a few times.
         """
+        if self.step >= self.config.single_steps > self.drawn_at:
+            self.views.clear()
+        self.drawn_at = self.step
         fresh = 2 if len(self.views) >= self.config.images_per_step else _FIRST_VIEWS
         self.views.extend(self._new_views(fresh, rng))
         drawn = [
@@ -289,7 +310,9 @@ class TrackerPretraining:
         """Tokens (1, T, C) and masks (N, h, w) of newly drawn views."""
         views: list[tuple[Tensor, Tensor]] = []
         while len(views) < count:
-            source = self.sources[self.names[rng.choice(len(self.names), p=self.shares)]]
+            single = self.step < self.config.single_steps
+            shares = np.array([_SHARES[name][0 if single else 1] for name in self.names])
+            source = self.sources[self.names[rng.choice(len(shares), p=shares / shares.sum())]]
             sample = source[int(rng.integers(len(source)))]
             view = random_view(rng, sample.family, sample.aspect)
             labels = sample_labels(np.stack(list(sample.layers.values())), view, 2 * self.cells)
@@ -414,9 +437,11 @@ def answer_loss(answer: dict[str, Tensor], truth: Tensor) -> tuple[Tensor, Tenso
     count, rivals = masks.shape[:2]
     aims = truth[:, None].expand_as(masks)
     flat, flat_aims = masks.flatten(0, 1), aims.flatten(0, 1)
-    entropy = F.binary_cross_entropy_with_logits(flat, flat_aims, reduction="none").mean((1, 2))
-    focal = sigmoid_focal_loss(flat, flat_aims, -1, 2).mean((1, 2))
-    losses = (10 * focal + dice_loss(flat, flat_aims) + 0.5 * entropy).view(count, rivals)
+    # Pixels count by the object's size, not by the image's: a mean over the image would let small
+    # objects vanish, and where a mask has vanished Dice has no gradient either.
+    entropy = F.binary_cross_entropy_with_logits(flat, flat_aims, reduction="none").sum((1, 2))
+    entropy = entropy / (_SURROUNDINGS * flat_aims.sum((1, 2)) + _LEAST_CELLS)
+    losses = (entropy + dice_loss(flat, flat_aims)).view(count, rivals)
     with torch.no_grad():
         found, right = masks > 0, aims > 0.5
         shared = (found & right).sum((2, 3)).float()
@@ -476,9 +501,21 @@ def initialise(parts: nn.Module) -> None:
     frequencies = [
         value for key, value in parts.state_dict().items() if key.endswith(".positional_embedding")
     ]
-    nn.init.normal_(frequencies[0])
+    nn.init.normal_(frequencies[0], std=_FREQUENCIES)
     for other in frequencies[1:]:
         other.copy_(frequencies[0])
+    # Attention between clicks and image begins as likeness of places. With keys and queries drawn
+    # apart it begins blind, and thousands of steps pass before a click's place matters at all.
+    for name, module in parts.named_modules():
+        if name.endswith(
+            ("cross_attn_token_to_image", "cross_attn_image_to_token", "final_attn_token_to_image")
+        ):
+            query, key = module.get_submodule("q_proj"), module.get_submodule("k_proj")
+            for head in query.weight.chunk(_HEADS):
+                nn.init.orthogonal_(head, gain=_LIKENESS)
+            key.weight.copy_(query.weight)
+            query.bias.zero_()
+            key.bias.zero_()
 
 
 @torch.no_grad()
@@ -507,14 +544,7 @@ def score_clicks(
                 click.x / width * base.image_size, click.y / height * base.image_size, click.inside
             )
             prompt.add([scaled], 1.0)
-            answer = tracker.decode(
-                levels,
-                points=prompt.points,
-                point_labels=prompt.labels,
-                boxes=None,
-                masks=prompt.masks,
-                multimask=prompt.multimask,
-            )
+            answer = prompt.ask(tracker, levels)
             best = int(answer["iou"][0].argmax())
             prompt.masks = answer["masks"][:, best : best + 1].clamp(-32, 32)
             large = F.interpolate(prompt.masks, truth.shape, mode="bilinear", align_corners=False)

@@ -160,15 +160,31 @@ class TestOtherShapes:
         x0, _, x1, _ = read(drawn).boxes[0]
         np.testing.assert_allclose((x0 * 4, x1 * 4), (columns[0], columns[-1] + 1), atol=1.5)
 
-    def test_brush_and_bitmask(self):
+    def test_brush_and_bitmask_are_strokes(self):
         mask = np.zeros((200, 400), dtype=bool)
         mask[20:60, 100:200] = True
-        value = {"format": "rle", "rle": brush_rle.encode(mask)}
-        assert read(region("brush", "brushlabels", value)).boxes == ((25, 10, 50, 30),)
+        drawn = region("brush", "brushlabels", {"format": "rle", "rle": brush_rle.encode(mask)})
         bits = region("bits", "bitmasklabels", {"imageDataURL": _png_url(mask)})
-        assert read(bits).boxes == ((25, 10, 50, 30),)
+        for prompt in (read(drawn), read(bits)):
+            (stroke,) = prompt.strokes
+            np.testing.assert_array_equal(stroke, mask)
+            assert (prompt.stroke_labels, prompt.boxes) == ((1,), ())
+        assert read({**drawn, "is_positive": False}).stroke_labels == (0,)
         empty = {"format": "rle", "rle": brush_rle.encode(np.zeros_like(mask))}
-        assert read(region("brush", "brushlabels", empty)).boxes == ()
+        assert read(region("brush", "brushlabels", empty)).strokes == ()
+
+    @pytest.mark.parametrize(
+        ("on_control", "on_label", "exemplar"),
+        [("", "", False), ('exemplar="true"', "", True), ("", 'exemplar="true"', True)],
+    )
+    def test_exemplars(self, on_control, on_label, exemplar):
+        config = parse_label_config(
+            '<View><Image name="image" value="$image"/>'
+            '<BrushLabels name="brush" toName="image"><Label value="A"/></BrushLabels>'
+            f'<RectangleLabels name="box" toName="image" smart="true" {on_control}>'
+            f'<Label value="A" {on_label}/></RectangleLabels></View>'
+        )
+        assert read_context({"result": [box(label="A")]}, config).exemplar == exemplar
 
 
 class TestWhatBelongsTogether:
