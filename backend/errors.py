@@ -15,6 +15,10 @@ BackendError
 │   ├── QuarantineError       one annotation cannot be used; the others go on
 │   └── DatasetVersionError   a dataset version cannot be made or read
 ├── ModelVersionError         a version is not there, or may not serve
+├── AgentError                the agent cannot go on; the prediction without it stands
+│   ├── AgentConsentError     the settings do not allow that anything is sent
+│   ├── AgentServerError      the language model's server gave no usable answer
+│   └── AgentCallError        the language model's call cannot be understood
 └── TrainingError             a training run cannot start or go on
     ├── CancelledError        somebody cancelled the run
     └── StoppedError          the trainer was told to stop; the run goes on later
@@ -98,6 +102,26 @@ class DatasetVersionError(CorrectionsError):
 
 class ModelVersionError(BackendError):
     """A version or its weights are not there, or it may not serve; the message says what to do."""
+
+
+class AgentError(BackendError):
+    """The agent cannot go on; what the model predicted without it stands."""
+
+
+class AgentConsentError(AgentError):
+    """The settings do not allow that an image is sent to a language model."""
+
+
+class AgentServerError(AgentError):
+    """The server of the language model gave no usable answer in time."""
+
+    def __init__(self, message: str, status_code: int | None = None) -> None:
+        super().__init__(message)
+        self.status_code = status_code
+
+
+class AgentCallError(AgentError):
+    """A language model's call cannot be understood; the sentence tells it why."""
 
 
 class TrainingError(BackendError):

@@ -238,6 +238,46 @@ class Settings(BaseSettings):
         8, ge=1, description="Trained detectors that a GPU worker keeps loaded."
     )
 
+    agent_url: str | None = Field(
+        None,
+        description="Address of a Chat Completions API whose language model may guide the "
+        "segmentation; empty: no agent.",
+        examples=["http://localhost:8000/v1"],
+    )
+    agent_model: str | None = Field(
+        None,
+        description="Name of a model of that server that sees images.",
+        examples=["qwen3-vl"],
+    )
+    agent_api_key: SecretStr | None = Field(None, description="Bearer token for that server.")
+    agent_send_images: bool = Field(
+        False, description="Whether images may be sent to it; without it there is no agent."
+    )
+    agent_allowed_hosts: _Names = Field(
+        (),
+        description="Hosts besides this machine to which images may be sent for the agent.",
+        examples=["llm.example.org,10.0.0.7"],
+    )
+    agent_rounds: int = Field(
+        3, ge=1, le=5, description="Times that an agent may ask for new masks of one label."
+    )
+    agent_task_s: float = Field(
+        90.0, gt=0, le=600, description="Seconds that an agent may take for one task."
+    )
+    agent_request_timeout_s: float = Field(
+        30.0, gt=0, le=300, description="Seconds to one answer of the agent's server."
+    )
+    agent_image_px: int = Field(
+        1024, ge=256, le=1024, description="Longer side of the pictures that are sent to it."
+    )
+    agent_blank_border: float = Field(
+        0.0,
+        ge=0,
+        le=0.4,
+        description="Share of width and height that is black along each side in those pictures, "
+        "for names and dates that are burnt in; 0: nothing.",
+    )
+
     @field_validator("*", mode="before")
     @classmethod
     def _empty_is_default(cls, value: object) -> object:
@@ -249,7 +289,11 @@ class Settings(BaseSettings):
         return value
 
     @field_validator(
-        "label_studio_aliases", "allowed_image_hosts", "allowed_local_roots", mode="before"
+        "label_studio_aliases",
+        "allowed_image_hosts",
+        "allowed_local_roots",
+        "agent_allowed_hosts",
+        mode="before",
     )
     @classmethod
     def _listed(cls, value: object) -> object:
@@ -262,9 +306,11 @@ class Settings(BaseSettings):
                 raise ValueError("it begins like a JSON list and is none") from None
         return tuple(entry.strip() for entry in value.split(",") if entry.strip())
 
-    @field_validator("label_studio_url")
+    @field_validator("label_studio_url", "agent_url")
     @classmethod
-    def _is_address(cls, value: str) -> str:
+    def _is_address(cls, value: str | None) -> str | None:
+        if value is None:
+            return None
         _check_address(value)
         return value.rstrip("/")
 
@@ -287,7 +333,7 @@ class Settings(BaseSettings):
                 )
         return value
 
-    @field_validator("label_studio_api_key")
+    @field_validator("label_studio_api_key", "agent_api_key")
     @classmethod
     def _is_token(cls, value: SecretStr | None) -> SecretStr | None:
         if value is not None and not re.fullmatch(

@@ -46,6 +46,7 @@ ROOMS: tuple[tuple[str, ...], ...] = (
     ("backend.models",),
     ("backend.corrections",),
     ("backend.predictions",),
+    ("backend.agent",),
     ("backend.model",),
     ("backend.web",),
     ("backend.training",),

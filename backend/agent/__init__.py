@@ -1,0 +1,1 @@
+"""The agent: a language model that sees the image, prompts the segmenter and looks at the masks."""
