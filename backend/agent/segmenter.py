@@ -84,12 +84,19 @@ class ModelSegmenter:
     def by_clicks(
         self, inside: Sequence[Point], outside: Sequence[Point], near: NDArray[np.bool_]
     ) -> Found:
-        """The object that clicks mean; without one inside, the middle of `near` is."""
+        """The object that clicks mean; without one inside, the middle of `near` is.
+
+        Where the model has a tracker, clicks beside the box of `near` mend the object in it.
+        """
+        from medsam3_model.boxes import tight_box
+
         height, width = self.size
         clicks = [*(inside or [_middle(near)]), *outside]
         points = (np.asarray(clicks, np.float32) * [width, height]).astype(np.float32)
+        points = np.minimum(points, [width - 0.5, height - 0.5]).astype(np.float32)
         labels = [1] * (len(clicks) - len(outside)) + [0] * len(outside)
-        return self._prompted(np.zeros((0, 4), np.float32), points, labels)
+        box = np.zeros((0, 4), np.float32) if self._model.tracker is None else tight_box(near)
+        return self._prompted(box.reshape(-1, 4), points, labels)
 
     def _prompted(
         self, boxes: NDArray[np.float32], points: NDArray[np.float32], labels: Sequence[int]

@@ -1,11 +1,21 @@
 """`medsam3 evaluate`: the figures of a model on a folder of images with masks."""
 
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from backend.cli.output import AsJson, progress_bar
+from backend.settings import get_settings
+
+if TYPE_CHECKING:
+    from backend.agent.evaluation import AgentReport
+    from medsam3_model import MedSAM3
+    from medsam3_model.data.samples import Dataset
+    from medsam3_model.evaluation.click_evaluation import ClickReport
+    from medsam3_model.evaluation.report import EvaluationReport
 
 DataOption = Annotated[
     Path,
@@ -23,13 +33,21 @@ PromptOption = Annotated[
         show_default=False,
     ),
 ]
+ModeName = Literal["t", "ti", "ti-jitter", "clicks", "box-clicks", "agent"]
 ModeOption = Annotated[
-    Literal["t", "ti", "ti-jitter", "clicks", "box-clicks"],
+    ModeName,
     typer.Option(
         help="`t` asks with text alone, `ti` with text and the true boxes, `ti-jitter` with "
         "boxes as a person draws them: each side off by a normal error of 8 % of the size. "
         "`clicks` clicks on each object, then on the largest error; `box-clicks` begins with "
-        "such a box."
+        "such a box. `agent` has a partner prompt and choose, beside `t` and `ti`."
+    ),
+]
+AgentOption = Annotated[
+    str,
+    typer.Option(
+        help="Who prompts in mode `agent`: `server` (see docs/agent.md), or to measure the loop "
+        "itself `oracle`, `noisy:0.2`, `random` or `first`."
     ),
 ]
 SplitOption = Annotated[
@@ -68,6 +86,7 @@ def evaluate(
     ] = None,
     mode: ModeOption = "t",
     clicks: ClicksOption = 5,
+    agent: AgentOption = "server",
     split: SplitOption = "all",
     negatives: NegativesOption = None,
     mask: MaskOption = "instances",
@@ -83,13 +102,8 @@ def evaluate(
 
     Example: `medsam3 evaluate --data polyps/ --prompt polyp --mode ti-jitter`
     """
-    from rich.console import Console
-
     from medsam3_model.data.datasets import load_dataset, load_images
-    from medsam3_model.evaluation.click_evaluation import ClickReport, evaluate_clicks
-    from medsam3_model.evaluation.evaluation import evaluate as run
     from medsam3_model.evaluation.evaluation import parse_prompts
-    from medsam3_model.evaluation.report import EvaluationReport
 
     prompts = prompt or []
     if negatives and mode != "t":
@@ -97,39 +111,72 @@ def evaluate(
     # A folder of masks without a concept's name is about the one that is asked for.
     only = prompts[0].partition("=")[0].strip() if len(prompts) == 1 else ""
     dataset = load_dataset(data, concept=only or "object")
-    phrases = parse_prompts(prompts, dataset)
-    others = [load_images(folder) for folder in negatives or []]
+    asked = _Asked(
+        dataset=dataset,
+        phrases=parse_prompts(prompts, dataset),
+        others=[load_images(folder) for folder in negatives or []],
+        mode=mode,
+        clicks=clicks,
+        partner=agent,
+        split=split,
+        mask=mask,
+        seed=seed,
+    )
 
     # Last: loading torch takes seconds, and what is wrong with the data shows before.
     from medsam3_model import MedSAM3
 
     judged = MedSAM3.from_pretrained(model, adapter=adapter, device=device)
     with progress_bar("Evaluating", quiet=as_json) as progress:
-        report: EvaluationReport | ClickReport
-        if mode == "clicks" or mode == "box-clicks":
-            report = evaluate_clicks(
-                judged,
-                dataset,
-                phrases,
-                mode,
-                clicks=clicks,
-                split=split,
-                seed=seed,
-                progress=progress,
-            )
-        else:
-            report = run(
-                judged,
-                dataset,
-                phrases,
-                mode,
-                split=split,
-                others=others,
-                mask=mask,
-                seed=seed,
-                progress=progress,
-            )
+        report = _report(judged, asked, progress)
     if as_json:
         typer.echo(report.to_json())
     else:
+        from rich.console import Console
+
         Console().print(report.render())
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """What the options ask for."""
+
+    dataset: "Dataset"
+    phrases: Mapping[str, str]
+    others: "Sequence[Dataset]"
+    mode: ModeName
+    clicks: int
+    partner: str
+    split: Literal["all", "val"]
+    mask: Literal["instances", "semantic"]
+    seed: int
+
+
+def _report(
+    model: "MedSAM3", asked: _Asked, progress: Callable[[int, int], None]
+) -> "EvaluationReport | ClickReport | AgentReport":
+    """The report of the mode that was asked for."""
+    options: Any = {"split": asked.split, "seed": asked.seed, "progress": progress}
+    if asked.mode == "agent":
+        from backend.agent.evaluation import evaluate_agent
+
+        return evaluate_agent(
+            model, asked.dataset, asked.phrases, asked.partner, get_settings(), **options
+        )
+    if asked.mode == "clicks" or asked.mode == "box-clicks":
+        from medsam3_model.evaluation.click_evaluation import evaluate_clicks
+
+        return evaluate_clicks(
+            model, asked.dataset, asked.phrases, asked.mode, clicks=asked.clicks, **options
+        )
+    from medsam3_model.evaluation.evaluation import evaluate as run
+
+    return run(
+        model,
+        asked.dataset,
+        asked.phrases,
+        asked.mode,
+        others=asked.others,
+        mask=asked.mask,
+        **options,
+    )

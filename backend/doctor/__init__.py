@@ -5,6 +5,7 @@ It changes nothing, starts nothing and imports no torch.
 
 from contextlib import closing
 
+from backend.doctor.agent import check_agent
 from backend.doctor.check import Check, Status
 from backend.doctor.database import (
     check_events,
@@ -32,6 +33,8 @@ def run_checks(settings: Settings) -> list[Check]:
         *check_image_sources(settings),
         check_web(settings),
     ]
+    if (agent := check_agent(settings)) is not None:
+        checks.append(agent)
     with closing(connect_redis(settings)) as redis:
         checks.append(check_redis(settings, redis))
         if checks[-1].status is not Status.FAIL:
