@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from backend.agent.chat import ChatClient
+from backend.agent.asking import ask_server
 from backend.agent.consent import check_consent
 from backend.agent.loop import Limits, LoopResult, Partner, PartnerView, Question, run_loop
-from backend.agent.partner import ChatPartner, Exchange
+from backend.agent.partner import Exchange
 from backend.agent.partners import built_in_partner
 from backend.agent.segmenter import ModelSegmenter
 from backend.agent.tools import Action
@@ -277,16 +277,8 @@ class _Judge:
             # However slow the machine is, the same figures.
             limits = Limits(rounds, math.inf, math.inf)
             return run_loop(segmenter, counted, question, limits), counted.requests, ()
-        client = ChatClient(self.settings)
-        try:
-            partner = ChatPartner(client, self.pixels, self.settings)
-            limits = Limits(
-                rounds, self.settings.agent_task_s, self.settings.agent_request_timeout_s
-            )
-            result = run_loop(segmenter, partner, question, limits)
-            return result, client.requests, tuple(partner.exchanges)
-        finally:
-            client.close()
+        asked = ask_server(segmenter, self.pixels, question, self.settings)
+        return asked.result, asked.requests, tuple(asked.transcript)
 
     def _encode_window(self, window: "Window") -> "ImageEmbedding":
         x0, y0, x1, y1 = window

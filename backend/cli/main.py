@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from backend.cli.agent import agent
 from backend.cli.corrections import corrections, export
 from backend.cli.evaluate import evaluate
 from backend.cli.models import ProjectId, models
@@ -212,6 +213,7 @@ app.command()(train)
 app.command()(trainer)
 app.command()(simulate)
 app.add_typer(models)
+app.add_typer(agent)
 
 
 def _listening(host: str | None, port: int | None) -> Settings:

@@ -2,19 +2,23 @@
 
 import json
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from backend.agent.evaluation import evaluate_agent
 from backend.errors import AgentConsentError, SettingsError
-from backend.settings import Settings
+from backend.settings import Settings, get_settings
 from medsam3_model.data.datasets import load_dataset
 from medsam3_model.data.samples import Dataset
+from medsam3_model.pretraining.phantoms.phantoms import phantom
 from medsam3_model.types import TextEmbedding
 from tests.support.chat_server import ChatServer, call
 from tests.support.colour_model import ColourModel
+from tests.support.commands import json_of, run
 from tests.support.dataset_files import save
 
 H, W = 64, 96
@@ -77,3 +81,30 @@ def test_the_configured_server_is_asked_and_only_with_consent(discs: Dataset) ->
     assert [len(picture) for picture in exchange.pictures] == [64, 64]
     assert "base64" not in report.to_json()
     assert json.loads(report.to_json())["published"]["measured_here"] is False
+
+
+def test_one_image_is_outlined_with_an_instruction(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scan = phantom("ultrasound", 3)
+    image = save(tmp_path / "Jane Roe.png", scan.image)
+    box = call("segment_box", boxes=[[300, 300, 700, 700]])
+    with ChatServer([box, call("stop", reason="it fits")]) as server:
+        monkeypatch.setenv("MEDSAM3_AGENT_URL", server.url)
+        monkeypatch.setenv("MEDSAM3_AGENT_MODEL", "scripted")
+        get_settings.cache_clear()
+        asked = ("agent", "try", image, "--prompt", "breast tumor", "--instruction", "the larger")
+        refused = run(*asked)
+        assert refused.exit_code == 1
+        assert "MEDSAM3_AGENT_SEND_IMAGES" in refused.output
+        assert server.requests == []
+        monkeypatch.setenv("MEDSAM3_AGENT_SEND_IMAGES", "true")
+        get_settings.cache_clear()
+        answer = json_of(*asked, "--out", tmp_path / "mask.png")
+        get_settings.cache_clear()
+    assert (answer["ending"], answer["reason"]) == ("kept", "it fits")
+    assert (answer["requests"], answer["rounds"]) == (2, 1)
+    assert "the larger" in answer["transcript"][0]["text"]
+    assert not [body for body in server.requests if b"Jane Roe" in body]
+    with Image.open(tmp_path / "mask.png") as mask:
+        assert mask.size == scan.image.shape[1::-1]
