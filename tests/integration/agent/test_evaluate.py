@@ -86,7 +86,7 @@ def test_the_configured_server_is_asked_and_only_with_consent(discs: Dataset) ->
 def test_one_image_is_outlined_with_an_instruction(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    scan = phantom("ultrasound", 3)
+    scan = phantom("breast_ultrasound", 3)
     image = save(tmp_path / "Jane Roe.png", scan.image)
     box = call("segment_box", boxes=[[300, 300, 700, 700]])
     with ChatServer([box, call("stop", reason="it fits")]) as server:
