@@ -67,7 +67,12 @@ def test_an_oracle_gains_and_whoever_guesses_loses_nothing(discs: Dataset) -> No
 
 def test_the_configured_server_is_asked_and_only_with_consent(discs: Dataset) -> None:
     with ChatServer([call("stop", reason="fits")]) as server:
-        settings = Settings(agent_url=server.url, agent_model="scripted")
+        settings = Settings(
+            agent_url=server.url,
+            agent_model="scripted",
+            agent_task_s=600,
+            agent_request_timeout_s=300,
+        )
         with pytest.raises(AgentConsentError):
             judged(discs, "server", settings)
         assert server.requests == []
@@ -92,6 +97,8 @@ def test_one_image_is_outlined_with_an_instruction(
     with ChatServer([box, call("stop", reason="it fits")]) as server:
         monkeypatch.setenv("MEDSAM3_AGENT_URL", server.url)
         monkeypatch.setenv("MEDSAM3_AGENT_MODEL", "scripted")
+        monkeypatch.setenv("MEDSAM3_AGENT_TASK_S", "600")
+        monkeypatch.setenv("MEDSAM3_AGENT_REQUEST_TIMEOUT_S", "300")
         get_settings.cache_clear()
         asked = ("agent", "try", image, "--prompt", "breast tumor", "--instruction", "the larger")
         refused = run(*asked)

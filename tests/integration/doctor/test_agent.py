@@ -25,7 +25,12 @@ def test_one_picture_tells_how_a_model_calls(
     replies: list[Reply], status: Status, said: str
 ) -> None:
     with ChatServer(replies) as server:
-        settings = Settings(agent_url=server.url, agent_model="scripted", agent_send_images=True)
+        settings = Settings(
+            agent_url=server.url,
+            agent_model="scripted",
+            agent_send_images=True,
+            agent_request_timeout_s=300,
+        )
         check = check_agent(settings)
     assert check is not None
     assert check.status == status
