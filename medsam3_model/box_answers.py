@@ -34,7 +34,7 @@ _BALANCE_LIMIT = 4.0
 # from the first to the second figure.
 _UNFIT_IOU, _FIT_IOU = 0.7, 0.85
 # An object is looked at enlarged where its longer side has fewer of the encoder's patches.
-_FEW_PATCHES = 8
+FEW_PATCHES = 8
 # Side of the square that is looked at then, as a multiple of a drawn box's longer side.
 ENLARGED = 1.6
 # Smallest side of that square in pixels: something around the object has to be seen.
@@ -109,18 +109,24 @@ def answer_in_box(
     return BoxAnswer(window, (np.float32(weight) * evidence + prior).astype(np.float32))
 
 
-def closer_look(image: ImageEmbedding, box: NDArray[np.float32], room: float = ENLARGED) -> Window:
+def closer_look(
+    image: ImageEmbedding,
+    box: NDArray[np.float32],
+    room: float = ENLARGED,
+    few_patches: int = FEW_PATCHES,
+) -> Window:
     """The part of the image to look at for an object: a square around a small one, else all of it.
 
     Args:
         image: the encoded image.
         box: x0, y0, x1, y1 around the object, in pixels.
         room: side of the square as a multiple of the box's longer side.
+        few_patches: an object is small whose longer side has fewer of the encoder's patches.
     """
     height, width = image.original_size
     patches = isqrt(image.last_hidden_state.shape[1])
     box_width, box_height = (float(side) for side in box[2:] - box[:2])
-    if patches * max(box_width / width, box_height / height) >= _FEW_PATCHES:
+    if patches * max(box_width / width, box_height / height) >= few_patches:
         return 0, 0, width, height
     factor = max(room, _SMALLEST_WINDOW / max(box_width, box_height))
     return enlarged(box, image.original_size, factor)

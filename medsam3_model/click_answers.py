@@ -39,6 +39,9 @@ _LIMIT = 32.0
 # Side of the square around a small object that is looked at, as a multiple of its longer side: a
 # first answer may be too small.
 _ROOM = 2.0
+# Clicks are answered enlarged for smaller objects than boxes are: without a box it is the image
+# around an object that tells how far it reaches.
+_FEW_PATCHES = 4
 
 
 class KeptAnswers(Protocol):
@@ -246,7 +249,7 @@ def _window(image: ImageEmbedding, prompt: ObjectPrompt, answer: _Answer) -> Win
         box = (tight_box(found) * scale).astype(np.float32)
     else:
         return whole
-    window = closer_look(image, box, _ROOM)
+    window = closer_look(image, box, _ROOM, _FEW_PATCHES)
     x0, y0, x1, y1 = window
     inside = (prompt.points >= [x0, y0]) & (prompt.points <= [x1, y1])
     outside = prompt.strokes.copy()

@@ -51,6 +51,25 @@ class TrackerAnswer:
     presence: float
 
 
+@dataclass(frozen=True)
+class TrackerTraits:
+    """How a tracker is asked and read, where that differs from SAM 3's.
+
+    Attributes:
+        paints_clicks: it was trained with its clicks painted into the mask prompt, too, and is
+            asked so by `Tracker.ask` and `Tracker.ask_each`.
+        trusted_iou, trusted_stability: least predicted IoU, and least share of a mask that a logit
+            of one more keeps, of a click's answer that nobody looks at before it counts.
+    """
+
+    paints_clicks: bool = False
+    trusted_iou: float = 0.7
+    trusted_stability: float = 0.8
+
+
+SAM3_TRAITS = TrackerTraits()
+
+
 class Tracker:
     """SAM 3's tracker for single images: points and a box in, one object's mask out."""
 
@@ -61,16 +80,14 @@ class Tracker:
         trunk: Callable[[torch.Tensor], torch.Tensor],
         dtype: torch.dtype,
         encoder_hash: str,
-        *,
-        paints_clicks: bool = False,
+        traits: TrackerTraits = SAM3_TRAITS,
     ) -> None:
         """Wrap loaded parts; most callers get one from `MedSAM3.tracker`.
 
         `trunk` is the vision transformer that is shared with the detector: pixel values
-        (B, 3, S, S) to tokens (B, N, C). `paints_clicks`: it was trained with its clicks painted
-        into the mask prompt, too, and is asked so by `ask` and `ask_each`.
+        (B, 3, S, S) to tokens (B, N, C).
         """
-        self.paints_clicks = paints_clicks
+        self.traits = traits
         self.model = model
         self.neck = neck
         self.trunk = trunk
@@ -111,7 +128,7 @@ class Tracker:
         clicks = prompts["points"]
         alone = box is None and mask is None
         multimask = alone and clicks is not None and clicks.shape[1] == 1
-        if self.paints_clicks and clicks is not None:
+        if self.traits.paints_clicks and clicks is not None:
             labels = cast(torch.Tensor, prompts["point_labels"])
             prompts["masks"] = self.painted(prompts["masks"], clicks, labels)
         answer = self._decode(self._kept_levels(image), multimask=multimask, **prompts)
@@ -146,7 +163,7 @@ class Tracker:
             points=clicks,
             point_labels=labels,
             boxes=None,
-            masks=self.painted(None, clicks, labels) if self.paints_clicks else None,
+            masks=self.painted(None, clicks, labels) if self.traits.paints_clicks else None,
             multimask=True,
         )
         return TrackerAnswer(
@@ -384,8 +401,7 @@ def load_tracker(
     device: torch.device,
     dtype: torch.dtype,
     encoder_hash: str,
-    *,
-    paints_clicks: bool = False,
+    traits: TrackerTraits = SAM3_TRAITS,
 ) -> Tracker:
     """Load the tracker of a checkpoint, with the part that remembers earlier frames.
 
@@ -397,7 +413,7 @@ def load_tracker(
         device: where the parameters go.
         dtype: bfloat16 computes with autocast; the parameters stay float32.
         encoder_hash: of the frozen encoders that come with it.
-        paints_clicks: see `Tracker`.
+        traits: how it is asked and read.
 
     Raises:
         CheckpointError: a tensor is missing, unexpected or of another shape. A file without any
@@ -422,7 +438,7 @@ def load_tracker(
     nn.Module.to(model, device)
     model.eval().requires_grad_(False)
     neck.eval().requires_grad_(False)
-    return Tracker(model, neck, trunk, dtype, encoder_hash, paints_clicks=paints_clicks)
+    return Tracker(model, neck, trunk, dtype, encoder_hash, traits)
 
 
 def empty_tracker(
@@ -430,13 +446,14 @@ def empty_tracker(
     vision: Any,
     trunk: Callable[[torch.Tensor], torch.Tensor],
     encoder_hash: str,
+    traits: TrackerTraits,
 ) -> Tracker:
     """A tracker whose parameters have memory but no values, for training; as `load_tracker`."""
     model, neck = _empty(sizes, vision)
     for module in (model, neck):
         module.to_empty(device="cpu")
     _compute_buffers(model, sizes)
-    return Tracker(model, neck, trunk, torch.float32, encoder_hash, paints_clicks=True)
+    return Tracker(model, neck, trunk, torch.float32, encoder_hash, traits)
 
 
 def _empty(sizes: Sam3TrackerVideoConfig, vision: Any) -> tuple[TrackerModel, Sam3VisionNeck]:

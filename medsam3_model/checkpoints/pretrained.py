@@ -17,7 +17,7 @@ from medsam3_model.checkpoints.tokenizer import load_tokenizer
 from medsam3_model.detector import vision_hidden
 from medsam3_model.errors import CheckpointError
 from medsam3_model.postprocessing import MEDSAM3_V1_SETTINGS, SAM3_SETTINGS, DetectionSettings
-from medsam3_model.tracker import Tracker, has_tracker, load_tracker
+from medsam3_model.tracker import Tracker, TrackerTraits, has_tracker, load_tracker
 
 if TYPE_CHECKING:
     import torch
@@ -167,7 +167,7 @@ def tracker_of(
         device,
         dtype,
         loaded.hashes.encoder,
-        paints_clicks=bool(given.get("tracker_config", {}).get("paints_clicks", False)),
+        TrackerTraits(**given.get("tracker_config", {}).get("traits", {})),
     )
 
 

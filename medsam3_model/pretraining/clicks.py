@@ -40,7 +40,7 @@ from medsam3_model.evaluation.metrics import dice
 from medsam3_model.predictor import MedSAM3
 from medsam3_model.pretraining.data import SourceImage, load_sources, read_folder
 from medsam3_model.pretraining.validation import normalise
-from medsam3_model.tracker import Tracker, empty_tracker
+from medsam3_model.tracker import Tracker, TrackerTraits, empty_tracker
 from medsam3_model.training.augmentation import (
     WHOLE,
     disturb_box,
@@ -169,6 +169,7 @@ class TrackerPretraining:
             self.base.config.vision_config,
             partial(vision_hidden, self.base.model),
             self.base.encoder_hash,
+            TrackerTraits(**tiny_tracker_config()["traits"]),
         )
         self.parts = nn.ModuleDict({"model": self.tracker.model, "neck": self.tracker.neck})
         initialise(self.parts)

@@ -21,8 +21,6 @@ if TYPE_CHECKING:
     from medsam3_model.predictor import MedSAM3
 
 _CLICKS_AT_ONCE = 32
-# Least predicted IoU, and least stability: the share of a mask that a logit of one more keeps.
-_TRUSTED, _STABLE = 0.7, 0.8
 # Share of the image beyond which a mask is its background.
 _LARGEST = 0.6
 _SMALLEST_CELLS = 4
@@ -76,12 +74,13 @@ def click_each(
             f"{model.version} has no tracker, which objects without a name need: use a checkpoint "
             "with SAM 3's tracker, such as facebook's sam3.pt"
         )
+    traits = model.tracker.traits
     for start in range(0, len(points), _CLICKS_AT_ONCE):
         answer = model.tracker.ask_each(image, points[start : start + _CLICKS_AT_ONCE])
         logits, iou = answer.logits.reshape(-1, *answer.logits.shape[-2:]), answer.iou.ravel()
         areas = (logits > 0).sum((1, 2))
         stable = (logits > 1).sum((1, 2)) / np.maximum((logits > -1).sum((1, 2)), 1)
-        good = (iou >= _TRUSTED) & (stable >= _STABLE)
+        good = (iou >= traits.trusted_iou) & (stable >= traits.trusted_stability)
         good &= (areas >= _SMALLEST_CELLS) & (areas <= _LARGEST * logits[0].size)
         for index in np.nonzero(good)[0].tolist():
             yield Proposal(logits[index], float(iou[index]))

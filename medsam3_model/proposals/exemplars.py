@@ -1,8 +1,8 @@
 """Exemplars: everything in an image that is like what was boxed, each instance on its own.
 
 SAM 3's detector takes boxes as exemplars. A model whose detector was taught that a box means the
-object in it (the bundled one) is asked for that object, and what a grid of clicks finds is compared
-with it: by size, and by the encoder's features in the masks.
+object in it (the bundled one) is asked for that object; what the phrase finds, and what a grid of
+clicks finds, is compared with it: by size, and by the encoder's features in the masks.
 """
 
 from collections.abc import Sequence
@@ -13,11 +13,13 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
+from scipy import ndimage
 from torch import Tensor
 
 from medsam3_model.errors import PromptError
 from medsam3_model.prompting import SpatialPrompt, segment_prompted
 from medsam3_model.proposals.everything import Proposal, as_detections, click_each, distinct
+from medsam3_model.small_objects import look_closer
 from medsam3_model.types import Detections, EncodeWindow, ImageEmbedding, TextEmbedding
 
 if TYPE_CHECKING:
@@ -27,6 +29,8 @@ if TYPE_CHECKING:
 _LIKE = 0.8
 # Areas of objects of a kind differ by at most this factor.
 _SIZES = 4.0
+# Share of the smaller of two masks that they may have in common and still be two objects.
+_OVERLAP = 0.3
 _GRID_LEAST, _GRID_MOST = 12, 40
 
 
@@ -67,7 +71,8 @@ def segment_like(
     shown, refused = objects(1), objects(0)
     if not len(shown):
         raise PromptError("nothing is seen in the exemplar boxes: draw them tightly around objects")
-    found = distinct(click_each(model, image, _grid(image, shown)), 500)
+    named = _named(model, image, text, encode_window)
+    found = [*named, *distinct(click_each(model, image, _grid(image, shown)), 500)]
     features = F.normalize(image.fpn_hidden_states[0][0].float().cpu(), dim=0)
     likes = [_mean_feature(features, mask) for mask in shown]
     unlikes = [_mean_feature(features, mask) for mask in refused]
@@ -82,6 +87,27 @@ def segment_like(
         if fits and similarity >= _LIKE and similarity > other:
             alike.append(proposal)
     return _with_exemplars(shown, alike, image.original_size, text.phrases[0])
+
+
+def _named(
+    model: "MedSAM3",
+    image: ImageEmbedding,
+    text: TextEmbedding,
+    encode_window: EncodeWindow | None,
+) -> list[Proposal]:
+    """What the phrase finds: its instances, and the pieces of its semantic map."""
+    answers = model.detect_all(image, text)
+    if encode_window is not None:
+        answers = look_closer(model, image, text, answers, encode_window)
+    detections = answers[0]
+    pieces, count = ndimage.label(detections.semantic > 0.5)
+    masks = [*detections.masks, *(pieces == number for number in range(1, count + 1))]
+    return [
+        Proposal(
+            np.where(mask, 8.0, -8.0).astype(np.float32), float(detections.semantic[mask].mean())
+        )
+        for mask in masks
+    ]
 
 
 def _grid(image: ImageEmbedding, shown: NDArray[np.bool_]) -> NDArray[np.float32]:
@@ -108,15 +134,15 @@ def _mean_feature(features: Tensor, mask: NDArray[np.bool_]) -> Tensor:
 def _with_exemplars(
     shown: NDArray[np.bool_], alike: Sequence[Proposal], size: tuple[int, int], phrase: str
 ) -> Detections:
-    """The exemplars' own objects, and beside them what is like them and not one of them."""
+    """The exemplars' own objects, and beside them what is like them, each once."""
     logits = [np.where(mask, 8.0, -8.0).astype(np.float32) for mask in shown]
     own = as_detections([Proposal(each, 1.0) for each in logits], size, phrase)
     others = as_detections(alike, size, phrase)
-    apart = [
-        index
-        for index, mask in enumerate(others.masks)
-        if not any((mask & other).sum() > 0.3 * min(mask.sum(), other.sum()) for other in shown)
-    ]
+    taken, apart = list(shown), []
+    for index, mask in enumerate(others.masks):
+        if all((mask & other).sum() <= _OVERLAP * min(mask.sum(), other.sum()) for other in taken):
+            taken.append(mask)
+            apart.append(index)
     return Detections(
         masks=np.concatenate([own.masks, others.masks[apart]]),
         boxes=np.concatenate([own.boxes, others.boxes[apart]]),

@@ -1,49 +1,45 @@
 """Clicks, boxes and exemplars in the editor: each further act mends what the last one brought."""
 
-import io
 import re
 from collections.abc import Iterator
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from PIL import Image
 from playwright.sync_api import Browser, Page, expect
 
 from backend.label_studio.connect import connect
 from backend.label_studio.server import LabelStudioServer
 from backend.labeling.region_masks import region_mask
+from medsam3_model.boxes import tight_box
+from medsam3_model.pretraining.phantoms.phantoms import phantom
 from tests.support.annotating import AnnotatingLabelStudio
 from tests.support.editor import HEIGHT, WIDTH, on_image, submit
+from tests.support.images import png
 from tests.support.masks import dice
 from tests.support.processes import BackendServer
 from tests.support.projects import LabelStudioProject, ProjectFactory
 
 CONFIG = """<View>
   <Image name="image" value="$image"/>
-  <BrushLabels name="mask" toName="image" smart="false"><Label value="Mass"/></BrushLabels>
+  <BrushLabels name="mask" toName="image" smart="false">
+    <Label value="Mass" prompt="skin lesion"/></BrushLabels>
   <RectangleLabels name="box" toName="image" smart="true"><Label value="Mass"/></RectangleLabels>
   <KeyPointLabels name="point" toName="image" smart="true"><Label value="Mass"/></KeyPointLabels>
 </View>"""
-EXEMPLARS = CONFIG.replace('name="box"', 'name="like" exemplar="true"')
+EXEMPLARS = CONFIG.replace('name="box"', 'name="like" exemplar="true"').replace(
+    "skin lesion", "cell nucleus"
+)
 # Rows of labels under the image.
 BOX, POINT = 1, 2
 
 
-def ellipse(x: float, y: float, across: float, down: float) -> NDArray[np.bool_]:
-    row, column = np.mgrid[:HEIGHT, :WIDTH] + 0.5
-    return np.asarray(((column - x) / across) ** 2 + ((row - y) / down) ** 2 <= 1)
-
-
-LEFT, RIGHT = ellipse(55, 90, 32, 45), ellipse(145, 150, 30, 40)
-
-
-def picture() -> bytes:
-    noise = np.random.default_rng(0).normal(0, 6, (HEIGHT, WIDTH, 1))
-    grey = np.where(LEFT | RIGHT, 170.0, 70.0)[..., None] + noise
-    file = io.BytesIO()
-    Image.fromarray(np.repeat(grey.clip(0, 255), 3, 2).astype(np.uint8)).save(file, "PNG")
-    return file.getvalue()
+LESION, NUCLEI = phantom("dermoscopy", 300), phantom("microscopy", 3)
+# The sizes that the editor's helpers expect.
+ROWS = ((0, HEIGHT - len(LESION.image)), (0, 0))
+TRUTH = np.pad(LESION.layers["skin lesion"][:, :WIDTH], ROWS) > 0
+(Y, X) = (float(np.mean(places)) for places in np.nonzero(TRUTH))
+X0, Y0, X1, Y1 = tight_box(TRUTH).tolist()
 
 
 @pytest.fixture
@@ -58,7 +54,11 @@ def project(
     backend: BackendServer,
     config: str,
 ) -> LabelStudioProject:
-    made = make_project(images=[picture()], label_config=config)
+    picture = NUCLEI if config == EXEMPLARS else LESION
+    made = make_project(
+        images=[png(np.pad(picture.image[:, :WIDTH], (ROWS[0], (0, 0), (0, 0)), mode="edge"))],
+        label_config=config,
+    )
     connect(backend.settings, made.id, backend.url, client=label_studio)
     return made
 
@@ -136,34 +136,38 @@ def test_clicks_mend_the_mask(
     editor: Page, label_studio: AnnotatingLabelStudio, project: LabelStudioProject
 ) -> None:
     choose(editor, "key-point-tool", POINT)
-    click(editor, 55, 90)
-    click(editor, 55, 125)
-    click(editor, 145, 150, inside=False)
+    click(editor, X, Y)
+    click(editor, X, Y + 12)
+    click(editor, 4, 4, inside=False)
     assert accept(editor) == 1
     (mask,) = submitted(editor, label_studio, project)
-    assert dice(mask, LEFT) > 0.85
-    assert not mask[150, 145]
+    assert dice(mask, TRUTH) > 0.8
 
 
 def test_a_click_mends_the_box_drawn_before(
     editor: Page, label_studio: AnnotatingLabelStudio, project: LabelStudioProject
 ) -> None:
     choose(editor, "rectangle-tool", BOX)
-    draw_box(editor, 112, 106, 178, 194)
+    draw_box(editor, X0, Y0, X1, Y1)
     choose(editor, "key-point-tool", POINT)
-    click(editor, 145, 150)
-    click(editor, 176, 108, inside=False)
+    click(editor, X, Y)
+    click(editor, X0 + 2, Y0 + 2, inside=False)
     assert accept(editor) == 1
     (mask,) = submitted(editor, label_studio, project)
-    assert dice(mask, RIGHT) > 0.85
+    assert dice(mask, TRUTH) > 0.8
+    assert not mask[int(Y0) + 2, int(X0) + 2]
 
 
 @pytest.mark.parametrize("config", [EXEMPLARS])
 def test_an_exemplar_box_brings_everything_like_it(
     editor: Page, label_studio: AnnotatingLabelStudio, project: LabelStudioProject
 ) -> None:
+    layer = np.pad(NUCLEI.layers["cell nucleus"][:, :WIDTH], ROWS)
+    largest = layer == np.bincount(layer[layer > 0]).argmax()
     choose(editor, "rectangle-tool", BOX)
-    draw_box(editor, 22, 44, 88, 136)
-    assert accept(editor) >= 2
+    draw_box(editor, *tight_box(largest).tolist())
+    count = accept(editor)
+    assert count > 5
     masks = submitted(editor, label_studio, project)
-    assert all(any(dice(mask, truth) > 0.75 for mask in masks) for truth in (LEFT, RIGHT))
+    assert len(masks) == count
+    assert any(dice(mask, largest) > 0.75 for mask in masks)

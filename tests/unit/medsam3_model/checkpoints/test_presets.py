@@ -10,32 +10,44 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from transformers import Sam3Config, Sam3Model
 
+from medsam3_model.checkpoints import tracker_keys
 from medsam3_model.checkpoints.bundle import write_bundle
+from medsam3_model.checkpoints.loading import image_config
 from medsam3_model.checkpoints.presets import (
     PRESETS,
     bundled_version,
     bundled_weights,
     read_bundle_info,
     tiny_config,
+    tiny_tracker_config,
 )
 from medsam3_model.checkpoints.tokenizer import VOCABULARY_SIZE, build_tokenizer
 from medsam3_model.errors import CheckpointError
 
 
+def stored_config() -> Sam3Config:
+    return image_config(json.loads((bundled_weights("tiny") / "config.json").read_text()))
+
+
 def test_bundle_holds_every_tensor_of_the_architecture() -> None:
-    folder = bundled_weights("tiny")
-    model = Sam3Model(Sam3Config.from_pretrained(folder))
-    weights = load_file(folder / "model.safetensors")
-    expected = {key: value.shape for key, value in model.state_dict().items()}
-    assert {key: value.shape for key, value in weights.items()} == expected
+    model = Sam3Model(stored_config())
+    weights = load_file(bundled_weights("tiny") / "model.safetensors")
+    expected = {f"detector_model.{key}": value.shape for key, value in model.state_dict().items()}
+    tracker = {key for key in weights if not key.startswith("detector_model.")}
+    assert {key: weights[key].shape for key in weights.keys() - tracker} == expected
     assert {value.dtype for value in weights.values()} == {torch.float16}
     assert all(bool(value.isfinite().all()) for value in weights.values())
+    # Loading is strict; the memory of earlier frames has not been trained and is not there.
+    assert tracker
+    assert not any(map(tracker_keys.is_of_memory, tracker))
 
 
 def test_bundled_configuration_is_the_preset() -> None:
-    stored = Sam3Config.from_pretrained(bundled_weights("tiny"))
+    stored = stored_config()
     assert stored.vision_config.to_dict() == tiny_config().vision_config.to_dict()
     assert stored.text_config.vocab_size == VOCABULARY_SIZE
+    config = json.loads((bundled_weights("tiny") / "config.json").read_text())
+    assert config["tracker_config"] == tiny_tracker_config()
 
 
 def test_bundle_is_small_enough_to_ship() -> None:
@@ -79,7 +91,8 @@ def test_a_written_bundle_reads_back(tmp_path: Path) -> None:
     assert read_bundle_info(tmp_path) == info
     weights = load_file(tmp_path / "model.safetensors")
     key = "mask_decoder.semantic_projection.weight"
-    torch.testing.assert_close(weights[key].float(), model.state_dict()[key], atol=1e-3, rtol=1e-3)
+    stored = weights[f"detector_model.{key}"].float()
+    torch.testing.assert_close(stored, model.state_dict()[key], atol=1e-3, rtol=1e-3)
 
 
 @pytest.mark.parametrize("content", ["", "[]", "{}", '{"format": "medsam3-bundle/1"}'])
