@@ -8,7 +8,7 @@ image that is encoded already needs no second encoding.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -25,6 +25,7 @@ from medsam3_model.device import autocast
 from medsam3_model.errors import CheckpointError, PromptError
 from medsam3_model.tracker_memory import TrackerModel
 from medsam3_model.types import ImageEmbedding
+from medsam3_model.video.propagation import Levels, Propagation, Tracked, parse_prompts
 
 # Facebook's bound on the logits of a mask that is given as a prompt.
 _MASK_PROMPT_LIMIT = 32.0
@@ -71,7 +72,7 @@ SAM3_TRAITS = TrackerTraits()
 
 
 class Tracker:
-    """SAM 3's tracker for single images: points and a box in, one object's mask out."""
+    """SAM 3's tracker: points, a box or a mask in, one object's mask out, in images and videos."""
 
     def __init__(
         self,
@@ -93,7 +94,6 @@ class Tracker:
         self.trunk = trunk
         self.dtype = dtype
         self.encoder_hash = encoder_hash
-        model.levels = self._frame_levels
         self._latest: tuple[weakref.ref[ImageEmbedding], list[torch.Tensor]] | None = None
 
     @torch.no_grad()
@@ -207,6 +207,11 @@ class Tracker:
         return _has_memory(self.model)
 
     @property
+    def image_side(self) -> int:
+        """Side of the square that images are resized to, in pixels."""
+        return int(cast(Any, self.model.prompt_encoder).input_image_size)
+
+    @property
     def mask_side(self) -> int:
         """Side of the masks' square, four times the encoder's patches along a side."""
         return int(cast(Any, self.model.prompt_encoder).mask_input_size[0])
@@ -245,6 +250,82 @@ class Tracker:
             boxes=boxes,
             masks=masks,
             multimask=multimask,
+        )
+
+    @torch.no_grad()
+    def propagate_raw(
+        self,
+        pixel_values: torch.Tensor,
+        prompts: Iterable[tuple[int, int, Mapping[str, Any]]],
+        start: int,
+        reverse: bool = False,
+        *,
+        memory_selection: bool = False,
+    ) -> dict[int, dict[int, torch.Tensor]]:
+        """Objects followed through the frames of a video, by the memory of earlier ones.
+
+        Args:
+            pixel_values: (T, 3, S, S), scaled to -1..1.
+            prompts: (frame, object id, what shows the object there), in pixels of the square
+                input: `points` (P, 2) x, y with `point_labels` (P,), 1 or 0; `box` (4,) x0, y0,
+                x1, y1, alone or with points; or `mask` (S, S) of 0 and 1. All of them are answered
+                before the run, wherever their frames lie. Of more than 16 points, a box counting
+                as two, the first and the last eight are read, as facebook's predictor does.
+            start: the frame from which the run goes, usually a prompted one.
+            reverse: back to frame 0, after a run from `start` to the last frame, of which the first
+                frames are remembered: facebook's way to go in both directions. A second call with
+                `reverse=False` answers the frames after `start`.
+            memory_selection: frames on which the objects are hardly seen are not remembered, as in
+                facebook's text-prompted video.
+
+        Returns:
+            For each frame from `start` on, or back from it, and each object id, logits float32
+            (4 * grid, 4 * grid) over the whole frame; -1024 where there is no object. A given mask
+            comes back as logits of about +-1024.
+
+        Raises:
+            PromptError: the checkpoint's tracker has no memory, or a prompt is malformed, beyond
+                the frames, or given twice.
+        """
+        device = next(self.neck.parameters()).device
+        propagation = self.propagation(
+            lambda frame: self.frame_levels(self.trunk(pixel_values[frame][None].to(device))),
+            len(pixel_values),
+            prompts,
+            memory_selection=memory_selection,
+        )
+        tracked: Tracked = {}
+        answers = {one.frame: one.logits for one in propagation.run(start, tracked=tracked)}
+        if not reverse:
+            return answers
+        back = propagation.run(start, reverse=True, tracked=tracked)
+        return {one.frame: one.logits for one in back}
+
+    def propagation(
+        self,
+        levels: Levels,
+        frames: int,
+        prompts: Iterable[tuple[int, int, Mapping[str, Any]]],
+        *,
+        memory_selection: bool = False,
+    ) -> Propagation:
+        """Objects that can be followed through `frames` frames, one by one, in both directions.
+
+        `levels` says the features and positions of a frame, as `frame_levels` makes them; the
+        rest is as for `propagate_raw`.
+        """
+        if not self.has_memory:
+            raise PromptError(
+                "this checkpoint's tracker answers single images and has no memory of frames: "
+                "take one with SAM 3's video part, such as facebook's sam3.pt"
+            )
+        return Propagation(
+            self.model,
+            levels,
+            frames,
+            parse_prompts(prompts, frames, self.image_side),
+            dtype=self.dtype,
+            memory_selection=memory_selection,
         )
 
     def _decode(
@@ -334,11 +415,9 @@ class Tracker:
         # A single image is a video's first frame: nothing is remembered yet, and that is said.
         return [*levels[:2], levels[2] + self.model.no_memory_embedding.view(1, -1, 1, 1)]
 
-    def _frame_levels(
-        self, pixel_values: torch.Tensor
-    ) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
-        """Features of a video's frames, and their positions."""
-        levels = self._levels_of(self.trunk(pixel_values))
+    def frame_levels(self, hidden: torch.Tensor) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+        """Features of a video's frames, of the trunk's tokens (B, N, C), and their positions."""
+        levels = self._levels_of(hidden)
         positions = [
             self.neck.position_encoding(level.shape, level.device, level.dtype) for level in levels
         ]
@@ -349,8 +428,7 @@ class Tracker:
     ) -> dict[str, torch.Tensor | None]:
         """One object's prompts in pixels of the model's square image, as `_decode` takes them."""
         height, width = size
-        side = int(cast(Any, self.model.prompt_encoder).input_image_size)
-        scale = np.array([side / width, side / height])
+        scale = np.array([self.image_side / width, self.image_side / height])
         where = np.asarray([] if points is None else points, np.float64).reshape(-1, 2)
         inside = np.ones(len(where), np.int64) if labels is None else np.asarray(labels, np.int64)
         if len(where) == 0 and box is None and mask is None:

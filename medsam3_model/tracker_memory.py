@@ -6,14 +6,12 @@ of a prompt at another size. Logits then differ by up to 11; in facebook's order
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from transformers import Sam3TrackerVideoModel
-from transformers.models.sam3.modeling_sam3 import Sam3VisionEncoderOutput
 
 # A mask that is given as a prompt is sure of itself: facebook's logits inside and outside.
 _SURE = 1024.0
@@ -22,20 +20,8 @@ _SURE = 1024.0
 class TrackerModel(Sam3TrackerVideoModel):
     """The tracker of facebook's reference, on transformers' modules.
 
-    Attributes:
-        levels: features of pixel values (B, 3, S, S) and their positions, both finest first: the
-            encoder is shared with the detector and is no part of this module.
+    The encoder is shared with the detector and is no part of it.
     """
-
-    levels: Callable[[Tensor], tuple[Sequence[Tensor], Sequence[Tensor]]]
-
-    def get_image_features(self, pixel_values: Tensor, **_: Any) -> Sam3VisionEncoderOutput:
-        """Features and positions of frames, each level as (HW, B, C)."""
-        features, positions = self.levels(pixel_values)
-        return Sam3VisionEncoderOutput(
-            fpn_hidden_states=tuple(level.flatten(2).permute(2, 0, 1) for level in features),
-            fpn_position_encoding=tuple(level.flatten(2).permute(2, 0, 1) for level in positions),
-        )
 
     def _encode_new_memory(
         self,
@@ -87,14 +73,17 @@ class TrackerModel(Sam3TrackerVideoModel):
             image_embeddings=cast(Any, [*high_res_features, backbone_features]),
         )
         there = (mask_inputs > 0).flatten(1).any(dim=1, keepdim=True).to(dtype)
-        logits = torch.where(mask_inputs > 0, _SURE, -_SURE)
-        answer.pred_masks = _resized(logits, list(self.prompt_encoder.mask_input_size))
+        answer.pred_masks = self.given_logits(mask_inputs > 0)
         answer.high_res_masks = _resized(answer.pred_masks, [self.image_size] * 2)
         answer.iou_scores = torch.ones_like(there)
         answer.object_score_logits = (20 * there - 10)[:, None]
         pointer = cast(Tensor, answer.object_pointer)
         answer.object_pointer = there * pointer + (1 - there) * self.no_object_pointer
         return answer
+
+    def given_logits(self, mask: Tensor) -> Tensor:
+        """A given mask (B, 1, H, W) as logits of +-1024, (B, 1, 4 * grid, 4 * grid)."""
+        return _resized(torch.where(mask, _SURE, -_SURE), list(self.prompt_encoder.mask_input_size))
 
 
 def _resized(mask: Tensor, size: list[int]) -> Tensor:

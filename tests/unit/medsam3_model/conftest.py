@@ -1,8 +1,14 @@
 """Checkpoints of the tiny reference model on disk, written once per run."""
 
+from __future__ import annotations
+
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from medsam3_model import MedSAM3
 
 
 @pytest.fixture(scope="session")
@@ -37,3 +43,17 @@ def hugging_face_folder(
     loaded = loading.load_model(facebook_checkpoint, config=sam3_reference.config())
     loaded.model.save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def video_model(tmp_path_factory: pytest.TempPathFactory) -> MedSAM3:
+    """The model of a file as facebook's `sam3.pt`, with the tracker and its memory."""
+    import torch
+
+    from medsam3_model import MedSAM3
+    from tests.support import sam3_reference
+
+    path = tmp_path_factory.mktemp("video") / "sam3.pt"
+    tensors = sam3_reference.facebook_tensors() | sam3_reference.tracker_tensors()
+    torch.save({"model": tensors}, path)
+    return MedSAM3.from_pretrained(path, config=sam3_reference.video_config(), device="cpu")

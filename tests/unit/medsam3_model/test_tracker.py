@@ -242,6 +242,8 @@ def test_an_image_tracker_needs_no_memory_but_half_a_memory_is_refused(
     assert not images_only.tracker.has_memory
     expected = model.tracker.raw(pixels, **given("boxes"))
     torch.testing.assert_close(images_only.tracker.raw(pixels, **given("boxes")), expected)
+    with pytest.raises(PromptError, match="has no memory of frames"):
+        images_only.tracker.propagate_raw(pixels, [(0, 1, {"box": [1, 1, 9, 9]})], 0)
     save_file(tensors | dict(list(memory.items())[:3]), tmp_path / "model.safetensors")
     with pytest.raises(CheckpointError, match=r"tracker does not fit.*missing"):
         MedSAM3.from_pretrained(tmp_path, device="cpu")
