@@ -57,6 +57,27 @@ def tracker_golden() -> dict[str, np.ndarray]:
     return dict(np.load(FOLDER / "tracker" / "golden.npz"))
 
 
+@lru_cache
+def concept_description() -> dict[str, Any]:
+    """How the concept was followed through the video: phrase, thresholds, other weights."""
+    return json.loads((FOLDER / "tracker" / "pcs.json").read_text())
+
+
+@lru_cache
+def concept_golden() -> dict[str, np.ndarray]:
+    return dict(np.load(FOLDER / "tracker" / "pcs_golden.npz"))
+
+
+def concept_tensors() -> dict[str, torch.Tensor]:
+    """All tensors of a `sam3.pt` whose detector finds several objects."""
+    overrides = concept_description()["overrides"]
+    entries = [
+        entry | dict(zip(("mean", "std"), overrides.get(entry["key"], ()), strict=False))
+        for entry in description()["tensors"]
+    ]
+    return _tensors(entries) | tracker_tensors()
+
+
 def tracker_tensors() -> dict[str, torch.Tensor]:
     """The tracker's part of the same file, and its neck."""
     return _tensors(tracker_description()["tensors"])
