@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 Slices = Callable[[int], ImageEmbedding]
 """The encoded slice at a place; asked for again where it lies between two corrected ones."""
 
-Origin = Literal["corrected", "tracker", "detector"]
+SliceOrigin = Literal["corrected", "tracker", "detector"]
 
 # From this log-odds on a side is sure; more must not outweigh the other side.
 _SURE = 8.0
@@ -95,7 +95,7 @@ class SliceMask:
     object_id: int
     mask: NDArray[np.bool_]
     score: float
-    origin: Origin
+    origin: SliceOrigin
 
 
 @dataclass(frozen=True, eq=False)
@@ -114,7 +114,7 @@ Estimates = dict[int, _Estimate]
 class _Follower(Protocol):
     """Follows some objects from slice to slice."""
 
-    origin: Origin
+    origin: SliceOrigin
 
     def corrected(self, place: int) -> Estimates:
         """The objects on a corrected slice."""
@@ -312,7 +312,7 @@ def _painted(estimate: _Estimate) -> NDArray[np.bool_]:
 class _ByTracker:
     """By the memory of SAM 3's tracker."""
 
-    origin: Origin = "tracker"
+    origin: SliceOrigin = "tracker"
 
     def __init__(
         self, tracker: Tracker, slices: Slices, count: int, corrected: Sequence[CorrectedSlice]
@@ -405,7 +405,7 @@ def _checked_mask(mask: Any, size: tuple[int, int]) -> NDArray[np.bool_]:
 class _ByDetector:
     """By the box of the neighbouring slice's mask, of which the detector makes a mask."""
 
-    origin: Origin = "detector"
+    origin: SliceOrigin = "detector"
 
     def __init__(
         self,
