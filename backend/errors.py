@@ -8,6 +8,7 @@ BackendError
 │   ├── LabelStudioAuthError          the token is missing, wrong or expired
 │   └── LabelStudioUnavailableError   it cannot be reached, or timed out
 ├── ImageSourceError          an image of a task cannot be fetched
+├── VolumeError               a volume or video cannot become a task
 ├── SettingsError             a setting is missing or contradicts another
 ├── QueueError                Redis cannot be reached
 ├── CorrectionsError          the corrections cannot be read or written
@@ -61,6 +62,10 @@ class LabelStudioUnavailableError(LabelStudioError):
 
 class ImageSourceError(BackendError):
     """An image of a task cannot be fetched; the message names what to change."""
+
+
+class VolumeError(BackendError):
+    """A volume or video cannot become a task of the project; the message says what to change."""
 
 
 class SettingsError(BackendError):

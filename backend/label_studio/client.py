@@ -281,6 +281,50 @@ class LabelStudio:
             ids += self._json("POST", path, files=parts)["task_ids"]
         return ids
 
+    def store_files(self, project_id: int, files: Iterable[tuple[str, bytes]]) -> dict[int, str]:
+        """Upload files (name, bytes) of which no tasks are made; id → path, in their order.
+
+        Those that arrived are deleted where a later one fails.
+        """
+        stored: dict[int, str] = {}
+        remaining = iter(files)
+        path = f"/api/projects/{project_id}/import?commit_to_project=false"
+        try:
+            while batch := list(islice(remaining, _FILES_PER_UPLOAD)):
+                parts = [(f"file{index}", file) for index, file in enumerate(batch)]
+                ids = self._json("POST", path, files=parts)["file_upload_ids"]
+                stored |= dict.fromkeys(ids, "")
+                rows = self.get(f"/api/projects/{project_id}/file-uploads", ids=json.dumps(ids))
+                stored |= {row["id"]: f"/data/{row['file']}" for row in rows}
+        except BaseException:
+            self.delete_files(project_id, list(stored))
+            raise
+        return stored
+
+    def delete_files(self, project_id: int, file_ids: Sequence[int]) -> None:
+        """Delete files that `store_files` uploaded."""
+        if file_ids:
+            body = {"file_upload_ids": list(file_ids)}
+            self._request("DELETE", f"/api/projects/{project_id}/file-uploads", json=body)
+
+    def create_task(self, project_id: int, data: Mapping[str, Any]) -> int:
+        """Create a task; returns its id."""
+        return int(self.post("/api/tasks/", {"project": project_id, "data": dict(data)})["id"])
+
+    def has_task(self, task_id: int) -> bool:
+        """Whether the task is there."""
+        try:
+            self.get(f"/api/tasks/{task_id}", resolve_uri="false")
+        except LabelStudioError as error:
+            if error.status_code == 404:
+                return False
+            raise
+        return True
+
+    def delete_task(self, task_id: int) -> None:
+        """Delete a task with all that it holds."""
+        self.delete(f"/api/tasks/{task_id}/")
+
     def predictions(self, task_id: int) -> list[Prediction]:
         """The predictions of a task."""
         return [

@@ -17,7 +17,7 @@ import numpy.typing as npt
 import pydicom
 from pydicom.dataset import Dataset
 from pydicom.filebase import DicomBytesIO
-from pydicom.filereader import read_dataset
+from pydicom.filereader import read_dataset as read_elements
 from pydicom.filewriter import write_file_meta_info
 from pydicom.pixels import apply_color_lut, apply_modality_lut, apply_voi_lut, pixel_array
 from pydicom.uid import (
@@ -47,7 +47,9 @@ def open_dicom(file: BinaryIO, frame: int | None, limits: ImageLimits) -> Pictur
         ImageError: no pixels, no such frame, damaged, or compressed in a way that cannot be
             decoded here.
     """
-    dataset = _dataset(file, limits)
+    dataset = read_dataset(file, limits)
+    if not any(name in dataset for name in _PIXELS):
+        raise ImageError("the DICOM file holds no image (a report or a structure set?)")
     rows, columns = (int(dataset.get(name) or 0) for name in ("Rows", "Columns"))
     samples = int(dataset.get("SamplesPerPixel") or 1)
     bits = int(dataset.get("BitsAllocated") or 8)
@@ -57,11 +59,17 @@ def open_dicom(file: BinaryIO, frame: int | None, limits: ImageLimits) -> Pictur
     return Picture(rows, columns, chosen, frames, partial(_decode, dataset, chosen))
 
 
-def _dataset(file: BinaryIO, limits: ImageLimits) -> Dataset:
-    dataset: Dataset = pydicom.dcmread(_inflated(file, limits), force=True)
-    if not any(name in dataset for name in _PIXELS):
-        raise ImageError("the DICOM file holds no image (a report or a structure set?)")
-    if "TransferSyntaxUID" not in dataset.file_meta:
+def read_dataset(file: BinaryIO, limits: ImageLimits, *, header: bool = False) -> Dataset:
+    """A DICOM file's data set; of a file without meta header with the syntax that it shows.
+
+    Args:
+        file: at its beginning.
+        limits: a deflated file unpacks to no more.
+        header: only what comes before the pixels.
+    """
+    content = _inflated(file, limits)
+    dataset: Dataset = pydicom.dcmread(content, force=True, stop_before_pixels=header)
+    if "TransferSyntaxUID" not in dataset.file_meta and not header:
         if "PixelData" in dataset and dataset["PixelData"].is_undefined_length:
             raise ImageError(
                 "the DICOM file is compressed and does not say how (it has no transfer syntax): "
@@ -77,7 +85,7 @@ def _inflated(file: BinaryIO, limits: ImageLimits) -> BinaryIO:
     """The file; a deflated one unpacked here, as pydicom would do so without any limit."""
     start = 132 if file.read(132)[128:] == b"DICM" else 0
     file.seek(start)
-    meta = read_dataset(file, False, True, stop_when=lambda tag, _vr, _length: tag.group != 2)
+    meta = read_elements(file, False, True, stop_when=lambda tag, _vr, _length: tag.group != 2)
     if meta.get("TransferSyntaxUID") != DeflatedExplicitVRLittleEndian:
         file.seek(0)
         return file
@@ -96,19 +104,28 @@ def _inflated(file: BinaryIO, limits: ImageLimits) -> BinaryIO:
 
 
 def _decode(dataset: Dataset, frame: int) -> npt.NDArray[np.uint8]:
+    return shown(dataset, stored_frame(dataset, frame), frame)
+
+
+def stored_frame(dataset: Dataset, frame: int) -> npt.NDArray[Any]:
+    """A frame's stored values: (H, W), or (H, W, 3) for colours.
+
+    Raises:
+        ImageError: they are damaged, or compressed in a way that cannot be decoded here.
+    """
     syntax = dataset.file_meta.TransferSyntaxUID
     plugin = dicom_codecs.PLUGIN if dicom_codecs.is_available(syntax) else ""
     try:
-        stored = pixel_array(dataset, index=frame, decoding_plugin=plugin)
+        return pixel_array(dataset, index=frame, decoding_plugin=plugin)
     except (RuntimeError, NotImplementedError) as error:
         raise ImageError(
             f"the DICOM file is compressed as {getattr(syntax, 'name', 'unknown')} and could not "
             "be decoded: it is damaged, or decompress it (gdcmconv --raw)"
         ) from error
-    return _shown(dataset, stored, frame)
 
 
-def _shown(dataset: Dataset, stored: npt.NDArray[Any], frame: int) -> npt.NDArray[np.uint8]:
+def shown(dataset: Dataset, stored: npt.NDArray[Any], frame: int) -> npt.NDArray[np.uint8]:
+    """Stored values of a frame as a viewer shows them: uint8 (H, W, 3)."""
     interpretation = str(dataset.PhotometricInterpretation)
     if interpretation == "PALETTE COLOR":
         stored = apply_color_lut(stored, dataset)
@@ -128,11 +145,9 @@ def _colour(dataset: Dataset, stored: npt.NDArray[Any]) -> npt.NDArray[np.uint8]
 
 
 def _windowed(dataset: Dataset, stored: npt.NDArray[Any], frame: int) -> npt.NDArray[np.uint8]:
-    # An enhanced file says it for each frame, an ordinary one once.
-    rescale = _functional_group(dataset, frame, "PixelValueTransformationSequence") or dataset
-    window = _functional_group(dataset, frame, "FrameVOILUTSequence") or dataset
-    table = "VOILUTSequence" in dataset and "WindowCenter" not in dataset
-    limits = None if table else _window(window)
+    rescale = _rescale(dataset, frame)
+    table = has_window_table(dataset)
+    limits = None if table else named_window(dataset, frame)
     if table:
         limits = (0.0, 2.0 ** int(dataset.VOILUTSequence[0].LUTDescriptor[2]) - 1)
     elif limits is None:
@@ -151,7 +166,27 @@ def _windowed(dataset: Dataset, stored: npt.NDArray[Any], frame: int) -> npt.NDA
     return grey
 
 
-def _functional_group(dataset: Dataset, frame: int, name: str) -> Dataset | None:
+def has_window_table(dataset: Dataset) -> bool:
+    """Whether a table, and no window, says how values are shown."""
+    return "VOILUTSequence" in dataset and "WindowCenter" not in dataset
+
+
+def named_window(dataset: Dataset, frame: int) -> tuple[float, float] | None:
+    """Values that become black and white, where the file names a window for the frame."""
+    # An enhanced file says it for each frame, an ordinary one once.
+    return _window(functional_group(dataset, frame, "FrameVOILUTSequence") or dataset)
+
+
+def rescaled(dataset: Dataset, stored: npt.NDArray[Any], frame: int) -> npt.NDArray[Any]:
+    """Stored values after the modality's transformation (Hounsfield units in CT)."""
+    return np.asarray(apply_modality_lut(stored, _rescale(dataset, frame)))
+
+
+def _rescale(dataset: Dataset, frame: int) -> Dataset:
+    return functional_group(dataset, frame, "PixelValueTransformationSequence") or dataset
+
+
+def functional_group(dataset: Dataset, frame: int, name: str) -> Dataset | None:
     """Where an enhanced multi-frame file keeps what an ordinary one has at the top."""
     for groups, index in (
         ("PerFrameFunctionalGroupsSequence", frame),

@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass
 from functools import cache
 from typing import Any, Literal
 
+import nibabel
 import numpy as np
 import numpy.typing as npt
 from pydantic import TypeAdapter, ValidationError
@@ -20,6 +21,9 @@ from pydantic import TypeAdapter, ValidationError
 from medsam3_model.errors import ImageError
 
 StackKind = Literal["dicom", "nifti", "tiff", "video"]
+Plane = Literal["source", "axial", "coronal", "sagittal"]
+# The axis that a plane is across: x runs to the patient's right, y anterior, z superior.
+_ACROSS = {"axial": 2, "coronal": 1, "sagittal": 0}
 
 
 @dataclass(frozen=True)
@@ -228,3 +232,66 @@ def nearest(length: int, of: int) -> npt.NDArray[np.intp]:
     # Whole numbers only: a middle that falls on an edge must not depend on rounding.
     middles = 2 * np.arange(length, dtype=np.int64) + 1
     return (middles * of // (2 * length)).astype(np.intp)
+
+
+@dataclass(frozen=True)
+class PageAxes:
+    """Which axes of a source pages follow, and run down and across; see `StackGeometry`."""
+
+    page_axis: int
+    row_axis: int
+    column_axis: int
+    page_flip: bool = False
+    row_flip: bool = False
+    column_flip: bool = False
+
+
+def page_axes(affine: tuple[float, ...], plane: Plane, stacking_axis: int) -> PageAxes:
+    """The axes of pages in a plane as radiologists look at it: superior or (axial) anterior is at
+    the top; on the left is the patient's right (axial, coronal) or anterior (sagittal). Pages run
+    to the patient's right, anterior, superior. Oblique volumes go by their nearest axes.
+
+    Args:
+        affine: as `StackGeometry.affine`.
+        plane: which; `source` is the one that is across `stacking_axis`.
+        stacking_axis: the axis along which the source was made, slice by slice.
+
+    Raises:
+        ImageError: the affine names no orientation.
+    """
+    orientation = nibabel.io_orientation(np.reshape(affine, (4, 4)))
+    if not np.isfinite(orientation).all():
+        raise ImageError("the affine of the source is degenerate: it names no orientation")
+    patient_axis = _ACROSS.get(plane, int(orientation[stacking_axis, 0]))
+    across, down = (axis for axis in range(3) if axis != patient_axis)
+    page_axis, row_axis, column_axis = (
+        int(np.flatnonzero(orientation[:, 0] == axis)[0]) for axis in (patient_axis, down, across)
+    )
+    # Rows run to inferior or posterior, columns to the patient's left or posterior.
+    return PageAxes(
+        page_axis,
+        row_axis,
+        column_axis,
+        bool(orientation[page_axis, 1] < 0),
+        bool(orientation[row_axis, 1] > 0),
+        bool(orientation[column_axis, 1] > 0),
+    )
+
+
+def square_size(size: tuple[int, int], spacing: tuple[float, float]) -> tuple[int, int]:
+    """Height and width at which a page's pixels are square: the wider ones are drawn larger.
+
+    Args:
+        size: height and width in the source's pixels.
+        spacing: of the rows and of the columns, in any unit.
+
+    Returns:
+        `size` itself where the spacings differ by 1 % or less.
+    """
+    finest = min(spacing)
+    if not finest > 0 or max(spacing) <= 1.01 * finest:
+        return size
+    height, width = (
+        max(length, round(length * by / finest)) for length, by in zip(size, spacing, strict=True)
+    )
+    return height, width

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import io
+import math
 import zlib
 from dataclasses import dataclass
 from typing import Any, BinaryIO
@@ -90,25 +91,40 @@ def open_nifti(file: BinaryIO, page: int | None, plane: str, limits: ImageLimits
     return Picture(height, width, chosen, slices * volumes, decode)
 
 
-def _volume(file: BinaryIO, limits: ImageLimits) -> _Volume:
+def read_nifti(file: BinaryIO, limits: ImageLimits) -> Any:
+    """nibabel's image of a NIfTI file, its values still unread.
+
+    Raises:
+        ImageTooLargeError: its header announces more bytes than the limits allow.
+        ImageError: damaged, or colours.
+    """
     content = _unpacked(file, limits)
     kind = nibabel.Nifti2Image if content[4:7] in (b"n+2", b"ni2") else nibabel.Nifti1Image
     try:
         image = kind.from_bytes(content)
         shape, kept = image.shape, image.get_data_dtype()
-        if len(shape) < 2 or 0 in shape:
+        if len(shape) < 2 or min(shape) < 1:
             raise ImageError(f"the NIfTI file holds no volume: its shape is {shape}")
         if kept.fields is not None:
             raise ImageError("the NIfTI file holds colours or other records, not grey values")
         # The header alone says how large the values are; none is read before this.
-        limits.check_size(int(np.prod(shape, dtype=np.int64)) * kept.itemsize)
+        limits.check_size(math.prod(shape) * kept.itemsize)
+    except (ImageFileError, HeaderDataError, OSError, EOFError, ValueError, TypeError) as error:
+        raise ImageError(f"the NIfTI file is damaged or truncated: {error}") from error
+    return image
+
+
+def _volume(file: BinaryIO, limits: ImageLimits) -> _Volume:
+    image = read_nifti(file, limits)
+    shape = image.shape
+    try:
         values: Any = image.dataobj
         if len(shape) == 2:
             values = values.reshape((*shape, 1))
         # Row n: which patient axis the stored axis n runs along, and in which direction.
         orientation = nibabel.io_orientation(image.affine)
         stored = [int(np.flatnonzero(orientation[:, 0] == axis)[0]) for axis in range(3)]
-    except (ImageFileError, HeaderDataError, OSError, EOFError, ValueError, TypeError) as error:
+    except (OSError, EOFError, ValueError, TypeError) as error:
         raise ImageError(f"the NIfTI file is damaged or truncated: {error}") from error
     except IndexError as error:
         raise ImageError(

@@ -7,7 +7,7 @@ stored, and what they mean (photometric interpretation, alpha, palette) is appli
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, BinaryIO
 
@@ -29,10 +29,21 @@ _COLOURS = {"MINISWHITE": 1, "MINISBLACK": 1, "PALETTE": 1, "RGB": 3, "SEPARATED
 _MAX_PAGES = 100_000
 
 
-def open_tiff(file: BinaryIO, page: int | None, limits: ImageLimits) -> Picture:
+def open_tiff(
+    file: BinaryIO,
+    page: int | None,
+    limits: ImageLimits,
+    window: tuple[float, float] | None = None,
+) -> Picture:
     """One page; of a stack of equal pages the middle one where none is asked for.
 
     Pages of several sizes are no stack (a picture with its thumbnail, a pyramid): then the first.
+
+    Args:
+        file: at its beginning.
+        page: from 0.
+        limits: checked before a pixel is decoded.
+        window: deep values that become black and white; None: by their range on this page.
 
     Raises:
         ImageTooLargeError: it has more pixels, or more bytes unpacked, than the limits allow.
@@ -53,7 +64,7 @@ def open_tiff(file: BinaryIO, page: int | None, limits: ImageLimits) -> Picture:
     orientation = _orientation(opened)
     if orientation in SIDEWAYS:
         height, width = width, height
-    decode = partial(_decode, file, opened, chosen, orientation)
+    decode = partial(_decode, file, opened, chosen, orientation, window)
     return Picture(height, width, chosen, pages if stack or page is not None else 1, decode)
 
 
@@ -100,29 +111,44 @@ def _kind(page: Any) -> str:
     return str(getattr(page.photometric, "name", page.photometric))
 
 
-def _decode(file: BinaryIO, page: Any, number: int, orientation: int) -> npt.NDArray[np.uint8]:
+def _decode(
+    file: BinaryIO,
+    page: Any,
+    number: int,
+    orientation: int,
+    window: tuple[float, float] | None,
+) -> npt.NDArray[np.uint8]:
     if _kind(page) == "YCBCR":
         # Halved colours and their coefficients: libtiff, which Pillow uses for these, knows them.
         file.seek(0)
         with Image.open(file, formats=("TIFF",)) as image:
             image.seek(number)
             return np.array(image.convert("RGB"))
-    values = page.asarray()
+    values = _values(page)
+    return np.ascontiguousarray(turned(_rgb(page, values, window), orientation))
+
+
+def _values(page: Any) -> npt.NDArray[Any]:
+    """Stored values (H, W, samples)."""
+    values: npt.NDArray[Any] = page.asarray()
     if values.ndim == 3 and page.planarconfig == 2 and page.samplesperpixel > 1:
         values = np.moveaxis(values, 0, 2)
     if values.ndim == 2:
         values = values[:, :, None]
     if values.shape != (page.imagelength, page.imagewidth, page.samplesperpixel):
         raise ImageError(f"the TIFF's layout {page.axes} is not read")
-    return np.ascontiguousarray(turned(_rgb(page, values), orientation))
+    return values
 
 
-def _rgb(page: Any, values: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
+def _rgb(
+    page: Any, values: npt.NDArray[Any], window: tuple[float, float] | None
+) -> npt.NDArray[np.uint8]:
     kind = _kind(page)
     if kind == "PALETTE":
         return _palette(page, values[:, :, 0])
     colours = values[:, :, : _COLOURS[kind]]
-    shown = to_bytes(colours, *_range(page, colours)) if not _plain(page) else colours
+    limits = window or (None if _plain(page) else _range(page, colours))
+    shown = colours if limits is None else to_bytes(colours, *limits)
     if kind == "MINISWHITE":
         shown = 255 - shown
     alpha = page.extrasamples[:1] if values.shape[2] > _COLOURS[kind] else ()
@@ -136,6 +162,23 @@ def _rgb(page: Any, values: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
     if kind == "SEPARATED":
         return _from_cmyk(shown)
     return grey_rgb(shown[:, :, 0]) if shown.shape[2] == 1 else np.asarray(shown)
+
+
+def common_range(file: BinaryIO, pages: Sequence[int], limits: ImageLimits) -> tuple[float, float]:
+    """Values that become black and white on all pages of a stack: the widest of some pages' ranges.
+
+    Raises:
+        ImageError: as of `open_tiff`.
+    """
+    size = file.seek(0, 2)
+    file.seek(0)
+    tiff = tifffile.TiffFile(file, _multifile=False)
+    ranges = []
+    for number in pages:
+        page: Any = tiff.pages[number]
+        _check(page, size, limits)
+        ranges.append(_range(page, _values(page)[:, :, : _COLOURS[_kind(page)]]))
+    return min(low for low, _ in ranges), max(high for _, high in ranges)
 
 
 def _plain(page: Any) -> bool:

@@ -250,7 +250,7 @@ def imported(folder: Path) -> dict[str, str]:
     ("folder", "extras"),
     [
         ("backend", ("demo", "postgres", "s3", "simulate")),
-        ("medsam3_model", ("demo",)),
+        ("medsam3_model", ("demo", "video")),
         ("tests", ("demo", "postgres", "s3", "simulate", "test")),
     ],
 )
