@@ -147,7 +147,8 @@ def _answer(
         clicks += 1
     if kept is not None:
         kept.put(_key(prompt, last, window), mask)
-    return _Answer(mask, float(given.iou[best]), given.presence)
+    # SAM 3.1's prediction is not bounded.
+    return _Answer(mask, float(given.iou[best].clip(0, 1)), given.presence)
 
 
 def heeded(

@@ -39,7 +39,8 @@ def feature_levels(model: Sam3Model, hidden: Tensor) -> tuple[Tensor, ...]:
     config: Any = model.config.vision_config
     side = int(config.image_size) // int(config.backbone_config.patch_size)
     spatial = hidden.view(hidden.shape[0], side, side, -1).permute(0, 3, 1, 2)
-    return tuple(layer(spatial) for layer in model.vision_encoder.neck.fpn_layers[:-1])
+    # SAM 3's fourth is never read, and SAM 3.1 has none.
+    return tuple(layer(spatial) for layer in model.vision_encoder.neck.fpn_layers[:3])
 
 
 def text_features(model: Sam3Model, input_ids: Tensor, attention_mask: Tensor) -> Tensor:

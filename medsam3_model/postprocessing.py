@@ -56,6 +56,10 @@ SAM3_SETTINGS = DetectionSettings(nms_iou_threshold=None)
 MEDSAM3_V1_SETTINGS = DetectionSettings(use_presence=False)
 """As the published MedSAM3-v1 scripts: 0.5, presence ignored, box NMS 0.5."""
 
+MEDICAL_SAM3_SETTINGS = DetectionSettings(score_threshold=0.1)
+"""As Medical-SAM3's scripts: 0.1, with presence. They look at the best instance only; here all are
+kept that are not a better one again, because a label may have several."""
+
 
 def to_detections(
     outputs: Mapping[str, torch.Tensor],

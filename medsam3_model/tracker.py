@@ -404,7 +404,7 @@ class Tracker:
         side = round(hidden.shape[1] ** 0.5)
         spatial = hidden.view(hidden.shape[0], side, side, -1).permute(0, 3, 1, 2)
         with autocast(hidden.device, self.dtype):
-            levels = [layer(spatial) for layer in self.neck.fpn_layers[:-1]]
+            levels = [layer(spatial) for layer in self.neck.fpn_layers[:3]]
             decoder = self.model.mask_decoder
             levels[:2] = [decoder.conv_s0(levels[0]), decoder.conv_s1(levels[1])]
         return levels
@@ -461,14 +461,8 @@ class Tracker:
 
 
 def has_tracker(file: TensorFile) -> bool:
-    """Whether a checkpoint holds a tracker, in facebook's layout or in Hugging Face's."""
-    return any(map(_is_tracker_key, file.shapes))
-
-
-def _is_tracker_key(key: str) -> bool:
-    return tracker_keys.is_tracker_key(key) or key.startswith(
-        (tracker_keys.MODEL, tracker_keys.NECK)
-    )
+    """Whether a checkpoint holds a tracker, in facebook's layouts or in Hugging Face's."""
+    return bool(_sources(file))
 
 
 def load_tracker(
@@ -484,7 +478,8 @@ def load_tracker(
     """Load the tracker of a checkpoint, with the part that remembers earlier frames.
 
     Args:
-        file: the checkpoint, facebook's `sam3.pt` or a Hugging Face Sam3Video model.
+        file: the checkpoint, facebook's `sam3.pt` or `sam3.1_multiplex.pt`, or a Hugging Face
+            Sam3Video model.
         sizes: of the tracker.
         vision: a `Sam3VisionConfig`, sizes of the encoder whose trunk the detector shares.
         trunk: that trunk.
@@ -513,6 +508,8 @@ def load_tracker(
         module.load_state_dict(state, strict=True, assign=True)
     if _has_memory(model):
         _compute_buffers(model, sizes)
+    if tracker_keys.is_multiplex(file.shapes):  # SAM 3.1 predicts the IoU itself, not its logit
+        cast(Any, model.mask_decoder.iou_prediction_head).sigmoid_output = False
     nn.Module.to(model, device)
     model.eval().requires_grad_(False)
     neck.eval().requires_grad_(False)
@@ -563,7 +560,8 @@ def _compute_buffers(model: TrackerModel, sizes: Sam3TrackerVideoConfig) -> None
 def _sources(file: TensorFile) -> dict[str, tuple[str, ...]]:
     """For each of transformers' names, the file's tensors whose rows it holds."""
     renamed = tracker_keys.sources(file.shapes)
-    plain: dict[str, tuple[str, ...]] = {key: (key,) for key in file.shapes if _is_tracker_key(key)}
+    names = (tracker_keys.MODEL, tracker_keys.NECK)
+    plain: dict[str, tuple[str, ...]] = {k: (k,) for k in file.shapes if k.startswith(names)}
     return dict(renamed) or plain
 
 

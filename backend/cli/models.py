@@ -31,7 +31,7 @@ Config = Annotated[
 
 @models.command("list")
 def list_versions(as_json: AsJson = False) -> None:
-    """List every version, and which one serves which project.
+    """List every version, which one serves which project, and published checkpoints that load.
 
     Example: `medsam3 models list`
     """
@@ -40,6 +40,7 @@ def list_versions(as_json: AsJson = False) -> None:
     from backend.models import versions
     from backend.services import open_services
     from backend.tables import ModelVersion, Project
+    from medsam3_model.checkpoints.published import PUBLISHED
 
     services = open_services()
     default = versions.default_version(services)
@@ -58,12 +59,17 @@ def list_versions(as_json: AsJson = False) -> None:
         for row in rows
     ]
     if as_json:
-        print_json({"default": default, "models": listed})
+        checkpoints = [asdict(checkpoint) for checkpoint in PUBLISHED]
+        print_json({"default": default, "models": listed, "checkpoints": checkpoints})
         return
     for version in listed:
         parent = f"  from {version['parent']}" if version["parent"] else ""
         serves = f"  serves {version['in_service_for']}" if version["in_service_for"] else ""
         typer.echo(f"{version['version']}{parent}{serves}")
+    typer.echo("published checkpoints that load (docs/checkpoints.md):")
+    for checkpoint in PUBLISHED:
+        base = f", adapter to {checkpoint.adapter_to}" if checkpoint.adapter_to else ""
+        typer.echo(f"  {checkpoint.repository}  {checkpoint.name}{base}: {checkpoint.answers}")
 
 
 @models.command()

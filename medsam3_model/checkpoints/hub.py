@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+from medsam3_model.checkpoints.published import by_repository
 from medsam3_model.errors import CheckpointError
 
 _REPOSITORY = re.compile(r"^[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*$")
@@ -23,7 +24,8 @@ def download(
 ) -> Path:
     """Fetch a checkpoint into the hub's cache, going on where an earlier download stopped.
 
-    Of weights in several formats only the safest is fetched: safetensors where there are any.
+    Of weights in several formats only the safest is fetched: safetensors where there are any. Of a
+    published checkpoint that is known here only its own file is.
 
     Args:
         repo_id: "owner/name", e.g. "facebook/sam3" (gated: access is asked for on its page).
@@ -56,6 +58,9 @@ def download(
     try:
         repository = HfApi().model_info(repo_id, revision=revision)
         files = [sibling.rfilename for sibling in repository.siblings or ()]
+        known = by_repository(repo_id)
+        if known is not None and known.file in files:
+            files = [known.file]
         return Path(
             snapshot_download(
                 repo_id,

@@ -55,7 +55,7 @@ _PROJECTIONS = {"q": Operation.QUERY, "k": Operation.KEY, "v": Operation.VALUE}
 _NO_COUNTERPART = re.compile(
     r"^geometry_encoder\.points_\w+_project\.(weight|bias)$"
     r"|\.freqs_cis$|\.attn_mask$"
-    r"|^tracker\.|^backbone\.vision_backbone\.sam2_convs\."
+    r"|^tracker\.|^backbone\.vision_backbone\.(sam2|interactive|propagation)_convs\."
 )
 
 _ATTENTION = ((r"\.out_proj\.", ".o_proj."),)

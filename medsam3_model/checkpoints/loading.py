@@ -6,7 +6,9 @@ or known to have no counterpart; transformers' own loader accepts files of which
 
 from __future__ import annotations
 
+import copy
 import json
+import re
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -20,7 +22,7 @@ from torch import nn
 from transformers import Sam3Config, Sam3Model
 from transformers.models.sam3.modeling_sam3 import Sam3ViTLayer, Sam3ViTRotaryEmbedding
 
-from medsam3_model.checkpoints import hashes, key_mapping, lora
+from medsam3_model.checkpoints import hashes, key_mapping, lora, tracker_keys
 from medsam3_model.checkpoints.key_mapping import Operation
 from medsam3_model.checkpoints.weight_files import (
     INDEX_NAME,
@@ -33,13 +35,25 @@ from medsam3_model.device import available_cpus
 from medsam3_model.errors import CheckpointError
 
 DETECTOR_FORMAT = "medsam3-detector"
-_WEIGHTS_NAMES = ("model.safetensors", INDEX_NAME, "sam3.pt", "pytorch_model.bin")
+_LEVEL = re.compile(r"^(?:detector\.)?backbone\.vision_backbone\.convs\.(\d+)\.")
+# The first that a folder holds is taken.
+_WEIGHTS_NAMES = (
+    "model.safetensors",
+    INDEX_NAME,
+    "sam3.pt",
+    "pytorch_model.bin",
+    "sam3.1_multiplex.pt",
+    "checkpoint_2D.pt",
+    "checkpoint_3D.pt",
+    "checkpoint.pt",
+)
 
 
 class Layout(Enum):
     """What a weights file seems to be, in words for messages."""
 
     FACEBOOK = "facebook's sam3.pt"
+    SAM31 = "facebook's SAM 3.1 (sam3.1_multiplex.pt)"
     HUGGING_FACE = "a Hugging Face Sam3Model"
     HUGGING_FACE_VIDEO = "a Hugging Face Sam3Video model"
     DETECTOR = "a MedSAM-3 detector of this project"
@@ -47,6 +61,9 @@ class Layout(Enum):
     SAM1 = "SAM 1 or MedSAM"
     SAM2 = "SAM 2"
     UNKNOWN = "an unknown model"
+
+
+_LOADED = (Layout.FACEBOOK, Layout.SAM31, Layout.HUGGING_FACE, Layout.HUGGING_FACE_VIDEO)
 
 
 def layout_of(file: TensorFile) -> Layout:
@@ -60,6 +77,8 @@ def layout_of(file: TensorFile) -> Layout:
         return Layout.HUGGING_FACE_VIDEO
     if any(key.startswith("vision_encoder.backbone.") for key in keys):
         return Layout.HUGGING_FACE
+    if tracker_keys.is_multiplex(keys):
+        return Layout.SAM31
     plain = [key_mapping.without_prefix(key) for key in keys]
     if any(key.startswith(("backbone.vision_backbone.", "dot_prod_scoring.")) for key in plain):
         return Layout.FACEBOOK
@@ -188,8 +207,8 @@ def load_model(
     """
     file = open_tensors(weights)
     layout = layout_of(file)
-    known_config = config or find_config(weights, file)
-    model = empty_model(known_config or Sam3Config())
+    known_config = config or _config_beside(weights, file, layout)
+    model = empty_model(_with_levels(known_config or Sam3Config(), file, layout))
     shapes = {key: tuple(tensor.shape) for key, tensor in model.state_dict().items()}
     sources = match(file, layout, shapes, sizes_known=known_config is not None)
     delta = lora.Adapter(open_tensors(adapter)) if adapter is not None else None
@@ -245,7 +264,7 @@ def match(
         CheckpointError: a tensor is missing, unexpected, doubled or of another shape.
     """
     name = file.path.name
-    if layout not in (Layout.FACEBOOK, Layout.HUGGING_FACE, Layout.HUGGING_FACE_VIDEO):
+    if layout not in _LOADED:
         raise CheckpointError(
             f"{name} seems to be {layout.value}, not a SAM 3 checkpoint: "
             f"{_advice(layout)}; its first tensors are {some_names(file.shapes)}"
@@ -278,9 +297,30 @@ def match(
     return {key: sources[key] for key in shapes}
 
 
+def _config_beside(weights: Path, file: TensorFile, layout: Layout) -> Sam3Config | None:
+    try:
+        return find_config(weights, file)
+    except CheckpointError:
+        if layout is not Layout.SAM31:
+            raise
+        return None  # of its video model, which transformers does not have: the full size is tried
+
+
+def _with_levels(config: Any, file: TensorFile, layout: Layout) -> Any:
+    """The config with as many feature levels as the file has: SAM 3.1 lacks SAM 3's fourth."""
+    if layout is not Layout.SAM31:
+        return config
+    found = {match.group(1) for key in file.shapes if (match := _LEVEL.match(key))}
+    if len(found) != 3:
+        return config
+    config = copy.deepcopy(config)
+    config.vision_config.scale_factors = config.vision_config.scale_factors[:3]
+    return config
+
+
 def _targets(key: str, layout: Layout) -> tuple[key_mapping.Target, ...] | None:
     """The model's tensors for one of the file's; None for what is knowingly left out."""
-    if layout is Layout.FACEBOOK:
+    if layout in (Layout.FACEBOOK, Layout.SAM31):
         return None if key_mapping.has_no_counterpart(key) else key_mapping.targets(key)
     if layout is Layout.HUGGING_FACE_VIDEO:
         if key.startswith(("tracker_model.", "tracker_neck.")):

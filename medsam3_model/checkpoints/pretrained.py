@@ -12,11 +12,16 @@ from typing import TYPE_CHECKING, Any, cast
 
 from transformers import Sam3Config, Sam3TrackerVideoConfig
 
-from medsam3_model.checkpoints import clip_tokenizer, hub, loading, presets
+from medsam3_model.checkpoints import clip_tokenizer, hub, loading, presets, published
 from medsam3_model.checkpoints.tokenizer import load_tokenizer
 from medsam3_model.detector import vision_hidden
 from medsam3_model.errors import CheckpointError
-from medsam3_model.postprocessing import MEDSAM3_V1_SETTINGS, SAM3_SETTINGS, DetectionSettings
+from medsam3_model.postprocessing import (
+    MEDICAL_SAM3_SETTINGS,
+    MEDSAM3_V1_SETTINGS,
+    SAM3_SETTINGS,
+    DetectionSettings,
+)
 from medsam3_model.tracker import Tracker, TrackerTraits, has_tracker, load_tracker
 
 if TYPE_CHECKING:
@@ -101,6 +106,8 @@ def preset_of(weights: Path, metadata: Mapping[str, str], adapter: Path | None) 
         preset = preset_from_json(metadata["preset"])
     elif (weights.parent / "preset.json").is_file():
         preset = _bundle_preset(weights.parent)
+    elif published.is_medical_sam3(weights):
+        preset = Preset("medical-sam3", MEDICAL_SAM3_SETTINGS)
     else:
         preset = Preset(_name_of(weights), SAM3_SETTINGS)
     if adapter is not None:
@@ -159,22 +166,33 @@ def tracker_of(
     trunk = partial(vision_hidden, loaded.model)
     vision: Any = loaded.model.config.vision_config
     given = _as_mapping(config) or _as_mapping(weights.parent / "config.json") or {}
-    return load_tracker(
-        loaded.file,
-        sizes,
-        vision,
-        trunk,
-        device,
-        dtype,
-        loaded.hashes.encoder,
-        TrackerTraits(**given.get("tracker_config", {}).get("traits", {})),
-    )
+    try:
+        return load_tracker(
+            loaded.file,
+            sizes,
+            vision,
+            trunk,
+            device,
+            dtype,
+            loaded.hashes.encoder,
+            TrackerTraits(**given.get("tracker_config", {}).get("traits", {})),
+        )
+    except CheckpointError as error:
+        if loading.layout_of(loaded.file) is not loading.Layout.SAM31:
+            raise
+        raise CheckpointError(
+            f"{error}. It is SAM 3.1, and its weights for clicks have other names than are known "
+            "here; its image detector is complete: keep that alone with `medsam3 models convert`, "
+            "or use facebook/sam3, whose clicks work"
+        ) from error
 
 
 def _tracker_sizes(weights: Path, config: Any, detector: Any) -> Any:
     given = _as_mapping(config) or _as_mapping(weights.parent / "config.json") or {}
     full: Any = Sam3Config().vision_config
-    is_full = full.to_dict() == detector.vision_config.to_dict()
+    # SAM 3.1 has three of SAM 3's four feature levels; nothing reads the fourth.
+    same_levels = {"scale_factors": full.scale_factors}
+    is_full = full.to_dict() == detector.vision_config.to_dict() | same_levels
     if "tracker_config" not in given and not is_full:
         return None
     return tracker_sizes(given.get("tracker_config", {}), detector)

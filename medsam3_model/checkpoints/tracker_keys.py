@@ -2,6 +2,9 @@
 
 Nothing is fused or transposed here. Four embeddings of points become the rows of one matrix, and
 one matrix (the random frequencies of positions) is stored under two names.
+
+SAM 3.1 (`sam3.1_multiplex.pt`) has SAM 3's parts for clicks under other names; its part for videos
+follows sixteen objects at once and is another architecture, which is left out here.
 """
 
 from __future__ import annotations
@@ -123,10 +126,26 @@ _SECTIONS: tuple[tuple[str, str, tuple[tuple[str, str], ...]], ...] = (
 )
 
 
-def is_tracker_key(facebook_key: str) -> bool:
-    """Whether a tensor of `sam3.pt` belongs to the tracker or to its neck."""
-    key = facebook_key.removeprefix("detector.")
-    return key.startswith(("tracker.", "backbone.vision_backbone.sam2_convs."))
+_PARTS = ("tracker.", "backbone.vision_backbone.sam2_convs.")
+
+# SAM 3.1's names of what answers clicks, and SAM 3's.
+_MULTIPLEX = (
+    ("backbone.vision_backbone.interactive_convs.", "backbone.vision_backbone.sam2_convs."),
+    ("tracker.model.interactive_sam_prompt_encoder.", "tracker.sam_prompt_encoder."),
+    ("tracker.model.interactive_sam_mask_decoder.", "tracker.sam_mask_decoder."),
+    ("tracker.model.interactivity_no_mem_embed", "tracker.no_mem_embed"),
+)
+# Of SAM 3.1's tracker, what no click on a single image needs: all of its part for videos, and of
+# the part for clicks what makes a memory of their answers.
+_MULTIPLEX_VIDEO = re.compile(
+    r"^tracker\.model\.(?!interactiv)|^tracker\.model\.interactive_(mask_downsample|obj_ptr_proj)\."
+)
+
+
+def is_multiplex(facebook_keys: Iterable[str]) -> bool:
+    """Whether a file in facebook's layout is SAM 3.1's, to be told by what only that has."""
+    only = ("interactive_convs.", "propagation_convs.", "tracker.model.", "interactive_sam_")
+    return any(name in key for key in facebook_keys for name in only)
 
 
 def is_of_memory(key: str) -> bool:
@@ -144,18 +163,43 @@ def sources(facebook_keys: Iterable[str]) -> Mapping[str, tuple[str, ...]]:
     """For each of transformers' names, the file's tensors whose rows it holds, in their order."""
     found: dict[str, tuple[str, ...]] = {}
     points: dict[int, str] = {}
-    for key in filter(is_tracker_key, facebook_keys):
-        if point := _POINTS.match(key):
+    for name, key in _tracker_names(list(facebook_keys)).items():
+        if point := _POINTS.match(name):
             points[int(point.group(1))] = key
-        elif key == _FREQUENCIES:
+        elif name == _FREQUENCIES:
             for owner in ("prompt_encoder.shared_embedding", "shared_image_embedding"):
                 found[f"{MODEL}{owner}.positional_embedding"] = (key,)
         else:
-            found[_renamed(key.removeprefix("detector."))] = (key,)
+            found[_renamed(name)] = (key,)
     if points:
         rows = tuple(points[index] for index in sorted(points))
         found[f"{MODEL}prompt_encoder.point_embed.weight"] = rows
     return found
+
+
+def _tracker_names(keys: list[str]) -> dict[str, str]:
+    """The tracker's tensors by the names that they have, or would have, in `sam3.pt`."""
+    names = {key.removeprefix("detector."): key for key in keys}
+    if is_multiplex(keys):
+        names = {
+            _name_in_sam3(name): key
+            for name, key in names.items()
+            if not _MULTIPLEX_VIDEO.search(name)
+        }
+        # A neck alone answers no clicks.
+        if not any(name.startswith("tracker.") for name in names):
+            return {}
+    return {name: key for name, key in names.items() if name.startswith(_PARTS)}
+
+
+def _name_in_sam3(name: str) -> str:
+    """SAM 3's name of a tensor of SAM 3.1; one that no tracker has for what is not known."""
+    for prefix, in_sam3 in _MULTIPLEX:
+        if name.startswith(prefix):
+            return in_sam3 + name.removeprefix(prefix)
+    if name.startswith(_PARTS):
+        return f"tracker.not_of_multiplex.{name}"
+    return name
 
 
 def _renamed(key: str) -> str:

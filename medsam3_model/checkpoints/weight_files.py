@@ -26,6 +26,11 @@ from safetensors import SafetensorError, safe_open
 from medsam3_model.errors import CheckpointError
 
 INDEX_NAME = "model.safetensors.index.json"
+# Where a training checkpoint keeps the weights, beside the optimizer's state.
+_WRAPPERS = ("model", "state_dict", "model_state_dict")
+_MOST_WRAPPERS = 3
+# What data-parallel training, torch.compile and trainers write before every tensor's name.
+_PREFIXES = ("module.", "_orig_mod.", "model.")
 _REOPEN_BYTES = 256 * 2**20
 _SAFETENSORS_HEADER_LIMIT = 100_000_000  # the format's own
 
@@ -124,7 +129,8 @@ class TorchFile(TensorFile):
             raise CheckpointError(
                 f"{self.path.name} holds Python objects besides tensors; loading them would run "
                 "code from the file, so it was refused and nothing was run. Ask its author for "
-                "safetensors, or for a plain dict of tensors"
+                "safetensors, or for a plain dict of tensors; docs/checkpoints.md says how to "
+                "take the tensors out of a file that you trust"
             ) from error
         except (RuntimeError, EOFError, OSError, KeyError, ValueError, struct.error) as error:
             raise CheckpointError(
@@ -232,12 +238,17 @@ def _shards(index: Path) -> dict[Path, None]:
 
 
 def _flat_tensors(content: Any, path: Path) -> dict[str, torch.Tensor]:
-    for wrapper in ("model", "state_dict"):
-        if isinstance(content, Mapping) and isinstance(content.get(wrapper), Mapping):
-            content = content[wrapper]
+    """The model's tensors of what `torch.save` wrote, which may be a training run's whole state."""
+    for _ in range(_MOST_WRAPPERS):  # a dict may hold itself
+        if isinstance(content, Mapping):
+            inner = (content.get(name) for name in _WRAPPERS)
+            content = next((one for one in inner if isinstance(one, Mapping)), content)
     if not isinstance(content, Mapping):
         raise CheckpointError(f"{path.name} holds a {type(content).__name__}, not named tensors")
     tensors = {str(key): value for key, value in content.items() if isinstance(value, torch.Tensor)}
     if not tensors:
         raise CheckpointError(f"{path.name} holds no tensors")
+    for prefix in _PREFIXES * 2:
+        if all(key.startswith(prefix) for key in tensors):
+            tensors = {key.removeprefix(prefix): tensor for key, tensor in tensors.items()}
     return tensors

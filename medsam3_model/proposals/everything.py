@@ -83,7 +83,7 @@ def click_each(
         good = (iou >= traits.trusted_iou) & (stable >= traits.trusted_stability)
         good &= (areas >= _SMALLEST_CELLS) & (areas <= _LARGEST * logits[0].size)
         for index in np.nonzero(good)[0].tolist():
-            yield Proposal(logits[index], float(iou[index]))
+            yield Proposal(logits[index], min(1.0, float(iou[index])))
 
 
 def distinct(proposals: Iterator[Proposal] | Sequence[Proposal], most: int) -> list[Proposal]:

@@ -2,6 +2,7 @@
 
 Writes a `sam3.pt` of 3.4 GB into a temporary folder, loads it through `from_pretrained` in a fresh
 process per precision, and prints as its last line one JSON object. Takes minutes on a CPU.
+`--click RESULTS` measures a click alone, without that file.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import sys
 import tempfile
 import time
 import zlib
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -129,6 +131,60 @@ def measure(checkpoint: Path, dtype: str, results: Path) -> None:
     )
 
 
+def empty_full_model() -> Any:
+    """The full size with its tracker, in float32; values come into the only copy in memory."""
+    from transformers import Sam3Config
+
+    from medsam3_model import MedSAM3
+    from medsam3_model.checkpoints import clip_tokenizer, loading, pretrained
+    from medsam3_model.checkpoints.hashes import WeightsHash
+    from medsam3_model.detector import vision_hidden
+    from medsam3_model.tracker import empty_tracker
+
+    config: Any = Sam3Config()
+    model = loading.empty_model(config)
+    sizes = pretrained.tracker_sizes({}, config)
+    trunk = partial(vision_hidden, model)
+    tracker = empty_tracker(sizes, config.vision_config, trunk, "random")
+    for module in (model, tracker.model.eval(), tracker.neck.eval()):
+        state = {}
+        for key, value in module.state_dict().items():
+            values = torch.empty(value.shape)
+            norm = value.ndim == 1 and key.endswith("weight")
+            state[key] = values.fill_(1.0) if norm else values.uniform_(-0.03, 0.03)
+        module.load_state_dict(state, assign=True)
+        module.requires_grad_(False)
+    tokenizer = clip_tokenizer.clip_tokenizer()
+    hashes = WeightsHash("random", "random")
+    return MedSAM3(model, tokenizer, device="cpu", hashes=hashes, tracker=tracker)
+
+
+def measure_click(results: Path) -> None:
+    """A click on an image that is encoded already, two threads; writes figures to `results`."""
+    torch.manual_seed(0)
+    model = empty_full_model()
+    torch.set_num_threads(2)
+    hidden = torch.randn(1, 72 * 72, 1024)
+    first, further, processor = [], [], []
+    for _ in range(3):
+        image = model.restore_embedding(hidden, (768, 1024))
+        clicks: list[tuple[float, float]] = []
+        for click in ((500.0, 400.0), (300.0, 200.0)):
+            clicks.append(click)
+            started, busy = time.perf_counter(), time.process_time()
+            model.tracker.ask(image, clicks)
+            (first if len(clicks) == 1 else further).append(time.perf_counter() - started)
+            if len(clicks) == 1:
+                processor.append(time.process_time() - busy)
+    figures = {
+        "full_click_ms": 1000 * statistics.median(first),
+        "full_click_processor_ms": 1000 * statistics.median(processor),  # of both cores together
+        "full_further_click_ms": 1000 * statistics.median(further),
+        "full_click_peak_gb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9,
+    }
+    results.write_text(json.dumps(figures), encoding="utf-8")
+
+
 def mean_dice(masks: np.ndarray, others: np.ndarray) -> float:
     """Mean Dice of masks (N, H, W)."""
     return float(np.mean([dice(*pair) for pair in zip(masks, others, strict=True)]))
@@ -192,9 +248,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--one", nargs=3, metavar=("CHECKPOINT", "DTYPE", "RESULTS"))
     parser.add_argument("--write", metavar="CHECKPOINT")
+    parser.add_argument("--click", metavar="RESULTS")
     options = parser.parse_args()
     if options.write:
         return write_checkpoint(Path(options.write))
+    if options.click:
+        return measure_click(Path(options.click))
     if options.one:
         checkpoint, dtype, results = options.one
         return measure(Path(checkpoint), dtype, Path(results))
@@ -202,6 +261,9 @@ def main() -> None:
     figures: dict[str, float] = {"full_keys_unmatched": unmatched_keys()}
     found: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder:
+        clicks = Path(folder) / "click.json"
+        in_fresh_process("--click", str(clicks))
+        figures.update(json.loads(clicks.read_text(encoding="utf-8")))
         checkpoint = Path(folder) / "sam3.pt"
         say("writing a full-size checkpoint ...")
         in_fresh_process("--write", str(checkpoint))

@@ -2,7 +2,9 @@
 
 import gzip
 import json
+import re
 import zlib
+from collections.abc import Iterable
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -85,6 +87,57 @@ def tracker_tensors() -> dict[str, torch.Tensor]:
 
 def facebook_tensors() -> dict[str, torch.Tensor]:
     return _tensors(description()["tensors"])
+
+
+# SAM 3's names of what answers clicks, and SAM 3.1's.
+_IN_MULTIPLEX = (
+    (".sam2_convs.", ".interactive_convs."),
+    ("tracker.sam_prompt_encoder.", "tracker.model.interactive_sam_prompt_encoder."),
+    ("tracker.sam_mask_decoder.", "tracker.model.interactive_sam_mask_decoder."),
+    ("tracker.no_mem_embed", "tracker.model.interactivity_no_mem_embed"),
+    ("tracker.obj_ptr_proj.", "tracker.model.interactive_obj_ptr_proj."),
+    ("tracker.mask_downsample.", "tracker.model.interactive_mask_downsample."),
+)
+
+
+def multiplex_keys(sam3: Iterable[str]) -> dict[str, str | None]:
+    """Names in `sam3.1_multiplex.pt`, and the tensor of `sam3.pt` that has the same shape.
+
+    Of these it has three feature levels instead of four, its neck twice more, rotary frequencies,
+    and in place of the memory one for sixteen objects (some of its tensors; None: another shape).
+    """
+    names: dict[str, str | None] = {}
+    for key in sam3:
+        if re.search(r"vision_backbone\.(sam2_)?convs\.3\.", key):
+            continue
+        for old, new in _IN_MULTIPLEX:
+            if old in key:
+                names[key.replace(old, new)] = key
+        if key.startswith("detector.") and ".sam2_convs." not in key:
+            names[key] = key
+        if ".vision_backbone.convs." in key:
+            names[key.replace(".convs.", ".propagation_convs.")] = key
+        if key.endswith(".attn.qkv.bias"):
+            names[key.replace("qkv.bias", "freqs_cis")] = None
+    for rest in (
+        "sam_mask_decoder.mask_tokens.weight",
+        "maskmem_tpos_enc",
+        "output_valid_embed",
+        "transformer.encoder.norm.weight",
+        "obj_ptr_proj.layers.0.weight",
+        "image_pe_layer.positional_encoding_gaussian_matrix",
+    ):
+        names[f"tracker.model.{rest}"] = None
+    return names
+
+
+def multiplex_tensors() -> dict[str, torch.Tensor]:
+    """The same weights with the layout of `sam3.1_multiplex.pt`."""
+    sam3 = facebook_tensors() | tracker_tensors()
+    return {
+        name: torch.zeros(48, 7) if key is None else sam3[key].clone()
+        for name, key in multiplex_keys(sam3).items()
+    }
 
 
 def write_facebook_checkpoint(folder: Path) -> Path:

@@ -68,7 +68,9 @@ def test_train_and_what_came_of_it(stage: TrainingStage, trainer: None) -> None:
     assert version in run("train").stdout
     (row,) = [one for one in json_of("models", "list")["models"] if one["version"] == version]
     assert (row["parent"], row["in_service_for"]) == (base, [7])
-    assert f"{version}  from {base}  serves [7]" in run("models", "list").stdout
+    printed = run("models", "list").stdout
+    assert f"{version}  from {base}  serves [7]" in printed
+    assert "Chongcong/Medical-SAM3  Medical-SAM3: medical text" in printed
     card = run("models", "show", version).stdout
     assert version in card
     assert "optic disc" in card
