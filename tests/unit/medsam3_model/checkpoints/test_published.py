@@ -107,9 +107,13 @@ def load(path: Path, tensors: Mapping[str, torch.Tensor]) -> MedSAM3:
 
 
 @pytest.fixture(scope="module")
-def sam31(tmp_path_factory: pytest.TempPathFactory) -> MedSAM3:
-    folder = tmp_path_factory.mktemp("sam31")
-    return load(folder / "sam3.1_multiplex.pt", sam3_reference.multiplex_tensors())
+def tensors() -> dict[str, torch.Tensor]:
+    return sam3_reference.multiplex_tensors()
+
+
+@pytest.fixture(scope="module")
+def sam31(tensors: dict[str, torch.Tensor], tmp_path_factory: pytest.TempPathFactory) -> MedSAM3:
+    return load(tmp_path_factory.mktemp("sam31") / "sam3.1_multiplex.pt", tensors)
 
 
 def test_sam31_answers_concepts_as_sam3_with_the_same_weights(
@@ -161,15 +165,18 @@ def renamed(tensors: Mapping[str, torch.Tensor], old: str, new: str) -> dict[str
         (".interactive_convs.", ".sam2_convs."),
     ],
 )
-def test_clicks_of_sam31_under_other_names_are_refused(tmp_path: Path, old: str, new: str) -> None:
-    tensors = renamed(sam3_reference.multiplex_tensors(), old, new)
+def test_clicks_of_sam31_under_other_names_are_refused(
+    tmp_path: Path, tensors: dict[str, torch.Tensor], old: str, new: str
+) -> None:
     with pytest.raises(CheckpointError, match=r"It is SAM 3\.1.*models convert.*facebook/sam3"):
-        load(tmp_path / "sam3.1_multiplex.pt", tensors)
+        load(tmp_path / "sam3.1_multiplex.pt", renamed(tensors, old, new))
 
 
-def test_the_detector_of_sam31_can_be_kept_alone(tmp_path: Path, sam31: MedSAM3) -> None:
-    tensors = renamed(sam3_reference.multiplex_tensors(), "interactive_sam_", "click_")
-    torch.save(tensors, tmp_path / "sam3.1_multiplex.pt")
+def test_the_detector_of_sam31_can_be_kept_alone(
+    tmp_path: Path, tensors: dict[str, torch.Tensor], sam31: MedSAM3
+) -> None:
+    others = renamed(tensors, "interactive_sam_", "click_")
+    torch.save(others, tmp_path / "sam3.1_multiplex.pt")
     folder = tmp_path / "kept"
     conversion.convert(tmp_path / "sam3.1_multiplex.pt", folder, config=sam3_reference.config())
     kept = MedSAM3.from_pretrained(folder, device="cpu")
@@ -177,9 +184,11 @@ def test_the_detector_of_sam31_can_be_kept_alone(tmp_path: Path, sam31: MedSAM3)
     assert kept.detector_hash == sam31.detector_hash
 
 
-def test_sam31_without_clicks_is_a_detector(tmp_path: Path) -> None:
-    tensors = renamed(without(sam3_reference.multiplex_tensors(), "tracker."), "detector.", "")
-    assert load(tmp_path / "detector.pt", tensors).tracker is None
+def test_sam31_without_clicks_is_a_detector(
+    tmp_path: Path, tensors: dict[str, torch.Tensor]
+) -> None:
+    detector = renamed(without(tensors, "tracker."), "detector.", "")
+    assert load(tmp_path / "detector.pt", detector).tracker is None
     assert conversion.describe(tmp_path / "detector.pt").layout == Layout.SAM31.value
 
 
@@ -192,15 +201,15 @@ def test_sam31_without_clicks_is_a_detector(tmp_path: Path) -> None:
     ],
 )
 def test_a_detector_of_sam31_that_does_not_fit_is_refused(
-    tmp_path: Path, change: dict[str, int | None], message: str
+    tmp_path: Path,
+    tensors: dict[str, torch.Tensor],
+    change: dict[str, int | None],
+    message: str,
 ) -> None:
-    tensors = sam3_reference.multiplex_tensors()
-    for key, size in change.items():
-        tensors.pop(key, None)
-        if size is not None:
-            tensors[key] = torch.zeros(size)
+    others = {key: value for key, value in tensors.items() if key not in change}
+    others |= {key: torch.zeros(size) for key, size in change.items() if size is not None}
     with pytest.raises(CheckpointError, match=rf"facebook's SAM 3\.1 .*{message}"):
-        load(tmp_path / "sam3.1_multiplex.pt", tensors)
+        load(tmp_path / "sam3.1_multiplex.pt", others)
 
 
 # -- Medical-SAM3 -----------------------------------------------------------------------------
