@@ -294,7 +294,8 @@ def test_nothing_to_evaluate_is_an_error(folder: Path) -> None:
         (["--data", "{folder}", "--prompt", "polyp"], "It has: lesion, tool."),
         (["--data", "{folder}", "--model", "no-such-model"], "no-such-model"),
         (["--data", "{folder}", "--mode", "ti", "--negatives", "x"], "use --mode t"),
-        (["--data", "{folder}", "--mode", "agent"], "ti-jitter"),
+        (["--data", "{folder}", "--mode", "magic"], "ti-jitter"),
+        (["--data", "{folder}", "--mode", "agent"], "give MEDSAM3_AGENT_URL"),
     ],
 )
 def test_command_says_what_is_wrong(folder: Path, arguments: list[str], sentence: str) -> None:
