@@ -7,8 +7,8 @@ same version.
 
 import hashlib
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 from sqlalchemy import select
 from sqlalchemy.orm import Session
@@ -16,6 +16,7 @@ from sqlalchemy.orm import Session
 from backend.corrections.revisions import CorrectedTask, corrected_tasks, latest_revisions
 from backend.corrections.tables import DatasetItem, DatasetVersion, Revision
 from backend.errors import DatasetVersionError
+from backend.volumes.sources import StackSource, stack_sources
 
 
 @dataclass(frozen=True)
@@ -28,13 +29,17 @@ class VersionItem:
 
 @dataclass(frozen=True)
 class ExportedVersion:
-    """A dataset version; `forgotten` of its revisions were removed on request."""
+    """A dataset version; `forgotten` of its revisions were removed on request.
+
+    `stacks` are the volumes and videos that tasks were made of, by the task's id.
+    """
 
     project_id: int
     name: str
     digest: str
     forgotten: int
     items: tuple[VersionItem, ...]
+    stacks: Mapping[int, StackSource] = field(default_factory=dict)
 
 
 def open_version(session: Session, project_id: int, name: str | None = None) -> ExportedVersion:
@@ -57,12 +62,14 @@ def open_version(session: Session, project_id: int, name: str | None = None) -> 
                 f"`medsam3 corrections sync --project {project_id}` if webhooks were missed"
             )
         known = create_version(session, project_id, latest, name)
+    items = version_items(session, known.id)
     return ExportedVersion(
         project_id=project_id,
         name=known.name,
         digest=known.digest,
         forgotten=known.forgotten,
-        items=version_items(session, known.id),
+        items=items,
+        stacks=stack_sources(session, project_id, sorted({item.task.task_id for item in items})),
     )
 
 

@@ -22,6 +22,7 @@ from backend.corrections.revisions import (
     CorrectedTask,
     PageImage,
 )
+from backend.volumes.sources import StackSource
 from medsam3_model.data.datasets import load_dataset
 from medsam3_model.data.samples import Dataset
 from medsam3_model.evaluation.evaluation import parse_prompts
@@ -68,6 +69,7 @@ def exported(
     drawn: list[list[dict[str, np.ndarray]]],
     image: bytes | list[bytes] | None = None,
     reference: str = "/data/upload/1/x.png",
+    stacks: Mapping[int, StackSource] | None = None,
     **changes: Any,
 ) -> Exported:
     """Write tasks, each a list of pages with their masks by label, in a format."""
@@ -111,7 +113,7 @@ def exported(
             instances=tuple(instances),
         )
         items.append(VersionItem(task, "val" if number % 2 else "train"))
-    version = ExportedVersion(7, "spring", "d" * 64, 0, tuple(items))
+    version = ExportedVersion(7, "spring", "d" * 64, 0, tuple(items), stacks or {})
     export(
         version,
         store,
