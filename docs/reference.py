@@ -22,6 +22,7 @@ from backend.processes.redis_server import RedisServer
 from backend.services import Services, open_services
 from backend.settings import Settings, variable_of
 from backend.web.app import create_app
+from backend.web.auth import is_console
 from backend.web.metrics import Collector
 
 DOCS = Path(__file__).parent
@@ -78,7 +79,8 @@ def every_endpoint() -> list[tuple[str, str]]:
                 inspect.getdoc(flask.view_functions[rule.endpoint]) or "",
             )
             for rule in sorted(flask.url_map.iter_rules(), key=lambda rule: rule.rule)
-            if rule.endpoint != "static"
+            # The console's pages are for people: docs/console.md has them.
+            if not rule.endpoint.endswith("static") and not is_console(rule.rule)
         ]
 
 

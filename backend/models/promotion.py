@@ -51,7 +51,7 @@ def promote(
             )
         if row is not None and row.detector:
             DetectorStore(services.settings).path(row.detector)
-            if kind == PromotionKind.MANUAL and not _passed(session, row):
+            if kind == PromotionKind.MANUAL and not has_passed(session, row):
                 if not force:
                     raise ModelVersionError(
                         f"Version {version} did not pass the gate (`medsam3 models show "
@@ -74,26 +74,31 @@ def rollback(services: Services, project_id: int) -> Promotion:
         ModelVersionError: nothing was ever promoted, or all of it is rolled back.
     """
     with services.database.session() as session:
-        history = session.scalars(
-            select(Promotion).where(Promotion.project_id == project_id).order_by(Promotion.id)
-        ).all()
-        # A rollback takes the last standing promotion back, like a closing bracket.
-        standing: list[Promotion] = []
-        for row in history:
-            if row.kind != PromotionKind.ROLLBACK:
-                standing.append(row)
-            elif standing:
-                standing.pop()
-        if not standing:
+        last = last_standing(session, project_id)
+        if last is None:
             raise ModelVersionError(
                 f"Project {project_id} has no promotion that could be taken back."
             )
-        last = standing[-1]
         made = _put_into_service(
             session, services, project_id, last.previous, PromotionKind.ROLLBACK, last.run_id
         )
     enqueue_roll_out(services, made.id)
     return made
+
+
+def last_standing(session: Session, project_id: int) -> Promotion | None:
+    """The promotion that a rollback would take back; None where all of them are, or none was."""
+    history = session.scalars(
+        select(Promotion).where(Promotion.project_id == project_id).order_by(Promotion.id)
+    ).all()
+    # A rollback takes the last standing promotion back, like a closing bracket.
+    standing: list[Promotion] = []
+    for row in history:
+        if row.kind != PromotionKind.ROLLBACK:
+            standing.append(row)
+        elif standing:
+            standing.pop()
+    return standing[-1] if standing else None
 
 
 def enqueue_roll_out(services: Services, promotion_id: int, attempt: int = 0) -> None:
@@ -135,6 +140,7 @@ def _put_into_service(
     return made
 
 
-def _passed(session: Session, row: ModelVersion) -> bool:
+def has_passed(session: Session, row: ModelVersion) -> bool:
+    """Whether the gate let a version pass."""
     verdict = session.get(GateVerdict, row.run_id) if row.run_id else None
     return verdict is not None and verdict.passed and verdict.candidate == row.version

@@ -8,6 +8,8 @@ that recovers what others left must have run within the last minutes.
 import socket
 import sys
 import urllib.request
+from dataclasses import dataclass
+from datetime import UTC
 
 from redis import Redis
 
@@ -46,6 +48,52 @@ def thread_age_s(redis: Redis, worker: str) -> float | None:
     """Seconds since the thread of a worker last ran; None where it never did."""
     at = redis.get(_thread_key(worker))
     return None if at is None else max(0.0, _seconds(redis) - float(at))
+
+
+@dataclass(frozen=True)
+class WorkerSign:
+    """A worker that gives signs of life.
+
+    Attributes:
+        name: of the worker, made of its machine's name and process id.
+        queues: on which it listens.
+        state: `idle`, `busy`, ...
+        heartbeat_s: seconds since its last sign.
+        recovery_s: seconds since the thread beside its jobs last ran; None where it never did.
+    """
+
+    name: str
+    queues: tuple[str, ...]
+    state: str
+    heartbeat_s: float
+    recovery_s: float | None
+
+
+def worker_signs(redis: Redis) -> list[WorkerSign]:
+    """Every worker of every machine that is alive, by queue; RQ forgets those that are silent.
+
+    Raises:
+        QueueError: Redis cannot be reached.
+    """
+    from redis.exceptions import RedisError
+    from rq import Worker
+
+    try:
+        moment = _seconds(redis)
+        signs = [
+            WorkerSign(
+                worker.name,
+                tuple(worker.queue_names()),
+                str(worker.get_state()),
+                max(0.0, moment - worker.last_heartbeat.replace(tzinfo=UTC).timestamp()),
+                thread_age_s(redis, worker.name),
+            )
+            for worker in Worker.all(connection=redis)
+            if worker.last_heartbeat is not None
+        ]
+    except RedisError as error:
+        raise QueueError(f"Redis does not answer ({type(error).__name__})") from error
+    return sorted(signs, key=lambda sign: (sign.queues, sign.name))
 
 
 def _seconds(redis: Redis) -> float:

@@ -10,6 +10,7 @@ import time
 import zlib
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
@@ -53,6 +54,7 @@ class Handler(StrEnum):
 
     PREDICT = "backend.predictions.jobs.predict_chunk"
     PUSH = "backend.predictions.jobs.push_chunk"
+    RETRY = "backend.predictions.retry.retry_failed"
     INGEST = "backend.training.triggers.ingest_events"
     UPKEEP = "backend.corrections.sync.keep_up_job"
     TRAIN = "backend.training.trainer.train"
@@ -113,6 +115,36 @@ def enqueue(
             f"Redis does not answer ({type(error).__name__}); the work is kept in the database "
             "and is queued again as soon as Redis is back."
         ) from error
+
+
+@dataclass(frozen=True)
+class QueueCounts:
+    """Jobs of one queue that wait, that are at work, and that failed in the last day."""
+
+    name: str
+    waiting: int
+    started: int
+    failed: int
+
+
+def count_jobs(redis: Redis) -> list[QueueCounts]:
+    """Every queue with its jobs.
+
+    Raises:
+        QueueError: Redis cannot be reached.
+    """
+    try:
+        return [
+            QueueCounts(
+                str(name),
+                jobs.count,
+                jobs.started_job_registry.count,
+                jobs.failed_job_registry.count,
+            )
+            for name, jobs in ((name, queue(redis, name)) for name in QueueName)
+        ]
+    except RedisError as error:
+        raise QueueError(f"Redis does not answer ({type(error).__name__})") from error
 
 
 def waiting_row_ids(redis: Redis, name: QueueName) -> set[str]:

@@ -15,6 +15,7 @@ log = logging.getLogger(__name__)
 
 # Endpoints of rooms above this one, by name: serving does not depend on training.
 PLUGINS = ("backend.training.api",)
+CONSOLE = "backend.web.console.access:add_console"
 
 
 def create_app(services: Services | None = None) -> Flask:
@@ -35,6 +36,7 @@ def create_app(services: Services | None = None) -> Flask:
         app.register_blueprint(module.blueprint)
     for name in PLUGINS:
         app.register_blueprint(import_string(f"{name}:blueprint"))
+    import_string(CONSOLE)(app)
     app.register_error_handler(HTTPException, _http_error)
     app.register_error_handler(Exception, _unexpected)
     return app

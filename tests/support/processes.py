@@ -155,7 +155,7 @@ def running(*, with_worker: bool = True, with_trainer: bool = False) -> Iterator
             started = time.perf_counter()
             web = start("web")
             try:
-                wait_until(lambda: answers(url), 30, pause_s=0.005)
+                wait_until(lambda: answers(url), pause_s=0.005)
                 ready_s = time.perf_counter() - started
                 if with_worker:
                     start("worker", "--queue", "gpu")

@@ -5,7 +5,7 @@ from typing import Any
 from flask import Blueprint, abort, request
 from sqlalchemy import select
 
-from backend.processes.queues import QueueName, queue
+from backend.processes.queues import count_jobs
 from backend.tables import Suggestion, SuggestionState
 from backend.web.requests import checked_row_id, query_choice, query_number, services
 
@@ -38,15 +38,14 @@ def predictions() -> dict[str, Any]:
 @blueprint.get("/queues")
 def queues() -> dict[str, Any]:
     """Jobs waiting and running, by queue."""
-    jobs_of = {str(name): queue(services().redis, name) for name in QueueName}
     return {
         "queues": {
-            name: {
-                "waiting": jobs.count,
-                "started": jobs.started_job_registry.count,
-                "failed": jobs.failed_job_registry.count,
+            counted.name: {
+                "waiting": counted.waiting,
+                "started": counted.started,
+                "failed": counted.failed,
             }
-            for name, jobs in jobs_of.items()
+            for counted in count_jobs(services().redis)
         }
     }
 

@@ -50,6 +50,8 @@ ROOMS: tuple[tuple[str, ...], ...] = (
     ("backend.model",),
     ("backend.web",),
     ("backend.training",),
+    # It shows what all of them do; the web application adds it by name.
+    ("backend.web.console",),
     ("backend.migrations",),
     ("backend.simulation",),
     ("backend.doctor",),

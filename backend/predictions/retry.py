@@ -1,0 +1,115 @@
+"""Failed tasks of pre-annotation: which ones they are, and predicting them again on request.
+
+A row that failed keeps neither the task's data nor its labeling config in force, so both are read
+from Label Studio again, and a new row begins; the failed one stays as it is.
+"""
+
+import logging
+from collections import defaultdict
+from collections.abc import Sequence
+
+from sqlalchemy import ColumnElement, Select, and_, exists, func, select
+from sqlalchemy.orm import Session, aliased
+
+from backend.predictions.requests import request_pushes
+from backend.processes.queues import Handler, QueueName, enqueue
+from backend.services import Services, current_services
+from backend.tables import Delivery, Suggestion
+
+log = logging.getLogger(__name__)
+
+# Tasks of one job: each is asked for at Label Studio.
+TOGETHER = 50
+
+
+def still_failed() -> ColumnElement[bool]:
+    """The condition of rows of pre-annotation that failed, and whose task was not asked for since.
+
+    Answers to an annotator's prompt do not count: the annotator was told.
+    """
+    newer = aliased(Suggestion)
+    asked_since = exists(
+        select(newer.id).where(
+            newer.project_id == Suggestion.project_id,
+            newer.task_id == Suggestion.task_id,
+            newer.interactive.is_(False),
+            newer.created_at > Suggestion.created_at,
+        )
+    )
+    return and_(
+        Suggestion.delivery == Delivery.NONE,
+        Suggestion.error.is_not(None),
+        Suggestion.interactive.is_(False),
+        Suggestion.task_id.is_not(None),
+        ~asked_since,
+    )
+
+
+def failed_rows(session: Session, limit: int, project_id: int | None = None) -> list[Suggestion]:
+    """Rows whose task still failed, newest first."""
+    rows = _of_project(select(Suggestion), project_id)
+    return list(session.scalars(rows.order_by(Suggestion.created_at.desc()).limit(limit)))
+
+
+def count_failed(session: Session) -> dict[int, int]:
+    """How many tasks of each project still failed."""
+    counted = select(Suggestion.project_id, func.count()).where(still_failed())
+    return dict(session.execute(counted.group_by(Suggestion.project_id)).all())
+
+
+def request_retry(
+    services: Services, *, row_id: str | None = None, project_id: int | None = None
+) -> int:
+    """Have failed tasks predicted again by the workers: one, those of a project, or all.
+
+    Returns:
+        How many tasks; 0 where none of them failed, or all were asked for again already.
+
+    Raises:
+        QueueError: Redis cannot be reached; nothing is asked for.
+    """
+    rows = _of_project(select(Suggestion.id), project_id)
+    if row_id is not None:
+        rows = rows.where(Suggestion.id == row_id)
+    with services.database.reading() as session:
+        ids = list(session.scalars(rows.order_by(Suggestion.project_id, Suggestion.task_id)))
+    for start in range(0, len(ids), TOGETHER):
+        chunk = ids[start : start + TOGETHER]
+        enqueue(services.redis, QueueName.INGEST, Handler.RETRY, chunk, job_id=f"retry-{chunk[0]}")
+    return len(ids)
+
+
+def retry_failed(ids: Sequence[str]) -> None:
+    """Handler on queue `ingest`: read the rows' tasks from Label Studio and ask for them again.
+
+    Done twice, it asks once: what was asked for again did not still fail.
+    """
+    # Only workers need the client; the web process, which asks for retries, stays smaller.
+    from backend.label_studio.client import LabelStudio, task_filter
+
+    services = current_services()
+    wanted = select(Suggestion.project_id, Suggestion.task_id)
+    with services.database.reading() as session:
+        rows = session.execute(wanted.where(Suggestion.id.in_(list(ids)), still_failed())).all()
+    tasks_of: defaultdict[int, set[int]] = defaultdict(set)
+    for project_id, task_id in rows:
+        if task_id is not None:
+            tasks_of[project_id].add(task_id)
+    with LabelStudio.from_settings(services.settings) as client:
+        for project_id, task_ids in tasks_of.items():
+            config = client.project(project_id)["label_config"]
+            tasks = [
+                task
+                for task_id in sorted(task_ids)
+                for task in client.tasks(
+                    project_id,
+                    filters=[task_filter("id", "in", "Number", {"min": task_id, "max": task_id})],
+                )
+            ]
+            count = sum(len(batch) for batch in request_pushes(services, tasks, project_id, config))
+            log.info("%s failed tasks of project %s are asked for again", count, project_id)
+
+
+def _of_project(rows: Select, project_id: int | None) -> Select:  # type: ignore[type-arg]
+    rows = rows.where(still_failed())
+    return rows if project_id is None else rows.where(Suggestion.project_id == project_id)

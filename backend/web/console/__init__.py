@@ -1,0 +1,1 @@
+"""The console at `/console`: pages for the person who runs the backend."""

@@ -1,0 +1,121 @@
+"""The console in a real browser: light and dark, narrow and wide, by keyboard, without a reload."""
+
+from collections.abc import Iterator
+from typing import Literal
+
+import pytest
+from axe_playwright_python.sync_playwright import Axe
+from playwright.sync_api import Browser, Page, expect
+
+from backend.services import Services
+from backend.tables import (
+    Delivery,
+    LabelConfigText,
+    Suggestion,
+    SuggestionState,
+    config_hash,
+)
+from tests.support.model_rows import add_versions
+from tests.support.processes import Running, running
+
+PAGES = (
+    "/console",
+    "/console/models",
+    "/console/models/tiny-p7-new",
+    "/console/models/tiny-p7-new/promote/7",
+    "/console/models/rollback/7",
+)
+ColorScheme = Literal["light", "dark"]
+RULES = {"runOnly": ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa"], "resultTypes": ["violations"]}
+
+
+@pytest.fixture(scope="module")
+def target() -> Iterator[Running]:
+    """The web process as users start it, with a task that failed."""
+    with running(with_worker=False) as started:
+        add_versions(started.services)
+        with started.services.database.session() as session:
+            session.add(LabelConfigText(hash=config_hash("<View/>"), xml="<View/>"))
+        add_failed(started.services, 101)
+        yield started
+
+
+def add_failed(services: Services, task_id: int) -> None:
+    """A task that no worker could predict."""
+    with services.database.session() as session:
+        session.add(
+            Suggestion(
+                project_id=7,
+                task_id=task_id,
+                config_hash=config_hash("<View/>"),
+                task_data={},
+                model_version="tiny-1",
+                state=SuggestionState.FAILED,
+                delivery=Delivery.NONE,
+                error=f"the image of task {task_id} is gone",
+            )
+        )
+
+
+def open_console(
+    browser: Browser, target: Running, scheme: ColorScheme, width: int, complaints: list[str]
+) -> Page:
+    """A page that has logged in; `complaints` gets what it says, and what it asks other hosts."""
+    page = browser.new_page(color_scheme=scheme, viewport={"width": width, "height": 900})
+    page.on("console", lambda message: complaints.append(message.text))
+    page.on("pageerror", lambda error: complaints.append(str(error)))
+    page.on(
+        "request",
+        lambda request: (
+            None
+            if request.url.startswith((f"{target.url}/", "data:"))
+            else complaints.append(request.url)
+        ),
+    )
+    page.goto(f"{target.url}/console")
+    assert_accessible(page)
+    credentials = target.services.credentials
+    page.keyboard.type(credentials.user)
+    page.keyboard.press("Tab")
+    page.keyboard.type(credentials.password)
+    page.keyboard.press("Enter")
+    expect(page.get_by_role("heading", name="Work")).to_be_visible()
+    return page
+
+
+def assert_accessible(page: Page) -> None:
+    """No rule of WCAG 2.1 AA is broken, and nothing sticks out of the window."""
+    found = Axe().run(page, options=RULES)
+    assert found.violations_count == 0, found.generate_report()
+    assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
+
+
+@pytest.mark.parametrize(("scheme", "width"), [("light", 1600), ("dark", 360)])
+def test_every_page_can_be_read_by_everybody(
+    browser: Browser, target: Running, scheme: ColorScheme, width: int
+) -> None:
+    complaints: list[str] = []
+    page = open_console(browser, target, scheme, width, complaints)
+    assert page.evaluate("document.documentElement.dataset.bsTheme") == scheme
+    for path in PAGES:
+        page.goto(target.url + path)
+        assert_accessible(page)
+    page.close()
+    assert complaints == []
+
+
+def test_a_failed_task_shows_without_a_reload_and_is_retried(
+    browser: Browser, target: Running
+) -> None:
+    complaints: list[str] = []
+    page = open_console(browser, target, "light", 1000, complaints)
+    page.evaluate("window.stays = true")
+    add_failed(target.services, 102)
+    expect(page.get_by_text("the image of task 102 is gone")).to_be_visible(timeout=60_000)
+    assert page.evaluate("window.stays")
+    page.get_by_role("button", name="Retry task 102").press("Enter")
+    expect(page.get_by_role("status")).to_contain_text("1 task is predicted again.")
+    page.get_by_role("button", name="Log out").click()
+    expect(page.get_by_role("heading", name="Log in")).to_be_visible()
+    page.close()
+    assert complaints == []
