@@ -162,7 +162,6 @@ class Tracker:
             levels,
             points=clicks,
             point_labels=labels,
-            boxes=None,
             masks=self.painted(None, clicks, labels) if self.traits.paints_clicks else None,
             multimask=True,
         )
@@ -329,39 +328,22 @@ class Tracker:
         )
 
     def _decode(
-        self,
-        levels: list[torch.Tensor],
-        *,
-        points: torch.Tensor | None,
-        point_labels: torch.Tensor | None,
-        boxes: torch.Tensor | None,
-        masks: torch.Tensor | None,
-        multimask: bool,
+        self, levels: list[torch.Tensor], *, multimask: bool, **prompts: torch.Tensor | None
     ) -> dict[str, torch.Tensor]:
-        """The masks of one object in each of B images; arguments and answer as of `raw`."""
-        answer = self.decode(
-            levels,
-            points=points,
-            point_labels=point_labels,
-            boxes=boxes,
-            masks=masks,
-            multimask=multimask,
-        )
-        there = answer["object_logits"] > 0
-        return {
-            **answer,
-            "masks": torch.where(there[:, :, None, None], answer["masks"], _NO_OBJECT),
-        }
+        """As `decode`, with -1024 for what is not there."""
+        answer = self.decode(levels, multimask=multimask, **prompts)
+        there = answer["object_logits"][:, :, None, None] > 0
+        return {**answer, "masks": torch.where(there, answer["masks"], _NO_OBJECT)}
 
     def decode(
         self,
         levels: list[torch.Tensor],
         *,
-        points: torch.Tensor | None,
-        point_labels: torch.Tensor | None,
-        boxes: torch.Tensor | None,
-        masks: torch.Tensor | None,
         multimask: bool,
+        points: torch.Tensor | None = None,
+        point_labels: torch.Tensor | None = None,
+        boxes: torch.Tensor | None = None,
+        masks: torch.Tensor | None = None,
     ) -> dict[str, torch.Tensor]:
         """As `raw`, with gradients, from `levels`, and with masks also of what is not there."""
         model, finest = self.model, levels[-1]
@@ -523,11 +505,11 @@ def empty_tracker(
     encoder_hash: str,
     traits: TrackerTraits,
 ) -> Tracker:
-    """A tracker whose parameters have memory but no values, for training; as `load_tracker`."""
+    """An image tracker whose parameters have no values yet, for training; as `load_tracker`."""
     model, neck = _empty(sizes, vision)
+    _leave_out_memory(model)
     for module in (model, neck):
         module.to_empty(device="cpu")
-    _compute_buffers(model, sizes)
     return Tracker(model, neck, trunk, torch.float32, encoder_hash, traits)
 
 

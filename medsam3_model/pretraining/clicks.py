@@ -4,20 +4,15 @@ The encoder of the bundled weights stays frozen; the tracker (its neck, prompt e
 decoder) learns from nothing to answer clicks, boxes, strokes and its own earlier masks. A step asks
 for several objects of several images and then corrects the answers for some rounds, as an
 annotator would; every round counts (SAM, Kirillov et al. 2023, appendix A; SAM 2, Ravi et al. 2024,
-appendix D). Worker processes share the weights as in `pretrain`, and a stopped run goes on.
+appendix D). Processes share the weights (`shared_training`), and a stopped run goes on.
 """
 
-import argparse
-import json
-import multiprocessing
-import sys
-import time
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 import numpy as np
 import torch
@@ -31,18 +26,27 @@ from medsam3_model.checkpoints.bundle import write_bundle
 from medsam3_model.checkpoints.presets import bundled_weights, tiny_tracker_config
 from medsam3_model.checkpoints.pretrained import tracker_sizes
 from medsam3_model.checkpoints.tokenizer import load_tokenizer
-from medsam3_model.checkpoints.weight_files import replacing
-from medsam3_model.click_answers import STROKE_LOGIT, STROKE_POINTS, spread_points
+from medsam3_model.click_answers import (
+    STROKE_LOGIT,
+    STROKE_POINTS,
+    ObjectPrompt,
+    answer_object,
+    spread_points,
+)
 from medsam3_model.detector import vision_hidden
-from medsam3_model.device import keep_freed_memory
 from medsam3_model.evaluation.clicks import Click, next_click
 from medsam3_model.evaluation.metrics import dice
 from medsam3_model.predictor import MedSAM3
 from medsam3_model.pretraining.data import SourceImage, load_sources, read_folder
+from medsam3_model.pretraining.shared_training import (
+    SharedTraining,
+    copy_of,
+    prepare,
+    run_parser,
+)
 from medsam3_model.pretraining.validation import normalise
 from medsam3_model.tracker import Tracker, TrackerTraits, empty_tracker
 from medsam3_model.training.augmentation import (
-    WHOLE,
     disturb_box,
     random_look,
     random_view,
@@ -51,11 +55,6 @@ from medsam3_model.training.augmentation import (
 )
 from medsam3_model.training.losses import dice_loss
 
-if TYPE_CHECKING:
-    from multiprocessing.sharedctypes import Synchronized
-
-_CHECKPOINT_SECONDS = 120.0
-_LOG_EVERY = 50
 # The fewest cells of the mask that an object has to fill to be asked for.
 _SMALLEST = 16
 # Standard deviation of the positions' random frequencies: higher ones tell nearer places apart.
@@ -149,7 +148,7 @@ class Prompt:
         self.labels = label if self.labels is None else torch.cat([self.labels, label], 1)
 
 
-class TrackerPretraining:
+class TrackerPretraining(SharedTraining):
     """The state of a run: master weights, optimiser, averaged weights, position."""
 
     def __init__(
@@ -160,8 +159,14 @@ class TrackerPretraining:
         seed: int,
         out: Path,
     ) -> None:
+        super().__init__(
+            out,
+            workers=config.workers,
+            validate_every=config.validate_every,
+            decay=config.average,
+        )
         self.config, self.sources, self.validation = config, sources, validation
-        self.seed, self.out, self.step, self.averaged = seed, out, 0, 0
+        self.seed = seed
         self.base = MedSAM3.from_pretrained("tiny", device="cpu")
         torch.manual_seed(seed)
         self.tracker = empty_tracker(
@@ -175,40 +180,28 @@ class TrackerPretraining:
         initialise(self.parts)
         self.tracker.neck.load_state_dict(self.base.model.vision_encoder.neck.state_dict())
         self.parts.requires_grad_(True).train()
-        self.average = _copy_of(self.parts)
+        self.average = copy_of(self.parts)
         self.names = [name for name in _SHARES if sources.get(name)]
         self.side = self.base.image_size
         self.cells = self.side // 3  # four mask cells for each token of 12 pixels
-        # The memory of earlier frames has no part in a single image.
-        trained = [
-            parameter
-            for name, parameter in self.parts.named_parameters()
-            if name.startswith(("neck.", "model.prompt_encoder.", "model.mask_decoder."))
-            or name == "model.no_memory_embedding"
-        ]
         self.drawn_at = 0
         self.views: deque[tuple[Tensor, Tensor]] = deque(maxlen=_KEPT_VIEWS)
         self.optimiser = torch.optim.AdamW(
-            trained, lr=0.0, betas=(0.9, 0.98), weight_decay=config.weight_decay, fused=True
+            self.parts.parameters(),
+            lr=0.0,
+            betas=(0.9, 0.98),
+            weight_decay=config.weight_decay,
+            fused=True,
         )
-        self._resume()
+        if (state := self.saved()) is not None:
+            self.parts.load_state_dict(state["parts"])
+            self.optimiser.load_state_dict(state["optimiser"])
         self.parts.share_memory()
 
     def run(self) -> None:
         """Train to the end, then write the bundle: the bundled weights with this tracker."""
-        processes = multiprocessing.get_context("fork")
-        counter = processes.Value("q", self.step)
-        helpers = [
-            processes.Process(target=self._work, args=(counter, number), daemon=True)
-            for number in range(1, self.config.workers)
-        ]
-        for helper in helpers:
-            helper.start()
-        self._work(counter, 0)
-        for helper in helpers:
-            helper.join()
-        self._save()
-        self._validate()
+        self.take_steps(self.config.steps)
+        self.log({"validation": self.validate()})
         self.write(self.out / "bundle")
 
     def write(self, folder: Path) -> None:
@@ -220,48 +213,14 @@ class TrackerPretraining:
             for part, prefix in prefixes.items()
             if key.startswith(part)
         }
-        # The memory is not trained here: a bundle without it is an image tracker's.
-        tracker = {k: v for k, v in tracker.items() if not tracker_keys.is_of_memory(k)}
         base, weights = self.base, bundled_weights("tiny")
         info = write_bundle(
             folder, "tiny", base.config, base.model.state_dict(), load_tokenizer(weights), tracker
         )
-        self._log({"version": info.version})
+        self.log({"version": info.version})
 
-    def _work(self, counter: "Synchronized[int]", number: int) -> None:
-        """Take steps; process 0 also averages, reports and saves."""
-        saved = started = time.monotonic()
-        terms: list[dict[str, float]] = []
-        reported = validated = self.step
-        while True:
-            with counter.get_lock():
-                self.step = counter.value
-                if self.step >= self.config.steps:
-                    return
-                counter.value += 1
-            new = self._one_step()
-            if number:
-                continue
-            self._average()
-            terms.append(new)
-            now = time.monotonic()
-            if self.step - reported >= _LOG_EVERY:
-                pace = (now - started) / (self.step - reported)
-                means = {
-                    name: round(float(np.mean([row[name] for row in terms if name in row])), 4)
-                    for name in sorted({name for row in terms for name in row})
-                }
-                self._log({"seconds_per_step": round(pace, 3), **means})
-                reported, started, terms = self.step, now, []
-            if self.step - validated >= self.config.validate_every:
-                self._validate()
-                validated = self.step
-            if now - saved > _CHECKPOINT_SECONDS:
-                self._save()
-                saved = now
-
-    def _one_step(self) -> dict[str, float]:
-        """One update of the shared weights; the terms of its loss."""
+    def one_step(self) -> dict[str, float]:
+        """Update the shared weights once; the loss, and the mean Dice after each round."""
         rate = self.config.rate(self.step)
         for group in self.optimiser.param_groups:
             group["lr"] = rate
@@ -281,9 +240,7 @@ class TrackerPretraining:
                 self._correct(prompt, best.detach(), truth, rng)
         self.optimiser.zero_grad()
         total.backward()
-        norm = nn.utils.clip_grad_norm_(
-            [p for g in self.optimiser.param_groups for p in g["params"]], self.config.clip_norm
-        )
+        norm = nn.utils.clip_grad_norm_(self.parts.parameters(), self.config.clip_norm)
         if torch.isfinite(norm):
             self.optimiser.step()
         return {**terms, "total": float(total.detach()), "norm": float(norm), "rate": rate}
@@ -378,18 +335,9 @@ class TrackerPretraining:
         prompt.add(clicks, self.side / self.cells)
         prompt.masks = answer[:, None].clamp(-32, 32) if rng.random() < 0.9 else None
 
-    @torch.no_grad()
-    def _average(self) -> None:
-        self.averaged += 1
-        decay = min(self.config.average, (1 + self.averaged) / (10 + self.averaged))
-        names = list(self.average)
-        current = self.parts.state_dict()
-        torch._foreach_lerp_(
-            [self.average[name] for name in names], [current[name] for name in names], 1 - decay
-        )
-
-    def _validate(self) -> None:
-        current = _copy_of(self.parts)
+    def validate(self) -> dict[str, list[float]]:
+        """By source, mean Dice after each click with the averaged weights."""
+        current = copy_of(self.parts)
         self.parts.load_state_dict(self.average)
         self.parts.eval()
         figures = {
@@ -398,35 +346,15 @@ class TrackerPretraining:
         }
         self.parts.train()
         self.parts.load_state_dict(current)
-        self._log({"validation": figures})
+        return figures
 
-    def _log(self, values: dict[str, object]) -> None:
-        line = json.dumps({"step": self.step, "time": time.strftime("%H:%M:%S"), **values})
-        sys.stdout.write(line + "\n")
-        sys.stdout.flush()
-        with (self.out / "log.jsonl").open("a", encoding="utf-8") as file:
-            file.write(line + "\n")
+    def weights(self) -> dict[str, Tensor]:
+        """Tracker and neck, without copies."""
+        return self.parts.state_dict()
 
-    def _save(self) -> None:
-        state = {
-            "step": self.step,
-            "averaged": self.averaged,
-            "parts": self.parts.state_dict(),
-            "average": self.average,
-            "optimiser": self.optimiser.state_dict(),
-        }
-        with replacing(self.out / "checkpoint.pt") as unfinished:
-            torch.save(state, unfinished)
-
-    def _resume(self) -> None:
-        path = self.out / "checkpoint.pt"
-        if not path.is_file():
-            return
-        state = torch.load(path, weights_only=True)
-        self.step, self.averaged = state["step"], state["averaged"]
-        self.parts.load_state_dict(state["parts"])
-        self.average = state["average"]
-        self.optimiser.load_state_dict(state["optimiser"])
+    def state(self) -> dict[str, Any]:
+        """Weights and moments."""
+        return {"parts": self.parts.state_dict(), "optimiser": self.optimiser.state_dict()}
 
 
 def answer_loss(answer: dict[str, Tensor], truth: Tensor) -> tuple[Tensor, Tensor, float]:
@@ -494,10 +422,8 @@ def initialise(parts: nn.Module) -> None:
         elif callable(reset := getattr(module, "reset_parameters", None)):
             reset()
         else:
-            for name, parameter in module.named_parameters(recurse=False):
+            for parameter in module.parameters(recurse=False):
                 nn.init.normal_(parameter, std=0.02)
-                if name == "scale":  # of a residual branch
-                    parameter.fill_(0.1)
     # One matrix of random frequencies, stored twice.
     frequencies = [
         value for key, value in parts.state_dict().items() if key.endswith(".positional_embedding")
@@ -531,57 +457,34 @@ def score_clicks(
             continue
         layer = max(sample.layers.values(), key=lambda layer: int((layer > 0).sum()))
         truth = layer == np.bincount(layer[layer > 0]).argmax()
-        pixels = normalise(sample_image(sample.image, WHOLE, base.image_size))
-        levels = tracker.levels(vision_hidden(base.model, pixels[None]))
-        prompt, mask = Prompt(), None
+        image = base.encode_image(sample.image)
+        mask: NDArray[np.bool_] | None = None
+        made: list[Click] = []
         row: list[float] = []
-        height, width = truth.shape
         for _ in range(clicks):
             click = next_click(truth, mask)
-            if click is None:
-                row.append(row[-1])
-                continue
-            scaled = Click(
-                click.x / width * base.image_size, click.y / height * base.image_size, click.inside
-            )
-            prompt.add([scaled], 1.0)
-            answer = prompt.ask(tracker, levels)
-            best = int(answer["iou"][0].argmax())
-            prompt.masks = answer["masks"][:, best : best + 1].clamp(-32, 32)
-            large = F.interpolate(prompt.masks, truth.shape, mode="bilinear", align_corners=False)
-            mask = (large[0, 0] > 0).numpy()
-            row.append(dice(mask, truth))
+            if click is not None:
+                made.append(click)
+                mask = answer_object(tracker, image, _drawn(made, truth.shape)).union()
+            row.append(dice(truth if mask is None else mask, truth))
         scores.append(row)
     return [round(float(value), 4) for value in np.mean(scores, axis=0)]
 
 
-def _copy_of(module: nn.Module) -> dict[str, Tensor]:
-    return {key: value.detach().clone() for key, value in module.state_dict().items()}
+def _drawn(clicks: Sequence[Click], size: tuple[int, int]) -> ObjectPrompt:
+    """Clicks alone as a prompt on an image of `size`, (height, width)."""
+    points = np.array([[click.x, click.y] for click in clicks], np.float32)
+    labels = [int(click.inside) for click in clicks]
+    return ObjectPrompt(points, labels, None, np.zeros((0, *size), np.bool_))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Train the bundled model's tracker on the CPU."""
-    parser = argparse.ArgumentParser(
-        prog="python -m medsam3_model.pretraining.clicks", description=main.__doc__
-    )
-    parser.add_argument("--seed", type=int, default=0)
+    parser = run_parser("medsam3_model.pretraining.clicks", main.__doc__)
     parser.add_argument("--steps", type=int, default=ClickTraining.steps)
     parser.add_argument("--workers", type=int, default=ClickTraining.workers)
-    parser.add_argument("--out", type=Path, required=True, help="checkpoint and log")
-    parser.add_argument(
-        "--data",
-        action="append",
-        default=[],
-        metavar="SOURCE=FOLDER",
-        help="a data set to train on (isic2017, kvasir_seg, ...); repeat for each",
-    )
     options = parser.parse_args(arguments)
-    folders = {
-        name: Path(folder) for name, _, folder in (entry.partition("=") for entry in options.data)
-    }
-    keep_freed_memory()
-    torch.set_num_threads(1)  # one process per core; forks must not inherit a thread pool
-    options.out.mkdir(parents=True, exist_ok=True)
+    folders = prepare(options)
     config = ClickTraining(steps=options.steps, workers=options.workers)
     sources = load_sources(folders, config.phantoms_per_kind)
     validation = {

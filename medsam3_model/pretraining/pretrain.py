@@ -1,17 +1,10 @@
 """Pre-training, which makes the bundled weights: `python -m medsam3_model.pretraining.pretrain`.
 
-Worker processes share the weights and update them without waiting for each other (Hogwild, Niu et
-al. 2011): on a machine that is busy with other things nobody waits for the slowest. Everything that
-is drawn (views, looks, prompts) follows from the seed and the step; with more than one worker the
-order of the updates differs between runs, with one worker a run repeats exactly. A run that was
-stopped goes on from its last checkpoint.
+Everything that is drawn (views, looks, prompts) follows from the seed and the step; with more than
+one worker (`shared_training`) the order of the updates differs between runs, with one worker a run
+repeats exactly. A run that was stopped goes on from its last checkpoint.
 """
 
-import argparse
-import json
-import multiprocessing
-import sys
-import time
 import tomllib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -25,12 +18,16 @@ from torch import Tensor
 from medsam3_model.checkpoints.bundle import write_bundle
 from medsam3_model.checkpoints.presets import PRESETS
 from medsam3_model.checkpoints.tokenizer import build_tokenizer
-from medsam3_model.checkpoints.weight_files import replacing
 from medsam3_model.detector import answer_prompts, feature_levels, vision_hidden
-from medsam3_model.device import keep_freed_memory
 from medsam3_model.pretraining.data import SourceImage, how_often_asked, load_sources
 from medsam3_model.pretraining.initialisation import POSITIONS, initialise, resize_positions
 from medsam3_model.pretraining.phrases import all_phrases
+from medsam3_model.pretraining.shared_training import (
+    SharedTraining,
+    copy_of,
+    prepare,
+    run_parser,
+)
 from medsam3_model.pretraining.validation import (
     Validation,
     encode_prompts,
@@ -47,12 +44,7 @@ from medsam3_model.training.losses import LossWeights, detector_loss
 from medsam3_model.training.prompts import DrawnPrompt, pretraining_prompts
 
 if TYPE_CHECKING:
-    from multiprocessing.sharedctypes import Synchronized
-
     from transformers import Sam3Model
-
-_CHECKPOINT_SECONDS = 180.0
-_LOG_EVERY = 50
 
 
 @dataclass(frozen=True)
@@ -99,7 +91,7 @@ def read_config(path: Path) -> PretrainConfig:
     return PretrainConfig(**values | {"phases": phases, "loss": LossWeights(**values["loss"])})
 
 
-class Pretraining:
+class Pretraining(SharedTraining):
     """The state of a run: master weights, optimiser, averaged weights, position."""
 
     def __init__(
@@ -110,19 +102,24 @@ class Pretraining:
         seed: int,
         out: Path,
     ) -> None:
+        super().__init__(
+            out,
+            workers=config.workers,
+            validate_every=config.validate_every,
+            decay=config.average,
+        )
         self.config, self.sources, self.validation = config, sources, validation
-        self.seed, self.out = seed, out
+        self.seed = seed
         self.names = [name for name in config.shares if sources.get(name)]
         shares = np.array([config.shares[name] for name in self.names])
         self.shares = shares / shares.sum()
         self.asked = how_often_asked(sources, dict(zip(self.names, self.shares, strict=True)))
         self.tokenizer = build_tokenizer(all_phrases())
-        self.phase = self.step = 0
-        self.averaged = 0
+        self.phase = 0
         torch.manual_seed(seed)
         self._enter_phase(None, None)
         initialise(self.model)
-        self.average = _copy_of(self.model)
+        self.average = copy_of(self.model)
         self._resume()
 
     def _enter_phase(self, state: dict[str, Tensor] | None, moments: dict[str, Any] | None) -> None:
@@ -151,68 +148,19 @@ class Pretraining:
     def run(self) -> None:
         """Train to the end of the last phase, then write the bundle."""
         while True:
-            self._run_phase()
-            self._save()
+            self.take_steps(self.config.phases[self.phase].steps)
             if self.phase + 1 == len(self.config.phases):
                 break
             self._next_phase()
-        self._validate()
+        self.log({"validation": self.validate()})
         info = write_bundle(
             self.out / "bundle", self.config.preset, self.model_config, self.average, self.tokenizer
         )
-        self._log({"version": info.version})
+        self.log({"version": info.version})
 
-    def _run_phase(self) -> None:
-        """This process and `workers` − 1 forks take steps until the phase has had them all."""
-        processes = multiprocessing.get_context("fork")
-        counter = processes.Value("q", self.step)
-        helpers = [
-            processes.Process(target=self._work, args=(counter, False), daemon=True)
-            for _ in range(self.config.workers - 1)
-        ]
-        for helper in helpers:
-            helper.start()
-        self._work(counter, True)
-        for helper in helpers:
-            helper.join()
-
-    def _work(self, counter: "Synchronized[int]", leads: bool) -> None:
-        """Take steps; the leading process also averages, reports and saves."""
+    def one_step(self) -> dict[str, float]:
+        """Update the shared weights once; the terms of the loss."""
         phase = self.config.phases[self.phase]
-        saved = started = time.monotonic()
-        steps_terms: list[dict[str, float]] = []
-        reported = validated = self.step
-        while True:
-            # The counter is all that the processes agree on. The weights are shared and written
-            # without a lock: an update that is half overwritten costs less than waiting for it.
-            with counter.get_lock():
-                self.step = counter.value
-                if self.step >= phase.steps:
-                    return
-                counter.value += 1
-            terms = self._one_step(phase)
-            if not leads:
-                continue
-            self._average()
-            steps_terms.append(terms)
-            now = time.monotonic()
-            if self.step - reported >= _LOG_EVERY:
-                pace = (now - started) / (self.step - reported)
-                means = {
-                    name: round(float(np.mean([row.get(name, 0) for row in steps_terms])), 5)
-                    for name in steps_terms[0]
-                }
-                self._log({"seconds_per_step": round(pace, 3), **means})
-                reported, started, steps_terms = self.step, now, []
-            if self.step - validated >= self.config.validate_every:
-                self._validate()
-                validated = self.step
-            if now - saved > _CHECKPOINT_SECONDS:
-                self._save()
-                saved = now
-
-    def _one_step(self, phase: Phase) -> dict[str, float]:
-        """One update of the shared weights; the terms of its loss."""
         rate = phase.rate(self.step)
         for group in self.optimiser.param_groups:
             group["lr"] = rate
@@ -237,18 +185,6 @@ class Pretraining:
         terms = {name: float(value.detach()) for name, value in losses.items()}
         return {**terms, "norm": float(norm), "rate": rate}
 
-    @torch.no_grad()
-    def _average(self) -> None:
-        """Move the averaged weights towards the current ones."""
-        self.averaged += 1
-        # Short at first: the starting weights should not linger in the average.
-        decay = min(self.config.average, (1 + self.averaged) / (10 + self.averaged))
-        names = list(self.average)
-        current = self.model.state_dict()
-        torch._foreach_lerp_(
-            [self.average[name] for name in names], [current[name] for name in names], 1 - decay
-        )
-
     def _draw(
         self, phase: Phase, rng: np.random.Generator
     ) -> tuple[Tensor, list[tuple[int, DrawnPrompt]]]:
@@ -268,47 +204,41 @@ class Pretraining:
         return normalise(torch.stack(pictures)), prompts
 
     def _next_phase(self) -> None:
-        weights, moments = _copy_of(self.model), self.optimiser.state_dict()
+        weights, moments = copy_of(self.model), self.optimiser.state_dict()
         self.phase, self.step = self.phase + 1, 0
         self._enter_phase(weights, moments)
         tokens = round(self.model.state_dict()[POSITIONS].shape[1] ** 0.5)
         self.average = resize_positions(self.average, tokens)
 
-    def _validate(self) -> None:
+    def validate(self) -> dict[str, dict[str, float]]:
+        """Figures of the averaged weights; see `Validation.score`."""
         from transformers import Sam3Model
 
         averaged = Sam3Model(self.model_config).eval()
         averaged.load_state_dict(self.average)
-        self._log({"validation": self.validation.score(averaged, self.tokenizer)})
+        return self.validation.score(averaged, self.tokenizer)
 
-    def _log(self, values: dict[str, object]) -> None:
-        where = {"phase": self.phase, "step": self.step, "time": time.strftime("%H:%M:%S")}
-        line = json.dumps(where | values)
-        sys.stdout.write(line + "\n")
-        sys.stdout.flush()
-        with (self.out / "log.jsonl").open("a", encoding="utf-8") as file:
-            file.write(line + "\n")
+    def weights(self) -> dict[str, Tensor]:
+        """The model's state dict, without copies."""
+        return dict(self.model.state_dict())
 
-    def _save(self) -> None:
-        state = {
+    def place(self) -> dict[str, object]:
+        """Phase and step."""
+        return {"phase": self.phase, "step": self.step}
+
+    def state(self) -> dict[str, Any]:
+        """Phase, weights and moments."""
+        return {
             "phase": self.phase,
-            "step": self.step,
-            "averaged": self.averaged,
             "model": self.model.state_dict(),
-            "average": self.average,
             "optimiser": self.optimiser.state_dict(),
         }
-        with replacing(self.out / "checkpoint.pt") as unfinished:
-            torch.save(state, unfinished)
 
     def _resume(self) -> None:
-        path = self.out / "checkpoint.pt"
-        if not path.is_file():
-            return
-        state = torch.load(path, weights_only=True)
-        self.phase, self.step, self.averaged = state["phase"], state["step"], state["averaged"]
-        self._enter_phase(state["model"], state["optimiser"])
-        self.average = state["average"]
+        state = self.saved()
+        if state is not None:
+            self.phase = state["phase"]
+            self._enter_phase(state["model"], state["optimiser"])
 
 
 def loudness(levels: Sequence[Tensor]) -> Tensor:
@@ -319,10 +249,6 @@ def loudness(levels: Sequence[Tensor]) -> Tensor:
     """
     sizes = torch.stack([level.float().square().mean().sqrt() for level in levels])
     return (sizes - 1).clamp(min=0).square().sum()
-
-
-def _copy_of(model: "Sam3Model") -> dict[str, Tensor]:
-    return {key: value.detach().clone() for key, value in model.state_dict().items()}
 
 
 def _parameter_names(model: "Sam3Model") -> tuple[list[str], list[str]]:
@@ -337,26 +263,10 @@ def _parameter_names(model: "Sam3Model") -> tuple[list[str], list[str]]:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Train the bundled model from nothing, on the CPU, and write its bundle."""
-    parser = argparse.ArgumentParser(
-        prog="python -m medsam3_model.pretraining.pretrain", description=main.__doc__
-    )
+    parser = run_parser("medsam3_model.pretraining.pretrain", main.__doc__)
     parser.add_argument("--config", type=Path, default=Path(__file__).with_name("pretrain.toml"))
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, required=True, help="checkpoint, log and bundle")
-    parser.add_argument(
-        "--data",
-        action="append",
-        default=[],
-        metavar="SOURCE=FOLDER",
-        help="a data set to train on (isic2017, kvasir_seg, ...); repeat for each",
-    )
     options = parser.parse_args(arguments)
-    folders = {
-        name: Path(folder) for name, _, folder in (entry.partition("=") for entry in options.data)
-    }
-    keep_freed_memory()
-    torch.set_num_threads(1)  # one process per core; forks must not inherit a thread pool
-    options.out.mkdir(parents=True, exist_ok=True)
+    folders = prepare(options)
     config = read_config(options.config)
     sources = load_sources(folders, config.phantoms_per_kind)
     validation = load_validation(folders)

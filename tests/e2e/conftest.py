@@ -5,14 +5,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Browser, Page, expect, sync_playwright
+from playwright.sync_api import Browser, Page, sync_playwright
 
 from backend.demo.demo import label_config_for, template_images
 from backend.label_studio.connect import connect
 from backend.label_studio.server import REPOSITORY, LabelStudioServer
 from backend.settings import Settings
 from tests.support.annotating import AnnotatingLabelStudio
-from tests.support.editor import BRAIN_LABELS, regions
+from tests.support.editor import BRAIN_LABELS, open_task
 from tests.support.images import disc_file
 from tests.support.label_configs import BRIGHT_DISC_CONFIG
 from tests.support.processes import BackendServer
@@ -121,14 +121,6 @@ def page(
 ) -> Iterator[Page]:
     """The first task in the editor, after logging in; its prediction has been asked for."""
     opened = browser.new_page(viewport={"width": 1400, "height": 900})
-    opened.goto(f"{label_studio_server.url}/user/login")
-    opened.fill("input[name=email]", label_studio_server.user)
-    opened.fill("input[name=password]", label_studio_server.password)
-    opened.click("button[type=submit]")
-    opened.wait_for_load_state()
-    task = brain_project.task_ids[0]
-    opened.goto(f"{label_studio_server.url}/projects/{brain_project.id}/data?task={task}")
-    opened.wait_for_selector(".konvajs-content canvas", timeout=60_000)
-    expect(regions(opened).first).to_be_visible(timeout=60_000)
+    open_task(opened, label_studio_server, brain_project)
     yield opened
     opened.close()

@@ -14,7 +14,7 @@ from backend.labeling.region_masks import region_mask
 from medsam3_model.boxes import tight_box
 from medsam3_model.pretraining.phantoms.phantoms import phantom
 from tests.support.annotating import AnnotatingLabelStudio
-from tests.support.editor import HEIGHT, WIDTH, on_image, regions, submit
+from tests.support.editor import HEIGHT, WIDTH, on_image, open_task, pick_smart_tool, submit
 from tests.support.images import png
 from tests.support.masks import dice
 from tests.support.processes import BackendServer
@@ -69,24 +69,12 @@ def editor(
 ) -> Iterator[Page]:
     """A new annotation of the only task, with auto-annotation on."""
     page = browser.new_page(viewport={"width": 1400, "height": 1300})
-    page.goto(f"{label_studio_server.url}/user/login")
-    page.fill("input[name=email]", label_studio_server.user)
-    page.fill("input[name=password]", label_studio_server.password)
-    page.click("button[type=submit]")
-    page.wait_for_load_state()
-    page.goto(f"{label_studio_server.url}/projects/{project.id}/data?task={project.task_ids[0]}")
-    page.wait_for_selector(".konvajs-content canvas", timeout=120_000)
+    open_task(page, label_studio_server, project)
     page.get_by_text("Auto-Annotation").click()
     # A click on a region that is visible, such as a predicted one, would select it.
-    expect(regions(page).first).to_be_visible(timeout=120_000)
     page.get_by_role("button", name="Hide all regions").click()
     yield page
     page.close()
-
-
-def choose(page: Page, tool: str) -> None:
-    page.locator("button.lsf-tool_smart").first.hover()
-    page.locator(f"button.lsf-tool_smart[aria-label={tool}]").first.click()
 
 
 def at(page: Page, x: float, y: float) -> tuple[float, float]:
@@ -144,7 +132,7 @@ def submitted(
 def test_clicks_mend_the_mask(
     editor: Page, label_studio: AnnotatingLabelStudio, project: LabelStudioProject
 ) -> None:
-    choose(editor, "key-point-tool")
+    pick_smart_tool(editor, "key-point-tool")
     click(editor, X, Y)
     click(editor, X, Y + 12, "Control")
     click(editor, 4, 4, "Alt")
@@ -156,9 +144,9 @@ def test_clicks_mend_the_mask(
 def test_a_click_mends_the_box_drawn_before(
     editor: Page, label_studio: AnnotatingLabelStudio, project: LabelStudioProject
 ) -> None:
-    choose(editor, "rectangle-tool")
+    pick_smart_tool(editor, "rectangle-tool")
     draw_box(editor, X0, Y0, X1, Y1)
-    choose(editor, "key-point-tool")
+    pick_smart_tool(editor, "key-point-tool")
     click(editor, X, Y, "Control")
     click(editor, X0 + 2, Y0 + 2, "Alt")
     assert accept(editor) == 1
@@ -173,7 +161,7 @@ def test_an_exemplar_box_brings_everything_like_it(
 ) -> None:
     layer = np.pad(NUCLEI.layers["cell nucleus"][:, :WIDTH], ROWS)
     largest = layer == np.bincount(layer[layer > 0]).argmax()
-    choose(editor, "rectangle-tool")
+    pick_smart_tool(editor, "rectangle-tool")
     draw_box(editor, *tight_box(largest).tolist())
     count = accept(editor)
     assert count > 5

@@ -7,6 +7,9 @@ from numpy.typing import NDArray
 from PIL import Image
 from playwright.sync_api import Locator, Page, expect
 
+from backend.label_studio.server import LabelStudioServer
+from tests.support.projects import LabelStudioProject
+
 # Labels of the project that the page shows.
 BRAIN_LABELS = ("Brain", "Grey matter", "White matter")
 # Of the images of that project, slices of the template, in pixels.
@@ -14,6 +17,18 @@ HEIGHT, WIDTH = 233, 197
 # A mask changes a pixel by more than this, of 255 in its strongest channel; colours that lie over
 # each other may come close to the grey below them.
 CHANGED = 3
+
+
+def open_task(page: Page, server: LabelStudioServer, project: LabelStudioProject) -> None:
+    """Log in and open the first task of a project, until its predicted regions are there."""
+    page.goto(f"{server.url}/user/login")
+    page.fill("input[name=email]", server.user)
+    page.fill("input[name=password]", server.password)
+    page.click("button[type=submit]")
+    page.wait_for_load_state()
+    page.goto(f"{server.url}/projects/{project.id}/data?task={project.task_ids[0]}")
+    page.wait_for_selector(".konvajs-content canvas", timeout=60_000)
+    expect(regions(page).first).to_be_visible(timeout=60_000)
 
 
 def regions(page: Page) -> Locator:
@@ -65,10 +80,14 @@ def choose_smart_tool(page: Page, tool: str, label_row: int) -> None:
     # High enough that picking a label does not scroll the image away.
     page.set_viewport_size({"width": 1400, "height": 1300})
     page.get_by_text("Auto-Annotation").click()
-    smart = page.locator("button.lsf-tool_smart")
-    smart.first.hover()
-    page.locator(f"button.lsf-tool_smart[aria-label={tool}]").click()
+    pick_smart_tool(page, tool)
     page.locator(".lsf-label", has_text=BRAIN_LABELS[0]).nth(label_row).click()
+
+
+def pick_smart_tool(page: Page, tool: str) -> None:
+    """Pick one of the smart tools, with auto-annotation on."""
+    page.locator("button.lsf-tool_smart").first.hover()
+    page.locator(f"button.lsf-tool_smart[aria-label={tool}]").click()
 
 
 def accept_suggestion(page: Page) -> None:

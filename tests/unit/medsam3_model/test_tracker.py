@@ -229,6 +229,18 @@ def test_an_image_tracker_needs_no_memory_but_half_a_memory_is_refused(
         MedSAM3.from_pretrained(tmp_path, device="cpu")
 
 
+def test_painted_clicks_are_discs_in_the_mask_prompt(model: MedSAM3) -> None:
+    points = torch.tensor([[[35.0, 70.0], [140.0, 70.0]]])  # 3.5 pixels a cell
+    painted = model.tracker.painted(None, points, torch.tensor([[1, 0]]))
+    assert painted.shape == (1, 1, 64, 64)
+    assert painted[0, 0, 20, 10] == -painted[0, 0, 20, 40] > 0
+    assert (painted != 0).sum() < 50
+    before = torch.full((1, 1, 64, 64), 2.0)
+    over = model.tracker.painted(before, points, torch.tensor([[1, 0]]))
+    torch.testing.assert_close(over[painted == 0], before[painted == 0])
+    torch.testing.assert_close(over[painted != 0], painted[painted != 0])
+
+
 def test_detectors_share_the_tracker(model: MedSAM3, tmp_path: Path) -> None:
     saved = model.save_detector(tmp_path / "d.safetensors", base="b", name="n")
     assert model.with_detector(saved).tracker is model.tracker
