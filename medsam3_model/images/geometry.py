@@ -236,7 +236,10 @@ def nearest(length: int, of: int) -> npt.NDArray[np.intp]:
 
 @dataclass(frozen=True)
 class PageAxes:
-    """Which axes of a source pages follow, and run down and across; see `StackGeometry`."""
+    """Which axes of a source pages follow, and run down and across.
+
+    The fields are those of `StackGeometry`, in its order.
+    """
 
     page_axis: int
     row_axis: int

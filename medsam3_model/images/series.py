@@ -11,7 +11,7 @@ import itertools
 import warnings
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import astuple, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -390,12 +390,7 @@ def _stack(
         "dicom",
         shape,
         affine,
-        axes.page_axis,
-        axes.row_axis,
-        axes.column_axis,
-        axes.page_flip,
-        axes.row_flip,
-        axes.column_flip,
+        *astuple(axes),
         size,
         frame_of_reference_uid=_uid(header, "FrameOfReferenceUID"),
         series_instance_uid=_uid(header, "SeriesInstanceUID"),

@@ -7,6 +7,7 @@ import re
 import warnings
 from collections.abc import Iterator
 from contextlib import suppress
+from dataclasses import astuple
 from pathlib import Path
 from typing import Any
 
@@ -161,12 +162,7 @@ def _geometry(
         kind,
         shape,
         affine,
-        axes.page_axis,
-        axes.row_axis,
-        axes.column_axis,
-        axes.page_flip,
-        axes.row_flip,
-        axes.column_flip,
+        *astuple(axes),
         size,
         time_index=time,
         window=window,
