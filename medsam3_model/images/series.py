@@ -168,7 +168,7 @@ def _slices(path: Path, limits: ImageLimits) -> list[_Slice] | str:
             if reason := _no_picture(header):
                 return reason
             return _frames(path, header, limits)
-        except ImageError:
+        except (ImageError, MemoryError):
             raise
         except Exception as error:
             raise ImageError(
