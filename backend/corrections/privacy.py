@@ -42,6 +42,7 @@ from backend.tables import (
     TaskRank,
     now,
 )
+from backend.volumes.tables import Stack
 
 _MASK, _EMBEDDING = "mask", "embedding"
 # Seconds for which files are removed in one transaction, which every other writer waits for.
@@ -61,6 +62,7 @@ class Removed:
     suggestions: int = 0
     events: int = 0
     ranks: int = 0
+    stacks: int = 0
     images: int = 0
     embeddings: int = 0
     embedding_bytes: int = 0
@@ -104,6 +106,8 @@ def forget(
         removed.images = _delete(session, Image, *mine(Image))
         removed.suggestions = _delete(session, Suggestion, *mine(Suggestion))
         removed.ranks = _delete(session, TaskRank, *mine(TaskRank))
+        # Where a volume's pages came from: a path may name a patient, the geometry has UIDs.
+        removed.stacks = _delete(session, Stack, *mine(Stack))
         events = session.execute(
             select(Event.id, Event.task_ids).where(Event.project_id == project_id)
         ).all()

@@ -24,6 +24,7 @@ from backend.errors import MaskError
 from backend.services import open_services
 from backend.settings import Settings
 from backend.tables import Event, ImageVector, Suggestion, TaskRank, now
+from backend.volumes.tables import Stack
 from tests.support.corrections_stage import CONFIG, Stage, act, brush, drawn, image_file, stage_at
 from tests.support.s3 import s3_server
 from tests.support.stand_in_label_studio import StandInLabelStudio
@@ -167,6 +168,16 @@ def test_forget_removes_a_task_for_good(stage: Stage) -> None:
         session.add_all(
             [TaskRank(project_id=project, task_id=one, rank=0.5) for one in (task, other)]
         )
+        session.add_all(
+            Stack(
+                project_id=project,
+                task_id=one,
+                source="scans/patient.nii",
+                source_sha256="0" * 64,
+                geometry="{}",
+            )
+            for one in (task, other)
+        )
     shared = stage.state()[0]["revision"]["concepts"][0]["mask_hash"]
     removed = forget(
         stage.services.database,
@@ -177,7 +188,7 @@ def test_forget_removes_a_task_for_good(stage: Stage) -> None:
     )
     assert (removed.annotations, removed.revisions, removed.suggestions) == (1, 1, 1)
     assert (removed.images, removed.dataset_entries) == (1, 1)
-    assert (removed.ranks, removed.events) == (1, 1)
+    assert (removed.ranks, removed.events, removed.stacks) == (1, 1, 1)
     # The other task drew the same region, so its file is still needed.
     assert removed.masks == 0
     assert stage.masks.has(shared)
@@ -188,6 +199,7 @@ def test_forget_removes_a_task_for_good(stage: Stage) -> None:
         assert version.forgotten == 1
         assert session.scalars(select(Suggestion.task_id)).all() == [other]
         assert session.scalars(select(TaskRank.task_id)).all() == [other]
+        assert session.scalars(select(Stack.task_id)).all() == [other]
         heard = [ids for (ids,) in session.execute(select(Event.task_ids))]
         assert [task] not in heard
         assert [other] in heard
