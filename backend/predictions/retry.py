@@ -8,7 +8,7 @@ import logging
 from collections import defaultdict
 from collections.abc import Sequence
 
-from sqlalchemy import ColumnElement, Select, and_, exists, func, select
+from sqlalchemy import ColumnElement, and_, exists, func, select
 from sqlalchemy.orm import Session, aliased
 
 from backend.predictions.requests import request_pushes
@@ -45,9 +45,9 @@ def still_failed() -> ColumnElement[bool]:
     )
 
 
-def failed_rows(session: Session, limit: int, project_id: int | None = None) -> list[Suggestion]:
+def failed_rows(session: Session, limit: int) -> list[Suggestion]:
     """Rows whose task still failed, newest first."""
-    rows = _of_project(select(Suggestion), project_id)
+    rows = select(Suggestion).where(still_failed())
     return list(session.scalars(rows.order_by(Suggestion.created_at.desc()).limit(limit)))
 
 
@@ -57,10 +57,8 @@ def count_failed(session: Session) -> dict[int, int]:
     return dict(session.execute(counted.group_by(Suggestion.project_id)).all())
 
 
-def request_retry(
-    services: Services, *, row_id: str | None = None, project_id: int | None = None
-) -> int:
-    """Have failed tasks predicted again by the workers: one, those of a project, or all.
+def request_retry(services: Services, *, row_id: str | None = None) -> int:
+    """Have failed tasks predicted again by the workers: one, or all.
 
     Returns:
         How many tasks; 0 where none of them failed, or all were asked for again already.
@@ -68,7 +66,7 @@ def request_retry(
     Raises:
         QueueError: Redis cannot be reached; nothing is asked for.
     """
-    rows = _of_project(select(Suggestion.id), project_id)
+    rows = select(Suggestion.id).where(still_failed())
     if row_id is not None:
         rows = rows.where(Suggestion.id == row_id)
     with services.database.reading() as session:
@@ -108,8 +106,3 @@ def retry_failed(ids: Sequence[str]) -> None:
             ]
             count = sum(len(batch) for batch in request_pushes(services, tasks, project_id, config))
             log.info("%s failed tasks of project %s are asked for again", count, project_id)
-
-
-def _of_project(rows: Select, project_id: int | None) -> Select:  # type: ignore[type-arg]
-    rows = rows.where(still_failed())
-    return rows if project_id is None else rows.where(Suggestion.project_id == project_id)
