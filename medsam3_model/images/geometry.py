@@ -236,10 +236,7 @@ def nearest(length: int, of: int) -> npt.NDArray[np.intp]:
 
 @dataclass(frozen=True)
 class PageAxes:
-    """Which axes of a source pages follow, and run down and across.
-
-    The fields are those of `StackGeometry`, in its order.
-    """
+    """Which axes of a source pages follow, and run down and across; see `StackGeometry`."""
 
     page_axis: int
     row_axis: int
@@ -247,6 +244,30 @@ class PageAxes:
     page_flip: bool = False
     row_flip: bool = False
     column_flip: bool = False
+
+
+def geometry_along(
+    axes: PageAxes,
+    kind: StackKind,
+    source_shape: tuple[int, ...],
+    affine: tuple[float, ...] | None,
+    page_size: tuple[int, int],
+    **others: Any,
+) -> StackGeometry:
+    """The geometry of pages along some axes; `others` are its fields that have a default."""
+    return StackGeometry(
+        kind=kind,
+        source_shape=source_shape,
+        affine=affine,
+        page_axis=axes.page_axis,
+        row_axis=axes.row_axis,
+        column_axis=axes.column_axis,
+        page_flip=axes.page_flip,
+        row_flip=axes.row_flip,
+        column_flip=axes.column_flip,
+        page_size=page_size,
+        **others,
+    )
 
 
 def page_axes(affine: tuple[float, ...], plane: Plane, stacking_axis: int) -> PageAxes:

@@ -11,7 +11,7 @@ import itertools
 import warnings
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
-from dataclasses import astuple, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -34,6 +34,7 @@ from medsam3_model.images.geometry import (
     PageAxes,
     SopInstance,
     StackGeometry,
+    geometry_along,
     page_axes,
     page_of,
     spacing_of,
@@ -386,11 +387,11 @@ def _stack(
     size = checked_page_size(
         (shape[axes.row_axis], shape[axes.column_axis]), spacing, pages, limits
     )
-    geometry = StackGeometry(
+    geometry = geometry_along(
+        axes,
         "dicom",
         shape,
         affine,
-        *astuple(axes),
         size,
         frame_of_reference_uid=_uid(header, "FrameOfReferenceUID"),
         series_instance_uid=_uid(header, "SeriesInstanceUID"),

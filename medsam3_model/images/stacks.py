@@ -7,7 +7,6 @@ import re
 import warnings
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import astuple
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ import numpy as np
 
 from medsam3_model.errors import ImageError
 from medsam3_model.images.formats import HEAD_BYTES, image_suffix
-from medsam3_model.images.geometry import PageAxes, StackGeometry, page_axes, page_of, spacing_of
+from medsam3_model.images.geometry import PageAxes, geometry_along, page_axes, page_of, spacing_of
 from medsam3_model.images.intensity import full_range
 from medsam3_model.images.limits import ImageLimits
 from medsam3_model.images.rendering import (
@@ -133,8 +132,14 @@ def _nifti_stack(
         limits,
     )
     time = (options.time or 0) if len(shape) == 4 else None
-    geometry = _geometry(
-        "nifti", shape, affine, axes, size, time, options.window or _range(image, time)
+    geometry = geometry_along(
+        axes,
+        "nifti",
+        shape,
+        affine,
+        size,
+        time_index=time,
+        window=options.window or _range(image, time),
     )
 
     def pages() -> Iterator[Pixels]:
@@ -147,26 +152,6 @@ def _nifti_stack(
             yield at_page_size(windowed(values, geometry.window), geometry)
 
     return SourceStack(name, sha256, geometry, pages)
-
-
-def _geometry(
-    kind: Any,
-    shape: tuple[int, ...],
-    affine: tuple[float, ...] | None,
-    axes: PageAxes,
-    size: tuple[int, int],
-    time: int | None,
-    window: tuple[float, float] | None,
-) -> StackGeometry:
-    return StackGeometry(
-        kind,
-        shape,
-        affine,
-        *astuple(axes),
-        size,
-        time_index=time,
-        window=window,
-    )
 
 
 def _range(image: Any, time: int | None) -> tuple[float, float]:
@@ -215,7 +200,8 @@ def _tiff_stack(
         if window is None and page.samplesperpixel == 1 and page.bitspersample > 8:
             sampled = np.linspace(0, count - 1, min(_SAMPLED_PAGES, count)).round().astype(int)
             window = common_range(file, [int(index) for index in np.unique(sampled)], limits)
-    geometry = _geometry("tiff", (count, *size), None, PageAxes(0, 1, 2), size, None, window)
+    axes = PageAxes(0, 1, 2)
+    geometry = geometry_along(axes, "tiff", (count, *size), None, size, window=window)
 
     def pages() -> Iterator[Pixels]:
         for number in range(count):
