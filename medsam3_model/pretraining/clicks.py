@@ -1,10 +1,11 @@
 """Pre-training of the bundled model's tracker: `python -m medsam3_model.pretraining.clicks`.
 
 The encoder of the bundled weights stays frozen; the tracker (its neck, prompt encoder and mask
-decoder) learns from nothing to answer clicks, boxes, strokes and its own earlier masks. A step asks
-for several objects of several images and then corrects the answers for some rounds, as an
-annotator would; every round counts (SAM, Kirillov et al. 2023, appendix A; SAM 2, Ravi et al. 2024,
-appendix D). Processes share the weights (`shared_training`), and a stopped run goes on.
+decoder) learns to answer clicks, boxes, strokes, its own earlier masks and the mask of a
+neighbouring slice. A step asks for several objects of several images and then corrects the answers
+for some rounds, as an annotator would; every round counts (SAM, Kirillov et al. 2023, appendix A;
+SAM 2, Ravi et al. 2024, appendix D). Processes share the weights (`shared_training`), and a stopped
+run goes on. A run begins with nothing, or with the bundled tracker (`--go-on`).
 """
 
 from collections import deque
@@ -65,6 +66,8 @@ _SURROUNDINGS, _LEAST_CELLS = 3.0, 30.0
 _HEADS, _LIKENESS = 4, 1.5
 # Views that a process keeps, and how many it begins with.
 _KEPT_VIEWS, _FIRST_VIEWS = 1200, 200
+# Share of the steps that begin with a neighbouring slice's masks, and of these with endings.
+_NEIGHBOURS, _ENDINGS = 0.2, 0.5
 # How often an image comes from each source: in the steps without corrections, and after them.
 _SHARES = {
     "isic2017": (0.04, 0.14), "kvasir_seg": (0.01, 0.04), "kvasir_seg_more": (0.06, 0.22),
@@ -82,6 +85,7 @@ class ClickTraining:
 
     single_steps: so many steps come first without corrections, on pictures that hold several
     objects: only these teach that a click's place decides.
+    go_on: begin with the bundled tracker's weights.
     """
 
     images_per_step: int = 6
@@ -96,6 +100,7 @@ class ClickTraining:
     validate_every: int = 1000
     workers: int = 2
     single_steps: int = 500
+    go_on: bool = False
 
     def rate(self, step: int) -> float:
         """The learning rate of a step: a cosine to a hundredth."""
@@ -179,6 +184,9 @@ class TrackerPretraining(SharedTraining):
         self.parts = nn.ModuleDict({"model": self.tracker.model, "neck": self.tracker.neck})
         initialise(self.parts)
         self.tracker.neck.load_state_dict(self.base.model.vision_encoder.neck.state_dict())
+        if config.go_on and (bundled := self.base.tracker) is not None:
+            self.tracker.model.load_state_dict(bundled.model.state_dict())
+            self.tracker.neck.load_state_dict(bundled.neck.state_dict())
         self.parts.requires_grad_(True).train()
         self.average = copy_of(self.parts)
         self.names = [name for name in _SHARES if sources.get(name)]
@@ -229,11 +237,15 @@ class TrackerPretraining(SharedTraining):
         levels = [level[owners] for level in self.tracker.levels(tokens)]
         prompt = self._first_prompt(truth, rng)
         rounds = int(rng.integers(2, 6)) if self.step >= self.config.single_steps else 1
+        present = torch.ones(len(truth), dtype=torch.bool)
+        if rounds > 1 and rng.random() < _NEIGHBOURS:
+            prompt, present = neighbour_prompt(truth, owners, rng)
+            rounds = rounds if bool(present.all()) else 1
         total = torch.zeros(())
         terms: dict[str, float] = {}
         for turn in range(rounds):
             answer = prompt.ask(self.tracker, levels)
-            loss, best, score = answer_loss(answer, truth)
+            loss, best, score = answer_loss(answer, truth, present)
             total = total + loss / rounds
             terms[f"dice{turn}"] = score
             if turn + 1 < rounds:
@@ -357,10 +369,13 @@ class TrackerPretraining(SharedTraining):
         return {"parts": self.parts.state_dict(), "optimiser": self.optimiser.state_dict()}
 
 
-def answer_loss(answer: dict[str, Tensor], truth: Tensor) -> tuple[Tensor, Tensor, float]:
+def answer_loss(
+    answer: dict[str, Tensor], truth: Tensor, present: Tensor
+) -> tuple[Tensor, Tensor, float]:
     """The loss of N answers, the best mask's logits (N, h, w) of each, and their mean Dice.
 
     Where several masks compete only the best is taught, but each has to know how good it is.
+    Objects that are not there, `present` (N,), are only to be denied.
     """
     masks = answer["masks"]
     count, rivals = masks.shape[:2]
@@ -378,13 +393,59 @@ def answer_loss(answer: dict[str, Tensor], truth: Tensor) -> tuple[Tensor, Tenso
         iou = shared / either.clamp(min=1)
         best = losses.argmin(1)
     rows = torch.arange(count)
-    of_iou = F.mse_loss(answer["iou"], iou)
+    of_iou = F.mse_loss(answer["iou"][present], iou[present])
     of_presence = F.binary_cross_entropy_with_logits(
-        answer["object_logits"], torch.ones_like(answer["object_logits"])
+        answer["object_logits"], present.float()[:, None]
     )
-    loss = losses[rows, best].mean() + of_iou + 0.1 * of_presence
-    kept = iou[rows, best]
+    loss = losses[rows, best][present].mean() + of_iou + 0.1 * of_presence
+    kept = iou[rows, best][present]
     return loss, masks[rows, best], float((2 * kept / (1 + kept)).mean())
+
+
+def neighbour_prompt(
+    truth: Tensor, owners: Tensor, rng: np.random.Generator
+) -> tuple[Prompt, Tensor]:
+    """The masks (N, h, w) as they may look a slice away, as mask prompts; which are there (N,).
+
+    Of some steps every third mask is another image's: what it shows has ended before this slice.
+    """
+    masks = truth
+    present = torch.ones(len(truth), dtype=torch.bool)
+    if rng.random() < _ENDINGS:
+        other = torch.from_numpy(rng.permutation(len(truth)))
+        both = torch.minimum(truth[other], truth).sum((1, 2))
+        apart = (owners[other] != owners) & (both < 0.1 * truth[other].sum((1, 2)))
+        ended = apart & (torch.from_numpy(rng.random(len(truth))) < 1 / 3)
+        if not bool(ended.all()):
+            masks, present = torch.where(ended[:, None, None], truth[other], truth), ~ended
+    warped = torch.stack([neighbour(mask, rng) for mask in masks])
+    steep = float(rng.choice([4.0, 10.0, 20.0]))
+    return Prompt(masks=((warped - 0.5) * 2 * steep)[:, None]), present
+
+
+def neighbour(mask: Tensor, rng: np.random.Generator) -> Tensor:
+    """A soft mask (h, w) bent, scaled, turned and moved by random amounts of the object's size."""
+    rows, columns = (mask > 0.5).nonzero(as_tuple=True)
+    if not len(rows):
+        return mask
+    height, width = mask.shape
+    middle = torch.stack([columns.float().mean(), rows.float().mean()])
+    size = float(max(int(rows.max() - rows.min()), int(columns.max() - columns.min())) + 1)
+    amount = float(rng.choice([0.3, 1.0, 1.6]))
+    angle, scale = rng.normal(0, 0.08 * amount), np.exp(rng.normal(0, 0.1 * amount, 2))
+    turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
+    linear = torch.from_numpy((turn * scale).astype(np.float32))
+    shift = torch.from_numpy(rng.normal(0, 0.04 * amount * size, 2).astype(np.float32))
+    bends = torch.from_numpy(rng.normal(0, 0.05 * amount * size, (1, 2, 5, 5)).astype(np.float32))
+    bend = F.interpolate(bends, (height, width), mode="bicubic", align_corners=True)[0]
+    grid = torch.stack(
+        torch.meshgrid(torch.arange(width), torch.arange(height), indexing="xy")
+    ).float()
+    from_middle = (grid - middle[:, None, None]).flatten(1)
+    source = (linear @ from_middle).view_as(grid) + (middle + shift)[:, None, None] + bend
+    span = torch.tensor([width, height])[:, None, None]
+    where = ((source + 0.5) / span * 2 - 1).permute(1, 2, 0)[None]
+    return F.grid_sample(mask[None, None], where, align_corners=False)[0, 0]
 
 
 def stroke(mask: NDArray[np.bool_], rng: np.random.Generator) -> NDArray[np.bool_]:
@@ -483,9 +544,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = run_parser("medsam3_model.pretraining.clicks", main.__doc__)
     parser.add_argument("--steps", type=int, default=ClickTraining.steps)
     parser.add_argument("--workers", type=int, default=ClickTraining.workers)
+    parser.add_argument("--rate", type=float, default=ClickTraining.learning_rate)
+    parser.add_argument("--go-on", action="store_true", help="begin with the bundled tracker")
     options = parser.parse_args(arguments)
     folders = prepare(options)
-    config = ClickTraining(steps=options.steps, workers=options.workers)
+    config = ClickTraining(
+        steps=options.steps,
+        workers=options.workers,
+        learning_rate=options.rate,
+        single_steps=0 if options.go_on else ClickTraining.single_steps,
+        go_on=options.go_on,
+    )
     sources = load_sources(folders, config.phantoms_per_kind)
     validation = {
         source: list(read_folder(source, folder, "val"))[:24]
