@@ -15,6 +15,7 @@ BackendError
 │   ├── MaskError             a mask file is missing or damaged
 │   ├── QuarantineError       one annotation cannot be used; the others go on
 │   └── DatasetVersionError   a dataset version cannot be made or read
+├── PropagationError          the rest of a stack cannot be drawn
 ├── ModelVersionError         a version is not there, or may not serve
 ├── AgentError                the agent cannot go on; the prediction without it stands
 │   ├── AgentConsentError     the settings do not allow that anything is sent
@@ -66,6 +67,10 @@ class ImageSourceError(BackendError):
 
 class VolumeError(BackendError):
     """A volume or video cannot become a task of the project; the message says what to change."""
+
+
+class PropagationError(BackendError):
+    """The rest of a stack cannot be drawn; the message says what to change."""
 
 
 class SettingsError(BackendError):

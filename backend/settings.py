@@ -129,6 +129,11 @@ class Settings(BaseSettings):
     chunk_tasks: int = Field(
         4, ge=1, description="Tasks per batch job: an interactive prompt waits for one job at most."
     )
+    propagate_on_submit: bool = Field(
+        False,
+        description="Whether the rest of an imported stack is drawn, and pushed as a prediction, "
+        "when somebody submits or updates an annotation with slices drawn by hand.",
+    )
     max_attempts: int = Field(
         3, ge=1, description="Times that a task may take its worker down before it is given up."
     )

@@ -15,13 +15,15 @@ if TYPE_CHECKING:
     from medsam3_model import MedSAM3
     from medsam3_model.data.samples import Dataset
     from medsam3_model.evaluation.click_evaluation import ClickReport
+    from medsam3_model.evaluation.propagation import PropagationReport
     from medsam3_model.evaluation.report import EvaluationReport
 
 DataOption = Annotated[
     Path,
     typer.Option(
         help="Folder with images/ and masks/ (or masks/CONCEPT/), a COCO .json file, or "
-        "`template` for held-out brain slices.",
+        "`template` for held-out brain slices. In mode `propagate`: a NIfTI file, a folder with "
+        "images/ and labels/, or `template` for the whole brain.",
         show_default=False,
     ),
 ]
@@ -29,18 +31,21 @@ PromptOption = Annotated[
     list[str] | None,
     typer.Option(
         help="What to ask for: a phrase, or `concept=phrase`; may be repeated. "
-        "Default: every concept by its own name.",
+        "Default: every concept by its own name. In mode `propagate` a label's value stands for "
+        "the concept: `5=liver`, `1+2=hippocampus`.",
         show_default=False,
     ),
 ]
-ModeName = Literal["t", "ti", "ti-jitter", "clicks", "box-clicks", "agent"]
+ImageMode = Literal["t", "ti", "ti-jitter", "clicks", "box-clicks", "agent"]
+ModeName = Literal["t", "ti", "ti-jitter", "clicks", "box-clicks", "propagate", "agent"]
 ModeOption = Annotated[
     ModeName,
     typer.Option(
         help="`t` asks with text alone, `ti` with text and the true boxes, `ti-jitter` with "
         "boxes as a person draws them: each side off by a normal error of 8 % of the size. "
         "`clicks` clicks on each object, then on the largest error; `box-clicks` begins with "
-        "such a box. `agent` has a partner prompt and choose, beside `t` and `ti`."
+        "such a box. `propagate` gives some slices of a volume and draws the others. `agent` has "
+        "a partner prompt and choose, beside `t` and `ti`."
     ),
 ]
 AgentOption = Annotated[
@@ -65,6 +70,16 @@ NegativesOption = Annotated[
 ClicksOption = Annotated[
     int, typer.Option(min=1, max=100, help="On each object, in modes `clicks` and `box-clicks`.")
 ]
+LabelsOption = Annotated[
+    Path | None,
+    typer.Option(
+        help="In mode `propagate`: the NIfTI file, or the folder, with the true masks.",
+        show_default=False,
+    ),
+]
+SlicesOption = Annotated[
+    int, typer.Option(min=1, max=20, help="Corrected slices, in mode `propagate`.")
+]
 MaskOption = Annotated[
     Literal["instances", "semantic"],
     typer.Option(
@@ -86,6 +101,8 @@ def evaluate(
     ] = None,
     mode: ModeOption = "t",
     clicks: ClicksOption = 5,
+    labels: LabelsOption = None,
+    slices: SlicesOption = 3,
     agent: AgentOption = "server",
     split: SplitOption = "all",
     negatives: NegativesOption = None,
@@ -98,10 +115,20 @@ def evaluate(
 
     Dice, IoU, surface Dice, HD95 and presence per concept with 95 % intervals; `--json` prints
     every image's figures too. In modes `clicks` and `box-clicks`: Dice after each click, and how
-    many clicks it takes to .85 and .90.
+    many clicks it takes to .85 and .90. In mode `propagate`: 3D Dice after one, two, three
+    corrected slices, beside what needs no model.
 
     Example: `medsam3 evaluate --data polyps/ --prompt polyp --mode ti-jitter`
+
+    Example: `medsam3 evaluate --mode propagate --data ct.nii.gz --labels organs.nii.gz --prompt
+    5=liver`
     """
+    if labels is not None and mode != "propagate":
+        raise typer.BadParameter("--labels are a volume's: use --mode propagate.")
+    if mode == "propagate":
+        volumes = _Volumes(data, labels, prompt or [], slices)
+        _propagate(volumes, model, adapter, device, as_json=as_json)
+        return
     from medsam3_model.data.datasets import load_dataset, load_images
     from medsam3_model.evaluation.evaluation import parse_prompts
 
@@ -129,6 +156,44 @@ def evaluate(
     judged = MedSAM3.from_pretrained(model, adapter=adapter, device=device)
     with progress_bar("Evaluating", quiet=as_json) as progress:
         report = _report(judged, asked, progress)
+    _print(report, as_json=as_json)
+
+
+@dataclass(frozen=True)
+class _Volumes:
+    """What mode `propagate` is to judge."""
+
+    data: Path
+    labels: Path | None
+    prompts: Sequence[str]
+    slices: int
+
+
+def _propagate(
+    asked: _Volumes, model: str, adapter: Path | None, device: str, *, as_json: bool
+) -> None:
+    """Judge propagation on volumes with masks."""
+    from medsam3_model import MedSAM3
+    from medsam3_model.evaluation.propagation import evaluate_propagation
+    from medsam3_model.evaluation.volumes import TEMPLATE, read_volumes, volume_pairs
+
+    template = str(asked.data) == TEMPLATE
+    total = 1 if template else len(volume_pairs(asked.data, asked.labels))
+    judged = MedSAM3.from_pretrained(model, adapter=adapter, device=device)
+    with progress_bar("Evaluating", quiet=as_json) as progress:
+        report = evaluate_propagation(
+            judged,
+            read_volumes(asked.data, asked.labels, asked.prompts),
+            asked.data.name,
+            slices=asked.slices,
+            progress=lambda done: progress(done, total),
+        )
+    _print(report, as_json=as_json)
+
+
+def _print(
+    report: "EvaluationReport | ClickReport | AgentReport | PropagationReport", *, as_json: bool
+) -> None:
     if as_json:
         typer.echo(report.to_json())
     else:
@@ -144,7 +209,7 @@ class _Asked:
     dataset: "Dataset"
     phrases: Mapping[str, str]
     others: "Sequence[Dataset]"
-    mode: ModeName
+    mode: ImageMode
     clicks: int
     partner: str
     split: Literal["all", "val"]

@@ -13,7 +13,7 @@ from backend.cli.evaluate import evaluate
 from backend.cli.models import ProjectId, models
 from backend.cli.output import AsJson, Commands, print_json, progress_bar, say
 from backend.cli.training import simulate, train, trainer
-from backend.cli.volumes import import_volumes
+from backend.cli.volumes import import_volumes, propagate
 from backend.processes.privacy import keep_files_private, set_up_logging
 from backend.processes.queues import QueueName
 from backend.settings import Settings, get_settings
@@ -33,6 +33,7 @@ app = typer.Typer(
 app.add_typer(corrections)
 app.command()(export)
 app.command("import")(import_volumes)
+app.command()(propagate)
 
 
 @app.callback()

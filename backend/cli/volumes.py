@@ -1,17 +1,22 @@
-"""`medsam3 import`: volumes and videos as tasks of a project."""
+"""`medsam3 import` and `medsam3 propagate`: volumes as tasks, and their slices from some."""
 
 from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
+from time import monotonic, sleep
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from backend.cli.output import AsJson, print_json, progress_bar
+from backend.errors import BackendError
 from backend.settings import get_settings
 
 if TYPE_CHECKING:
     from backend.volumes.importing import ImportedStack
+
+# How often progress is asked for.
+_POLL_S = 0.5
 
 SourceArgument = Annotated[
     Path,
@@ -118,3 +123,79 @@ def import_volumes(
 def _line(stack: "ImportedStack") -> str:
     task = f"task {stack.task_id}, {stack.pages} pages" if stack.task_id is not None else ""
     return f"{stack.outcome:<8}  {stack.name}: {'; '.join(filter(None, (task, *stack.notes)))}"
+
+
+FromOption = Annotated[
+    list[int] | None,
+    typer.Option(
+        "--from-slice",
+        min=0,
+        help="A corrected slice, counted from 0; may be repeated. Default: those that somebody "
+        "drew on or changed.",
+        show_default=False,
+    ),
+]
+BoundOption = Annotated[
+    int | None,
+    typer.Option(min=0, help="No slice beyond this one, counted from 0.", show_default=False),
+]
+
+
+def propagate(
+    task: Annotated[int, typer.Argument(min=1, help="Label Studio's task id.")],
+    from_slice: FromOption = None,
+    first: BoundOption = None,
+    last: BoundOption = None,
+    annotation: Annotated[
+        int | None,
+        typer.Option(min=1, help="Its regions; default: what was saved last on the task."),
+    ] = None,
+    cancel: Annotated[
+        bool, typer.Option("--cancel", help="End what is under way for the task instead.")
+    ] = False,
+    wait: Annotated[
+        float | None, typer.Option(help="Seconds to wait; default: until all is done.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Draw a stack from its corrected slices, and push it as a prediction; safe to repeat.
+
+    The workers do it: the command may be interrupted, and they go on.
+
+    Example: `medsam3 propagate 4711 --from-slice 42`
+
+    Example: `medsam3 propagate 4711 --from-slice 12 --from-slice 40 --first 8 --last 55`
+    """
+    from backend.predictions.propagations import cancel as end
+    from backend.predictions.propagations import latest, request_propagation, state_of
+    from backend.services import open_services
+
+    services = open_services()
+    if cancel:
+        under_way = [one for one in latest(services, task, 100) if not one.finished]
+        states = [end(services, one.id) for one in under_way]
+        if as_json:
+            print_json([asdict(state) for state in states])
+        else:
+            typer.echo(f"{len(states)} cancelled")
+        return
+    id_, _ = request_propagation(
+        services, task, from_slice, first=first, last=last, annotation_id=annotation
+    )
+    deadline = monotonic() + wait if wait is not None else None
+    with progress_bar("Propagating", quiet=as_json) as show:
+        while not (state := state_of(services, id_)).finished:
+            show(state.done, max(state.total, 1))
+            if deadline is not None and monotonic() > deadline:
+                raise BackendError(
+                    f"the stack of task {task} is not drawn yet; are a GPU and an ingest worker "
+                    "running (`medsam3 doctor`)? They go on."
+                )
+            sleep(_POLL_S)
+    if as_json:
+        print_json(asdict(state))
+    elif state.state == "done":
+        typer.echo(f"task {task}: {state.done} slices drawn, pushed as a prediction")
+    else:
+        typer.echo(f"task {task}: {state.state}: {state.error}")
+    raise typer.Exit(0 if state.state == "done" else 1)

@@ -19,7 +19,8 @@ the same image. `KeyPointLabels` and `TextArea` are prompts only. All others are
 Attributes of our own, which Label Studio ignores: on `<Label>`, `prompt` (the phrase for the model
 instead of the label's value; `prompt=""`: never ask for this label), `everything="true"` (all
 objects of whatever kind, without a name) and `exemplar="true"` (a smart box with this label asks
-for everything like what is in it; on a control: with any of its labels); on a `<Text>`,
+for everything like what is in it; on a control: with any of its labels) and `propagate="true"`
+(likewise: a smart tool's answer goes on to the other pages of a stack); on a `<Text>`,
 `prompts="true"` (its text holds prompts; see `backend.labeling.concepts`); on a control,
 `model_score_threshold` (0 to 1; the name is that of Label Studio's YOLO backend),
 `model_output`, and `negative="true"` (boxes drawn with it say what the concept is not).
@@ -189,6 +190,7 @@ class Control:
         model_output: the config's own word on whether predictions go here, or None.
         negative: boxes drawn with it are negative examples.
         exemplars: values of the labels whose boxes ask for everything like what is in them.
+        propagates: values of the labels whose answers go on to the other pages of a stack.
         labels_name: name of the `<Labels>` that holds the labels of a tag without any.
     """
 
@@ -201,6 +203,7 @@ class Control:
     model_output: bool | None = None
     negative: bool = False
     exemplars: frozenset[str] = frozenset()
+    propagates: frozenset[str] = frozenset()
     labels_name: str | None = None
 
     @property
@@ -440,7 +443,8 @@ def _controls(nodes: Sequence[ConfigTag], images: set[str]) -> Iterator[Control]
             score_threshold=_threshold(node),
             model_output=model_output,
             negative=bool(node.flag("negative")),
-            exemplars=_exemplars(node, labels_node or node),
+            exemplars=_labels_that_say("exemplar", node, labels_node or node),
+            propagates=_labels_that_say("propagate", node, labels_node or node),
             labels_name=labels_node.get("name") if labels_node else None,
         )
 
@@ -489,11 +493,11 @@ def _labels(node: ConfigTag, prompts: Mapping[str, str]) -> tuple[Label, ...]:
     raise LabelConfigError(f'{node} has no labels: add <Label value="..."/> tags inside it.')
 
 
-def _exemplars(node: ConfigTag, labels_node: ConfigTag) -> frozenset[str]:
-    """The labels whose boxes are exemplars: all of the control's, or those that say so."""
-    every = bool(node.flag("exemplar"))
+def _labels_that_say(attribute: str, node: ConfigTag, labels_node: ConfigTag) -> frozenset[str]:
+    """The labels with a flag: all of the control's where it has it, or those that say so."""
+    every = bool(node.flag(attribute))
     return frozenset(
-        value for value, label in labels_node.labels() if label.flag("exemplar") or every
+        value for value, label in labels_node.labels() if label.flag(attribute) or every
     )
 
 

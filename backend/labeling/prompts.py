@@ -6,6 +6,7 @@ label, same image. In this way a prompt grows point by point and box by box.
 * Rectangles are boxes; a rotated one becomes the upright box around it. Of polygons and ellipses,
   which the editor offers as smart tools too, the box around them is taken.
 * Boxes of a label or control that says `exemplar="true"` ask for everything like what is in them.
+* The answer to a label or control that says `propagate="true"` goes on to a stack's other pages.
 * Key points are points. Brush strokes are strokes: the object is meant in which they are.
 * **Negative** are a key point set with Alt (the editor sends `is_positive: false`), any other
   region that says `is_positive: false` or `positive: false`, what is drawn with a label "negative"
@@ -50,6 +51,7 @@ class InteractivePrompt:
         strokes: bool (H, W) at the image's size, each a line that was drawn.
         stroke_labels: 1 "in it", 0 "not in it", one per stroke.
         exemplar: the boxes are examples: everything like them is meant, all over the image.
+        propagate: the answer goes on to the other pages of a stack.
         item_index: the page of a multi-page image, or None.
         image_name: the `<Image>` that was drawn on or typed for, or None when nothing was.
         prewarm: encode the image only, a prompt will follow.
@@ -64,6 +66,7 @@ class InteractivePrompt:
     strokes: "tuple[NDArray[np.bool_], ...]" = ()
     stroke_labels: tuple[int, ...] = ()
     exemplar: bool = False
+    propagate: bool = False
     item_index: int | None = None
     image_name: str | None = None
     prewarm: bool = False
@@ -110,12 +113,7 @@ def read_context(
         if control.tag != "TextArea" and region.get("type") != "labels"
     ]
     if not drawn:
-        if not texts:
-            return InteractivePrompt()
-        region, control = known[-1]
-        return InteractivePrompt(
-            texts=tuple(texts), item_index=_page(region), image_name=control.to_name
-        )
+        return _typed_only(texts, *known[-1]) if texts else InteractivePrompt()
 
     latest, latest_control = drawn[-1]
     label = label_of.get(latest.get("id"))
@@ -151,8 +149,15 @@ def read_context(
         strokes=tuple(stroke for stroke, _ in strokes),
         stroke_labels=tuple(positive for _, positive in strokes),
         exemplar=bool(boxes) and any(label in control.exemplars for _, control in drawn),
+        propagate=any(label in control.propagates for _, control in drawn),
         item_index=_page(latest),
         image_name=latest_control.to_name,
+    )
+
+
+def _typed_only(texts: Sequence[str], region: Region, control: Control) -> InteractivePrompt:
+    return InteractivePrompt(
+        texts=tuple(texts), item_index=_page(region), image_name=control.to_name
     )
 
 

@@ -5,6 +5,7 @@ from typing import Any, Literal
 from alembic import context
 
 import backend.corrections.tables
+import backend.predictions.tables
 import backend.training.tables
 import backend.volumes.tables  # noqa: F401 likewise
 from backend.tables import Base, UtcDateTime

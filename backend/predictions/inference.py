@@ -23,6 +23,13 @@ from backend.models.encoding import EncodedImage, add_to_counters, embedding_cac
 from backend.models.loading import Models
 from backend.predictions import acquisition
 from backend.predictions.clicks import RedisAnswers, with_drawn_box
+from backend.predictions.propagations import EVENT as PROPAGATE
+from backend.predictions.stack_inference import (
+    Progress,
+    TaskStack,
+    corrected_stack,
+    propagated_regions,
+)
 from backend.services import Services, current_services
 from backend.settings import Strategy
 from backend.tables import Suggestion
@@ -35,6 +42,9 @@ if TYPE_CHECKING:
     from medsam3_model.prompting import EncodeWindow, SpatialPrompt
 
 log = logging.getLogger(__name__)
+
+# Share of the time that a request waits in which an answer goes on to other pages.
+_TIME_TO_PROPAGATE = 0.6
 
 
 @dataclass(frozen=True)
@@ -94,7 +104,10 @@ class Inference:
         Raises:
             BackendError, MedSAM3Error: with a sentence that says what to change.
         """
+        began = perf_counter()
         config = parse_label_config(label_config)
+        if not row.interactive and (row.context or {}).get("event") == PROPAGATE:
+            return self._propagate(row, config, label_config)
         prompt = read_context(row.context, config)
         if prompt is not None and row.task_id is not None:
             prompt = with_drawn_box(self._services.redis, row.project_id, row.task_id, prompt)
@@ -111,6 +124,8 @@ class Inference:
             or (prompt is not None and prompt.prewarm)
         ]
         regions = [region for answer in answers for region in answer.regions]
+        if prompt is not None and prompt.propagate and concepts and answers:
+            regions += self._on_other_pages(row, config, prompt, answers[0], began)
         validate(regions, label_config)
         detections = [concept for answer in answers for concept in answer.detections]
         if strategy is not None:
@@ -154,15 +169,9 @@ class Inference:
         prompt: InteractivePrompt | None,
         strategy: Strategy | None,
     ) -> _PageAnswer:
-        content, image_hash = self._files.get(
-            page.reference, project_id=row.project_id, task_id=row.task_id
-        )
+        image = self._image(row, page.reference)
+        image_hash = image.key
         started = perf_counter()
-        image = EncodedImage(
-            self._embeddings,
-            image_hash,
-            lambda: decode(content, self._services.settings, task_id=row.task_id),
-        )
         whole = image.whole(model)
         # Parts are kept unless boxes ask for them: nobody draws the same box twice.
         keep = prompt is None or bool(prompt.points)
@@ -197,6 +206,69 @@ class Inference:
                 )
             ]
         return _PageAnswer(image_hash, detections, mirrored, regions, model_s)
+
+    def _image(self, row: Suggestion, reference: str) -> EncodedImage:
+        """A page, fetched."""
+        content, image_hash = self._files.get(
+            reference, project_id=row.project_id, task_id=row.task_id
+        )
+        return EncodedImage(
+            self._embeddings,
+            image_hash,
+            lambda: decode(content, self._services.settings, task_id=row.task_id),
+        )
+
+    def _stack(self, row: Suggestion, image: ImageObject) -> TaskStack:
+        """The pages of a task's image as slices."""
+        references = image.references(row.task_data)
+        model = self.model(row.model_version)
+        return TaskStack(
+            model=model,
+            image=image.name,
+            pages=len(references),
+            read=lambda place: self._image(row, references[place]),
+            texts=lambda phrases: self._texts.get(model, list(phrases)),
+        )
+
+    def _on_other_pages(
+        self,
+        row: Suggestion,
+        config: LabelConfig,
+        prompt: InteractivePrompt,
+        answer: _PageAnswer,
+        began: float,
+    ) -> list[dict[str, Any]]:
+        """A smart tool's answer on the stack's other pages, the nearest first, in time."""
+        (image,) = [
+            one for one in config.images if one.name == (prompt.image_name or config.images[0].name)
+        ]
+        (concept,) = _concepts(config, row.task_data, prompt)
+        found = answer.detections[0]
+        stack = self._stack(row, image)
+        if not len(found) or stack.pages < 2:
+            return []
+        until = began + _TIME_TO_PROPAGATE * self._services.settings.predict_budget_s
+        known = {concept: {prompt.item_index or 0: found.union()}}
+        regions: list[dict[str, Any]] = []
+        for _, drawn in stack.propagate(known):
+            regions += stack.regions(concept, drawn, most_controls=1)
+            if perf_counter() > until:
+                break
+        return regions
+
+    def _propagate(self, row: Suggestion, config: LabelConfig, xml: str) -> TaskPrediction:
+        """The rest of a stack, from its corrected slices."""
+        context = row.context or {}
+        (image,) = [image for image in config.images if image.name == context["image"]]
+        stack = self._stack(row, image)
+        most = self._services.settings.max_image_megapixels * 1e6
+        corrected = corrected_stack(context, config, xml, row.task_data, most)
+        progress = Progress(self._services, str(context["propagation"]))
+        started = perf_counter()
+        regions, score = propagated_regions(stack, corrected, context, progress)
+        validate(regions, xml)
+        first = stack.read(min(context["slices"])).key
+        return TaskPrediction(regions, score, first, perf_counter() - started)
 
     def _detect(
         self,

@@ -8,6 +8,7 @@ from sqlalchemy import func, or_, select, update
 from sqlalchemy.orm import Session
 
 from backend.database import now_in
+from backend.predictions import propagations
 from backend.predictions.requests import UNFINISHED, enqueue_pushes
 from backend.processes.leases import Periodic
 from backend.processes.queues import Handler, QueueName, enqueue, waiting_row_ids
@@ -34,6 +35,7 @@ class Repairs:
     given_up: int = 0
     pushed: int = 0
     events: int = 0
+    propagations: int = 0
 
 
 def recover(services: Services) -> Repairs:
@@ -46,6 +48,7 @@ def recover(services: Services) -> Repairs:
     given_up = _give_up(services)
     pushed = _push_forgotten(services)
     events = _enqueue_forgotten_events(services)
+    wishes = propagations.enqueue_forgotten(services)
     rows = _orphans(services)
     if rows:
         # Rows first, queue second: a job that a worker takes in between has claimed its rows by
@@ -63,7 +66,13 @@ def recover(services: Services) -> Repairs:
             job_id=f"predict-{row.id}-{row.attempts}",
             at_front=row.interactive,
         )
-    repairs = Repairs(enqueued=len(rows), given_up=given_up, pushed=pushed, events=events)
+    repairs = Repairs(
+        enqueued=len(rows),
+        given_up=given_up,
+        pushed=pushed,
+        events=events,
+        propagations=wishes,
+    )
     if repairs != Repairs():
         log.info("recovered: %s", repairs)
     return repairs

@@ -54,6 +54,7 @@ class Handler(StrEnum):
 
     PREDICT = "backend.predictions.jobs.predict_chunk"
     PUSH = "backend.predictions.jobs.push_chunk"
+    PROPAGATE = "backend.predictions.propagations.start_propagations"
     RETRY = "backend.predictions.retry.retry_failed"
     INGEST = "backend.training.triggers.ingest_events"
     UPKEEP = "backend.corrections.sync.keep_up_job"

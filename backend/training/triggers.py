@@ -11,12 +11,14 @@ from sqlalchemy.orm import Session
 from backend.corrections import events, ingest
 from backend.corrections.tables import Annotation
 from backend.database import insert_or_ignore
+from backend.predictions import propagations
 from backend.services import Services, current_services
 from backend.tables import Event, TrainingPolicy, now
 from backend.training import examples, runs
 from backend.training.options import policy_of
 from backend.training.runs import Requested
 from backend.training.tables import RunState, TrainingRun, Trigger
+from backend.volumes.tables import Stack
 
 log = logging.getLogger(__name__)
 
@@ -38,6 +40,28 @@ def ingest_events(ids: Sequence[str]) -> None:
     others = [event_id for event_id in ids if event_id not in started]
     if others:
         ingest.ingest_events(services, others)
+        if services.settings.propagate_on_submit:
+            propagate_submitted(services, others)
+
+
+def propagate_submitted(services: Services, event_ids: Sequence[str]) -> int:
+    """Have the rest of imported stacks drawn from what was submitted; returns how many."""
+    submitted = select(Event).where(
+        Event.id.in_(list(event_ids)),
+        Event.action.in_(("ANNOTATION_CREATED", "ANNOTATION_UPDATED")),
+    )
+    with services.database.reading() as session:
+        wishes = [
+            (int(event.task_ids[0]), int(event.annotation_ids[0]))
+            for event in session.scalars(submitted)
+            if len(event.task_ids) == len(event.annotation_ids) == 1
+        ]
+        tasks = [task for task, _ in wishes]
+        stacks = set(session.scalars(select(Stack.task_id).where(Stack.task_id.in_(tasks))))
+    wishes = [wish for wish in wishes if wish[0] in stacks]
+    for task_id, annotation_id in wishes:
+        propagations.request_propagation(services, task_id, annotation_id=annotation_id)
+    return len(wishes)
 
 
 def start_asked_for(services: Services, event_ids: Sequence[str]) -> dict[str, Requested | None]:

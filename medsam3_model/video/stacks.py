@@ -2,7 +2,8 @@
 
 Beyond the corrected slices it is followed outwards until it ends; between two of them it is
 followed from both, and what lies nearer counts more. SAM 3's tracker follows by its memory of other
-slices. Where the checkpoint has none, the box of the neighbouring slice's mask asks the detector.
+slices. Where the checkpoint has none, the neighbouring slice's mask is bent to the next one and
+mended (`video.neighbours`); without the slices' pictures its box asks the detector.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
@@ -23,7 +24,10 @@ from medsam3_model.boxes import tight_box
 from medsam3_model.errors import PromptError
 from medsam3_model.prompting import SpatialPrompt, segment_prompted
 from medsam3_model.types import Detections, EncodeWindow, ImageEmbedding, TextEmbedding
+from medsam3_model.video.neighbours import ByNeighbour, Pictures, mask_prior
 from medsam3_model.video.propagation import FrameAnswer
+from medsam3_model.video.shapes import interpolated_at
+from medsam3_model.video.slices import SURE, CorrectedSlice, Estimate, Estimates, SliceOrigin
 
 if TYPE_CHECKING:
     from medsam3_model.predictor import MedSAM3
@@ -32,35 +36,12 @@ if TYPE_CHECKING:
 Slices = Callable[[int], ImageEmbedding]
 """The encoded slice at a place; asked for again where it lies between two corrected ones."""
 
-SliceOrigin = Literal["corrected", "tracker", "detector"]
-
-# From this log-odds on a side is sure; more must not outweigh the other side.
-_SURE = 8.0
+# What the shape between two corrected slices counts beside what the neighbours say.
+_SHAPE = 1 / 3
 # Slices whose features are kept for the objects that are followed side by side.
 _KEPT_SLICES = 4
 # What the neighbour's box is grown by on each side, as a share of that side: objects grow, too.
 _GROWTH = 0.05
-
-
-@dataclass(frozen=True, eq=False)
-class CorrectedSlice:
-    """What is known of one object on one slice, in pixels of that slice of H x W.
-
-    Attributes:
-        place: the slice's number in the stack, from 0.
-        object_id: which object.
-        mask: bool (H, W), all of the object there; without a pixel, it is not there.
-        points: (P, 2) x, y; without a mask only.
-        point_labels: (P,), 1 in the object, 0 outside; default all 1.
-        box: (4,) x0, y0, x1, y1; without a mask only.
-    """
-
-    place: int
-    object_id: int
-    mask: NDArray[np.bool_] | None = None
-    points: Any = None
-    point_labels: Any = None
-    box: Any = None
 
 
 @dataclass(frozen=True)
@@ -98,19 +79,6 @@ class SliceMask:
     origin: SliceOrigin
 
 
-@dataclass(frozen=True, eq=False)
-class _Estimate:
-    """An object on a slice of H x W as one side sees it: log-odds (h, w) over all of it."""
-
-    size: tuple[int, int]
-    logits: NDArray[np.floating]
-    presence: float
-    score: float
-
-
-Estimates = dict[int, _Estimate]
-
-
 class _Follower(Protocol):
     """Follows some objects from slice to slice."""
 
@@ -136,6 +104,7 @@ def propagate_stack(
     *,
     rule: StopRule | None = None,
     texts: Mapping[int, TextEmbedding] | None = None,
+    pictures: Pictures | None = None,
     closer: Callable[[int], EncodeWindow] | None = None,
 ) -> Iterator[SliceMask]:
     """Objects on the slices of a stack, from the slices on which they were corrected.
@@ -148,13 +117,14 @@ def propagate_stack(
     at SAM 3's full size.
 
     Args:
-        model: with a tracker that has a memory, or else with `texts`.
+        model: with a tracker that has a memory, or else with `pictures`, or `texts`.
         slices: of the stack.
         count: how many there are.
         corrected: at least one, each object at most once on a slice. The given masks come back
             unchanged.
         rule: where an object ends.
         texts: for each object id one phrase, what kind of thing it is; asked without a memory.
+        pictures: of the slices, by which masks are bent where there is no memory.
         closer: for a slice, what encodes a part of it: a closer look at small objects where the
             detector is asked.
 
@@ -174,6 +144,8 @@ def propagate_stack(
         follower: _Follower
         if model.tracker is not None and model.tracker.has_memory:
             follower = _ByTracker(model.tracker, slices, count, mine)
+        elif pictures is not None:
+            follower = ByNeighbour(model, slices, pictures, mine, texts or {})
         else:
             follower = _ByDetector(model, slices, mine, texts or {}, closer)
         yield from _propagate(follower, together, mine, rule, count)
@@ -215,8 +187,14 @@ def _propagate(
             yield SliceMask(place, object_id, mask, score, "corrected")
     first, last = max(rule.first, 0), min(count - 1 if rule.last is None else rule.last, count - 1)
     for before, after in pairwise(places):
+        ends = {before: masks[before], after: masks[after]}
         for place, estimates in _between(follower, before, after, set(masks[before])):
             if first <= place <= last:
+                if follower.origin == "neighbour":
+                    estimates = {
+                        key: _with_shape(one, place, {at: mask[key] for at, mask in ends.items()})
+                        for key, one in estimates.items()
+                    }
                 yield from _drawn(follower, place, estimates)
     outwards = [
         _outwards(follower, places[-1], 1, last, masks[places[-1]], rule),
@@ -255,18 +233,27 @@ def _between(
         yield place, {key: _mixed(one, None, weight) for key, one in waiting[place].items()}
 
 
-def _mixed(before: _Estimate | None, after: _Estimate | None, weight: float) -> _Estimate:
+def _mixed(before: Estimate | None, after: Estimate | None, weight: float) -> Estimate:
     """One estimate of two, `before` with this weight; who lost the object is sure of that."""
     sides = [(before, weight), (after, 1 - weight)]
     some = next(side for side, _ in sides if side is not None)
     logits, presence, score = np.zeros(some.logits.shape, np.float32), 0.0, 0.0
     for side, share in sides:
         if side is None:
-            logits -= share * _SURE
+            logits -= share * SURE
         else:
-            logits += share * side.logits.astype(np.float32).clip(-_SURE, _SURE)
+            logits += share * side.logits.astype(np.float32).clip(-SURE, SURE)
             presence, score = presence + share * side.presence, score + share * side.score
-    return _Estimate(some.size, logits, presence, score)
+    return Estimate(some.size, logits, presence, score)
+
+
+def _with_shape(estimate: Estimate, place: int, ends: Mapping[int, NDArray[np.bool_]]) -> Estimate:
+    """An estimate between two corrected slices, weighed with the shape between theirs."""
+    if any(mask.shape != estimate.logits.shape for mask in ends.values()):
+        return estimate
+    shape = mask_prior(interpolated_at(ends, place))
+    logits = (1 - _SHAPE) * estimate.logits + _SHAPE * shape
+    return replace(estimate, logits=logits)
 
 
 def _outwards(
@@ -302,7 +289,7 @@ def _drawn(follower: _Follower, place: int, estimates: Estimates) -> Iterator[Sl
             yield SliceMask(place, key, mask, estimates[key].score, follower.origin)
 
 
-def _painted(estimate: _Estimate) -> NDArray[np.bool_]:
+def _painted(estimate: Estimate) -> NDArray[np.bool_]:
     logits = torch.from_numpy(estimate.logits.astype(np.float32))[None, None]
     if tuple(logits.shape[-2:]) != estimate.size:
         logits = F.interpolate(logits, estimate.size, mode="bilinear", align_corners=False)
@@ -358,10 +345,10 @@ class _ByTracker:
             if next_place != place:
                 yield next_place, estimates
 
-    def _estimate(self, object_id: int, answer: FrameAnswer) -> _Estimate:
+    def _estimate(self, object_id: int, answer: FrameAnswer) -> Estimate:
         there = float(np.clip(answer.object_logits[object_id], -50, 50))
         presence = 1 / (1 + math.exp(-there))
-        return _Estimate(
+        return Estimate(
             self._sizes[answer.frame],
             answer.logits[object_id].cpu().numpy(),
             presence,
@@ -449,18 +436,18 @@ class _ByDetector:
             yield next_place, found
             seen = found
 
-    def _first(self, one: CorrectedSlice) -> _Estimate:
+    def _first(self, one: CorrectedSlice) -> Estimate:
         image = self._slices(one.place)
         if one.mask is not None:
             mask = _checked_mask(one.mask, image.original_size)
-            sure = np.where(mask, _SURE, -_SURE).astype(np.float32)
-            return _Estimate(image.original_size, sure, 1.0, 1.0)
+            sure = np.where(mask, SURE, -SURE).astype(np.float32)
+            return Estimate(image.original_size, sure, 1.0, 1.0)
         points = np.asarray([] if one.points is None else one.points, np.float32).reshape(-1, 2)
         labels = [1] * len(points) if one.point_labels is None else list(one.point_labels)
         boxes = [] if one.box is None else [np.asarray(one.box, np.float32).reshape(4)]
         answer = self._ask(one.place, image, one.object_id, boxes, points, labels)
-        nothing = np.full(image.original_size, -_SURE, np.float32)
-        return answer or _Estimate(image.original_size, nothing, 0.0, 0.0)
+        nothing = np.full(image.original_size, -SURE, np.float32)
+        return answer or Estimate(image.original_size, nothing, 0.0, 0.0)
 
     def _ask(
         self,
@@ -470,7 +457,7 @@ class _ByDetector:
         boxes: Sequence[NDArray[np.float32]],
         points: NDArray[np.float32] | None = None,
         labels: Sequence[int] = (),
-    ) -> _Estimate | None:
+    ) -> Estimate | None:
         prompt = SpatialPrompt(
             boxes=np.asarray(boxes, np.float32).reshape(-1, 4),
             box_labels=[1] * len(boxes),
@@ -485,10 +472,10 @@ class _ByDetector:
             return None
         inside = found.semantic.clip(1e-6, 1 - 1e-6).astype(np.float64)
         logits = np.log(inside / (1 - inside)).astype(np.float32)
-        return _Estimate(image.original_size, logits, found.presence, float(found.scores[0]))
+        return Estimate(image.original_size, logits, found.presence, float(found.scores[0]))
 
 
-def _box_of(estimate: _Estimate, size: tuple[int, int]) -> NDArray[np.float32] | None:
+def _box_of(estimate: Estimate, size: tuple[int, int]) -> NDArray[np.float32] | None:
     """The box around a mask, grown a little; None without a mask."""
     mask = _painted(estimate)
     if not mask.any() or mask.shape != size:

@@ -160,6 +160,9 @@ class StandInLabelStudio:
             return _json(self._data_manager(request))
         kinds: dict[str, dict[int, Json]] = {
             "annotations": self.annotations,
+            "tasks": {
+                id_: {**task, "project": self.project_id} for id_, task in self.tasks.items()
+            },
             "predictions": self.predictions,
             "projects": {self.project_id: self._project()},
         }
@@ -190,6 +193,10 @@ class StandInLabelStudio:
     def _data_manager(self, request: Request) -> Json:
         query = json.loads(request.args["query"])
         rows = [self._row(task) for task in self.tasks.values()]
+        if "annotations" in request.args.get("include", ""):
+            for row in rows:
+                mine = [one for one in self.annotations.values() if one["task"] == row["id"]]
+                row["annotations"], row["drafts"] = mine, []
         for item in query.get("filters", {}).get("items", []):
             column = item["filter"].removeprefix("filter:tasks:")
             holds = _OPERATORS[item["operator"]]

@@ -66,6 +66,7 @@ DOORS = {
     ("backend.training", "backend.predictions"): {
         "backend.predictions.requests",
         "backend.predictions.acquisition",
+        "backend.predictions.propagations",
     },
 }
 

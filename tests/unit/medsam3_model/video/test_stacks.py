@@ -1,6 +1,7 @@
 """Stacks: corrected slices stay, the others are drawn from them, and an object has an end."""
 
 from collections import Counter
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -12,15 +13,12 @@ from numpy.typing import NDArray
 from medsam3_model import MedSAM3
 from medsam3_model.errors import PromptError
 from medsam3_model.types import ImageEmbedding
-from medsam3_model.video.stacks import (
-    CorrectedSlice,
-    SliceMask,
-    StopRule,
-    _Estimate,
-    _mixed,
-    propagate_stack,
-)
+from medsam3_model.video.shapes import interpolated, nearest_copy
+from medsam3_model.video.slices import CorrectedSlice, Estimate
+from medsam3_model.video.stacks import SliceMask, StopRule, _mixed, propagate_stack
 from tests.support import sam3_reference
+from tests.support.ball_stack import Ball
+from tests.support.discs import small_model
 
 COUNT = 7
 # Not square, so that rows and columns are told apart.
@@ -126,8 +124,8 @@ def test_without_a_memory_the_neighbours_box_asks_the_detector(
 
 
 def test_the_nearer_side_counts_more() -> None:
-    there = _Estimate((9, 9), np.full((2, 2), 4, np.float16), 0.9, 0.8)
-    gone = _Estimate((9, 9), np.full((2, 2), -1024, np.float16), 0.1, 0.0)
+    there = Estimate((9, 9), np.full((2, 2), 4, np.float16), 0.9, 0.8)
+    gone = Estimate((9, 9), np.full((2, 2), -1024, np.float16), 0.1, 0.0)
     near, far = _mixed(there, gone, 0.75), _mixed(there, gone, 0.25)
     assert (near.logits == 0.75 * 4 - 0.25 * 8).all()
     assert (far.logits == 0.25 * 4 - 0.75 * 8).all()
@@ -153,3 +151,49 @@ def test_malformed_corrections_are_refused_by_name(
 ) -> None:
     with pytest.raises(PromptError, match=sentence):
         drawn(video_model, images, corrected)
+
+
+SMALL = cache(small_model)
+
+
+def followed(
+    ball: Ball, *places: int, given: NDArray[np.bool_] | None = None, **rule: Any
+) -> dict[int, SliceMask]:
+    masks = ball.masks if given is None else given
+    model = SMALL()
+    answers = propagate_stack(
+        model,
+        lambda place: model.encode_image(np.repeat(ball.pages[place][..., None], 3, axis=2)),
+        ball.count,
+        [CorrectedSlice(place, 1, masks[place]) for place in places],
+        pictures=ball.pages.__getitem__,
+        rule=StopRule(**rule),
+    )
+    return {one.place: one for one in answers}
+
+
+def test_without_a_memory_the_neighbours_mask_is_bent_until_the_object_ends() -> None:
+    ball = Ball()
+    for places in ((6,), (4, 9)):
+        drawn = followed(ball, *places)
+        assert set(drawn) == set(range(2, 11)), "it ends where the ball does"
+        known = {place: ball.masks[place] for place in places}
+        score = ball.dice({place: one.mask for place, one in drawn.items()})
+        for sober in (nearest_copy, interpolated):
+            assert score > ball.dice(dict(enumerate(sober(known, ball.count)))) + 0.05
+        assert score > 0.9
+        assert all(drawn[place].origin == "corrected" for place in places)
+        assert drawn[2].score < drawn[5].score < 1, "farther away is less sure"
+    assert sorted(followed(ball, 6, first=5, last=8)) == [5, 6, 7, 8]
+    assert list(followed(ball, 6, first=4, last=8)) == [6, 7, 5, 8, 4], "the nearest first"
+
+
+@settings(max_examples=8, deadline=None)
+@given(places=st.sets(st.integers(0, Ball.count - 1), min_size=1, max_size=3), seed=st.integers(0))
+def test_masks_of_whatever_kind_stay_as_they_were_corrected(places: set[int], seed: int) -> None:
+    ball, random = Ball(), np.random.default_rng(seed)
+    given = random.random(ball.masks.shape) < random.choice([0, 0.001, 0.5, 1])
+    drawn = followed(ball, *places, given=given)
+    for place in places:
+        np.testing.assert_array_equal(drawn[place].mask, given[place])
+        assert drawn[place].origin == "corrected"
