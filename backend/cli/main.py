@@ -57,6 +57,23 @@ def serve(host: Host = None, port: Port = None) -> None:
 
 
 @app.command()
+def migrate(as_json: AsJson = False) -> None:
+    """Bring the database to this version's tables; every process does so when it starts.
+
+    Example: `DATABASE_URL=postgresql://... medsam3 migrate`
+    """
+    from backend.database import newest_revision
+    from backend.services import open_services
+
+    open_services().close()
+    revision = newest_revision()
+    if as_json:
+        print_json({"revision": revision})
+    else:
+        say(f"The database is at migration {revision}.")
+
+
+@app.command()
 def web(host: Host = None, port: Port = None) -> None:
     """Run the web process alone: Label Studio's contract and our API, without torch.
 

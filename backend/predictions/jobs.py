@@ -10,8 +10,13 @@ from redis.exceptions import RedisError
 from sqlalchemy import ColumnElement, and_, case, or_, select, update
 
 from backend.database import now_in, retried
-from backend.errors import BackendError, LabelStudioUnavailableError
-from backend.predictions.requests import answer_message, enqueue_pushes, needed_later
+from backend.errors import BackendError, LabelStudioUnavailableError, QueueError
+from backend.predictions.requests import (
+    answer_message,
+    enqueue_chunks,
+    enqueue_pushes,
+    needed_later,
+)
 from backend.processes.leases import renewing
 from backend.processes.memory import OUT_OF_MEMORY, ran_out_of_memory
 from backend.processes.queues import wake
@@ -36,17 +41,29 @@ def predict_chunk(ids: Sequence[str]) -> None:
     rows = _claim(services, ids)
     inference = current_inference()
     finished: list[Suggestion] = []
+    left: list[Suggestion] = []
     renew = partial(_renew, services, rows)
     with renewing(renew, services.settings.lease_s / 3):
         for row in rows:
             if stopping.is_set():
                 _put_back(services, row, wait_s=0)
+                left.append(row)
             elif _predict_row(services, inference, row):
                 finished.append(row)
     # First of all: somebody waits for the answer, nobody for the rest.
     _wake(services, [row for row in finished if not row.interactive])
     _after(services, ids)
+    _hand_on(services, left)
     inference.publish_counts()
+
+
+def _hand_on(services: Services, rows: Sequence[Suggestion]) -> None:
+    """Queue what a worker that was told to stop leaves; recovery would find it later."""
+    try:
+        for row in rows:
+            enqueue_chunks(services, [row.id], f"{row.id}-left", interactive=row.interactive)
+    except QueueError as error:
+        log.warning("what is left could not be queued (%s); recovery finds it", error)
 
 
 def push_chunk(ids: Sequence[str]) -> None:

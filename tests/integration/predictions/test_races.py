@@ -6,7 +6,7 @@ from datetime import timedelta
 from pathlib import Path
 
 import pytest
-from sqlalchemy import func, select, update
+from sqlalchemy import func, select, text, update
 from sqlalchemy.exc import OperationalError
 
 from backend import tables
@@ -22,6 +22,7 @@ from backend.tables import (
     SuggestionState,
     new_id,
 )
+from tests.support.chart import CHART, one, rendered
 
 TASKS = 40
 
@@ -161,3 +162,21 @@ def test_of_a_task_only_what_its_prediction_needs_is_stored(services: Services) 
     jobs._store(services, row, state=SuggestionState.DONE, result=[])
     with services.database.reading() as session:
         assert session.get_one(Suggestion, row.id).task_data == {"prompts": "tumor"}
+
+
+@pytest.mark.parametrize("services", ["postgresql"], indirect=True)
+def test_the_chart_scales_by_what_is_unfinished_also_when_it_is_taken(services: Services) -> None:
+    scaled = one(rendered(CHART / "examples" / "gpu.yaml"), "ScaledObject", "gpu")
+    query = text(scaled["spec"]["triggers"][0]["metadata"]["query"])
+    (ids,) = request_pushes(services, [{"id": n, "data": {}} for n in range(5)], 7, "<View/>")
+
+    def unfinished() -> int | None:
+        with services.database.reading() as session:
+            return session.scalar(query)
+
+    assert unfinished() == 5
+    taken = jobs._claim(services, ids[:3])
+    assert unfinished() == 5, "a worker is at work on them"
+    for row, state in zip(taken, (SuggestionState.DONE, SuggestionState.FAILED), strict=False):
+        jobs._store(services, row, state=state)
+    assert unfinished() == 3

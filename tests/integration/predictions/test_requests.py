@@ -8,10 +8,13 @@ import pytest
 from flask.testing import FlaskClient
 from sqlalchemy import func, select
 
+from backend.predictions.requests import request_pushes
+from backend.processes.health import worker_signs
 from backend.processes.redis_server import RedisServer
 from backend.services import Services
 from backend.tables import Delivery, Suggestion, SuggestionState
-from tests.support.images import inline_tasks
+from tests.support.http_server import Handler, HttpServer
+from tests.support.images import ellipse_file, inline_tasks
 from tests.support.label_configs import BRAIN_CONFIG
 from tests.support.processes import StartWorker
 from tests.support.waiting import wait_until
@@ -111,6 +114,38 @@ def test_a_killed_worker_loses_nothing(
     assert len(results[0]["results"]) == 24
     assert count(services, Suggestion.state == SuggestionState.DONE) == 24
     assert count(services, Suggestion.attempts == 2) > 0
+
+
+def test_a_worker_that_is_told_to_stop_ends_its_task_and_leaves_the_rest_to_another(
+    services: Services, start_worker: StartWorker
+) -> None:
+    # So long that nobody takes what is still called under way.
+    services.settings.lease_s = 300
+    asked_for, may_go_on = threading.Event(), threading.Event()
+
+    class SlowImages(Handler):
+        def answer(self) -> None:
+            asked_for.set()
+            may_go_on.wait(60)
+            self.send(200, {"Content-Type": "image/png"}, ellipse_file(0, 96, 128))
+
+    with HttpServer(SlowImages) as label_studio:
+        services.settings.label_studio_url = label_studio.url
+        chunk = [
+            {"id": number, "data": {"image": f"/data/upload/7/{number}.png"}}
+            for number in range(services.settings.chunk_tasks)
+        ]
+        list(request_pushes(services, chunk, 7, BRAIN_CONFIG))
+        told = start_worker()
+        assert asked_for.wait(120)
+        start_worker()
+        wait_until(lambda: len(worker_signs(services.redis)) == 2)
+        told.process.terminate()
+        may_go_on.set()
+        assert told.process.wait(60) == 0
+        done = Suggestion.state == SuggestionState.DONE
+        wait_until(lambda: count(services, done) == len(chunk))
+    assert count(services, Suggestion.attempts == 1) == len(chunk), "nobody lost a try"
 
 
 def test_an_emptied_and_restarted_redis_loses_nothing(
