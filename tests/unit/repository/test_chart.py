@@ -115,7 +115,7 @@ def test_gpu_workers_are_scaled_by_rows_and_end_in_peace() -> None:
     access = one(objects, "TriggerAuthentication", "gpu")
     assert trigger["authenticationRef"]["name"] == access["metadata"]["name"]
     assert access["spec"]["secretTargetRef"] == [
-        {"parameter": "password", "name": "medsam3", "key": "database-password"}
+        {"parameter": "password", "name": "masks", "key": "database-password"}
     ]
     # A chunk of tasks at full size takes half a minute each on slow machines.
     assert pod(deployment)["terminationGracePeriodSeconds"] >= 120
@@ -131,7 +131,7 @@ def test_prometheus_reads_the_web_process_with_its_token() -> None:
     service = one(objects, "Service", "web")
     assert endpoint["port"] == service["spec"]["ports"][0]["name"]
     assert endpoint["path"] == "/metrics"
-    assert endpoint["authorization"]["credentials"] == {"name": "medsam3", "key": "api-token"}
+    assert endpoint["authorization"]["credentials"] == {"name": "masks", "key": "api-token"}
     selector = one(objects, "ServiceMonitor", "web")["spec"]["selector"]["matchLabels"]
     assert selector.items() <= service["metadata"]["labels"].items()
     assert (
