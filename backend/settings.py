@@ -210,14 +210,22 @@ class Settings(BaseSettings):
         description="Cron line (UTC) at which projects with new corrections are trained.",
         examples=["0 3 * * *"],
     )
-    train_steps: int = Field(400, ge=1, description="Optimiser steps of a training run at most.")
+    train_steps: int = Field(
+        2000,
+        ge=1,
+        description="Ceiling of a training run in optimiser steps; it ends sooner where more steps "
+        "bring nothing.",
+    )
     train_minutes: float = Field(
-        120.0, gt=0, description="Minutes after which a training run stops where it is."
+        10.0,
+        gt=0,
+        description="Ceiling of a training run in minutes; time that it waits for "
+        "annotators does not count.",
     )
     learning_rate: float | None = Field(
         None,
         gt=0,
-        description="Peak learning rate; empty: the model's own default.",
+        description="Learning rate; empty: what suits the model's width.",
         examples=["0.0001"],
     )
     train_seed: int = Field(0, description="Seed of a training run.")

@@ -154,9 +154,12 @@ class DetectorOutput:
     biases: Tensor
     semantic: Tensor
 
-    def masks(self, at: int, queries: Tensor) -> Tensor:
-        """Mask logits (N, h, w) of `queries` (int64, N) of the prompt `mask_rows[at]`."""
-        pixels = self.pixels[at]
+    def masks(self, at: int, queries: Tensor, pixels: Tensor | None = None) -> Tensor:
+        """Mask logits (N, h, w) of `queries` (int64, N) of the prompt `mask_rows[at]`.
+
+        Whoever asks about several prompts hands in their `pixels.unbind()[at]`.
+        """
+        pixels = self.pixels[at] if pixels is None else pixels
         flat = torch.addmm(
             self.biases[at, queries, None], self.weights[at, queries], pixels.flatten(1)
         )

@@ -22,7 +22,8 @@ def train(
     cancel: Annotated[str | None, typer.Option(help="Cancel the run of this id.")] = None,
     show: Annotated[bool, typer.Option("--list", help="List the runs.")] = False,
     steps: Annotated[int | None, typer.Option(help="Optimiser steps at most.")] = None,
-    learning_rate: Annotated[float | None, typer.Option(help="Peak learning rate.")] = None,
+    minutes: Annotated[float | None, typer.Option(help="Minutes of training at most.")] = None,
+    learning_rate: Annotated[float | None, typer.Option(help="Learning rate.")] = None,
     seed: Annotated[int | None, typer.Option(help="Seed.")] = None,
     wait: Annotated[bool, typer.Option(help="Wait for the end and show the progress.")] = True,
     as_json: AsJson = False,
@@ -49,6 +50,7 @@ def train(
         project,
         Trigger.COMMAND,
         steps=steps,
+        minutes=minutes,
         learning_rate=learning_rate,
         seed=seed,
     )
@@ -83,7 +85,9 @@ def simulate(
     per_round: Annotated[int, typer.Option(min=1, help="Images corrected in each.")] = 10,
     strategies: Annotated[str, typer.Option(help="Comma-separated.")] = "uncertainty",
     seeds: Annotated[int, typer.Option(min=1, help="Repetitions with other seeds.")] = 1,
-    steps: Annotated[int, typer.Option(min=1, help="Training steps of each round.")] = 120,
+    steps: Annotated[
+        int | None, typer.Option(min=1, help="Training steps of each round at most.")
+    ] = None,
     validation: Annotated[int, typer.Option(min=1, help="Validation images at most.")] = 40,
     baseline: Annotated[str | None, typer.Option(help="`unet`: beside MONAI's U-Net.")] = None,
     jobs: Annotated[int, typer.Option(min=1, help="Repetitions played side by side.")] = 1,
@@ -142,8 +146,12 @@ def _print_run(summary: dict[str, Any], as_json: bool) -> None:
     if as_json:
         print_json(summary)
         return
+    from medsam3_model.training.endings import ENDINGS
+
     verdict = summary["gate"]
-    print_values({**summary, "options": None, "gate": None}, as_json=False)
+    print_values({**summary, "options": None, "gate": None, "stopped": None}, as_json=False)
+    if summary["stopped"]:
+        typer.echo(f"training ended: {ENDINGS[summary['stopped']]}")
     if verdict:
         typer.echo(f"gate: {'passed' if verdict['passed'] else 'not passed'}")
         for reason in verdict["reasons"]:

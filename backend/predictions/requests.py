@@ -27,7 +27,7 @@ from backend.errors import QueueError
 from backend.labeling.concepts import PROMPT_FIELDS
 from backend.labeling.prompts import is_prewarm
 from backend.models import versions
-from backend.processes.queues import Handler, QueueName, enqueue, wait
+from backend.processes.queues import Handler, QueueName, enqueue, prompt_under_way, wait
 from backend.services import Services
 from backend.tables import (
     Delivery,
@@ -105,8 +105,10 @@ def predict(services: Services, request: PredictRequest) -> PredictAnswer:
     ids = _create_rows(services, request, request_id, version)
     try:
         if request.context is not None:
-            enqueue_chunks(services, ids, request_id, interactive=True)
-            message = _answer(services, request_id, deadline)
+            budget_s = services.settings.predict_budget_s
+            with prompt_under_way(services.redis, request_id, budget_s):
+                enqueue_chunks(services, ids, request_id, interactive=True)
+                message = _answer(services, request_id, deadline)
             if message:
                 return PredictAnswer(**json.loads(message))
         else:

@@ -8,8 +8,8 @@ Jobs carry ids of database rows and nothing else.
 
 import time
 import zlib
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
@@ -33,8 +33,10 @@ DONE_TTL_S = 300
 # A worker that took a job begins it at once; one that did not within this time was killed.
 HANDOVER_S = 5
 HANDED_OVER_KEY = "medsam3:handed-over"
-# There while somebody prompts: training on the same device waits as long.
+# There while somebody prompts and a moment after it: training on the same device waits as long.
 INTERACTIVE_KEY = "medsam3:interactive"
+# Prompts that wait or are under way, by the moment at which nobody waits for them any more.
+PROMPTS_KEY = "medsam3:prompts"
 INTERACTIVE_MS = 1500
 
 
@@ -116,6 +118,36 @@ def enqueue(
             f"Redis does not answer ({type(error).__name__}); the work is kept in the database "
             "and is queued again as soon as Redis is back."
         ) from error
+
+
+@contextmanager
+def prompt_under_way(redis: Redis, request_id: str, budget_s: float) -> Iterator[None]:
+    """Mark a prompt as under way, so that training makes room for it.
+
+    Args:
+        redis: the connection.
+        request_id: of the prompt.
+        budget_s: after so many seconds the mark is void, whatever became of this process.
+
+    Raises:
+        RedisError: Redis cannot be reached.
+    """
+    redis.zadd(PROMPTS_KEY, {request_id: time.time() + budget_s})
+    try:
+        yield
+    finally:
+        with suppress(RedisError):
+            redis.zrem(PROMPTS_KEY, request_id)
+
+
+def prompts_under_way(redis: Redis) -> int:
+    """How many prompts wait or are under way.
+
+    Raises:
+        RedisError: Redis cannot be reached.
+    """
+    redis.zremrangebyscore(PROMPTS_KEY, "-inf", time.time())
+    return int(redis.zcard(PROMPTS_KEY))
 
 
 @dataclass(frozen=True)

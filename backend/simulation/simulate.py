@@ -69,7 +69,7 @@ class SimulationOptions:
     per_round: int = 10
     strategies: tuple[str, ...] = ("uncertainty",)
     seeds: int = 1
-    steps: int = 120
+    steps: int | None = None
     validation: int = 40
     baseline: str | None = None
     jobs: int = 1
@@ -210,7 +210,7 @@ class _Play:
         self.settings = read_settings(
             data_dir=folder,
             label_studio_api_key="0" * 40,
-            train_steps=options.steps,
+            **({} if options.steps is None else {"train_steps": options.steps}),
             train_seed=seed,
             redis_url=None,
             database_url=None,

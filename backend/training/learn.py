@@ -17,7 +17,7 @@ from backend.errors import StoppedError
 from backend.labeling.config import parse_label_config
 from backend.models import versions
 from backend.models.loading import VersionWeights
-from backend.processes.queues import INTERACTIVE_KEY
+from backend.processes.queues import INTERACTIVE_KEY, prompts_under_way
 from backend.processes.stopping import stopping
 from backend.services import Services
 from backend.settings import Consensus
@@ -35,7 +35,8 @@ log = logging.getLogger(__name__)
 
 # Rows are not written for every step: some people watch, nobody that closely.
 REPORT_EVERY_S = 1.0
-# While annotators prompt, training waits; but not for ever, or a busy day would see no step at all.
+# Training waits for annotators who are between two prompts, but not for ever: a busy day would see
+# no step at all.
 LONGEST_WAIT_S = 20.0
 _POLL_S = 0.05
 
@@ -75,16 +76,15 @@ def fine_tune(
         BackendError, MedSAM3Error: an image or a mask cannot be had.
     """
     from medsam3_model.training import fine_tuning
+    from medsam3_model.training.endings import ENDINGS
 
     options = RunOptions.from_json(run.options)
     settings = fine_tuning.TrainingSettings(
         steps=options.steps,
         minutes=options.minutes,
+        learning_rate=options.learning_rate,
         seed=options.seed,
-        validate_every=max(20, min(50, options.steps // 4)),
     )
-    if options.learning_rate is not None:
-        settings = dataclasses.replace(settings, learning_rate=options.learning_rate)
     as_image = partial(_training_image, images, options.consensus)
     current = [as_image(example) for example in training_set.of("train") if example.masks]
     replay = list(_replay(services, run, model, training_set, as_image)) if options.replay else []
@@ -101,7 +101,9 @@ def fine_tune(
         settings=settings,
         state=folder / "state.pt",
         on_progress=_Reporter(services, run),
+        make_way=partial(wait_for_annotators, services),
     )
+    log.info("training run %s: %d steps; %s", run.id, tuned.steps, ENDINGS[tuned.stopped])
     draft = folder / "detector.safetensors"
     tuned.model.save_detector(
         draft,
@@ -121,7 +123,7 @@ def fine_tune(
 
 
 class _Reporter:
-    """Called after every step: writes progress, makes room for annotators, ends the run."""
+    """Called after every step: writes progress, ends the run."""
 
     def __init__(self, services: Services, run: TrainingRun) -> None:
         self._services, self._run_id = services, run.id
@@ -138,15 +140,20 @@ class _Reporter:
             runs.report(self._services, self._run_id, **dataclasses.asdict(progress), **beyond)
         if stopping.is_set():
             raise StoppedError("the trainer was told to stop")
-        wait_for_annotators(self._services)
 
 
 def wait_for_annotators(services: Services) -> float:
-    """Wait while interactive prompts come in, at most `LONGEST_WAIT_S`; returns the seconds."""
+    """Wait as long as a prompt waits or is under way, and a moment longer; returns the seconds.
+
+    The moment after a prompt counts for at most `LONGEST_WAIT_S`.
+    """
     started = time.monotonic()
     try:
-        while time.monotonic() - started < LONGEST_WAIT_S and not stopping.is_set():
-            if not services.redis.exists(INTERACTIVE_KEY):
+        while not stopping.is_set():
+            late = time.monotonic() - started >= LONGEST_WAIT_S
+            if not prompts_under_way(services.redis) and (
+                late or not services.redis.exists(INTERACTIVE_KEY)
+            ):
                 break
             time.sleep(_POLL_S)
     except RedisError:

@@ -13,8 +13,8 @@ from backend.tables import TrainingPolicy
 class RunOptions:
     """The values of one training run, stored with it; see `backend.settings` for their meaning."""
 
-    steps: int = 400
-    minutes: float = 120.0
+    steps: int = 2000
+    minutes: float = 10.0
     learning_rate: float | None = None
     seed: int = 0
     replay: bool = True

@@ -228,6 +228,7 @@ def summary(run: TrainingRun, verdict: GateVerdict | None = None) -> dict[str, A
         "loss": run.loss,
         "validation_dice": run.validation_dice,
         "eta_s": run.eta_s,
+        "stopped": run.stopped,
         "attempts": run.attempts,
         "incumbent": run.incumbent,
         "candidate": run.candidate,

@@ -58,6 +58,7 @@ class TrainingRun(Base):
         attempts: trainers that took the run since it last made a step or was given back in order.
         lease_until: a worker that is alive keeps this in the future.
         step, steps, loss, validation_dice, eta_s: progress; validation Dice is a mean, 0 to 1.
+        stopped: why training ended, a key of `medsam3_model.training.endings.ENDINGS`.
     """
 
     __tablename__ = "training_runs"
@@ -85,6 +86,7 @@ class TrainingRun(Base):
     loss: Mapped[float | None]
     validation_dice: Mapped[float | None]
     eta_s: Mapped[float | None]
+    stopped: Mapped[str | None] = mapped_column(String(16))
     error: Mapped[str | None] = mapped_column(Text)
     created_at: Mapped[datetime] = mapped_column(default=now)
     started_at: Mapped[datetime | None]

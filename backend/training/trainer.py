@@ -40,7 +40,7 @@ from backend.services import Services, current_services
 from backend.tables import GateVerdict, ModelVersion, PromotionKind
 from backend.training import examples, gate, roll_out, runs, triggers
 from backend.training.examples import Images
-from backend.training.learn import fine_tune
+from backend.training.learn import fine_tune, wait_for_annotators
 from backend.training.options import RunOptions
 from backend.training.tables import RunState, Stage, TrainingRun
 
@@ -215,7 +215,7 @@ class _Stages:
                 },
             )
             run = session.get_one(TrainingRun, self._run.id)
-            run.candidate = trained.version
+            run.candidate, run.stopped = trained.version, trained.figures["stopped"]
             self._run = run
         return trained.version if trained.version != parent else None
 
@@ -227,13 +227,18 @@ class _Stages:
         if known is not None:
             return known.passed
         incumbent = self._run.incumbent or ""
+
+        def on_image() -> None:
+            wait_for_annotators(self._services)
+            runs.at_stage(self._services, self._run.id, Stage.GATE)
+
         answers = [
             gate.answers(
                 self._models.get(version),
                 judged_by,
                 self._images,
                 self._options.consensus,
-                on_image=lambda: runs.at_stage(self._services, self._run.id, Stage.GATE),
+                on_image=on_image,
             )
             for version in (candidate, incumbent)
         ]

@@ -68,7 +68,7 @@ class _Layers:
     packed: bytes
 
     @classmethod
-    def of(cls, layers: Mapping[str, NDArray[np.int32]]) -> "_Layers":
+    def of(cls, layers: Mapping[str, NDArray[np.integer]]) -> "_Layers":
         stack = np.stack(list(layers.values())).astype(np.uint16)
         return cls(tuple(layers), stack.shape, zlib.compress(stack.tobytes(), 1))
 
@@ -92,6 +92,7 @@ class TrainingData:
         """
         self._model, self._cache = model, cache
         self._layers = {image.key: _Layers.of(image.layers()) for image in images}
+        self._viewed: dict[tuple[str, View], _Layers] = {}
         phrases = {phrase for layers in self._layers.values() for phrase in layers.phrases}
         ordered = sorted(phrases | set(GENERIC_PHRASES))
         self._text = model.encode_text(ordered)
@@ -127,9 +128,15 @@ class TrainingData:
 
     def labels(self, image: TrainingImage, view: View) -> dict[str, Tensor]:
         """Instance numbers in a view by phrase, int64 (S, S), S twice the masks' side."""
-        layers = self._layers[image.key]
-        labels = sample_labels(layers.unpacked(), view, 2 * self.mask_size)
-        return dict(zip(layers.phrases, labels, strict=True))
+        viewed = self._viewed.get((image.key, view))
+        if viewed is None:
+            # Sampled once: unpacking a photograph's maps costs more than a prompt's answer.
+            layers = self._layers[image.key]
+            labels = sample_labels(layers.unpacked(), view, 2 * self.mask_size)
+            viewed = _Layers.of(dict(zip(layers.phrases, labels.numpy(), strict=True)))
+            self._viewed[image.key, view] = viewed
+        unpacked = torch.from_numpy(viewed.unpacked().astype(np.int64))
+        return dict(zip(viewed.phrases, unpacked, strict=True))
 
     def truth(self, image: TrainingImage) -> dict[str, NDArray[np.bool_]]:
         """The masks by phrase, bool (H, W)."""

@@ -27,7 +27,12 @@ from medsam3_model.evaluation.evaluation import parse_prompts
 from medsam3_model.predictor import MedSAM3
 from medsam3_model.training import processes
 from medsam3_model.training.data import TrainingImage
-from medsam3_model.training.fine_tuning import TrainingProgress, TrainingSettings, fine_tune
+from medsam3_model.training.endings import ENDINGS
+from medsam3_model.training.fine_tuning import (
+    TrainingProgress,
+    TrainingSettings,
+    fine_tune,
+)
 from medsam3_model.training.replay import bundled_replay
 
 _MEMORY_BYTES = 2 * 2**30
@@ -65,7 +70,10 @@ def train(options: argparse.Namespace, device: str) -> None:
     dataset = load_dataset(options.data)
     model = MedSAM3.from_pretrained(options.checkpoint, device=device)
     settings = TrainingSettings(
-        steps=options.steps, learning_rate=options.learning_rate, seed=options.seed
+        steps=options.steps,
+        minutes=options.minutes,
+        learning_rate=options.learning_rate,
+        seed=options.seed,
     )
     known = bundled_replay() if model.name in PRESETS else ()
     tuned = fine_tune(
@@ -83,7 +91,9 @@ def train(options: argparse.Namespace, device: str) -> None:
     )
     if processes.joined().first:
         tuned.model.save_detector(out, base=options.checkpoint, name=options.name)
-        sys.stdout.write(f"{out}: version {tuned.model.version}, {tuned.steps} steps\n")
+        sys.stdout.write(
+            f"{out}: version {tuned.model.version}, {tuned.steps} steps; {ENDINGS[tuned.stopped]}\n"
+        )
 
 
 def say(progress: TrainingProgress) -> None:
@@ -108,7 +118,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     add("--prompt", action="append", default=[], metavar="[CONCEPT=]PHRASE")
     add("--name", default="folder", help="first part of the version (default %(default)s)")
     add("--steps", type=int, default=defaults.steps)
-    add("--learning-rate", type=float, default=defaults.learning_rate)
+    add("--learning-rate", type=float, help="(default: what suits the model's width)")
+    add("--minutes", type=float, default=defaults.minutes, help="ceiling (default %(default)s)")
     add("--seed", type=int, default=defaults.seed)
     add("--verbose", action="store_true", help="say every step on standard error")
     options = parser.parse_args(arguments)

@@ -140,10 +140,13 @@ def _mask_terms(
     """Focal and Dice loss of the matched instances' masks, and of the semantic masks."""
     terms = {}
     masks, aims = [], []
-    for at, row in enumerate(output.mask_rows.tolist()):
+    # Taken apart once: the gradient of each `pixels[at]` would be a whole batch of zeros.
+    for at, (row, pixels) in enumerate(
+        zip(output.mask_rows.tolist(), output.pixels.unbind(), strict=True)
+    ):
         queries, numbers = pairs[row]
         if len(queries):  # only the matched queries' masks are painted at all
-            masks.append(output.masks(at, queries))
+            masks.append(output.masks(at, queries, pixels))
             aims.append(targets[row].masks[numbers])
     if masks:
         every_mask, every_aim = torch.cat(masks), torch.cat(aims)

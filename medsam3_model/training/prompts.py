@@ -67,8 +67,7 @@ def target_of(labels: Tensor, numbers: Tensor | None, mask_size: int) -> PromptT
     for (None: all). The union has all of them; boxes and masks the largest `_MOST_INSTANCES`.
     """
     if numbers is None:
-        numbers = labels.unique()
-        numbers = numbers[numbers > 0]
+        numbers = _numbers(labels)
     factor = labels.shape[-1] // mask_size
     union = F.avg_pool2d(torch.isin(labels, numbers).float()[None], factor)[0]
     if len(numbers) == 0:
@@ -200,14 +199,19 @@ def _boxed_object(
     phrase: str, layer: Tensor, mask_size: int, rng: np.random.Generator
 ) -> DrawnPrompt:
     """A box around one object, as a person draws it: it asks for that object alone."""
-    numbers = layer.unique()
-    numbers = numbers[numbers > 0]
+    numbers = _numbers(layer)
     number = numbers[int(rng.integers(len(numbers)))][None]
     drawn = disturb_box(_box(torch.isin(layer, number)), BOX_ERROR, rng)
     box = box_convert(torch.from_numpy(drawn), "xyxy", "cxcywh")
     if rng.random() < _GENERIC_SHARE:
         phrase = _any_of(GENERIC_PHRASES, rng)
     return DrawnPrompt(phrase, box, target_of(layer, number, mask_size))
+
+
+def _numbers(labels: Tensor) -> Tensor:
+    """The numbers of the instances that are there, int64 (N,), ascending."""
+    # Counted, not sorted as `unique` does: it is asked for every prompt.
+    return torch.bincount(labels.flatten())[1:].nonzero()[:, 0] + 1
 
 
 def _name(concept: str, rng: np.random.Generator) -> str:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from medsam3_model.checkpoints.weight_files import replacing
 
-_FORMAT = 2
+_FORMAT = 3
 
 
 @dataclass
@@ -26,6 +26,7 @@ class TrainingState:
         seconds: of training so far, over all its processes.
         losses: of the latest steps.
         history: (step, mean loss, validation Dice or None).
+        average: the moving average of the detector's tensors.
         best: validation Dice and the detector's tensors, once there was a validation.
     """
 
@@ -34,6 +35,7 @@ class TrainingState:
     seconds: float = 0.0
     losses: list[float] = field(default_factory=list)
     history: list[tuple[int, float, float | None]] = field(default_factory=list)
+    average: Mapping[str, Tensor] = field(default_factory=dict)
     best: tuple[float, Mapping[str, Tensor]] | None = None
 
 

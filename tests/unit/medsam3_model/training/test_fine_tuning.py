@@ -1,6 +1,7 @@
 """Fine-tuning: what is learned, what stays as it is, and what is asked."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -113,7 +114,7 @@ def test_a_new_concept_is_learned(model: MedSAM3, tmp_path: Path) -> None:
 
     assert mean(tuned.model) > mean(model) + 0.3
     assert [row[0] for row in tuned.history] == [40, 80]
-    assert tuned.stopped == "steps"
+    assert tuned.stopped == "steps"  # the ceiling: it was still learning
 
 
 def test_cached_embeddings_give_the_losses_of_encoding_each_step(
@@ -217,11 +218,31 @@ def test_it_stops_when_validation_no_longer_improves(model: MedSAM3, tmp_path: P
     assert tuned.model.detector_hash == model.detector_hash
 
 
-def test_the_learning_rate_rises_and_falls() -> None:
-    settings = TrainingSettings(steps=101, learning_rate=1.0, warm_up=10)
-    assert settings.rate(0) == pytest.approx(0.1)
-    assert settings.rate(9) == pytest.approx(1 - 0.95 * 0.09)
-    assert settings.rate(100) == pytest.approx(0.05)
+def test_the_learning_rate_rises_and_suits_the_width() -> None:
+    settings = TrainingSettings(warm_up=10)
+    assert settings.rate(9, 64) == settings.rate(500, 64) == pytest.approx(1e-3)
+    assert settings.rate(0, 64) == pytest.approx(1e-4)
+    assert settings.rate(9, 256) == pytest.approx(2.5e-4)
+    assert TrainingSettings(learning_rate=0.5).rate(99, 256) == 0.5
+
+
+def test_the_average_spans_more_steps_as_there_are_more() -> None:
+    settings = TrainingSettings(average=0.9)
+    assert settings.kept(0) == pytest.approx(0.1)
+    assert settings.kept(10) == pytest.approx(0.55)
+    assert settings.kept(1000) == 0.9
+
+
+def test_few_images_take_a_fixed_number_of_steps(model: MedSAM3, tmp_path: Path) -> None:
+    settings = replace(FEW, steps=9, unjudged_steps=2)
+    tuned = run(model, tmp_path, settings=settings)
+    assert (tuned.stopped, tuned.steps) == ("unjudged", 2)
+    assert tuned.model.detector_hash != model.detector_hash
+
+
+def test_the_ceiling_of_minutes_ends_a_run(model: MedSAM3, tmp_path: Path) -> None:
+    tuned = run(model, tmp_path, settings=replace(FEW, minutes=1e-6))
+    assert (tuned.stopped, tuned.steps) == ("minutes", 1)
 
 
 def test_no_images_is_an_error(model: MedSAM3, tmp_path: Path) -> None:
