@@ -102,6 +102,10 @@ class Settings(BaseSettings):
     webhook_secret: SecretStr | None = Field(
         None, description="Secret header of Label Studio's webhook; empty: generated once."
     )
+    console_gallery: bool = Field(
+        True,
+        description="Show images with the worst suggestions on the console's Corrections page.",
+    )
     max_request_mb: int = Field(
         256, ge=1, description="Largest request body; old predictions travel with their masks."
     )

@@ -237,6 +237,43 @@ def export(
         typer.echo(f"version {dataset.name}: {count} images in {folder}")
 
 
+def agreement(
+    project: Annotated[int, typer.Option(help="The Label Studio project.")],
+    as_json: AsJson = False,
+) -> None:
+    """Compare annotators of the same tasks: Dice, Krippendorff's alpha, gold tasks, disputes.
+
+    Example: `medsam3 agreement --project 3 --json`
+    """
+    from backend.corrections.agreement import compute_agreement
+
+    with _services() as services:
+        found = compute_agreement(services, project)
+    if as_json:
+        print_json(asdict(found))
+        return
+    typer.echo(
+        f"{found.tasks} tasks with several annotators ({found.left_out} left out), "
+        f"{found.gold_tasks} with a gold annotation: Dice {_figure(found.dice)}, alpha "
+        f"{_figure(found.alpha)}"
+    )
+    for label in found.labels:
+        typer.echo(
+            f"{label.label}: {label.comparisons} comparisons, Dice {_figure(label.dice)}, alpha "
+            f"{_figure(label.alpha)}"
+        )
+    for one in found.annotators:
+        typer.echo(
+            f"annotator {one.annotator}: {one.tasks} tasks, Dice {_figure(one.dice)} with others, "
+            f"{_figure(one.gold_dice)} with {one.gold_tasks} gold tasks"
+        )
+    for task in found.disputed[:10]:
+        typer.echo(
+            f"task {task.task_id}: Dice {task.dice:.3f}, least on {task.label} "
+            f"({task.label_dice:.3f})"
+        )
+
+
 @contextmanager
 def _services() -> "Iterator[Services]":
     """This machine's services, closed at the end."""
@@ -254,3 +291,7 @@ def _echo_figures(name: str, figures: dict[str, Any]) -> None:
         + ("" if rate is None else f", {100 * rate:.0f} % accepted")
         + ("" if seconds is None else f", {seconds:.0f} s each")
     )
+
+
+def _figure(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"

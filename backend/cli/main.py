@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from backend.cli.agent import agent
-from backend.cli.corrections import corrections, export
+from backend.cli.corrections import agreement, corrections, export
 from backend.cli.evaluate import evaluate
 from backend.cli.models import ProjectId, models
 from backend.cli.output import AsJson, Commands, print_json, progress_bar, say
@@ -32,6 +32,7 @@ app = typer.Typer(
 
 app.add_typer(corrections)
 app.command()(export)
+app.command()(agreement)
 app.command("import")(import_volumes)
 app.command()(propagate)
 

@@ -18,6 +18,7 @@ from sqlalchemy.orm import InstrumentedAttribute, Session
 from backend.corrections import store
 from backend.corrections.mask_store import MaskStore
 from backend.corrections.tables import (
+    AgreementReport,
     Annotation,
     AnnotationState,
     ConceptMask,
@@ -25,6 +26,7 @@ from backend.corrections.tables import (
     DatasetVersion,
     Forgotten,
     Image,
+    MaskOverlap,
     ProjectRecord,
     RegionMask,
     RegionOutcome,
@@ -106,6 +108,8 @@ def forget(
         removed.images = _delete(session, Image, *mine(Image))
         removed.suggestions = _delete(session, Suggestion, *mine(Suggestion))
         removed.ranks = _delete(session, TaskRank, *mine(TaskRank))
+        # It names tasks, and is computed again.
+        _delete(session, AgreementReport, AgreementReport.project_id == project_id)
         # Where a volume's pages came from: a path may name a patient, the geometry has UIDs.
         removed.stacks = _delete(session, Stack, *mine(Stack))
         events = session.execute(
@@ -200,6 +204,8 @@ def _remove_masks(database: Database, masks: MaskStore, removed: Removed) -> boo
             if time.monotonic() >= until:
                 break
         _delete(session, Removal, Removal.kind == _MASK, Removal.name.in_(done))
+        for name_of in (MaskOverlap.first_hash, MaskOverlap.second_hash):
+            _delete(session, MaskOverlap, name_of.in_({*done} - named))
     return len(done) < len(names) or len(names) == MOST_VALUES
 
 

@@ -279,3 +279,27 @@ class DatasetItem(Base):
         ForeignKey("revisions.id"), primary_key=True, index=True
     )
     split: Mapped[str] = mapped_column(String(16))
+
+
+class MaskOverlap(Base):
+    """Pixels that two masks share; masks are named by their content, so it never changes.
+
+    `first_hash` comes before `second_hash`. Equal masks and empty ones have no row.
+    """
+
+    __tablename__ = "mask_overlaps"
+
+    first_hash: Mapped[str] = mapped_column(String(32), primary_key=True)
+    second_hash: Mapped[str] = mapped_column(String(32), primary_key=True, index=True)
+    pixels: Mapped[int]
+
+
+class AgreementReport(Base):
+    """A project's `backend.corrections.agreement.Agreement`, and of which corrections it tells."""
+
+    __tablename__ = "agreement_reports"
+
+    project_id: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    stamp: Mapped[str] = mapped_column(String(64))
+    report: Mapped[dict[str, Any]]
+    computed_at: Mapped[datetime] = mapped_column(default=now)

@@ -60,6 +60,7 @@ class Handler(StrEnum):
     RETRY = "backend.predictions.retry.retry_failed"
     INGEST = "backend.training.triggers.ingest_events"
     UPKEEP = "backend.corrections.sync.keep_up_job"
+    AGREEMENT = "backend.corrections.agreement.compute_job"
     TRAIN = "backend.training.trainer.train"
     ROLL_OUT = "backend.training.roll_out.roll_out"
 

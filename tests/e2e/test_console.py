@@ -7,6 +7,7 @@ import pytest
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, Page, expect
 
+from backend.corrections.agreement import compute_agreement
 from backend.services import Services
 from backend.tables import (
     Delivery,
@@ -15,11 +16,14 @@ from backend.tables import (
     SuggestionState,
     config_hash,
 )
+from tests.support.correction_rows import add_corrections
 from tests.support.model_rows import add_versions
 from tests.support.processes import Running, running
 
 PAGES = (
     "/console",
+    "/console/corrections/7",
+    "/console/agreement",
     "/console/models",
     "/console/models/tiny-p7-new",
     "/console/models/tiny-p7-new/promote/7",
@@ -37,6 +41,8 @@ def target() -> Iterator[Running]:
         with started.services.database.session() as session:
             session.add(LabelConfigText(hash=config_hash("<View/>"), xml="<View/>"))
         add_failed(started.services, 101)
+        add_corrections(started.services, 60)
+        compute_agreement(started.services, 7)
         yield started
 
 

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable
 
 from tests.perf import (
+    bench_console,
     bench_corrections,
     bench_fine_tuning,
     bench_model,
@@ -19,6 +20,7 @@ PARTS: dict[str, Callable[[], dict[str, float]]] = {
     "model": bench_model.measure,
     "web": bench_web.measure,
     "corrections": bench_corrections.measure,
+    "console": bench_console.measure,
     "fine_tuning": bench_fine_tuning.measure,
     "training_loop": bench_training_loop.measure,
 }

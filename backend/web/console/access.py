@@ -38,8 +38,15 @@ from backend.web.console import shown
 from backend.web.requests import services
 
 # Modules of the pages, and in the order of the navigation what they are called.
-PAGES = ("backend.web.console.work", "backend.web.console.models")
-NAVIGATION = (("console.work", "Work"), ("console.models", "Models"))
+PAGES = tuple(
+    f"backend.web.console.{name}" for name in ("work", "corrections", "agreement", "models")
+)
+NAVIGATION = (
+    ("console.work", "Work"),
+    ("console.corrections", "Corrections"),
+    ("console.agreement", "Agreement"),
+    ("console.models", "Models"),
+)
 # Without a session: the way in, and what the page of it is drawn with.
 OPEN_ENDPOINTS = frozenset({"console.login", "console.static"})
 SESSION_HOURS = 12

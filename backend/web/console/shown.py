@@ -4,17 +4,20 @@ from datetime import datetime
 from urllib.parse import urlsplit
 
 from flask import Flask
+from sqlalchemy import select
+from sqlalchemy.orm import Session
 
+from backend.corrections.tables import Annotation
 from backend.settings import Settings
-from backend.tables import now
+from backend.tables import Project, now
 
 NOTHING = "–"
 
 
 def add_filters(app: Flask) -> None:
     """Give templates the filters of this file."""
-    for name, function in (("age", age), ("moment", moment), ("figure", figure)):
-        app.add_template_filter(function, name)
+    for function in (age, moment, figure, percent):
+        app.add_template_filter(function, function.__name__)
 
 
 def age(seconds: float | None) -> str:
@@ -40,6 +43,18 @@ def moment(time: datetime | None) -> str:
 def figure(value: float | None, digits: int = 3) -> str:
     """A number with as many digits behind the point."""
     return NOTHING if value is None else f"{value:.{digits}f}"
+
+
+def percent(share: float | None) -> str:
+    """A share as a whole number of per cent."""
+    return NOTHING if share is None else f"{100 * share:.0f} %"
+
+
+def known_projects(session: Session) -> list[tuple[int, str | None]]:
+    """Connected projects and those with annotations, by id: the id, and the title if known."""
+    titles = dict(session.execute(select(Project.id, Project.title)).all())
+    annotated = session.scalars(select(Annotation.project_id).distinct())
+    return [(project_id, titles.get(project_id)) for project_id in sorted({*titles, *annotated})]
 
 
 def label_studio_address(settings: Settings) -> str:
