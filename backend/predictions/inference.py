@@ -23,7 +23,7 @@ from backend.models.encoding import EncodedImage, add_to_counters, embedding_cac
 from backend.models.loading import Models
 from backend.predictions import acquisition
 from backend.predictions.clicks import RedisAnswers, with_drawn_box
-from backend.predictions.propagations import EVENT as PROPAGATE
+from backend.predictions.propagations import is_propagation
 from backend.predictions.stack_inference import (
     Progress,
     TaskStack,
@@ -106,7 +106,7 @@ class Inference:
         """
         began = perf_counter()
         config = parse_label_config(label_config)
-        if not row.interactive and (row.context or {}).get("event") == PROPAGATE:
+        if is_propagation(row):
             return self._propagate(row, config, label_config)
         prompt = read_context(row.context, config)
         if prompt is not None and row.task_id is not None:

@@ -35,6 +35,8 @@ from backend.tables import (
 log = logging.getLogger(__name__)
 
 EVENT = "propagate"
+# A long stack takes as long as it takes; the lease tells whether its worker lives.
+NO_END = -1
 # A row without a prediction was not dealt with by its job after so long: it is queued again.
 SETTLING_S = 30.0
 # What the editor writes into `origin` of a region that somebody drew or changed.
@@ -65,6 +67,11 @@ class PropagationState:
     def finished(self) -> bool:
         """Whether nothing more happens."""
         return self.state in ("failed", "cancelled") or (self.state == "done" and self.delivered)
+
+
+def is_propagation(row: Suggestion) -> bool:
+    """Whether a prediction draws the rest of a stack."""
+    return not row.interactive and (row.context or {}).get("event") == EVENT
 
 
 def request_propagation(
@@ -241,7 +248,7 @@ def start_propagations(ids: Sequence[str]) -> None:
                 )
             else:
                 if suggestion_id:
-                    enqueue_chunks(services, [suggestion_id], suggestion_id)
+                    enqueue_chunks(services, [suggestion_id], suggestion_id, timeout_s=NO_END)
 
 
 def _unstarted(id_: str) -> ColumnElement[bool]:

@@ -65,6 +65,7 @@ def recover(services: Services) -> Repairs:
             # With the attempts in its name the job is another one than the one that died.
             job_id=f"predict-{row.id}-{row.attempts}",
             at_front=row.interactive,
+            timeout_s=propagations.NO_END if propagations.is_propagation(row) else None,
         )
     repairs = Repairs(
         enqueued=len(rows),

@@ -144,9 +144,14 @@ def request_pushes(
 
 
 def enqueue_chunks(
-    services: Services, ids: Sequence[str], name: str, *, interactive: bool = False
+    services: Services,
+    ids: Sequence[str],
+    name: str,
+    *,
+    interactive: bool = False,
+    timeout_s: int | None = None,
 ) -> None:
-    """Put rows on the `gpu` queue, a few tasks per job.
+    """Put rows on the `gpu` queue, a few tasks per job; `timeout_s` as for `enqueue`.
 
     Raises:
         QueueError: Redis cannot be reached; the rows stay queued in the database.
@@ -160,6 +165,7 @@ def enqueue_chunks(
             ids[start : start + size],
             job_id=f"predict-{name}-{start // size}",
             at_front=interactive,
+            timeout_s=timeout_s,
         )
 
 

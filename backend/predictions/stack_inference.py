@@ -80,7 +80,11 @@ class TaskStack:
             for number, concept in enumerate(concepts)
             for place, mask in known[concept].items()
         ]
-        texts = {number: self.texts([one.phrase]) for number, one in enumerate(concepts)}
+        texts = {
+            number: self.texts([one.phrase])
+            for number, one in enumerate(concepts)
+            if one.phrase and not one.everything
+        }
         for one in propagate_stack(
             self.model,
             encoded,

@@ -35,7 +35,7 @@ from backend.predictions.tables import StackPropagation
 from backend.processes.queues import QueueName, queue
 from backend.services import Services
 from backend.settings import Settings, get_settings
-from backend.tables import Suggestion
+from backend.tables import Suggestion, SuggestionState, now
 from backend.training.triggers import ingest_events
 from backend.volumes.tables import Stack
 from tests.support.images import png
@@ -169,6 +169,14 @@ def test_the_same_wish_is_one_row_and_ends_where_it_is_cancelled(
         start_propagations([id_])
     with services.database.reading() as session:
         (row,) = session.query(Suggestion).all()
+    # A worker that is killed in the middle of it leaves it to the next, with all the time it needs.
+    services.redis.flushall()
+    with services.database.session() as session:
+        taken = session.get_one(Suggestion, row.id)
+        taken.state, taken.lease_until = SuggestionState.RUNNING, now() - timedelta(minutes=1)
+    assert recover(services).enqueued == 1
+    (job,) = queue(services.redis, QueueName.GPU).jobs
+    assert (job.args, job.timeout) == ([[row.id]], -1)
     cancelled = web.post(f"/api/v1/propagations/{id_}/cancel").json
     predict_chunk([row.id])
     after = web.get(f"/api/v1/propagations/{id_}").json
