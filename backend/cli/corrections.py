@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from backend.cli.output import AsJson, print_json, progress_bar
-from backend.corrections.export import ExportFormat, OverlapRule
+from backend.corrections.export import WITHOUT_IMAGES, ExportFormat, OverlapRule
 from backend.errors import CorrectionsError
 
 if TYPE_CHECKING:
@@ -206,6 +206,7 @@ def export(
     from backend.corrections.ingest import open_ingest
     from backend.corrections.mask_store import MaskStore
     from backend.corrections.statistics import compute
+    from backend.label_studio.images import image_limits
 
     with _services() as services:
         with services.database.session() as session:
@@ -213,7 +214,10 @@ def export(
             revisions = [item.task.revision_id for item in dataset.items]
             figures = compute(session, project, revisions)
         with ExitStack() as opened:
-            ingest = opened.enter_context(open_ingest(services)) if images else None
+            with_images = images and format_ not in WITHOUT_IMAGES
+            coded = format_ is ExportFormat.DICOM_SEG
+            ingest = opened.enter_context(open_ingest(services)) if with_images or coded else None
+            config = ingest.source.client.project(project)["label_config"] if ingest else ""
 
             def read(page: ExportPage) -> bytes:
                 assert ingest is not None
@@ -227,8 +231,10 @@ def export(
                 folder,
                 format_,
                 statistics=figures,
-                read_image=read if images else None,
+                read_image=read if with_images else None,
                 overlap=overlap,
+                label_config=config,
+                limits=image_limits(services.settings),
                 progress=opened.enter_context(progress_bar("Exporting", quiet=as_json)),
             )
     if as_json:

@@ -36,6 +36,8 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from medsam3_model.images.limits import ImageLimits
+
 log = logging.getLogger(__name__)
 
 _CLOUD_SCHEMES = ("s3", "gs", "azure-blob")
@@ -124,6 +126,16 @@ class FetchedImages:
         )
 
 
+def image_limits(settings: Settings) -> "ImageLimits":
+    """What `max_image_mb` and `max_image_megapixels` allow."""
+    from medsam3_model.images.limits import ImageLimits
+
+    return ImageLimits(
+        max_bytes=settings.max_image_mb * 2**20,
+        max_pixels=int(settings.max_image_megapixels * 1e6),
+    )
+
+
 def decode(content: bytes, settings: Settings, *, task_id: int | None) -> "NDArray[np.uint8]":
     """A fetched file as RGB uint8 (H, W, 3), within `max_image_mb` and `max_image_megapixels`.
 
@@ -132,14 +144,9 @@ def decode(content: bytes, settings: Settings, *, task_id: int | None) -> "NDArr
     Raises:
         ImageError: it is damaged, too large, or of an unknown format.
     """
-    from medsam3_model.images.limits import ImageLimits
     from medsam3_model.images.reading import open_picture
 
-    limits = ImageLimits(
-        max_bytes=settings.max_image_mb * 2**20,
-        max_pixels=int(settings.max_image_megapixels * 1e6),
-    )
-    with open_picture(content, limits=limits) as picture:
+    with open_picture(content, limits=image_limits(settings)) as picture:
         if picture.pages > 1:
             log.warning(
                 "the image of task %d is a volume or stack of %d slices: only its middle one, "

@@ -20,6 +20,7 @@ from sqlalchemy import select
 from backend.database import Database
 from backend.errors import LabelStudioError, VolumeError
 from backend.label_studio.client import LabelStudio
+from backend.label_studio.images import image_limits
 from backend.labeling.config import parse_label_config
 from backend.settings import Settings
 from backend.volumes.tables import Stack
@@ -91,18 +92,13 @@ def import_stacks(
         ImageError: there is no such file or folder.
     """
     from medsam3_model.errors import ImageError
-    from medsam3_model.images.limits import ImageLimits
     from medsam3_model.images.rendering import RefusedStack
     from medsam3_model.images.stacks import find_stacks
 
     key = _pages_key(client.project(project_id)["label_config"])
     if folder is not None and not folder.path.resolve().is_relative_to(folder.root.resolve()):
         raise VolumeError(f"{folder.path} is not below {folder.root}, which Label Studio serves")
-    limits = ImageLimits(
-        max_bytes=settings.max_image_mb * 2**20,
-        max_pixels=int(settings.max_image_megapixels * 1e6),
-    )
-    for stack in find_stacks(source, options, limits):
+    for stack in find_stacks(source, options, image_limits(settings)):
         if isinstance(stack, RefusedStack):
             outcome: Outcome = "left out" if stack.left_out else "refused"
             yield ImportedStack(stack.name, outcome, notes=(stack.reason,))

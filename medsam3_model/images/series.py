@@ -39,6 +39,7 @@ from medsam3_model.images.geometry import (
     page_of,
     spacing_of,
 )
+from medsam3_model.images.instances import content_hash
 from medsam3_model.images.intensity import full_range
 from medsam3_model.images.limits import ImageLimits
 from medsam3_model.images.rendering import (
@@ -411,7 +412,8 @@ def _stack(
         check_volume(shape)
         if geometry.window is None:
             raise ImageError("colours are cut in the plane of their files: use --plane source")
-    return SourceStack(name, _sha256(slices), geometry, partial(_pages, reader, geometry), notes)
+    sha256 = content_hash(one.path for one in slices)
+    return SourceStack(name, sha256, geometry, partial(_pages, reader, geometry), notes)
 
 
 def _axes(
@@ -432,15 +434,6 @@ def _axes(
 
 def _uid(header: Dataset, name: str) -> str | None:
     return str(header.get(name) or "") or None
-
-
-def _sha256(slices: list[_Slice]) -> str:
-    """Of the hashes of the files in the order of their slices."""
-    whole = hashlib.sha256()
-    for path in dict.fromkeys(one.path for one in slices):
-        with path.open("rb") as file:
-            whole.update(hashlib.file_digest(file, "sha256").digest())
-    return whole.hexdigest()
 
 
 @dataclass

@@ -12,11 +12,15 @@ class ExportFormat(StrEnum):
     HF_DATASET = "hf-dataset"
     YOLO = "yolo"
     NNUNET = "nnunet"
+    DICOM_SEG = "dicom-seg"
 
 
-# Other programs train on these, so each image is a file that they read; `medsam3 evaluate` reads
-# the others.
+# Other programs train on these, so each image is a file that they read.
 FOR_OTHER_TRAINERS = frozenset({ExportFormat.YOLO, ExportFormat.NNUNET})
+# These refer to the images where they are, and hold none.
+WITHOUT_IMAGES = frozenset({ExportFormat.DICOM_SEG})
+# `medsam3 evaluate` reads these.
+FOR_EVALUATION = frozenset(ExportFormat) - FOR_OTHER_TRAINERS - WITHOUT_IMAGES
 
 
 class OverlapRule(StrEnum):

@@ -3,8 +3,7 @@
 Every file depends on the version's revisions and images alone, in a fixed order and without the
 time of the export, so that two exports are the same byte for byte. Each format has `dataset.json`
 (where everything comes from), `README.md` (the data card), `groups.csv` and `concepts.json` (which
-label a folder is about) beside its own files. `medsam3 evaluate` reads every format that is not
-made for other programs' training.
+label a folder is about) beside its own files. `medsam3 evaluate` reads those of `FOR_EVALUATION`.
 """
 
 import csv
@@ -13,14 +12,16 @@ import io
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from backend.corrections.datasets import ExportedVersion
 from backend.corrections.export import (
     FOR_OTHER_TRAINERS,
+    WITHOUT_IMAGES,
     ExportFormat,
     OverlapRule,
     coco,
+    dicom_seg,
     hugging_face,
     masks,
     nifti,
@@ -36,6 +37,9 @@ from backend.corrections.export.pages import (
 )
 from backend.corrections.mask_store import MaskStore
 from backend.errors import DatasetVersionError
+
+if TYPE_CHECKING:
+    from medsam3_model.images.limits import ImageLimits
 
 _Writer = Callable[[ExportedVersion, PagesWithImages, Path, MaskStore], None]
 _WRITERS: dict[ExportFormat, _Writer] = {
@@ -56,6 +60,8 @@ def export(
     statistics: Mapping[str, Any],
     read_image: Callable[[ExportPage], bytes] | None = None,
     overlap: OverlapRule | None = None,
+    label_config: str = "",
+    limits: "ImageLimits | None" = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> int:
     """Write a dataset version.
@@ -68,6 +74,8 @@ def export(
         statistics: of `statistics.compute`, for the data card.
         read_image: fetches a page's image file; None leaves the images out.
         overlap: for nnU-Net, which keeps one label of a pixel; refused where it is None.
+        label_config: the project's, for DICOM SEG, whose codes are in it.
+        limits: of a DICOM series that is read; None takes the default ones.
         progress: called with the numbers of pages written and of all pages, after each.
 
     Returns:
@@ -78,7 +86,9 @@ def export(
             format cannot hold what was asked for.
         MaskError: a mask file is missing or damaged.
     """
-    writer = _writer(format_, overlap)
+    writer = _writer(format_, overlap, label_config, limits)
+    if format_ in WITHOUT_IMAGES:
+        read_image = None
     if read_image is None and format_ in FOR_OTHER_TRAINERS:
         raise DatasetVersionError(f"{format_} is nothing without its images: export with images")
     if folder.exists() and any(folder.iterdir()):
@@ -103,11 +113,20 @@ def export(
     return len(pages)
 
 
-def _writer(format_: ExportFormat, overlap: OverlapRule | None) -> _Writer:
+def _writer(
+    format_: ExportFormat,
+    overlap: OverlapRule | None,
+    label_config: str,
+    limits: "ImageLimits | None",
+) -> _Writer:
+    from medsam3_model.images.limits import DEFAULT_LIMITS
+
     if format_ is ExportFormat.NNUNET:
         return partial(nnunet.write, overlap=overlap or OverlapRule.REFUSE)
     if overlap is not None:
         raise DatasetVersionError(f"{format_} keeps all labels of a pixel: leave out --overlap")
+    if format_ is ExportFormat.DICOM_SEG:
+        return partial(dicom_seg.write, label_config=label_config, limits=limits or DEFAULT_LIMITS)
     return _WRITERS[format_]
 
 

@@ -15,6 +15,7 @@ import numpy as np
 
 from backend.corrections.datasets import ExportedVersion
 from backend.corrections.export.pages import ExportPage, PagesWithImages, write_file
+from backend.corrections.export.volumes import check_sizes, checked_geometry, drawn_masks
 from backend.corrections.mask_store import MaskStore
 from backend.errors import DatasetVersionError
 from backend.labeling.masks import Mask
@@ -39,28 +40,14 @@ def write(version: ExportedVersion, pages: PagesWithImages, folder: Path, masks:
         labels = sorted({concept.label for page in slices for concept in page.concepts})
         if not labels:
             continue
-        _check_sizes(slices)
+        check_sizes(slices)
         stack = version.stacks.get(slices[0].item.task.task_id)
         volume = _pixel_volume if stack is None else _in_source(stack, slices)
         for label in labels:
-            drawn = {
-                page.item_index: masks.get(concept.mask_hash)
-                for page in slices
-                for concept in page.concepts
-                if concept.label == label
-            }
+            drawn = drawn_masks(slices, label, masks)
             # Without the time of writing, which gzip would put into its header.
             content = gzip.compress(volume(slices, drawn).to_bytes(), mtime=0)
             write_file(folder / "masks" / slices[0].folder(label) / f"{stem}.nii.gz", content)
-
-
-def _check_sizes(slices: Sequence[ExportPage]) -> None:
-    # A volume has one size, also where a page has no mask: nothing is invented or stretched.
-    if len({page.size for page in slices}) > 1:
-        raise DatasetVersionError(
-            f"the pages of task {slices[0].item.task.task_id} differ in size, which a volume "
-            "cannot hold: export as masks or coco"
-        )
 
 
 def _pixel_volume(slices: Sequence[ExportPage], drawn: dict[int, Mask]) -> Any:
@@ -80,21 +67,12 @@ def _pixel_volume(slices: Sequence[ExportPage], drawn: dict[int, Mask]) -> Any:
 
 def _in_source(stack: StackSource, slices: Sequence[ExportPage]) -> Any:
     """What makes a NIfTI image of masks by page, in the geometry of the stack's source."""
-    from medsam3_model.errors import ImageError
     from medsam3_model.images.geometry import masks_to_source
 
     task_id = slices[0].item.task.task_id
-    try:
-        geometry = stack.geometry()
-    except ImageError as error:
-        raise DatasetVersionError(f"task {task_id}: {error}") from error
+    geometry = checked_geometry(stack, slices)
     if geometry.affine is None:
         return _pixel_volume
-    if geometry.pages != len(slices) or geometry.page_size != slices[0].size:
-        raise DatasetVersionError(
-            f"the pages of task {task_id} are not those that were made of its volume: import the "
-            "volume again, or export as masks"
-        )
     header = _source_header(stack, geometry, task_id) if geometry.kind == "nifti" else None
 
     def image(slices: Sequence[ExportPage], drawn: dict[int, Mask]) -> Any:

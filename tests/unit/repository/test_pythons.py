@@ -249,7 +249,7 @@ def imported(folder: Path) -> dict[str, str]:
 @pytest.mark.parametrize(
     ("folder", "extras"),
     [
-        ("backend", ("demo", "postgres", "s3", "simulate")),
+        ("backend", ("demo", "dicom-seg", "postgres", "s3", "simulate")),
         ("medsam3_model", ("demo", "video")),
         ("tests", ("demo", "postgres", "s3", "simulate", "test")),
     ],

@@ -17,7 +17,7 @@ from pydicom.uid import ExplicitVRLittleEndian
 
 from backend.corrections.cropped_mask import CroppedMask
 from backend.corrections.datasets import ExportedVersion, VersionItem
-from backend.corrections.export import FOR_OTHER_TRAINERS, ExportFormat
+from backend.corrections.export import FOR_EVALUATION, ExportFormat
 from backend.corrections.export.export import export
 from backend.corrections.export.pages import folder_name, folder_names
 from backend.corrections.mask_store import MaskStore
@@ -34,7 +34,7 @@ from medsam3_model.evaluation.evaluation import parse_prompts
 from tests.support.exports import FIGURES, H, W, exported, png, sha256
 
 # What `medsam3 evaluate` reads, exactly.
-FORMATS = sorted(set(ExportFormat) - FOR_OTHER_TRAINERS)
+FORMATS = sorted(FOR_EVALUATION)
 LABELS = {
     "plain": ["Tumor"],
     "a colon": ["BI-RADS: 4"],
