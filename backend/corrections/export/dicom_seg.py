@@ -246,7 +246,8 @@ def _written(
     dataset.InstanceCreationDate = dataset.ContentDate
     dataset.InstanceCreationTime = dataset.ContentTime
     # The last one is highdicom itself, at the time of the export.
-    dataset.ContributingEquipmentSequence[-1].ContributionDateTime = f"{at:%Y%m%d%H%M%S}"
+    equipment: Any = dataset.ContributingEquipmentSequence[-1]
+    equipment.ContributionDateTime = f"{at:%Y%m%d%H%M%S}"
     for sequence in (dataset.DimensionOrganizationSequence, dataset.DimensionIndexSequence):
         for item in sequence:
             item.DimensionOrganizationUID = uids["dimension"]
