@@ -21,6 +21,7 @@ BackendError
 │   ├── AgentConsentError     the settings do not allow that anything is sent
 │   ├── AgentServerError      the language model's server gave no usable answer
 │   └── AgentCallError        the language model's call cannot be understood
+├── AgentInterruptedError     the agent's worker was told to stop; the run goes on later
 └── TrainingError             a training run cannot start or go on
     ├── CancelledError        somebody cancelled the run
     └── StoppedError          the trainer was told to stop; the run goes on later
@@ -132,6 +133,10 @@ class AgentServerError(AgentError):
 
 class AgentCallError(AgentError):
     """A language model's call cannot be understood; the sentence tells it why."""
+
+
+class AgentInterruptedError(BackendError):
+    """The agent's worker was told to stop, or lost the run to another one; it goes on there."""
 
 
 class TrainingError(BackendError):

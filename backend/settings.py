@@ -295,6 +295,33 @@ class Settings(BaseSettings):
         "for names and dates that are burnt in; 0: nothing.",
     )
 
+    agent_below: float = Field(
+        0.7,
+        ge=0,
+        le=1,
+        description="Confidence of the model's own answer for a label, below which an agent looks "
+        "at the task; 1: always.",
+    )
+    agent_requests_per_day: int = Field(
+        1000, ge=0, description="Requests that one project's agent may make in a day (UTC)."
+    )
+    agent_tokens_per_day: int = Field(
+        3_000_000, ge=0, description="Tokens that one project's agent may use in a day (UTC)."
+    )
+    agent_price_prompt: float | None = Field(
+        None,
+        ge=0,
+        description="Price of a million tokens that are sent to the agent's server, for the costs "
+        "in transcripts; empty: none are shown.",
+        examples=["0.3"],
+    )
+    agent_price_completion: float | None = Field(
+        None, ge=0, description="The same of a million tokens that it answers.", examples=["1.2"]
+    )
+    agent_keep_pictures: bool = Field(
+        False, description="Keep the pictures that were sent to the agent with its transcripts."
+    )
+
     @field_validator("*", mode="before")
     @classmethod
     def _empty_is_default(cls, value: object) -> object:

@@ -78,6 +78,7 @@ class Delivery(StrEnum):
     PUSHING = "pushing"  # a worker is sending it right now
     ANSWERED = "answered"  # went out as an answer; whether it arrived is looked up
     DELIVERED = "delivered"
+    LOOK = "look"  # not for Label Studio: an agent's run asked and reads it
     NONE = "none"  # nothing to bring: failed, superseded, or the caller is gone for good
 
 
@@ -126,6 +127,9 @@ class Suggestion(Base):
     `active_key` is set while the suggestion is under way and unique among those, so that a task
     asked for twice at the same time is predicted once. The ids of the regions in `result` tell
     later which suggestion an annotation started from.
+
+    `agent_run_id` names the agent's run whose answer this is, or which asked for it (see
+    `backend.predictions.agent_looks`).
     """
 
     __tablename__ = "suggestions"
@@ -157,8 +161,69 @@ class Suggestion(Base):
     error: Mapped[str | None] = mapped_column(Text)
     image_hash: Mapped[str | None] = mapped_column(String(64))
     model_s: Mapped[float | None]
+    agent_run_id: Mapped[str | None] = mapped_column(String(32), index=True)
     created_at: Mapped[datetime] = mapped_column(default=now)
     finished_at: Mapped[datetime | None]
+
+
+class AgentRun(Base):
+    """An agent at work on one task: what it was asked, what it did so far, what came of it.
+
+    Attributes:
+        suggestion_id: the prediction that it begins with; there is one run for each.
+        instruction: what an annotator typed, or nothing.
+        questions: one for each label and page, see `backend.predictions.agent_runs.AgentQuestion`.
+        exchanges: with the language model, without pixels: `question`, `action`, and what is in
+            `backend.agent.partner.Exchange`.
+        outcomes: of the questions that are answered, in their order.
+        requests, prompt_tokens, completion_tokens, seconds, cost: so far; no cost without prices.
+        asked_at: of the last request, for the budget of a day.
+        prediction_id: the prediction that the agent changed; None: it left the model's own.
+        error: why it could not go on; the model's own prediction stands.
+    """
+
+    __tablename__ = "agent_runs"
+    __table_args__ = (
+        UniqueConstraint("suggestion_id"),
+        Index("ix_agent_runs_state", "state", "lease_until"),
+        Index("ix_agent_runs_task", "project_id", "task_id"),
+    )
+
+    id: Mapped[str] = mapped_column(String(32), primary_key=True, default=new_id)
+    suggestion_id: Mapped[str] = mapped_column(String(32))
+    project_id: Mapped[int]
+    task_id: Mapped[int]
+    config_hash: Mapped[str] = mapped_column(ForeignKey("label_configs.hash"))
+    model_version: Mapped[str] = mapped_column(String(200))
+    instruction: Mapped[str] = mapped_column(Text, default="")
+    questions: Mapped[list[Any]]
+
+    state: Mapped[str] = mapped_column(String(16), default=SuggestionState.QUEUED)
+    lease_until: Mapped[datetime | None]
+    attempts: Mapped[int] = mapped_column(default=0)
+    exchanges: Mapped[list[Any]] = mapped_column(default=list)
+    outcomes: Mapped[list[Any]] = mapped_column(default=list)
+    image_hashes: Mapped[list[Any]] = mapped_column(default=list)
+    requests: Mapped[int] = mapped_column(default=0)
+    prompt_tokens: Mapped[int] = mapped_column(default=0)
+    completion_tokens: Mapped[int] = mapped_column(default=0)
+    seconds: Mapped[float] = mapped_column(default=0.0)
+    cost: Mapped[float | None]
+    asked_at: Mapped[datetime | None]
+    prediction_id: Mapped[str | None] = mapped_column(String(32))
+    error: Mapped[str | None] = mapped_column(Text)
+    created_at: Mapped[datetime] = mapped_column(default=now)
+    finished_at: Mapped[datetime | None]
+
+
+class AgentPicture(Base):
+    """A picture that a run sent, where the settings keep them; JPEG."""
+
+    __tablename__ = "agent_pictures"
+
+    run_id: Mapped[str] = mapped_column(String(32), primary_key=True)
+    sha256: Mapped[str] = mapped_column(String(64), primary_key=True)
+    jpeg: Mapped[bytes] = mapped_column(LargeBinary)
 
 
 class Event(Base):
@@ -260,6 +325,8 @@ class TrainingPolicy(Base):
         strategy: which tasks to label next, see `backend.predictions.acquisition`.
         consensus: what several annotators' masks of one image become.
         auto_promote: whether a candidate that passes the gate goes into service by itself.
+        agent: whether an agent looks at uncertain tasks, for all labels or for none; None: for the
+            labels that say `mode="agent"`.
         scheduled_at: the last moment of the schedule that was acted upon.
     """
 
@@ -271,6 +338,7 @@ class TrainingPolicy(Base):
     strategy: Mapped[str | None] = mapped_column(String(32))
     consensus: Mapped[str | None] = mapped_column(String(16))
     auto_promote: Mapped[bool | None]
+    agent: Mapped[bool | None]
     scheduled_at: Mapped[datetime | None]
 
 

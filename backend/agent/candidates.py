@@ -2,7 +2,7 @@
 
 Every mask carries two figures of the segmenter's own: its `score`, and its `support`, which is
 taken from what the phrase alone says about the pixels and so does not depend on where a language
-model drew its box. The more they speak against a choice, the more often it has to be confirmed.
+model drew its box. A choice that they speak against has to be confirmed.
 """
 
 from collections.abc import Iterable, Sequence
@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 # Masks that share this much of their union are one.
 _SAME_IOU = 0.9
 # Of the own answer's agreement with the phrase's map: a choice that keeps it needs no confirmation.
-_AGREES = 0.5
-# Of the own answer's mean support: with less, the segmenter is sure that it is elsewhere.
-_CONTRADICTS = 0.3
+_AGREES = 0.9
+# Of any other choice: a partner that guesses passes one in sixteen.
+_CONFIRMATIONS = 4
 MOST_CANDIDATES = 40
 
 Origin = Literal["phrase", "box", "clicks"]
@@ -130,19 +130,16 @@ def confirmations(board: Board, chosen: Sequence[int]) -> int:
     """
     if not board.own:
         return 0
-    support, agreement = _figures(board, chosen)
-    own_support, own_agreement = _figures(board, board.own)
-    if agreement >= _AGREES * own_agreement:
-        return 0
-    return 2 if support >= _CONTRADICTS * own_support else 4
+    agrees = _agreement(board, chosen) >= _AGREES * _agreement(board, board.own)
+    return 0 if agrees else _CONFIRMATIONS
 
 
-def _figures(board: Board, numbers: Iterable[int]) -> tuple[float, float]:
-    """Mean support of masks, and the Dice of the masks and the phrase's probabilities."""
+def _agreement(board: Board, numbers: Iterable[int]) -> float:
+    """The Dice of masks and the phrase's probabilities."""
     candidates = board.get(numbers)
     area = sum(int(candidate.mask.sum()) for candidate in candidates)
     inside = sum(int(c.mask.sum()) * c.found.support for c in candidates)
-    return inside / max(1, area), 2 * inside / max(1e-6, area + board.expected_area)
+    return 2 * inside / max(1e-6, area + board.expected_area)
 
 
 def _iou(one: NDArray[np.bool_], other: NDArray[np.bool_]) -> float:

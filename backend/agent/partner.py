@@ -89,7 +89,13 @@ class ChatPartner:
         self._image = blanked(image, settings.agent_blank_border)
         self._plain = sent_picture(plain(self._image, self._longest))
         self._repaired = False
+        self._pictures: dict[str, bytes] = {self._plain.sha256: self._plain.jpeg}
         self.exchanges: list[Exchange] = []
+
+    def take_pictures(self) -> dict[str, bytes]:
+        """The JPEG files that were sent since the last call, by their hashes."""
+        taken, self._pictures = self._pictures, {}
+        return taken
 
     def act(self, view: PartnerView, timeout_s: float) -> Action:
         """The model's next action; one answer that cannot be read is sent back, once a task.
@@ -99,6 +105,7 @@ class ChatPartner:
         """
         ends = time.monotonic() + timeout_s
         masks = sent_picture(numbered(self._image, view.shown, self._longest, view.newest))
+        self._pictures[masks.sha256] = masks.jpeg
         correction: list[Message] = []
         while True:
             try:

@@ -36,11 +36,12 @@ _QUALITY = 92
 
 @dataclass(frozen=True)
 class SentPicture:
-    """A picture as it is sent: a data URI, its (height, width), and the hash of its file."""
+    """A picture as it is sent: a data URI, (height, width), and the JPEG file with its hash."""
 
     uri: str
     size: tuple[int, int]
     sha256: str
+    jpeg: bytes
 
 
 def sent_picture(picture: Image.Image) -> SentPicture:
@@ -49,7 +50,8 @@ def sent_picture(picture: Image.Image) -> SentPicture:
     picture.save(buffer, "JPEG", quality=_QUALITY)
     content = buffer.getvalue()
     uri = f"data:image/jpeg;base64,{base64.b64encode(content).decode()}"
-    return SentPicture(uri, (picture.height, picture.width), hashlib.sha256(content).hexdigest())
+    digest = hashlib.sha256(content).hexdigest()
+    return SentPicture(uri, (picture.height, picture.width), digest, content)
 
 
 def blanked(image: NDArray[np.uint8], border: float) -> NDArray[np.uint8]:

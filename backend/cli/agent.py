@@ -78,3 +78,62 @@ def try_image(
         typer.echo(f"  {line}")
     typer.echo(f"{summary['ending']}: {result.reason}")
     typer.echo(f"{asked.requests} requests, {result.seconds:.1f} s")
+
+
+@agent.command("show")
+def show(
+    task: Annotated[int, typer.Argument(help="A task's id in Label Studio.", show_default=False)],
+    pictures: Annotated[
+        Path | None,
+        typer.Option(help="Folder for the pictures that were kept, as JPEG.", show_default=False),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show what agents did on a task, newest run first; `--json` has the whole transcripts.
+
+    Example: `medsam3 agent show 487`
+    """
+    from sqlalchemy import select
+
+    from backend.errors import AgentError
+    from backend.predictions.agent_transcripts import runs_of, transcript
+    from backend.services import open_services
+    from backend.tables import AgentPicture
+
+    with open_services().database.reading() as session:
+        shown = [transcript(run) for run in runs_of(session, None, task, 100)]
+        kept = select(AgentPicture).where(AgentPicture.run_id.in_([run["id"] for run in shown]))
+        files = {row.sha256: row.jpeg for row in session.scalars(kept)} if pictures else {}
+    if not shown:
+        raise AgentError(
+            f"No agent has looked at task {task}; see docs/agent.md for when one does."
+        )
+    if pictures is not None:
+        pictures.mkdir(parents=True, exist_ok=True)
+        for sha256, jpeg in files.items():
+            (pictures / f"{sha256}.jpg").write_bytes(jpeg)
+        say(f"{len(files)} pictures are in {pictures}.")
+    if as_json:
+        print_json(shown)
+        return
+    for run in shown:
+        _print_run(run)
+
+
+def _print_run(run: dict[str, Any]) -> None:
+    typer.echo(f"{run['created_at'][:19]}  {run['state']}  {run['error'] or ''}".rstrip())
+    if run["instruction"]:
+        typer.echo(f"  instruction: {_printable(run['instruction'])}")
+    for outcome in run["outcomes"]:
+        for line in outcome["log"]:
+            typer.echo(f"  {_printable(line)}")
+        reason = _printable(outcome["reason"])
+        typer.echo(f"  {outcome['label']}: {outcome['ending']}, {reason}")
+    tokens = run["prompt_tokens"] + run["completion_tokens"]
+    cost = "" if run["cost"] is None else f", cost {run['cost']:.4f}"
+    typer.echo(f"  {run['requests']} requests, {tokens} tokens, {run['seconds']:.1f} s{cost}")
+
+
+def _printable(text: str) -> str:
+    """A language model's words without what a terminal would carry out."""
+    return "".join(letter if letter.isprintable() else " " for letter in text)

@@ -89,7 +89,11 @@ def web(host: Host = None, port: Port = None) -> None:
 @app.command()
 def worker(
     queue: Annotated[
-        QueueName, typer.Option(help="`gpu` runs the model, `ingest` talks to Label Studio.")
+        QueueName,
+        typer.Option(
+            help="`gpu` runs the model, `ingest` talks to Label Studio, `agent` to a language "
+            "model."
+        ),
     ] = QueueName.GPU,
     burst: Annotated[bool, typer.Option(help="Stop when the queue is empty.")] = False,
 ) -> None:

@@ -35,6 +35,8 @@ from backend.corrections.tables import (
 )
 from backend.database import MOST_VALUES, Database, chunked, insert_or_ignore
 from backend.tables import (
+    AgentPicture,
+    AgentRun,
     Base,
     Delivery,
     Event,
@@ -62,6 +64,7 @@ class Removed:
     masks: int = 0
     mask_bytes: int = 0
     suggestions: int = 0
+    agent_runs: int = 0
     events: int = 0
     ranks: int = 0
     stacks: int = 0
@@ -106,6 +109,7 @@ def forget(
         }
         write_down(session, [hash_ for hash_ in hashes if hash_], _EMBEDDING)
         removed.images = _delete(session, Image, *mine(Image))
+        removed.agent_runs = _remove_runs(session, *mine(AgentRun))
         removed.suggestions = _delete(session, Suggestion, *mine(Suggestion))
         removed.ranks = _delete(session, TaskRank, *mine(TaskRank))
         # It names tasks, and is computed again.
@@ -128,8 +132,8 @@ def forget(
 def retain(database: Database, masks: MaskStore, embedding_folder: Path, *, days: int) -> Removed:
     """Remove versions that were replaced, and deleted annotations, taken in before `days` days.
 
-    Predictions of that age that nobody got go, too. What a dataset version names is kept, or a
-    training run could not be repeated.
+    Predictions of that age that nobody got, and what agents did, go, too. What a dataset version
+    names is kept, or a training run could not be repeated.
     """
     removed = Removed()
     with database.session() as session:
@@ -149,9 +153,21 @@ def retain(database: Database, masks: MaskStore, embedding_folder: Path, *, days
             Annotation.state == AnnotationState.DELETED,
             Annotation.id.not_in(select(Revision.annotation_id)),
         )
+        removed.agent_runs = _remove_runs(
+            session, AgentRun.finished_at < now() - timedelta(days=days)
+        )
         removed.suggestions = _remove_undelivered(session, days)
     finish_removals(database, masks, embedding_folder, removed)
     return removed
+
+
+def _remove_runs(session: Session, *which: ColumnElement[bool]) -> int:
+    """Remove agents' runs with their transcripts, pictures, and what they still ask."""
+    runs = select(AgentRun.id).where(*which)
+    _delete(session, AgentPicture, AgentPicture.run_id.in_(runs))
+    looks = (Suggestion.agent_run_id.in_(runs), Suggestion.delivery == Delivery.LOOK)
+    _delete(session, Suggestion, *looks)
+    return _delete(session, AgentRun, *which)
 
 
 def _remove_undelivered(session: Session, days: int) -> int:

@@ -57,7 +57,8 @@ def check_workers(redis: Redis, name: QueueName) -> Check:
     if alive or (name not in _NEEDED_QUEUES and not waiting):
         return ok(title, counts)
     if name not in _NEEDED_QUEUES:
-        return warn(title, counts, "start `medsam3 trainer`")
+        command = "trainer" if name == QueueName.TRAIN else f"worker --queue {name}"
+        return warn(title, counts, f"start `medsam3 {command}`")
     return fail(title, counts, f"start `medsam3 serve`, or `medsam3 worker --queue {name}`")
 
 

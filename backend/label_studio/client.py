@@ -345,6 +345,15 @@ class LabelStudio:
         path = f"/api/projects/{project_id}/import/predictions"
         return int(self.post(path, [dict(prediction) for prediction in predictions])["created"])
 
+    def update_prediction(self, prediction_id: int, task_id: int, **fields: Any) -> None:
+        """Replace fields of a prediction (`result`, `score`); done twice, it is the same."""
+        self.patch(f"/api/predictions/{prediction_id}/", {"task": task_id, **fields})
+
+    def is_annotated(self, task_id: int) -> bool:
+        """Whether somebody submitted an annotation of a task, a skipped one left aside."""
+        task = self.get(f"/api/tasks/{task_id}", resolve_uri="false")
+        return any(not one.get("was_cancelled") for one in task.get("annotations") or [])
+
     def delete_prediction(self, prediction_id: int) -> None:
         """Delete a prediction."""
         self.delete(f"/api/predictions/{prediction_id}/")

@@ -119,6 +119,23 @@ def concept_of_label(config: LabelConfig, label: str) -> Concept | None:
     return _concept(config, chosen.prompt or chosen.shown, chosen)
 
 
+def concept_of_instruction(config: LabelConfig, image_name: str, instruction: str) -> Concept:
+    """The concept that an annotator's instruction is about: of the label that it names.
+
+    It is found by rule (d), among the labels that can be answered on the image.
+
+    Raises:
+        LabelConfigError: none can.
+    """
+    offered = [concept_of_label(config, label) for label in config.labels_on(image_name)]
+    concepts = {concept.label: concept for concept in offered if concept is not None}
+    if not concepts:
+        raise LabelConfigError(f'No label can be answered on the image "{image_name}".')
+    known = _KnownLabels(config)
+    known.all = tuple(label for label in known.all if label.value in concepts)
+    return concepts[known.closest(instruction).value]
+
+
 def remarks(config: LabelConfig) -> tuple[str, ...]:
     """Advice for `connect` and `doctor` about a config that can be served, one sentence each."""
     advice = list(_unanswered(config))

@@ -19,9 +19,11 @@ the same image. `KeyPointLabels` and `TextArea` are prompts only. All others are
 Attributes of our own, which Label Studio ignores: on `<Label>`, `prompt` (the phrase for the model
 instead of the label's value; `prompt=""`: never ask for this label), `everything="true"` (all
 objects of whatever kind, without a name) and `exemplar="true"` (a smart box with this label asks
-for everything like what is in it; on a control: with any of its labels) and `propagate="true"`
-(likewise: a smart tool's answer goes on to the other pages of a stack); on a `<Text>`,
-`prompts="true"` (its text holds prompts; see `backend.labeling.concepts`); on a control,
+for everything like what is in it; on a control: with any of its labels), `propagate="true"`
+(likewise: a smart tool's answer goes on to the other pages of a stack) and `mode="agent"` (an
+agent looks at uncertain answers for this label); on a `<TextArea>`, `mode="agent"` (what is typed
+is an instruction for the agent, no phrase); on a `<Text>`, `prompts="true"` (its text holds
+prompts; see `backend.labeling.concepts`); on a control,
 `model_score_threshold` (0 to 1; the name is that of Label Studio's YOLO backend),
 `model_output`, and `negative="true"` (boxes drawn with it say what the concept is not).
 """
@@ -192,6 +194,7 @@ class Control:
         exemplars: values of the labels whose boxes ask for everything like what is in them.
         propagates: values of the labels whose answers go on to the other pages of a stack.
         labels_name: name of the `<Labels>` that holds the labels of a tag without any.
+        instructs: a `TextArea` whose text is an instruction for the agent.
     """
 
     name: str
@@ -205,6 +208,7 @@ class Control:
     exemplars: frozenset[str] = frozenset()
     propagates: frozenset[str] = frozenset()
     labels_name: str | None = None
+    instructs: bool = False
 
     @property
     def result_type(self) -> str:
@@ -224,11 +228,13 @@ class LabelConfig:
         images: those that regions can be on.
         controls: theirs.
         prompt_keys: the keys of `task.data` whose text the config says to be prompts.
+        agent_labels: values of the labels whose uncertain answers an agent looks at.
     """
 
     images: tuple[ImageObject, ...]
     controls: tuple[Control, ...]
     prompt_keys: tuple[str, ...] = ()
+    agent_labels: frozenset[str] = frozenset()
 
     def control(self, name: str) -> Control | None:
         """The control of that name; the name of a `<Labels>` is that of the first one it labels."""
@@ -317,7 +323,8 @@ def parse_label_config(xml: str) -> LabelConfig:
     if not images:
         raise LabelConfigError(_without_image(nodes))
     controls = tuple(_controls(nodes, {image.name for image in images}))
-    config = LabelConfig(images, controls, tuple(_prompt_keys(nodes)))
+    agent_labels = frozenset(value for value, label in nodes[0].labels() if _is_for_agent(label))
+    config = LabelConfig(images, controls, tuple(_prompt_keys(nodes)), agent_labels)
     _check_outputs(config, nodes)
     return config
 
@@ -446,6 +453,7 @@ def _controls(nodes: Sequence[ConfigTag], images: set[str]) -> Iterator[Control]
             exemplars=_labels_that_say("exemplar", node, labels_node or node),
             propagates=_labels_that_say("propagate", node, labels_node or node),
             labels_name=labels_node.get("name") if labels_node else None,
+            instructs=tag == "TextArea" and _is_for_agent(node),
         )
 
 
@@ -499,6 +507,13 @@ def _labels_that_say(attribute: str, node: ConfigTag, labels_node: ConfigTag) ->
     return frozenset(
         value for value, label in labels_node.labels() if label.flag(attribute) or every
     )
+
+
+def _is_for_agent(node: ConfigTag) -> bool:
+    mode = node.get("mode")
+    if node.tag == "label" and mode not in ("", "agent"):
+        raise LabelConfigError(f'{node} has mode="{mode}", but there is only mode="agent".')
+    return mode == "agent"
 
 
 def _threshold(node: ConfigTag) -> float | None:

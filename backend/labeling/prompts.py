@@ -14,7 +14,7 @@ label, same image. In this way a prompt grows point by point and box by box.
   config. The editor itself has no gesture for negative boxes: give them a second
   `RectangleLabels` with the same labels and `negative="true"`.
 * A context whose `event` is `prewarm` and that holds no regions asks for nothing yet.
-* A text area's text is a phrase.
+* A text area's text is a phrase; of one that says `mode="agent"` it is an instruction.
 
 All positions are percent of the image, clipped to it. Regions of controls that the config does
 not have are left out: the editor may still hold some from before the config changed.
@@ -44,6 +44,7 @@ class InteractivePrompt:
         label: the label that was drawn with; None when only text was typed, or with a tool that
             has no labels.
         texts: phrases typed into a text area.
+        instruction: typed for the agent, or nothing.
         boxes: (x0, y0, x1, y1) in percent of the image's width and height, clipped to it.
         box_labels: 1 "this", 0 "not this", one per box.
         points: (x, y) in percent.
@@ -59,6 +60,7 @@ class InteractivePrompt:
 
     label: str | None = None
     texts: tuple[str, ...] = ()
+    instruction: str = ""
     boxes: tuple[Box, ...] = ()
     box_labels: tuple[int, ...] = ()
     points: tuple[Point, ...] = ()
@@ -103,7 +105,10 @@ def read_context(
         and (control := config.control(str(region.get("from_name")))) is not None
     ]
     texts = [
-        text for region, control in known if control.tag == "TextArea" for text in _typed(region)
+        text
+        for region, control in known
+        if control.tag == "TextArea" and not control.instructs
+        for text in _typed(region)
     ]
     # A tool without labels sends its label as a second result of the same id.
     label_of = {region.get("id"): _label(region) for region, _ in known if _label(region)}
@@ -113,8 +118,7 @@ def read_context(
         if control.tag != "TextArea" and region.get("type") != "labels"
     ]
     if not drawn:
-        return _typed_only(texts, *known[-1]) if texts else InteractivePrompt()
-
+        return _of_words(known, texts)
     latest, latest_control = drawn[-1]
     label = label_of.get(latest.get("id"))
     boxes: list[tuple[Box, int]] = []
@@ -155,9 +159,19 @@ def read_context(
     )
 
 
-def _typed_only(texts: Sequence[str], region: Region, control: Control) -> InteractivePrompt:
+def _of_words(known: Sequence[tuple[Region, Control]], texts: Sequence[str]) -> InteractivePrompt:
+    """The prompt of what was typed, where nothing is drawn."""
+    if not known:
+        return InteractivePrompt()
+    region, control = known[-1]
+    instruction = " ".join(_typed(region)) if control.instructs else ""
+    if not texts and not instruction:
+        return InteractivePrompt()
     return InteractivePrompt(
-        texts=tuple(texts), item_index=_page(region), image_name=control.to_name
+        texts=() if instruction else tuple(texts),
+        instruction=instruction,
+        item_index=_page(region),
+        image_name=control.to_name,
     )
 
 

@@ -10,10 +10,16 @@ from typing import TYPE_CHECKING, Any
 
 from redis.exceptions import RedisError
 
+from backend.agent.consent import check_consent
 from backend.errors import ImageSourceError, LabelConfigError
 from backend.label_studio.client import LabelStudio
 from backend.label_studio.images import FetchedImages, decode
-from backend.labeling.concepts import Concept, concept_of_label, concepts_for
+from backend.labeling.concepts import (
+    Concept,
+    concept_of_instruction,
+    concept_of_label,
+    concepts_for,
+)
 from backend.labeling.config import ImageObject, LabelConfig, parse_label_config
 from backend.labeling.prompts import InteractivePrompt, read_context
 from backend.labeling.regions import InstanceMask, regions_for
@@ -22,6 +28,8 @@ from backend.models import versions
 from backend.models.encoding import EncodedImage, add_to_counters, embedding_cache
 from backend.models.loading import Models
 from backend.predictions import acquisition
+from backend.predictions.agent_looks import answer_look
+from backend.predictions.agent_runs import AgentQuestion
 from backend.predictions.clicks import RedisAnswers, with_drawn_box
 from backend.predictions.propagations import is_propagation
 from backend.predictions.stack_inference import (
@@ -56,12 +64,16 @@ class TaskPrediction:
         score: confidence of the whole task, 0 to 1; the least confident are labelled first.
         image_hash: SHA-256 of the (first) image's file.
         model_s: seconds that the model took, decoding and encoding of the image included.
+        answered: what an agent may be asked about it; see `backend.predictions.agent_runs`.
+        instruction: what an annotator typed for the agent, or nothing.
     """
 
     regions: list[dict[str, Any]]
     score: float
     image_hash: str
     model_s: float
+    answered: tuple[AgentQuestion, ...] = ()
+    instruction: str = ""
 
 
 @dataclass(frozen=True)
@@ -111,18 +123,22 @@ class Inference:
         prompt = read_context(row.context, config)
         if prompt is not None and row.task_id is not None:
             prompt = with_drawn_box(self._services.redis, row.project_id, row.task_id, prompt)
+        if prompt is not None and prompt.instruction:
+            # Said at once: nobody would ever follow the instruction.
+            check_consent(self._services.settings)
         model = self.model(row.model_version)
         concepts = _concepts(config, row.task_data, prompt)
         strategy: Strategy | None = None
         if prompt is None:
             with self._services.database.reading() as session:
                 strategy = acquisition.strategy_of(session, self._services.settings, row.project_id)
-        answers = [
-            self._predict_page(model, row, page, asked, prompt, strategy)
-            for page in _pages(config, row.task_data, prompt)
-            if (asked := [c for c in concepts if c.controls_of(page.image.name)])
-            or (prompt is not None and prompt.prewarm)
-        ]
+        answers: list[_PageAnswer] = []
+        answered: list[AgentQuestion] = []
+        for page in _pages(config, row.task_data, prompt):
+            asked = [concept for concept in concepts if concept.controls_of(page.image.name)]
+            if asked or (prompt is not None and prompt.prewarm):
+                answers.append(self._predict_page(model, row, page, asked, prompt, strategy))
+                answered += _questions(page, asked, answers[-1].detections)
         regions = [region for answer in answers for region in answer.regions]
         if prompt is not None and prompt.propagate and concepts and answers:
             regions += self._on_other_pages(row, config, prompt, answers[0], began)
@@ -144,7 +160,28 @@ class Inference:
             score,
             answers[0].image_hash if answers else "",
             sum(answer.model_s for answer in answers),
+            tuple(answered) if prompt is None or prompt.instruction else (),
+            prompt.instruction if prompt is not None else "",
         )
+
+    def look(self, row: Suggestion) -> TaskPrediction:
+        """Answer what an agent's run asks; `regions` is what `agent_looks.answer_look` returns.
+
+        Raises:
+            BackendError, MedSAM3Error: with a sentence that says what to change.
+        """
+        context = row.context or {}
+        content, image_hash = self._files.get(
+            context["reference"], project_id=row.project_id, task_id=context["task_id"]
+        )
+        started = perf_counter()
+        image = EncodedImage(
+            self._embeddings,
+            image_hash,
+            lambda: decode(content, self._services.settings, task_id=context["task_id"]),
+        )
+        found = answer_look(self.model(row.model_version), image, context)
+        return TaskPrediction(found, 0.0, image_hash, perf_counter() - started)
 
     def model(self, version: str) -> "MedSAM3":
         """The model of a version; encoders are loaded once for all, detectors swapped in."""
@@ -323,6 +360,9 @@ def _concepts(
     """What to ask for: the drawn label's concept, else those of the task, text or config."""
     if prompt is not None and prompt.prewarm:
         return ()
+    if prompt is not None and prompt.instruction:
+        image_name = prompt.image_name or config.images[0].name
+        return (concept_of_instruction(config, image_name, prompt.instruction),)
     if prompt is None or prompt.texts:
         return concepts_for(config, task_data, prompt.texts if prompt else ())
     image_name = prompt.image_name or config.images[0].name
@@ -337,6 +377,25 @@ def _concepts(
             f"{image_name!r}: add it to a <BrushLabels> of that image"
         )
     return (concept,)
+
+
+def _questions(
+    page: TaskPage, concepts: Sequence[Concept], detections: "Sequence[Detections]"
+) -> list[AgentQuestion]:
+    """What an agent may be asked about a page: all but the objects without a name."""
+    return [
+        AgentQuestion(
+            label=concept.label,
+            phrase=concept.phrase,
+            image=page.image.name,
+            page=page.item_index,
+            reference=page.reference,
+            threshold=concept.score_threshold,
+            confidence=confidence(detected),
+        )
+        for concept, detected in zip(concepts, detections, strict=False)
+        if not concept.everything
+    ]
 
 
 def _pages(

@@ -11,6 +11,8 @@ from sqlalchemy import ColumnElement, and_, case, or_, select, update
 
 from backend.database import now_in, retried
 from backend.errors import BackendError, LabelStudioUnavailableError, QueueError
+from backend.labeling.config import parse_label_config
+from backend.predictions.agent_runs import enqueue_run, request_run
 from backend.predictions.requests import (
     answer_message,
     enqueue_chunks,
@@ -77,8 +79,15 @@ def _predict_row(services: Services, inference: "Inference", row: Suggestion) ->
     """Predict a row and store what came of it; False when it is to be tried again later."""
     from medsam3_model.errors import MedSAM3Error
 
+    is_look = row.delivery == Delivery.LOOK
+    run_id: str | None = None
     try:
-        outcome = inference.predict(row, _label_config(services, row.config_hash))
+        xml = _label_config(services, row.config_hash)
+        outcome = inference.look(row) if is_look else inference.predict(row, xml)
+        if outcome.answered:
+            config = parse_label_config(xml)
+            # Before the prediction is stored: whoever does this again finds the same run.
+            run_id = request_run(services, row, config, outcome.answered, outcome.instruction)
     except LabelStudioUnavailableError as error:
         if not row.interactive:
             log.warning("task %s waits for Label Studio: %s", row.task_id, error)
@@ -99,7 +108,7 @@ def _predict_row(services: Services, inference: "Inference", row: Suggestion) ->
         reason = f"unexpected {type(error).__name__}; the worker's log has the traceback"
         _fail(services, row, reason)
     else:
-        if row.interactive:
+        if row.interactive and not is_look:
             # An annotator waits: the answer goes out before it is stored.
             prediction = {
                 "result": outcome.regions,
@@ -116,6 +125,10 @@ def _predict_row(services: Services, inference: "Inference", row: Suggestion) ->
             image_hash=outcome.image_hash,
             model_s=outcome.model_s,
         )
+        if run_id is not None:
+            enqueue_run(services, run_id)
+        if is_look:
+            _wake(services, [row])
     return True
 
 

@@ -15,6 +15,7 @@ from backend.errors import (
     LabelStudioUnavailableError,
 )
 from backend.label_studio.client import LabelStudio
+from backend.predictions.replacing import WAIT_S, replaced
 from backend.predictions.requests import needed_later, prediction_of
 from backend.processes.leases import renewing
 from backend.services import Services
@@ -99,6 +100,9 @@ def _push(
     """Send the rows, `doubtful` ones only if Label Studio does not hold them already."""
     by_project: dict[int, list[Suggestion]] = defaultdict(list)
     for row in rows:
+        if row.agent_run_id is not None:
+            _replace(services, client, lease, row)
+            continue
         try:
             arrived = row.id in doubtful and _arrived(client, row)
         except LabelStudioError as error:
@@ -111,6 +115,29 @@ def _push(
             by_project[row.project_id].append(row)
     for project_id, project_rows in by_project.items():
         _push_project(services, client, lease, project_id, project_rows)
+
+
+def _replace(services: Services, client: LabelStudio, lease: "Lease", row: Suggestion) -> None:
+    """Bring an agent's answer, or try again later."""
+    if not lease.held([row]):
+        return
+    try:
+        delivery = replaced(services, client, row)
+    except LabelStudioError as error:
+        refused = 400 <= (error.status_code or 0) < 500 and not isinstance(
+            error, LabelStudioAuthError
+        )
+        if refused:
+            log.warning("the agent's answer for task %s was refused: %s", row.task_id, error)
+            _settle(services, [row.id], Delivery.NONE, error=f"not pushed: {error}")
+        else:
+            log.warning("the agent's answer for task %s waits: %s", row.task_id, error)
+            _postpone(services, [row], error)
+        return
+    if delivery == Delivery.PUSHING:
+        _hold(services, row)
+    else:
+        _settle(services, [row.id], delivery)
 
 
 def _push_project(
@@ -217,6 +244,16 @@ def _postpone(services: Services, rows: list[Suggestion], error: LabelStudioErro
                 .where(Suggestion.id == row.id, Suggestion.delivery == Delivery.PUSHING)
                 .values(lease_until=moment + _pause(row, moment), error=f"waits: {error}")
             )
+
+
+def _hold(services: Services, row: Suggestion) -> None:
+    """Look again soon: the prediction that this one replaces is on its way."""
+    with services.database.session() as session:
+        session.execute(
+            update(Suggestion)
+            .where(Suggestion.id == row.id, Suggestion.delivery == Delivery.PUSHING)
+            .values(lease_until=now_in(session) + timedelta(seconds=WAIT_S))
+        )
 
 
 def _pause(row: Suggestion, moment: datetime) -> timedelta:

@@ -9,6 +9,7 @@ from sqlalchemy.orm import Session
 
 from backend.database import now_in
 from backend.predictions import propagations
+from backend.predictions.agent_runs import recover_runs
 from backend.predictions.requests import UNFINISHED, enqueue_pushes
 from backend.processes.leases import Periodic
 from backend.processes.queues import Handler, QueueName, enqueue, waiting_row_ids
@@ -36,6 +37,7 @@ class Repairs:
     pushed: int = 0
     events: int = 0
     propagations: int = 0
+    agent_runs: int = 0
 
 
 def recover(services: Services) -> Repairs:
@@ -73,6 +75,7 @@ def recover(services: Services) -> Repairs:
         pushed=pushed,
         events=events,
         propagations=wishes,
+        agent_runs=recover_runs(services),
     )
     if repairs != Repairs():
         log.info("recovered: %s", repairs)

@@ -1,8 +1,9 @@
-"""The three RQ queues, and how work gets onto them.
+"""The four RQ queues, and how work gets onto them.
 
 RQ hands a job over without ever holding it in memory alone (LMOVE) only to workers that listen on
 a single queue. So there is one queue per kind of worker: `gpu` for everything that needs the
-model, with interactive jobs put at its front; `ingest` for talking to Label Studio; `train`.
+model, with interactive jobs put at its front; `ingest` for talking to Label Studio; `agent`
+for waiting for a language model, which holds no GPU; `train`.
 Jobs carry ids of database rows and nothing else.
 """
 
@@ -45,6 +46,7 @@ class QueueName(StrEnum):
 
     GPU = "gpu"
     INGEST = "ingest"
+    AGENT = "agent"
     TRAIN = "train"
 
 
@@ -57,6 +59,7 @@ class Handler(StrEnum):
     PREDICT = "backend.predictions.jobs.predict_chunk"
     PUSH = "backend.predictions.jobs.push_chunk"
     PROPAGATE = "backend.predictions.propagations.start_propagations"
+    AGENT = "backend.predictions.agent_jobs.guide"
     RETRY = "backend.predictions.retry.retry_failed"
     INGEST = "backend.training.triggers.ingest_events"
     UPKEEP = "backend.corrections.sync.keep_up_job"

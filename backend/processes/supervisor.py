@@ -59,6 +59,8 @@ class Supervisor:
             Child("ingest worker", ["worker", "--queue", QueueName.INGEST]),
             Child("trainer", ["trainer"]),
         ]
+        if settings.agent_url and settings.agent_send_images:
+            self.children.append(Child("agent worker", ["worker", "--queue", QueueName.AGENT]))
 
     def start(self) -> None:
         """Start Redis (when it is ours) and every process.

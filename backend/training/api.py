@@ -42,6 +42,7 @@ class _Policy(Body):
     strategy: Strategy | None = None
     consensus: Consensus | None = None
     auto_promote: bool | None = None
+    agent: bool | None = None
 
     @field_validator("schedule")
     @classmethod
@@ -94,7 +95,8 @@ def set_policy(project_id: int) -> dict[str, Any]:
     """A project's own choices; null returns to the setting.
 
     Body: `after_corrections`, `schedule` (cron, UTC; empty: none), `strategy`, `consensus`,
-    `auto_promote`.
+    `auto_promote`, `agent` (whether an agent looks at uncertain tasks, for all labels or for none;
+    null: for the labels that say `mode="agent"`).
     """
     checked_id(project_id, "project")
     changes = read_body(_Policy).model_dump(exclude_unset=True)

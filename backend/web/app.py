@@ -8,7 +8,7 @@ from werkzeug.utils import import_string
 
 from backend.services import Services, open_services
 from backend.web import contract
-from backend.web.api import corrections, models, predictions, propagations
+from backend.web.api import agent, corrections, models, predictions, propagations
 from backend.web.auth import refuse_foreign_pages, require_credentials
 
 log = logging.getLogger(__name__)
@@ -32,7 +32,7 @@ def create_app(services: Services | None = None) -> Flask:
     _ = services.credentials
     app.before_request(require_credentials)
     app.before_request(refuse_foreign_pages)
-    for module in (contract, predictions, propagations, corrections, models):
+    for module in (contract, predictions, propagations, corrections, models, agent):
         app.register_blueprint(module.blueprint)
     for name in PLUGINS:
         app.register_blueprint(import_string(f"{name}:blueprint"))

@@ -14,6 +14,7 @@ class Reply:
     """One answer: a body of JSON or bytes, its status, and what happens before or instead.
 
     Attributes:
+        body: what is sent, or a function of the request's text that returns it.
         wait: until then nothing is sent.
         endless: the body is repeated until the reader hangs up.
     """
@@ -88,6 +89,8 @@ class ChatServer:
                 if reply.wait is not None:
                     reply.wait.wait(60)
                 content = reply.body
+                if callable(content):
+                    content = content(chat.text_of(json.loads(body)["messages"])).body
                 if not isinstance(content, bytes):
                     content = json.dumps(content).encode()
                 try:
@@ -111,6 +114,12 @@ class ChatServer:
         """The messages of one request."""
         messages: list[dict[str, Any]] = json.loads(self.requests[index])["messages"]
         return messages
+
+    @staticmethod
+    def text_of(messages: Sequence[Mapping[str, Any]]) -> str:
+        """What a request's user says, without pictures."""
+        parts = next(m["content"] for m in messages if m["role"] == "user")
+        return "\n".join(part["text"] for part in parts if part["type"] == "text")
 
     def pictures(self, index: int = -1) -> list[str]:
         """The data URIs of one request."""

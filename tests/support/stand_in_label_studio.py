@@ -167,6 +167,11 @@ class StandInLabelStudio:
             "projects": {self.project_id: self._project()},
         }
         id_ = int(parts[2])
+        if parts[1] == "predictions" and request.method == "PATCH":
+            self.predictions[id_] |= request.get_json()
+        if parts[1] == "tasks" and id_ in self.tasks:
+            mine = [one for one in self.annotations.values() if one["task"] == id_]
+            return _json({**self.tasks[id_], "annotations": mine})
         if parts[1] == "annotations" and id_ in self.raw_annotations:
             return Response(self.raw_annotations[id_], mimetype="application/json")
         found = kinds[parts[1]].get(id_)

@@ -146,7 +146,7 @@ def test_web_answers_and_its_health_check_sees_it(
     assert "not healthy" in (health("web", environment) or "")
 
 
-@pytest.mark.parametrize("service", ["ingest-worker", "cpu-worker", "cpu-trainer"])
+@pytest.mark.parametrize("service", ["ingest-worker", "agent-worker", "cpu-worker", "cpu-trainer"])
 def test_a_worker_listens_and_its_health_check_sees_it(
     service: str, environment: dict[str, str], tmp_path: Path
 ) -> None:

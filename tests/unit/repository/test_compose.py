@@ -26,7 +26,15 @@ from tests.support.compose import (
 )
 from tests.support.repository import ROOT
 
-OURS = {"web", "ingest-worker", "gpu-worker", "cpu-worker", "gpu-trainer", "cpu-trainer"}
+OURS = {
+    "web",
+    "ingest-worker",
+    "agent-worker",
+    "gpu-worker",
+    "cpu-worker",
+    "gpu-trainer",
+    "cpu-trainer",
+}
 ALL = OURS | {"label-studio", "postgres", "redis"}
 
 

@@ -220,6 +220,16 @@ class TestWhatBelongsTogether:
         assert prompt.item_index == 3
         assert read(text(item_index=0)) == InteractivePrompt()
 
+    def test_an_instruction_is_no_phrase(self):
+        config = parse_label_config(
+            """<View><Image name="image" value="$image"/>
+            <BrushLabels name="brush" toName="image"><Label value="A" mode="agent"/></BrushLabels>
+            <TextArea name="text" toName="image" smart="true" mode="agent"/></View>"""
+        )
+        prompt = read_context({"result": [text("the larger,", "no shadow")]}, config)
+        assert prompt == InteractivePrompt(instruction="the larger, no shadow", image_name="image")
+        assert config.agent_labels == {"A"}
+
     def test_a_tool_without_labels(self):
         bare = box(name="bare")
         bare["type"] = "rectangle"
