@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 from torch import Tensor
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from medsam3_model import device as devices
 from medsam3_model.checkpoints import hashes
@@ -242,7 +243,12 @@ class _Run:
         self.steps = settings.steps
         if not self.spared:
             self.steps = min(settings.steps, settings.unjudged_steps)
-        self.state = TrainingState(average=detector_state(model.model))
+        self.current = {
+            key: tensor
+            for key, tensor in self.model.model.state_dict().items()
+            if hashes.is_detector(key)
+        }
+        self.state = TrainingState(average=self._on_device(detector_state(model.model)))
         self.known_before: float | None = None
         self.wait: Callable[[], object] = lambda: None
         self.waited = 0.0
@@ -302,7 +308,7 @@ class _Run:
         state = self.state
         if not state.history or state.history[-1][0] != state.step:
             state.history.append((state.step, _mean(state.losses), None))
-        weights = state.best[1] if state.best else state.average
+        weights = state.best[1] if state.best else self.averaged()
         return FineTuned(self._version(weights), state.step, tuple(state.history), stopped)
 
     def report(self, file: Path | None, on_progress: Callable[[TrainingProgress], None]) -> None:
@@ -391,17 +397,17 @@ class _Run:
         return torch.tensor(counts, dtype=torch.float32, device=self.model.device)
 
     def add_to_average(self) -> None:
-        """Take the weights of this step into the moving average."""
-        now = {
-            **dict(self.model.model.named_parameters()),
-            **dict(self.model.model.named_buffers()),
-        }
+        """Take the weights of this step into the moving average, on the device."""
+        add = get_ema_multi_avg_fn(self.settings.kept(self.state.step))
         average = self.state.average
-        latest = [now[key].detach().to(average[key]) for key in average]
-        # One call for hundreds of small tensors.
-        torch._foreach_lerp_(
-            list(average.values()), latest, 1 - self.settings.kept(self.state.step)
-        )
+        add(list(average.values()), [self.current[key] for key in average], None)
+
+    def averaged(self) -> dict[str, Tensor]:
+        """A copy of the moving average, on the CPU."""
+        return {key: tensor.to("cpu", copy=True) for key, tensor in self.state.average.items()}
+
+    def _on_device(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return {key: tensor.to(self.model.device) for key, tensor in state.items()}
 
     # -- when to stop -----------------------------------------------------------------------
 
@@ -411,7 +417,7 @@ class _Run:
         Where there is something to forget, weights on the way back to the start are tried too.
         """
         start = detector_state(self.start.model)
-        tuned = {key: tensor.clone() for key, tensor in self.state.average.items()}
+        tuned = self.averaged()
         averaged = self._version(tuned)
         learned = self._dice(averaged, self.spared)
         candidates = [(learned - self._forgotten(averaged), tuned)]
@@ -473,6 +479,7 @@ class _Run:
         if saved is None:
             return
         self.state, detector, optimiser = saved
+        self.state.average = self._on_device(self.state.average)
         parameters = self.model.model.state_dict()
         for key, value in detector.items():
             parameters[key].copy_(value)
