@@ -167,11 +167,15 @@ def compute_job(ids: Sequence[str]) -> None:
         compute_agreement(services, project_id)
 
 
-def current_stamp(session: Session, project_id: int) -> str:
-    """What tells one state of a project's annotations from another; as `AgreementReport.stamp`."""
+def current_stamp(session: Session, project_id: int | None = None) -> str:
+    """What tells one state of a project's annotations, or of all, from another.
+
+    As in `AgreementReport.stamp`.
+    """
+    of_project = [] if project_id is None else [Annotation.project_id == project_id]
     counted = select(
         func.count(), func.max(Annotation.revision_id), func.sum(Annotation.revision_id)
-    ).where(Annotation.project_id == project_id, Annotation.state == AnnotationState.VALID)
+    ).where(*of_project, Annotation.state == AnnotationState.VALID)
     return "-".join(str(value or 0) for value in session.execute(counted).one())
 
 

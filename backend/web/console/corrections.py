@@ -2,10 +2,11 @@
 
 from dataclasses import dataclass
 
-from flask import Response, abort, render_template, request
+from flask import Response, abort, current_app, render_template, request
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
+from backend.corrections.agreement import current_stamp
 from backend.corrections.tables import (
     Annotation,
     AnnotationState,
@@ -13,7 +14,7 @@ from backend.corrections.tables import (
     RegionOutcome,
     Revision,
 )
-from backend.corrections.totals import compute_totals
+from backend.corrections.totals import CorrectionTotals, compute_totals
 from backend.errors import BackendError
 from backend.settings import Settings
 from backend.web.console.access import blueprint
@@ -26,6 +27,8 @@ MOST_LISTED = 50
 # The plot's weeks, the newest ones; the table beside it has all.
 MOST_WEEKS = 26
 MOST_PICTURES = 12
+# Projects whose totals a web process keeps.
+MOST_KEPT = 64
 
 
 @dataclass(frozen=True)
@@ -60,7 +63,7 @@ def corrections(project_id: int | None = None) -> str:
     settings = services().settings
     has_gallery = settings.console_gallery
     with services().database.reading() as session:
-        totals = compute_totals(session, project_id)
+        totals = _totals(session, project_id)
         quarantined, count = quarantined_annotations(session, settings, project_id)
         worst = worst_suggestions(session, settings, project_id) if has_gallery else []
         known = known_projects(session)
@@ -98,6 +101,21 @@ def correction_picture(revision_id: int, ordinal: int) -> Response:
     except (BackendError, MedSAM3Error):
         abort(404, "This picture cannot be shown.")
     return Response(content, mimetype="image/png")
+
+
+def _totals(session: Session, project_id: int | None) -> CorrectionTotals:
+    """The totals, counted once for each state of the annotations: an open page asks often."""
+    kept: dict[int | None, tuple[str, CorrectionTotals]]
+    kept = current_app.extensions.setdefault("medsam3_correction_totals", {})
+    stamp = current_stamp(session, project_id)
+    known = kept.get(project_id)
+    if known is not None and known[0] == stamp:
+        return known[1]
+    totals = compute_totals(session, project_id)
+    if len(kept) >= MOST_KEPT:
+        kept.clear()
+    kept[project_id] = stamp, totals
+    return totals
 
 
 def quarantined_annotations(

@@ -90,6 +90,12 @@ def test_pages_show_corrections_agreement_and_pictures(
     assert f"{stage.label_studio.url}/projects/7/data?task={tasks[1]}" in page
     assert "come in since" not in page
 
+    # What comes in later is seen, though totals are kept.
+    assert "<dd>4</dd>" in console.get(f"{CONSOLE}/corrections/7").text
+    stage.label_studio.annotate(tasks[2], [brush("a2", drawn(2))], completed_by=3)
+    stage.hear_all()
+    assert "<dd>5</dd>" in console.get(f"{CONSOLE}/corrections/7").text
+
     settings = stage.services.settings.model_copy(update={"console_gallery": False})
     closed = admin(Services(settings, stage.services.database, stage.services.redis))
     assert "edited most" not in closed.get(f"{CONSOLE}/corrections").text
