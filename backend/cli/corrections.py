@@ -217,7 +217,9 @@ def export(
             with_images = images and format_ not in WITHOUT_IMAGES
             coded = format_ is ExportFormat.DICOM_SEG
             ingest = opened.enter_context(open_ingest(services)) if with_images or coded else None
-            config = ingest.source.client.project(project)["label_config"] if ingest else ""
+            config = ""
+            if coded and ingest is not None:
+                config = str(ingest.source.client.project(project)["label_config"])
 
             def read(page: ExportPage) -> bytes:
                 assert ingest is not None
