@@ -1,12 +1,13 @@
 """Click answers: one object from clicks, a box and strokes, by SAM 3's tracker.
 
 Every click mends the answer before it: the tracker is asked with all clicks so far and with the
-logits of that answer. Those logits follow from the clicks, so a caller may keep them, under a name
-that says what they answer, or lose them: then they are computed again, click by click.
+logits of that answer, and of what it changes that piece counts in which the click lies. Those
+logits follow from the clicks, so a caller may keep them, under a name that says what they answer,
+or lose them: then they are computed again, click by click.
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
@@ -77,6 +78,7 @@ def answer_object(
     prompt: ObjectPrompt,
     encode_window: EncodeWindow | None = None,
     kept: KeptAnswers | None = None,
+    boxed: Callable[[], NDArray[np.float32]] | None = None,
 ) -> Detections:
     """The object that a prompt means.
 
@@ -86,6 +88,8 @@ def answer_object(
         prompt: what was drawn.
         encode_window: for a closer look at a small object; without it there is none.
         kept: answers to the earlier clicks on this image by this tracker.
+        boxed: gives the log-odds (H, W) of the answer to the prompt's box alone, which the clicks
+            mend; called where no answer to earlier clicks was kept.
 
     Returns:
         At most one mask. `scores` is the IoU that the tracker predicts, `presence` the probability
@@ -97,11 +101,13 @@ def answer_object(
     _check(prompt, image.original_size)
     height, width = image.original_size
     whole: Window = (0, 0, width, height)
-    answer = _answer(tracker, image, prompt, kept)
+    answer = _answer(tracker, image, prompt, kept, boxed=boxed)
     window = _window(image, prompt, answer) if encode_window is not None else whole
     if window == whole or encode_window is None:
         return _detections(answer, whole, image.original_size)
-    closer = _answer(tracker, encode_window(window), _moved(prompt, window), kept, window)
+    x0, y0, x1, y1 = window
+    part = None if boxed is None else lambda: boxed()[y0:y1, x0:x1]
+    closer = _answer(tracker, encode_window(window), _moved(prompt, window), kept, window, part)
     return _detections(closer, window, image.original_size)
 
 
@@ -120,35 +126,67 @@ def _answer(
     prompt: ObjectPrompt,
     kept: KeptAnswers | None,
     window: Window | None = None,
+    boxed: Callable[[], NDArray[np.float32]] | None = None,
 ) -> _Answer:
     """The answer to all clicks, from that to the clicks before the last, from that before ..."""
     stroke_points, mask = _of_strokes(prompt.strokes, tracker.mask_side)
     last = len(prompt.points)
     clicks = max(min(last, 1), last - _REPLAYED)
+    mends = False  # Whether `mask` is the answer to the clicks before.
     if kept is not None:
         for earlier in range(last - 1, clicks - 1, -1):
             if (logits := kept.get(_key(prompt, earlier, window))) is not None:
-                clicks, mask = earlier + 1, logits
+                clicks, mask, mends = earlier + 1, logits, True
                 break
+    if boxed is not None and last and not mends:
+        mask, mends = _in_cells(boxed(), tracker.mask_side), True
     while True:
         points = np.concatenate([stroke_points, prompt.points[:clicks]])
         labels = [1] * len(stroke_points) + list(prompt.point_labels[:clicks])
         given = tracker.ask(image, points, labels, prompt.box, mask)
         # Of the masks that compete the one that the model itself trusts most.
         best = int(given.iou.argmax())
-        mask = given.logits[best].clip(-_LIMIT, _LIMIT)
+        before, mask = mask, given.logits[best].clip(-_LIMIT, _LIMIT)
         # The clicks in cells of the mask, which covers the whole image whatever its shape.
         cells = prompt.points[:clicks] * [
             tracker.mask_side / length for length in image.original_size[::-1]
         ]
+        if mends and before is not None:
+            mask = changed_around(before, mask, cells[-1])
         mask = heeded(mask, cells, prompt.point_labels[:clicks])
         if clicks == last:
             break
-        clicks += 1
+        clicks, mends = clicks + 1, True
     if kept is not None:
         kept.put(_key(prompt, last, window), mask)
     # SAM 3.1's prediction is not bounded.
     return _Answer(mask, float(given.iou[best].clip(0, 1)), given.presence)
+
+
+def changed_around(
+    before: NDArray[np.float32], after: NDArray[np.float32], click: NDArray[np.floating]
+) -> NDArray[np.float32]:
+    """The earlier answer with that piece of what changes in which a click lies.
+
+    Who clicks once more was content with the rest of the mask: what the tracker would change far
+    from the click is no part of what was asked for.
+
+    Args:
+        before: (h, w) logits of the earlier answer.
+        after: (h, w) logits of the tracker's answer to the click.
+        click: x, y in cells of the masks.
+    """
+    pieces, _ = ndimage.label((before > 0) != (after > 0))
+    height, width = before.shape
+    piece = pieces[min(int(click[1]), height - 1), min(int(click[0]), width - 1)]
+    return np.where(pieces == piece, after, before) if piece else before.copy()
+
+
+def _in_cells(log_odds: NDArray[np.float32], side: int) -> NDArray[np.float32]:
+    """A map (H, W) as a mask prompt (side, side)."""
+    given = torch.from_numpy(np.ascontiguousarray(log_odds, np.float32))[None, None]
+    cells = F.interpolate(given, (side, side), mode="bilinear", antialias=True)[0, 0]
+    return cells.numpy().clip(-_LIMIT, _LIMIT)
 
 
 def heeded(
@@ -170,13 +208,18 @@ def heeded(
     for (x, y), inside in zip(clicks, labels, strict=True):
         mask = logits > 0
         at = min(int(y), height - 1), min(int(x), width - 1)
-        if mask[at] == bool(inside):
-            continue
-        # Distance to the nearest pixel on the other side of the mask's edge.
-        distance = ndimage.distance_transform_edt(~mask if inside else mask)[at]
-        radius = min(float(distance), _FARTHEST * max(height, width))
-        disc = np.hypot(column - x, row - y) <= radius
-        logits[disc] = np.maximum(logits[disc], 1) if inside else np.minimum(logits[disc], -1)
+        if mask[at] != bool(inside):
+            # Distance to the nearest pixel on the other side of the mask's edge.
+            distance = ndimage.distance_transform_edt(~mask if inside else mask)[at]
+            radius = min(float(distance), _FARTHEST * max(height, width))
+            disc = np.hypot(column - x, row - y) <= radius
+            logits[disc] = np.maximum(logits[disc], 1) if inside else np.minimum(logits[disc], -1)
+        # At the image's own size a pixel lies between cells, of which others may be surer.
+        pixel = ndimage.map_coordinates(logits, [[y - 0.5], [x - 0.5]], order=1, mode="nearest")
+        if (pixel[0] > 0) != bool(inside):
+            near = logits[max(at[0] - 1, 0) : at[0] + 2, max(at[1] - 1, 0) : at[1] + 2]
+            surest = 3 * max(1.0, float(np.abs(near).max()))
+            logits[at] = surest if inside else -surest
     return logits
 
 

@@ -9,6 +9,7 @@ with or without a box, are answered by SAM 3's tracker where the checkpoint hold
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cache, partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -29,6 +30,8 @@ _LOWEST_SCORE = 0.02
 _MOST_CANDIDATES = 16
 # Side of the box that stands for lone points, as a share of the image's shorter side.
 _POINT_BOX = 0.25
+# A box's answer is never surer than this before clicks mend it.
+_SURE = 1e-4
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,7 +103,10 @@ def segment_prompted(
         if len(drawn.points) == 0 and len(drawn.strokes) == 0:
             alone.append(number)
             continue
-        answer = answer_object(model.tracker, image, drawn, encode_window, kept)
+        boxed = None
+        if drawn.box is not None and not len(drawn.strokes):
+            boxed = cache(partial(_log_odds_of_box, model, image, text, drawn.box, encode_window))
+        answer = answer_object(model.tracker, image, drawn, encode_window, kept, boxed)
         answers.append(replace(answer, phrase=text.phrases[0]))
     if alone or not answers:
         boxes = np.vstack([prompt.positive_boxes[alone], prompt.negative_boxes])
@@ -206,6 +212,20 @@ def _answer_boxes(
             presences.append(presence)
     presence = max(presences, default=0.0)
     return _objects([answers[index] for index in range(len(drawn))], presence, text, size)
+
+
+def _log_odds_of_box(
+    model: "MedSAM3",
+    image: ImageEmbedding,
+    text: TextEmbedding,
+    box: NDArray[np.float32],
+    encode_window: EncodeWindow | None,
+) -> NDArray[np.float32]:
+    """The answer to a box alone as log-odds (H, W), from which clicks go on."""
+    alone = SpatialPrompt(box[None], [1], np.zeros((0, 2), np.float32), [])
+    probability = _answer_boxes(model, image, text, alone, encode_window).semantic
+    probability = probability.clip(_SURE, 1 - _SURE)
+    return np.log(probability / (1 - probability)).astype(np.float32)
 
 
 def _evidence(
