@@ -103,10 +103,10 @@ def segment_prompted(
         if len(drawn.points) == 0 and len(drawn.strokes) == 0:
             alone.append(number)
             continue
-        boxed = None
+        of_box = None
         if drawn.box is not None and not len(drawn.strokes):
-            boxed = cache(partial(_log_odds_of_box, model, image, text, drawn.box, encode_window))
-        answer = answer_object(model.tracker, image, drawn, encode_window, kept, boxed)
+            of_box = cache(partial(_log_odds_of_box, model, image, text, drawn.box, encode_window))
+        answer = answer_object(model.tracker, image, drawn, encode_window, kept, of_box)
         answers.append(replace(answer, phrase=text.phrases[0]))
     if alone or not answers:
         boxes = np.vstack([prompt.positive_boxes[alone], prompt.negative_boxes])
