@@ -151,7 +151,7 @@ def test_a_click_mends_the_box_drawn_before(
     # In the box's corner and outside of the lesion, but not on the handle that drags the corner.
     x, y = X0 + 0.1 * (X1 - X0), Y0 + 0.1 * (Y1 - Y0)
     assert not TRUTH[int(y), int(x)]
-    click(editor, x, y, "Alt")
+    click(editor, x, y, "Control", "Alt")
     assert accept(editor) == 1
     (mask,) = submitted(editor, label_studio, project)
     assert dice(mask, TRUTH) > 0.8
