@@ -3,8 +3,7 @@
 The candidate and the version in service answer the same questions about the same validation images:
 by text (T), and by text with the boxes that a person would draw around each object (T+I); the model
 looks closer at small objects. A figure is the Dice of what the annotator would see; where the
-concept is absent it is 1 for an empty answer and 0 for any other. Both are also asked for five
-concepts that have nothing to do with the project: who learned to answer every name is refused.
+concept is absent it is 1 for an empty answer and 0 for any other.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -23,7 +22,7 @@ if TYPE_CHECKING:
     from medsam3_model import MedSAM3
     from medsam3_model.prompting import EncodeWindow
 
-GateMode = Literal["T", "T+I", "foreign"]
+GateMode = Literal["T", "T+I"]
 
 
 @dataclass(frozen=True)
@@ -56,14 +55,12 @@ class Verdict:
     Attributes:
         overall: each image's mean over its questions; None without any.
         parts: by phrase and mode.
-        foreign: the share of foreign names that were denied, in place of Dice.
     """
 
     passed: bool
     reasons: tuple[str, ...]
     overall: Comparison | None
     parts: Mapping[tuple[str, GateMode], Comparison]
-    foreign: Comparison | None = None
 
     def figures(self) -> dict[str, Any]:
         """As JSON has it."""
@@ -73,7 +70,6 @@ class Verdict:
                 {"concept": phrase, "mode": mode, **asdict(part)}
                 for (phrase, mode), part in self.parts.items()
             ],
-            "foreign": asdict(self.foreign) if self.foreign else None,
         }
 
 
@@ -87,13 +83,10 @@ def decide(
     """Compare two models' answers to the same questions, in the same order.
 
     The candidate passes if there are enough images, if it is better in the mean, if the 95 %
-    interval of that (paired bootstrap over groups) stays above −tolerance, if no concept loses
-    more than the tolerance in the mean, in either mode, and if it does not answer more foreign
-    names: more by the tolerance, and by the whole interval.
+    interval of that (paired bootstrap over groups) stays above −tolerance, and if no concept loses
+    more than the tolerance in the mean, in either mode.
     """
-    every_pair = list(zip(candidate, incumbent, strict=True))
-    pairs = [pair for pair in every_pair if pair[0].mode != "foreign"]
-    about_foreign = [pair for pair in every_pair if pair[0].mode == "foreign"]
+    pairs = list(zip(candidate, incumbent, strict=True))
     images = {answer.image for answer in candidate}
     against = []
     if len(images) < min_images:
@@ -104,7 +97,7 @@ def decide(
         return Verdict(False, tuple(against), None, {})
     parts = {
         key: _compare([pair for pair in pairs if (pair[0].phrase, pair[0].mode) == key])
-        for key in dict.fromkeys((answer.phrase, answer.mode) for answer, _ in pairs)
+        for key in dict.fromkeys((answer.phrase, answer.mode) for answer in candidate)
     }
     overall = _compare(pairs)
     # The interval may reach below 0: with tens of images it nearly always does. It may not reach
@@ -124,20 +117,13 @@ def decide(
                 f"“{phrase}” ({mode}) loses {-part.difference:.3f} Dice, at most {tolerance:.3f} "
                 "is tolerated"
             )
-    foreign = _compare(about_foreign) if about_foreign else None
-    # An image more or less is noise here: the candidate has to be worse beyond doubt.
-    if foreign and foreign.difference < -tolerance and foreign.high < 0:
-        against.append(
-            f"it answers {1 - foreign.candidate:.0%} of foreign names such as "
-            f"“{about_foreign[0][0].phrase}”, the version in service {1 - foreign.incumbent:.0%}"
-        )
     if against:
-        return Verdict(False, tuple(against), overall, parts, foreign)
+        return Verdict(False, tuple(against), overall, parts)
     passed = (
         f"mean Dice {overall.incumbent:.3f} → {overall.candidate:.3f} on {overall.images} "
         f"validation images (95 % interval of the change {overall.low:+.3f} to {overall.high:+.3f})"
     )
-    return Verdict(True, (passed,), overall, parts, foreign)
+    return Verdict(True, (passed,), overall, parts)
 
 
 def answers(
@@ -157,8 +143,6 @@ def answers(
         rule: what several annotators' masks become.
         on_image: called after each.
     """
-    from medsam3_model.training.foreign import foreign_concepts
-
     given: list[GateAnswer] = []
     texts: dict[tuple[str, ...], Any] = {}
     for example in examples:
@@ -166,7 +150,7 @@ def answers(
         if not phrases:
             continue
         if phrases not in texts:
-            texts[phrases] = model.encode_text([*phrases, *foreign_concepts(phrases)])
+            texts[phrases] = model.encode_text(phrases)
         image = images.encoded(example)
         embedding = image.whole(model)
         truth = images.layers(example, rule, embedding.original_size)
@@ -190,18 +174,13 @@ def _of_image(
     from medsam3_model.small_objects import look_closer
 
     def answer(phrase: str, mode: GateMode, mask: NDArray[np.bool_]) -> GateAnswer:
-        score = dice(mask, truth[phrase] > 0) if phrase in truth else float(not mask.any())
+        score = dice(mask, truth[phrase] > 0)
         return GateAnswer(f"{example.task_id}/{example.key}", example.group, phrase, mode, score)
 
     by_text = look_closer(model, embedding, text, model.detect_all(embedding, text), closer_look)
-    # The names of the truth come first, then the foreign ones.
     given = [
         answer(phrase, "T", detections.concept_mask()[0])
-        for phrase, detections in zip(truth, by_text[: len(truth)], strict=True)
-    ]
-    given += [
-        answer(detections.phrase, "foreign", detections.concept_mask()[0])
-        for detections in by_text[len(truth) :]
+        for phrase, detections in zip(truth, by_text, strict=True)
     ]
     height, width = embedding.original_size
     for index, (phrase, layer) in enumerate(truth.items()):

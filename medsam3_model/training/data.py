@@ -27,7 +27,6 @@ from medsam3_model.training.augmentation import (
     sample_image,
     sample_labels,
 )
-from medsam3_model.training.foreign import TRAINED_ON, unrelated
 from medsam3_model.training.prompts import DrawnPrompt
 from medsam3_model.types import ImageEmbedding, TextEmbedding
 
@@ -93,10 +92,9 @@ class TrainingData:
         """
         self._model, self._cache = model, cache
         self._layers = {image.key: _Layers.of(image.layers()) for image in images}
-        self._denied: dict[str, list[str]] = {}
         self._viewed: dict[tuple[str, View], _Layers] = {}
         phrases = {phrase for layers in self._layers.values() for phrase in layers.phrases}
-        ordered = sorted(phrases | set(GENERIC_PHRASES) | set(TRAINED_ON))
+        ordered = sorted(phrases | set(GENERIC_PHRASES))
         self._text = model.encode_text(ordered)
         self._row = {phrase: index for index, phrase in enumerate(ordered)}
         side = model.image_size // int(model.config.vision_config.backbone_config.patch_size)
@@ -144,21 +142,6 @@ class TrainingData:
         """The masks by phrase, bool (H, W)."""
         layers = self._layers[image.key]
         return dict(zip(layers.phrases, layers.unpacked() > 0, strict=True))
-
-    def denied(self, image: TrainingImage) -> list[str]:
-        """Foreign names of which the model at the start says that they are not in the image."""
-        if image.key not in self._denied:
-            names = unrelated(TRAINED_ON, self._layers[image.key].phrases)
-            _, embedding = self.view(image, 0)
-
-            def is_denied(outputs: Mapping[str, Tensor], row: int, index: int) -> bool:
-                return float(outputs["presence_logits"][row].max()) < 0
-
-            asked = self._model.detect_all(embedding, self.text(names), read=is_denied)
-            self._denied[image.key] = [
-                name for name, denied in zip(names, asked, strict=True) if denied
-            ]
-        return self._denied[image.key]
 
     def text(self, phrases: Sequence[str]) -> TextEmbedding:
         """The embedding of some of the run's phrases."""

@@ -28,7 +28,7 @@ from medsam3_model.evaluation.metrics import dice
 from medsam3_model.training.data import TrainingData, TrainingImage, spare
 from medsam3_model.training.losses import LossWeights, detector_loss
 from medsam3_model.training.processes import joined
-from medsam3_model.training.prompts import DrawnPrompt, correction_prompt, denied_prompt
+from medsam3_model.training.prompts import DrawnPrompt, correction_prompt
 from medsam3_model.training.state import TrainingState, load_state, save_state
 from medsam3_model.types import ImageEmbedding
 
@@ -75,7 +75,6 @@ class TrainingSettings:
             step's cost, and boxes, scores and presence are learned from all.
         views: augmented views per image to learn from that are encoded and kept; 0: the image
             alone.
-        foreign_share: of the prompts, those for names that the model denied before the run.
         replay_share: of the images of a step, where there are any to replay.
         patience: validations without a better one after which the run stops.
         unjudged_steps: at most so many where too few images are there to spare any.
@@ -94,7 +93,6 @@ class TrainingSettings:
     images_per_step: int = 8
     masked_share: float = 0.5
     views: int = 3
-    foreign_share: float = 0.1
     replay_share: float = 0.5
     patience: int = 4
     unjudged_steps: int = 80
@@ -349,13 +347,8 @@ class _Run:
             # There are many images to replay, and each is seen a few times: no views of them.
             views = 0 if pool is self.replay else settings.views
             view, embedding = self.data.view(image, int(rng.integers(views + 1)))
-            foreign = self.data.denied(image) if rng.random() < settings.foreign_share else []
-            if foreign:
-                name = foreign[int(rng.integers(len(foreign)))]
-                prompt = denied_prompt(name, self.data.mask_size)
-            else:
-                labels = self.data.labels(image, view)
-                prompt = correction_prompt(labels, self.data.mask_size, rng)
+            labels = self.data.labels(image, view)
+            prompt = correction_prompt(labels, self.data.mask_size, rng)
             if rng.random() >= settings.masked_share:
                 prompt = replace(prompt, wants_masks=False)
             batch.prompts.append((len(batch.embeddings), prompt))

@@ -108,11 +108,6 @@ def correction_prompt(
     return replace(prompt, wants_masks=bool(wants_masks))
 
 
-def denied_prompt(name: str, mask_size: int) -> DrawnPrompt:
-    """A prompt by text for something that the image does not show."""
-    return DrawnPrompt(name, None, _nothing(mask_size), wants_masks=False)
-
-
 def pretraining_prompts(
     layers: Mapping[str, Tensor],
     family: str,
@@ -194,12 +189,10 @@ def _absent(
         phrase = _any_of(OTHER_PHRASES, rng)
         while phrase in UNLABELLED[family]:
             phrase = _any_of(OTHER_PHRASES, rng)
-    return DrawnPrompt(phrase, None, _nothing(mask_size), wants_masks=rng.random() < 0.25)
-
-
-def _nothing(mask_size: int) -> PromptTarget:
-    size = (mask_size, mask_size)
-    return PromptTarget(torch.zeros(0, 4), torch.zeros(0, *size), torch.zeros(size))
+    nothing = PromptTarget(
+        torch.zeros(0, 4), torch.zeros(0, mask_size, mask_size), torch.zeros(mask_size, mask_size)
+    )
+    return DrawnPrompt(phrase, None, nothing, wants_masks=rng.random() < 0.25)
 
 
 def _boxed_object(

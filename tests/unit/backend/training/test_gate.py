@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 
 from backend.training.gate import GateAnswer, GateMode, decide
-from medsam3_model.training.foreign import foreign_concepts
 
 
 def answers(
@@ -48,7 +47,7 @@ def test_what_does_not_pass_says_why(new: list[float], old: list[float], reason:
 def test_no_images_at_all_is_a_verdict_too() -> None:
     found = verdict([], [])
     assert not found.passed
-    assert found.figures() == {"overall": None, "concepts": [], "foreign": None}
+    assert found.figures() == {"overall": None, "concepts": []}
 
 
 def test_one_concept_that_loses_is_enough_to_refuse() -> None:
@@ -66,28 +65,6 @@ def test_a_loss_in_one_mode_is_seen() -> None:
     new = answers([0.9] * 8) + answers([0.5] * 8, mode="T+I")
     old = answers([0.1] * 8) + answers([0.7] * 8, mode="T+I")
     assert not verdict(new, old).passed
-
-
-def test_whoever_answers_every_name_is_refused() -> None:
-    better = answers([0.9] * 8), answers([0.5] * 8)
-    denied, one_answered, answered = (
-        answers(values, "brain", "foreign") for values in ([1.0] * 8, [1.0] * 7 + [0.0], [0.0] * 8)
-    )
-    refused = verdict(better[0] + answered, better[1] + denied)
-    assert not refused.passed
-    assert refused.reasons == (
-        "it answers 100% of foreign names such as “brain”, the version in service 0%",
-    )
-    # They count nowhere else, an image more is noise, and who denies more is welcome.
-    assert refused.overall == verdict(*better).overall
-    assert verdict(better[0] + one_answered, better[1] + denied).passed
-    assert verdict(better[0] + denied, better[1] + answered).passed
-
-
-def test_foreign_names_are_none_of_the_project() -> None:
-    five = foreign_concepts(["brain tumour", "left lung"])
-    assert five == ["polyp", "skin lesion", "cell nucleus", "optic disc", "breast tumor"]
-    assert "lungs" not in foreign_concepts(["Left lung", "polyps", "disc", "brain"])
 
 
 def test_images_of_one_patient_are_one_witness() -> None:

@@ -20,8 +20,7 @@ from medsam3_model.training.fine_tuning import (
     TrainingSettings,
     fine_tune,
 )
-from medsam3_model.training.foreign import TRAINED_ON, unrelated
-from medsam3_model.training.prompts import correction_prompt, denied_prompt
+from medsam3_model.training.prompts import correction_prompt
 from tests.support.discs import SIDE, cache_in, disc, disc_image, small_model
 from tests.support.masks import dice
 
@@ -278,19 +277,6 @@ def test_what_is_only_looked_for_is_asked(model: MedSAM3) -> None:
     nothing = {"polyp": torch.zeros(48, 48, dtype=torch.long)}
     prompt = correction_prompt(nothing, 24, np.random.default_rng(0))
     assert (prompt.phrase, prompt.box, prompt.target.present) == ("polyp", None, False)
-
-
-def test_what_the_model_denies_is_asked_as_absent(model: MedSAM3, tmp_path: Path) -> None:
-    image = disc_image(1)
-    layers = {**image.layers(), "liver spot": np.zeros((SIDE, SIDE), np.int32)}
-    data = TrainingData(model, [replace(image, layers=lambda: layers)], cache_in(tmp_path))
-    asked = unrelated(TRAINED_ON, layers)
-    assert "liver" not in asked
-    found = model.detect_all(model.encode_image(image.read()), model.encode_text(asked))
-    denied = [one.phrase for one in found if one.presence < 0.5]
-    assert data.denied(image) == denied
-    prompt = denied_prompt("liver", 24)
-    assert (prompt.box, prompt.target.present, prompt.wants_masks) == (None, False, False)
 
 
 def test_views_of_left_and_right_are_not_mirrored(model: MedSAM3, tmp_path: Path) -> None:
