@@ -171,7 +171,7 @@ class StandInLabelStudio:
             self.predictions[id_] |= request.get_json()
         if parts[1] == "tasks" and id_ in self.tasks:
             mine = [one for one in self.annotations.values() if one["task"] == id_]
-            return _json({**self.tasks[id_], "annotations": mine})
+            return _json({**self.tasks[id_], "project": self.project_id, "annotations": mine})
         if parts[1] == "annotations" and id_ in self.raw_annotations:
             return Response(self.raw_annotations[id_], mimetype="application/json")
         found = kinds[parts[1]].get(id_)
