@@ -38,13 +38,13 @@ def test_a_run_is_asked_for_once_watched_and_ends_in_service(
     stage: TrainingStage, script: FlaskClient
 ) -> None:
     stage.annotate(train=14, val=6)
-    first = start(script, project=7, steps=24, learning_rate=2e-3)
+    first = start(script, project=7, steps=48, learning_rate=2e-3)
     again = start(script, project=7)
     assert (first.status_code, again.status_code) == (201, 200)
     id_ = first.get_json()["id"]
     assert again.get_json() == {"id": id_, "new": False}
     waiting = run_of(script, id_)
-    assert (waiting["state"], waiting["step"], waiting["steps"]) == ("queued", 0, 24)
+    assert (waiting["state"], waiting["step"], waiting["steps"]) == ("queued", 0, 48)
     assert waiting["options"]["learning_rate"] == 2e-3
     assert waiting["trigger"] == "api"
 
@@ -66,7 +66,7 @@ def test_a_run_is_asked_for_once_watched_and_ends_in_service(
         "promotion",
     ]
     steps = [(step, loss) for at, step, loss in seen if at == "training" and step]
-    assert steps[-1][0] == 24
+    assert steps[-1][0] == 48
     assert all(loss is not None and loss > 0 for _, loss in steps)
 
     ended = run_of(script, id_)

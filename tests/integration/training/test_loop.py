@@ -27,7 +27,7 @@ def test_corrections_become_a_version_in_service(stage: TrainingStage) -> None:
     stage.annotate(train=14, val=6)
     before = versions.in_service(services, stage.project_id)
     requested = runs.request_run(
-        services, stage.project_id, Trigger.COMMAND, steps=24, learning_rate=2e-3
+        services, stage.project_id, Trigger.COMMAND, steps=48, learning_rate=2e-3
     )
     train_run(services, requested.run_id)
     run = finished(services, requested.run_id)
