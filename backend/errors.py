@@ -149,3 +149,11 @@ class CancelledError(TrainingError):
 
 class StoppedError(TrainingError):
     """The trainer was told to stop; its state is kept, and the run goes on later."""
+
+
+def unforeseen(error: Exception) -> str:
+    """What is stored and shown of an error that nobody foresaw.
+
+    Its text may hold anything, so only its type leaves the worker.
+    """
+    return f"unexpected {type(error).__name__}; the worker's log has the traceback"

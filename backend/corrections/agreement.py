@@ -24,6 +24,7 @@ from backend.corrections.tables import (
     ConceptMask,
     MaskOverlap,
     Revision,
+    is_correction,
 )
 from backend.database import chunked, insert_or_ignore
 from backend.errors import MaskError
@@ -406,9 +407,7 @@ def _compared_revisions(session: Session, project_id: int) -> list[_Compared]:
         .join(Annotation, Annotation.revision_id == Revision.id)
         .where(
             Annotation.project_id == project_id,
-            Annotation.state == AnnotationState.VALID,
-            Revision.was_cancelled.is_(False),
-            Revision.from_prediction.is_(False),
+            is_correction(),
         )
         # The last one of an annotator stays.
         .order_by(Revision.task_id, Revision.updated_at, Revision.annotation_id)

@@ -47,6 +47,7 @@ from backend.errors import (
     LabelStudioUnavailableError,
     QuarantineError,
     Trouble,
+    unforeseen,
 )
 from backend.label_studio.client import LabelStudio
 from backend.processes.memory import OUT_OF_MEMORY, ran_out_of_memory
@@ -137,9 +138,9 @@ class Ingest:
             if not ran_out_of_memory(error):
                 log.exception("annotation %s met an unforeseen error", hint.annotation_id)
                 # The text of an unforeseen error may hold anything; its type has to do.
-                reason = f"unexpected {type(error).__name__}; the worker's log has the traceback"
-            unforeseen = QuarantineError(Trouble.UNFORESEEN, reason)
-            return self._quarantined(number, hint, record, unforeseen)
+                reason = unforeseen(error)
+            trouble = QuarantineError(Trouble.UNFORESEEN, reason)
+            return self._quarantined(number, hint, record, trouble)
 
     def see_project(self, number: int, project_id: int) -> tuple[str | None, int]:
         """Read a project's labeling config and remember it.
@@ -347,7 +348,7 @@ def ingest_event(ingest: Ingest, event_id: str) -> None:
         raise
     except Exception as error:
         # The text of an unforeseen error may hold anything; its type has to do.
-        reason = f"unexpected {type(error).__name__}; the worker's log has the traceback"
+        reason = unforeseen(error)
         if event.attempts == limit:
             _give_up(database, event, reason)
         else:

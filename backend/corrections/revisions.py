@@ -20,6 +20,7 @@ from backend.corrections.tables import (
     RegionMask,
     RegionOutcome,
     Revision,
+    is_correction,
 )
 from backend.database import chunked
 from backend.tables import Base
@@ -111,9 +112,7 @@ def latest_revisions(
         .join(Annotation, Annotation.revision_id == Revision.id)
         .where(
             Annotation.project_id == project_id,
-            Annotation.state == AnnotationState.VALID,
-            Revision.was_cancelled.is_(False),
-            Revision.from_prediction.is_(False),
+            is_correction(),
         )
     ).all()
     chosen: dict[tuple[int, int | None], Revision] = {}

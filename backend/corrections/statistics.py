@@ -18,6 +18,7 @@ from backend.corrections.tables import (
     OutcomeKind,
     RegionOutcome,
     Revision,
+    is_correction,
 )
 from backend.database import chunked
 
@@ -70,9 +71,7 @@ def compute(
     parts: list[list[ColumnElement[bool]]] = [
         [
             *of_project,
-            Annotation.state == AnnotationState.VALID,
-            Revision.was_cancelled.is_(False),
-            Revision.from_prediction.is_(False),
+            is_correction(),
         ]
     ]
     if revision_ids is not None:

@@ -10,7 +10,16 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Any, cast
 
-from sqlalchemy import ForeignKey, Index, String, Table, Text, UniqueConstraint
+from sqlalchemy import (
+    ColumnElement,
+    ForeignKey,
+    Index,
+    String,
+    Table,
+    Text,
+    UniqueConstraint,
+    and_,
+)
 from sqlalchemy.orm import Mapped, mapped_column
 
 from backend.tables import Base, now
@@ -303,3 +312,15 @@ class AgreementReport(Base):
     stamp: Mapped[str] = mapped_column(String(64))
     report: Mapped[dict[str, Any]]
     computed_at: Mapped[datetime] = mapped_column(default=now)
+
+
+def is_correction() -> ColumnElement[bool]:
+    """Whether an annotation and its revision count: valid, not skipped, and looked at by somebody.
+
+    Those made from predictions in bulk were not.
+    """
+    return and_(
+        Annotation.state == AnnotationState.VALID,
+        Revision.was_cancelled.is_(False),
+        Revision.from_prediction.is_(False),
+    )

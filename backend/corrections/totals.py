@@ -15,10 +15,10 @@ from sqlalchemy.orm import Session
 
 from backend.corrections.tables import (
     Annotation,
-    AnnotationState,
     OutcomeKind,
     RegionOutcome,
     Revision,
+    is_correction,
 )
 
 
@@ -83,9 +83,7 @@ def compute_totals(session: Session, project_id: int | None = None) -> Correctio
     of_project = [] if project_id is None else [Annotation.project_id == project_id]
     counted = [
         *of_project,
-        Annotation.state == AnnotationState.VALID,
-        Revision.was_cancelled.is_(False),
-        Revision.from_prediction.is_(False),
+        is_correction(),
     ]
     keys = (_day(session), Revision.annotator, Revision.model_version)
     submitted = session.execute(

@@ -8,13 +8,12 @@ import logging
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from datetime import timedelta
 from functools import partial
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from sqlalchemy import ColumnElement, delete, or_, select, update
+from sqlalchemy import delete, select, update
 from sqlalchemy.orm import Session
 
 from backend.agent.chat import ChatClient
@@ -27,6 +26,7 @@ from backend.errors import (
     AgentInterruptedError,
     BackendError,
     LabelStudioUnavailableError,
+    unforeseen,
 )
 from backend.label_studio.client import LabelStudio
 from backend.label_studio.images import FetchedImages, decode
@@ -35,6 +35,7 @@ from backend.labeling.config import parse_label_config
 from backend.labeling.regions import InstanceMask, regions_for
 from backend.predictions.agent_looks import QueuedSegmenter
 from backend.predictions.agent_runs import UNFINISHED, AgentQuestion, check_budget
+from backend.predictions.leased_rows import claim, ours, put_back, renew
 from backend.predictions.requests import enqueue_pushes, needed_later
 from backend.processes.leases import renewing
 from backend.processes.stopping import stopping
@@ -59,8 +60,8 @@ _PREDICTION_S = 2
 def guide(ids: Sequence[str]) -> None:
     """Let the agent's server guide the runs that nobody else is working on."""
     services = current_services()
-    for run in _claim(services, ids):
-        with renewing(partial(_renew, services, run), services.settings.lease_s / 3):
+    for run in claim(services, AgentRun, ids):
+        with renewing(partial(renew, services, AgentRun, [run]), services.settings.lease_s / 3):
             _guide(services, run)
 
 
@@ -70,7 +71,7 @@ def _guide(services: Services, run: AgentRun) -> None:
     with services.database.reading() as session:
         begins_with = session.get(Suggestion, run.suggestion_id)
     if begins_with is not None and begins_with.state in UNFINISHED:
-        _put_back(services, run, _PREDICTION_S)
+        put_back(services, AgentRun, run, wait_s=_PREDICTION_S)
         return
     try:
         if begins_with is None or begins_with.state == SuggestionState.FAILED:
@@ -78,17 +79,17 @@ def _guide(services: Services, run: AgentRun) -> None:
         _Guided(services, run).finish(begins_with)
     except AgentInterruptedError as error:
         log.info("the agent's run for task %s goes on later: %s", run.task_id, error)
-        _put_back(services, run, 0)
+        put_back(services, AgentRun, run, wait_s=0)
     except LabelStudioUnavailableError as error:
         log.warning("the agent's run for task %s waits: %s", run.task_id, error)
-        _put_back(services, run, _RETRY_LATER_S)
+        put_back(services, AgentRun, run, wait_s=_RETRY_LATER_S)
     except (BackendError, MedSAM3Error) as error:
         log.warning("the agent's run for task %s failed: %s", run.task_id, error)
         _fail(services, run, str(error))
     except Exception as error:
         # The text of an unforeseen error may hold anything, so only its type is stored.
         log.exception("the agent's run for task %s failed", run.task_id)
-        reason = f"unexpected {type(error).__name__}; the worker's log has the traceback"
+        reason = unforeseen(error)
         _fail(services, run, reason)
 
 
@@ -339,46 +340,6 @@ def _replaced(
 
 
 @retried
-def _claim(services: Services, ids: Sequence[str]) -> list[AgentRun]:
-    """Take the runs that are free; one statement decides between two workers."""
-    with services.database.session() as session:
-        moment = now_in(session)
-        free = or_(
-            AgentRun.state == SuggestionState.QUEUED,
-            (AgentRun.state == SuggestionState.RUNNING) & (AgentRun.lease_until < moment),
-        )
-        taken = session.scalars(
-            update(AgentRun)
-            .where(AgentRun.id.in_(list(ids)), free)
-            .values(
-                state=SuggestionState.RUNNING,
-                attempts=AgentRun.attempts + 1,
-                lease_until=moment + timedelta(seconds=services.settings.lease_s),
-            )
-            .returning(AgentRun)
-            .execution_options(synchronize_session=False)
-        ).all()
-        for run in taken:
-            session.expunge(run)
-    return list(taken)
-
-
-def _ours(run: AgentRun) -> ColumnElement[bool]:
-    """The run, unless another worker has taken it since: every taking counts an attempt."""
-    return (
-        (AgentRun.id == run.id)
-        & (AgentRun.state == SuggestionState.RUNNING)
-        & (AgentRun.attempts == run.attempts)
-    )
-
-
-def _renew(services: Services, run: AgentRun) -> None:
-    with services.database.session() as session:
-        until = now_in(session) + timedelta(seconds=services.settings.lease_s)
-        session.execute(update(AgentRun).where(_ours(run)).values(lease_until=until))
-
-
-@retried
 def _store(services: Services, run: AgentRun, **values: object) -> None:
     with services.database.session() as session:
         _check_ours(session, run, values)
@@ -386,7 +347,7 @@ def _store(services: Services, run: AgentRun, **values: object) -> None:
 
 def _check_ours(session: Session, run: AgentRun, values: Mapping[str, Any]) -> None:
     kept = session.execute(
-        update(AgentRun).where(_ours(run)).values(**values).returning(AgentRun.id)
+        update(AgentRun).where(ours(AgentRun, run)).values(**values).returning(AgentRun.id)
     ).all()
     if not kept:
         raise AgentInterruptedError("another worker has taken the run")
@@ -420,7 +381,7 @@ def _fail(services: Services, run: AgentRun, reason: str) -> None:
     with services.database.session() as session:
         session.execute(
             update(AgentRun)
-            .where(_ours(run))
+            .where(ours(AgentRun, run))
             .values(
                 state=SuggestionState.FAILED,
                 lease_until=None,
@@ -445,17 +406,3 @@ def _remove_looks(session: Session, run: AgentRun) -> None:
             Suggestion.agent_run_id == run.id, Suggestion.delivery == Delivery.LOOK
         )
     )
-
-
-def _put_back(services: Services, run: AgentRun, wait_s: float) -> None:
-    """Queue a run again; neither a stop nor a Label Studio that is down is the task's fault."""
-    with services.database.session() as session:
-        session.execute(
-            update(AgentRun)
-            .where(_ours(run))
-            .values(
-                state=SuggestionState.QUEUED,
-                attempts=AgentRun.attempts - 1,
-                lease_until=now_in(session) + timedelta(seconds=wait_s),
-            )
-        )

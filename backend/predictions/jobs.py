@@ -2,17 +2,17 @@
 
 import logging
 from collections.abc import Sequence
-from datetime import timedelta
 from functools import partial
 from typing import TYPE_CHECKING
 
 from redis.exceptions import RedisError
-from sqlalchemy import ColumnElement, and_, case, or_, select, update
+from sqlalchemy import case, select, update
 
-from backend.database import now_in, retried
-from backend.errors import BackendError, LabelStudioUnavailableError, QueueError
+from backend.database import retried
+from backend.errors import BackendError, LabelStudioUnavailableError, QueueError, unforeseen
 from backend.labeling.config import parse_label_config
 from backend.predictions.agent_runs import enqueue_run, request_run
+from backend.predictions.leased_rows import claim, ours, put_back, renew
 from backend.predictions.requests import (
     answer_message,
     enqueue_chunks,
@@ -40,15 +40,15 @@ def predict_chunk(ids: Sequence[str]) -> None:
     from backend.predictions.inference import current_inference
 
     services = current_services()
-    rows = _claim(services, ids)
+    rows = claim(services, Suggestion, ids)
     inference = current_inference()
     finished: list[Suggestion] = []
     left: list[Suggestion] = []
-    renew = partial(_renew, services, rows)
-    with renewing(renew, services.settings.lease_s / 3):
+    still_here = partial(renew, services, Suggestion, rows)
+    with renewing(still_here, services.settings.lease_s / 3):
         for row in rows:
             if stopping.is_set():
-                _put_back(services, row, wait_s=0)
+                put_back(services, Suggestion, row, wait_s=0)
                 left.append(row)
             elif _predict_row(services, inference, row):
                 finished.append(row)
@@ -91,7 +91,7 @@ def _predict_row(services: Services, inference: "Inference", row: Suggestion) ->
     except LabelStudioUnavailableError as error:
         if not row.interactive:
             log.warning("task %s waits for Label Studio: %s", row.task_id, error)
-            _put_back(services, row, wait_s=RETRY_LATER_S)
+            put_back(services, Suggestion, row, wait_s=RETRY_LATER_S)
             return False
         _fail(services, row, str(error))
     except (BackendError, MedSAM3Error) as error:
@@ -105,7 +105,7 @@ def _predict_row(services: Services, inference: "Inference", row: Suggestion) ->
         # One bad task must not take its neighbours along. The text of an unforeseen error may
         # hold anything, so only its type leaves the worker; the traceback is in the worker's log.
         log.exception("task %s of project %s failed", row.task_id, row.project_id)
-        reason = f"unexpected {type(error).__name__}; the worker's log has the traceback"
+        reason = unforeseen(error)
         _fail(services, row, reason)
     else:
         if row.interactive and not is_look:
@@ -138,34 +138,6 @@ def _fail(services: Services, row: Suggestion, reason: str) -> None:
     _store(services, row, state=SuggestionState.FAILED, error=reason)
 
 
-@retried
-def _claim(services: Services, ids: Sequence[str]) -> list[Suggestion]:
-    """Take the rows that are free, in the given order.
-
-    One statement decides: of two workers with the same job, the database lets the second one see
-    the state that the first one wrote.
-    """
-    with services.database.session() as session:
-        moment = now_in(session)
-        free = or_(
-            Suggestion.state == SuggestionState.QUEUED,
-            (Suggestion.state == SuggestionState.RUNNING) & (Suggestion.lease_until < moment),
-        )
-        taken = session.scalars(
-            update(Suggestion)
-            .where(Suggestion.id.in_(list(ids)), free)
-            .values(
-                state=SuggestionState.RUNNING,
-                attempts=Suggestion.attempts + 1,
-                lease_until=moment + timedelta(seconds=services.settings.lease_s),
-            )
-            .returning(Suggestion)
-            .execution_options(synchronize_session=False)
-        )
-        rows = {row.id: row for row in taken}
-    return [rows[id_] for id_ in ids if id_ in rows]
-
-
 # Labeling configs by their hash, so one never changes; a worker serves a handful of projects.
 _label_configs: dict[str, str] = {}
 
@@ -175,28 +147,6 @@ def _label_config(services: Services, config_hash: str) -> str:
         with services.database.reading() as session:
             _label_configs[config_hash] = session.get_one(LabelConfigText, config_hash).xml
     return _label_configs[config_hash]
-
-
-def _ours(*rows: Suggestion) -> ColumnElement[bool]:
-    """Rows that no other worker has taken since: every taking counts an attempt."""
-    return and_(
-        Suggestion.state == SuggestionState.RUNNING,
-        or_(*((Suggestion.id == row.id) & (Suggestion.attempts == row.attempts) for row in rows)),
-    )
-
-
-def _renew(services: Services, rows: Sequence[Suggestion]) -> None:
-    """Keep the rows ours: a worker that died stops renewing, and `recover` sees it."""
-    if not rows:
-        return
-    with services.database.session() as session:
-        until = now_in(session) + timedelta(seconds=services.settings.lease_s)
-        session.execute(
-            update(Suggestion)
-            .where(_ours(*rows))
-            .values(lease_until=until)
-            .execution_options(synchronize_session=False)
-        )
 
 
 def _store(services: Services, row: Suggestion, **values: object) -> None:
@@ -209,28 +159,13 @@ def _store(services: Services, row: Suggestion, **values: object) -> None:
     # Not if the lease ran out meanwhile and another worker has the row, or finished it.
     services.database.update(
         Suggestion,
-        _ours(row),
+        ours(Suggestion, row),
         finished_at=now(),
         lease_until=None,
         task_data=needed_later(row.task_data),
         context=None,
         **values,
     )
-
-
-def _put_back(services: Services, row: Suggestion, *, wait_s: float) -> None:
-    """Queue a row again; neither a stop nor a Label Studio that is down is the task's fault."""
-    with services.database.session() as session:
-        session.execute(
-            update(Suggestion)
-            .where(_ours(row))
-            .values(
-                state=SuggestionState.QUEUED,
-                attempts=Suggestion.attempts - 1,
-                lease_until=now_in(session) + timedelta(seconds=wait_s),
-            )
-            .execution_options(synchronize_session=False)
-        )
 
 
 def _wake(services: Services, rows: Sequence[Suggestion], message: str = "") -> None:

@@ -15,7 +15,13 @@ from typing import Any
 from sqlalchemy import ColumnElement, select, update
 
 from backend.database import insert_or_ignore, now_in
-from backend.errors import BackendError, LabelStudioUnavailableError, PropagationError, QueueError
+from backend.errors import (
+    BackendError,
+    LabelStudioUnavailableError,
+    PropagationError,
+    QueueError,
+    unforeseen,
+)
 from backend.labeling.config import ImageObject, parse_label_config
 from backend.models import versions
 from backend.predictions.requests import enqueue_chunks, needed_now
@@ -239,16 +245,20 @@ def start_propagations(ids: Sequence[str]) -> None:
                 log.warning("the propagation of task %s waits: %s", row.task_id, error)
             except BackendError as error:
                 log.warning("the propagation of task %s failed: %s", row.task_id, error)
-                services.database.update(
-                    StackPropagation,
-                    _unstarted(id_),
-                    error=str(error),
-                    active_key=None,
-                    finished_at=now(),
-                )
+                _fail(services, id_, str(error))
+            except Exception as error:
+                # The text of an unforeseen error may hold anything, so only its type is stored.
+                log.exception("the propagation of task %s failed", row.task_id)
+                _fail(services, id_, unforeseen(error))
             else:
                 if suggestion_id:
                     enqueue_chunks(services, [suggestion_id], suggestion_id, timeout_s=NO_END)
+
+
+def _fail(services: Services, id_: str, reason: str) -> None:
+    services.database.update(
+        StackPropagation, _unstarted(id_), error=reason, active_key=None, finished_at=now()
+    )
 
 
 def _unstarted(id_: str) -> ColumnElement[bool]:

@@ -18,7 +18,13 @@ from sqlalchemy.orm import Session
 from backend.corrections.datasets import VersionItem, create_version, version_items
 from backend.corrections.mask_store import MaskStore
 from backend.corrections.revisions import CorrectedTask, latest_revisions
-from backend.corrections.tables import Annotation, DatasetItem, DatasetVersion, Revision
+from backend.corrections.tables import (
+    Annotation,
+    DatasetItem,
+    DatasetVersion,
+    Revision,
+    is_correction,
+)
 from backend.database import chunked
 from backend.errors import TrainingError
 from backend.label_studio.client import LabelStudio
@@ -204,9 +210,7 @@ def new_corrections(session: Session, project_id: int) -> int:
             .join(Revision, Revision.id == Annotation.revision_id)
             .where(
                 Annotation.project_id == project_id,
-                Annotation.state == "valid",
-                Revision.was_cancelled.is_(False),
-                Revision.from_prediction.is_(False),
+                is_correction(),
                 Annotation.revision_id.not_in(known),
             )
         )

@@ -197,12 +197,15 @@ def test_what_cannot_be_drawn_is_said_by_name(
 ) -> None:
     single = label_studio.add_task(page(3), images=["/data/upload/7/page3.png"])
     bare = label_studio.add_task(b"", images=label_studio.tasks[stack]["data"]["images"])
+    odd = label_studio.add_task(b"", images=label_studio.tasks[stack]["data"]["images"])
+    label_studio.annotate(odd, [{**drawn(1, ball(1)), "item_index": "one"}])
     wishes = {
         request_propagation(services, task, slices)[0]: sentence
         for task, slices, sentence in (
             (stack, [6], "nothing is drawn on slice 6"),
             (stack, [9], "there is no slice 9: the task has 0 to 6"),
             (single, [0], "the task is no stack"),
+            (odd, None, "unexpected ValueError; the worker's log has the traceback"),
             (bare, None, "no annotation and no draft"),
             (9999, [1], "Label Studio has no task 9999"),
         )

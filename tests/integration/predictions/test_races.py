@@ -12,6 +12,7 @@ from sqlalchemy.exc import OperationalError
 from backend import tables
 from backend.database import now_in, retried
 from backend.predictions import jobs
+from backend.predictions.leased_rows import claim, put_back, renew
 from backend.predictions.requests import PredictRequest, predict, request_pushes
 from backend.processes.redis_server import RedisServer
 from backend.services import Services, open_services
@@ -66,7 +67,9 @@ def test_a_batch_claimed_by_several_workers_in_any_order_has_one_owner_a_row(
     (ids,) = request_pushes(services, tasks, 7, "<View/>")
     with ThreadPoolExecutor(8) as pool:
         claimed = list(
-            pool.map(lambda turn: jobs._claim(services, ids[:: 1 - 2 * (turn % 2)]), range(16))
+            pool.map(
+                lambda turn: claim(services, Suggestion, ids[:: 1 - 2 * (turn % 2)]), range(16)
+            )
         )
     assert sorted(row.id for taken in claimed for row in taken) == sorted(ids)
 
@@ -79,7 +82,7 @@ def test_leases_follow_the_clock_of_the_database(
     early = tables.now() - timedelta(seconds=60)
     for module in (tables, jobs):
         monkeypatch.setattr(module, "now", lambda: early)
-    (row,) = jobs._claim(services, ids)
+    (row,) = claim(services, Suggestion, ids)
     with services.database.reading() as session:
         left = session.get_one(Suggestion, row.id).lease_until - now_in(session)
     lease = timedelta(seconds=services.settings.lease_s)
@@ -88,13 +91,13 @@ def test_leases_follow_the_clock_of_the_database(
 
 def test_a_worker_that_overslept_changes_nothing_of_the_next_ones_row(services: Services) -> None:
     (ids,) = request_pushes(services, [{"id": 1, "data": {}}], 7, "<View/>")
-    (slow,) = jobs._claim(services, ids)
+    (slow,) = claim(services, Suggestion, ids)
     with services.database.session() as session:
         session.execute(update(Suggestion).values(lease_until=tables.now() - timedelta(seconds=1)))
-    (quick,) = jobs._claim(services, ids)
-    jobs._renew(services, [slow])
+    (quick,) = claim(services, Suggestion, ids)
+    renew(services, Suggestion, [slow])
     jobs._store(services, slow, state=SuggestionState.FAILED, error="too late")
-    jobs._put_back(services, slow, wait_s=0)
+    put_back(services, Suggestion, slow, wait_s=0)
     with services.database.reading() as session:
         row = session.get_one(Suggestion, ids[0])
     assert (row.state, row.attempts) == (SuggestionState.RUNNING, 2)
@@ -157,7 +160,7 @@ def test_of_a_task_only_what_its_prediction_needs_is_stored(services: Services) 
     config = '<View><Image name="i" value="$scans[0].url"/></View>'
     data = {"scans": [{"url": "data:,x"}], "patient": "Ada", "prompts": "tumor"}
     (ids,) = request_pushes(services, [{"id": 1, "data": data}], 7, config)
-    (row,) = jobs._claim(services, ids)
+    (row,) = claim(services, Suggestion, ids)
     assert row.task_data == {**data, "patient": None}
     jobs._store(services, row, state=SuggestionState.DONE, result=[])
     with services.database.reading() as session:
@@ -175,7 +178,7 @@ def test_the_chart_scales_by_what_is_unfinished_also_when_it_is_taken(services: 
             return session.scalar(query)
 
     assert unfinished() == 5
-    taken = jobs._claim(services, ids[:3])
+    taken = claim(services, Suggestion, ids[:3])
     assert unfinished() == 5, "a worker is at work on them"
     for row, state in zip(taken, (SuggestionState.DONE, SuggestionState.FAILED), strict=False):
         jobs._store(services, row, state=state)
