@@ -135,7 +135,7 @@ def test_clicks_mend_the_mask(
     pick_smart_tool(editor, "key-point-tool")
     click(editor, X, Y)
     click(editor, X, Y + 12, "Control")
-    click(editor, 4, 4, "Alt")
+    click(editor, 12, 12, "Alt")
     assert accept(editor) == 1
     (mask,) = submitted(editor, label_studio, project)
     assert dice(mask, TRUTH) > 0.8

@@ -17,6 +17,13 @@ HEIGHT, WIDTH = 233, 197
 # A mask changes a pixel by more than this, of 255 in its strongest channel; colours that lie over
 # each other may come close to the grey below them.
 CHANGED = 3
+# The image on the screen: pixels for each of its own, and where its upper left corner lies in the
+# canvas.
+VIEW = """(() => {
+  const objects = [...window.Htx.annotationStore.selected.names.values()];
+  const image = objects.find(one => one.type === "image");
+  return [image.currentZoom, image.zoomingPositionX, image.zoomingPositionY];
+})()"""
 
 
 def open_task(page: Page, server: LabelStudioServer, project: LabelStudioProject) -> None:
@@ -50,11 +57,15 @@ def image_size(page: Page) -> tuple[int, int]:
 
 
 def on_image(page: Page, across: float, down: float) -> tuple[float, float]:
-    """A point of the image, given in fractions of its sides, in pixels of the page."""
+    """A point of the image, given in fractions of its sides, in pixels of the page.
+
+    The editor says itself how large it shows the image and how far it has moved it: when its panels
+    change their size it keeps an earlier zoom, and then the image is larger than the canvas.
+    """
     area = canvas(page).bounding_box()
     assert area is not None
-    width, height = image_size(page)
-    return area["x"] + across * width, area["y"] + down * height
+    zoom, x, y = page.evaluate(VIEW)
+    return area["x"] + x + across * WIDTH * zoom, area["y"] + y + down * HEIGHT * zoom
 
 
 def painted(page: Page) -> NDArray[np.bool_]:
