@@ -41,7 +41,7 @@ def test_the_bearer_token_opens_the_api_and_a_wrong_one_does_not(services: Servi
     client = create_app(services).test_client()
     token = services.credentials.api_token
     right = client.get("/api/v1/queues", headers={"Authorization": f"Bearer {token}"})
-    assert set(right.get_json()["queues"]) == {"gpu", "ingest", "train"}
+    assert set(right.get_json()["queues"]) == {"agent", "gpu", "ingest", "train"}
     wrong = client.get("/api/v1/queues", headers={"Authorization": f"Bearer {token}x"})
     assert wrong.status_code == 401
 
