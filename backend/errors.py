@@ -10,6 +10,7 @@ BackendError
 ├── ImageSourceError          an image of a task cannot be fetched
 ├── VolumeError               a volume or video cannot become a task
 ├── SettingsError             a setting is missing or contradicts another
+├── PeopleError               a token cannot be made or revoked
 ├── QueueError                Redis cannot be reached
 ├── CorrectionsError          the corrections cannot be read or written
 │   ├── MaskError             a mask file is missing or damaged
@@ -32,6 +33,10 @@ from enum import StrEnum
 
 class BackendError(Exception):
     """Root of the backend's errors; the message says what happened and what to do next."""
+
+
+class PeopleError(BackendError):
+    """A token cannot be made or revoked; the message says why."""
 
 
 class LabelConfigError(BackendError):

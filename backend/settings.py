@@ -196,6 +196,9 @@ class Settings(BaseSettings):
         "nobody got, are removed for good; empty: never.",
         examples=["365"],
     )
+    audit_days: int = Field(
+        365, ge=1, description="Days after which entries of the audit trail are removed."
+    )
     image_cache_mb: int = Field(
         512, ge=0, description="Memory for fetched images in each GPU worker and trainer."
     )

@@ -12,6 +12,7 @@ from backend.cli.corrections import agreement, corrections, export
 from backend.cli.evaluate import evaluate
 from backend.cli.models import ProjectId, models
 from backend.cli.output import AsJson, Commands, print_json, progress_bar, say
+from backend.cli.people import audit, tokens
 from backend.cli.training import simulate, train, trainer
 from backend.cli.volumes import import_volumes, propagate
 from backend.processes.privacy import keep_files_private, set_up_logging
@@ -20,6 +21,9 @@ from backend.settings import Settings, get_settings
 
 Host = Annotated[str | None, typer.Option(help="Address to listen on.")]
 Port = Annotated[int | None, typer.Option(help="Port to listen on.")]
+
+# What these do, nobody typed.
+PROCESSES = ("serve", "web", "worker", "trainer")
 
 app = typer.Typer(
     name="medsam3",
@@ -39,10 +43,15 @@ app.command()(propagate)
 
 @app.callback()
 def configure(
+    context: typer.Context,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Log what happens.")] = False,
 ) -> None:
     """Masks from text labels for Label Studio, and a detector that learns from corrections."""
     set_up_logging(verbose=verbose)
+    if context.invoked_subcommand not in PROCESSES:
+        from backend.people.audit import act_as, operating_user
+
+        act_as(operating_user())
 
 
 @app.command()
@@ -239,6 +248,8 @@ app.command()(trainer)
 app.command()(simulate)
 app.add_typer(models)
 app.add_typer(agent)
+app.add_typer(tokens)
+app.command()(audit)
 
 
 def _listening(host: str | None, port: int | None) -> Settings:

@@ -34,6 +34,7 @@ from backend.corrections.tables import (
     Revision,
 )
 from backend.database import MOST_VALUES, Database, chunked, insert_or_ignore
+from backend.people import audit
 from backend.tables import (
     AgentPicture,
     AgentRun,
@@ -98,6 +99,8 @@ def forget(
         store.lock_files(session, shared=False)
         forgotten = {"project_id": project_id, "task_id": task_id or 0, "forgotten_at": now()}
         insert_or_ignore(session, Forgotten, forgotten)
+        subject = "the whole project" if task_id is None else f"task {task_id}"
+        audit.record(session, audit.Action.FORGET, project_id=project_id, subject=subject)
         revisions = select(Revision.id).join(Annotation, Annotation.id == Revision.annotation_id)
         _remove_revisions(
             session, session.scalars(revisions.where(*mine(Annotation))).all(), removed

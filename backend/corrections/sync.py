@@ -36,6 +36,7 @@ from backend.errors import (
     Trouble,
 )
 from backend.label_studio.connect import switch_on_webhooks
+from backend.people import audit
 from backend.processes.health import note_round
 from backend.services import Services, current_services
 from backend.tables import Project, now
@@ -132,6 +133,7 @@ def keep_up(services: Services) -> None:
         remove_drafts(settings.data_dir)
     with services.database.session() as session:
         events.prune(session, now() - KEEP_EVENTS)
+        audit.prune(session, now() - timedelta(days=settings.audit_days))
     if away:
         raise away
 

@@ -13,6 +13,7 @@ from sqlalchemy.orm import Session
 from backend.errors import ModelVersionError, QueueError
 from backend.models import versions
 from backend.models.detectors import DetectorStore
+from backend.people import audit
 from backend.processes.queues import Handler, QueueName, enqueue
 from backend.services import Services
 from backend.tables import GateVerdict, ModelVersion, Project, Promotion, PromotionKind
@@ -137,6 +138,8 @@ def _put_into_service(
     project.model_version = version
     session.add(made)
     session.flush()
+    action = audit.Action.ROLL_BACK if kind == PromotionKind.ROLLBACK else audit.Action.PROMOTE
+    audit.record(session, action, project_id=project_id, subject=version, detail=kind)
     return made
 
 

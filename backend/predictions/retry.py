@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from sqlalchemy import ColumnElement, and_, exists, func, select
 from sqlalchemy.orm import Session, aliased
 
+from backend.people import audit
 from backend.predictions.requests import request_pushes
 from backend.processes.queues import Handler, QueueName, enqueue
 from backend.services import Services, current_services
@@ -74,6 +75,10 @@ def request_retry(services: Services, *, row_id: str | None = None) -> int:
     for start in range(0, len(ids), TOGETHER):
         chunk = ids[start : start + TOGETHER]
         enqueue(services.redis, QueueName.INGEST, Handler.RETRY, chunk, job_id=f"retry-{chunk[0]}")
+    if ids:
+        with services.database.session() as session:
+            subject = f"{len(ids)} failed task{'s' if len(ids) > 1 else ''}"
+            audit.record(session, audit.Action.RETRY, subject=subject)
     return len(ids)
 
 

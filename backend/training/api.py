@@ -9,6 +9,7 @@ from flask import Blueprint, abort
 from pydantic import Field, field_validator
 
 from backend.errors import TrainingError
+from backend.people import audit
 from backend.settings import Consensus, Strategy, checked_schedule
 from backend.tables import LARGEST_INTEGER, GateVerdict, Id, TrainingPolicy
 from backend.training import runs
@@ -106,6 +107,7 @@ def set_policy(project_id: int) -> dict[str, Any]:
             setattr(row, name, value)
         session.add(row)
         session.flush()
+        audit.record(session, audit.Action.SET_POLICY, project_id=project_id)
         return {
             "project": project_id,
             **{name: getattr(row, name) for name in _Policy.model_fields},

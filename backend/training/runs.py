@@ -14,6 +14,7 @@ from sqlalchemy.orm import Session
 
 from backend.database import insert_or_ignore, now_in
 from backend.errors import CancelledError, QueueError, StoppedError, TrainingError
+from backend.people import audit
 from backend.processes.queues import Handler, QueueName, enqueue
 from backend.processes.stopping import stopping
 from backend.services import Services
@@ -86,6 +87,9 @@ def add_run(
     if run.id != run_id and run.dataset_id is not None:
         # Its dataset version does not hold what the caller wants trained on.
         run.again = trigger
+    audit.record(
+        session, audit.Action.TRAIN, project_id=project_id, subject=run.id, detail=str(trigger)
+    )
     return Requested(run.id, run.id == run_id)
 
 
@@ -184,6 +188,9 @@ def cancel(services: Services, run_id: str) -> TrainingRun:
         run = session.get(TrainingRun, run_id, with_for_update=True)
         if run is None:
             raise TrainingError(f"There is no training run {run_id}: `medsam3 train --list`.")
+        audit.record(
+            session, audit.Action.CANCEL_TRAINING, project_id=run.project_id, subject=run_id
+        )
         run.cancel_requested = run.state in UNDER_WAY
         if run.state == RunState.QUEUED:
             run.state, run.active_key, run.finished_at = RunState.CANCELLED, None, now()

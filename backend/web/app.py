@@ -6,10 +6,11 @@ from flask import Flask
 from werkzeug.exceptions import HTTPException
 from werkzeug.utils import import_string
 
+from backend.people.audit import Refusals
 from backend.services import Services, open_services
 from backend.web import contract
 from backend.web.api import agent, corrections, models, predictions, propagations
-from backend.web.auth import refuse_foreign_pages, require_credentials
+from backend.web.auth import refuse_foreign_pages, refuse_viewers, require_credentials
 
 log = logging.getLogger(__name__)
 
@@ -28,6 +29,7 @@ def create_app(services: Services | None = None) -> Flask:
     app = Flask(__name__)
     app.config["MAX_CONTENT_LENGTH"] = services.settings.max_request_mb * 2**20
     app.extensions["medsam3"] = services
+    app.extensions["medsam3_refusals"] = Refusals(services.database)
     # Read now: a data folder that cannot be written stops the start, not the first request.
     _ = services.credentials
     app.before_request(require_credentials)
@@ -37,6 +39,8 @@ def create_app(services: Services | None = None) -> Flask:
     for name in PLUGINS:
         app.register_blueprint(import_string(f"{name}:blueprint"))
     import_string(CONSOLE)(app)
+    # Behind the console's own, which says whose session it is.
+    app.before_request(refuse_viewers)
     app.register_error_handler(HTTPException, _http_error)
     app.register_error_handler(Exception, _unexpected)
     return app

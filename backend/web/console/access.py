@@ -25,6 +25,7 @@ from flask_limiter import Limiter
 from flask_limiter.util import get_remote_address
 from flask_login import LoginManager, UserMixin, current_user, login_user, logout_user
 from flask_wtf import CSRFProtect, FlaskForm
+from flask_wtf.csrf import CSRFError
 from werkzeug.exceptions import HTTPException
 from werkzeug.utils import import_string
 from werkzeug.wrappers import Response as AnyResponse
@@ -32,20 +33,31 @@ from wtforms import PasswordField, StringField
 from wtforms.validators import InputRequired, Length
 
 from backend.errors import BackendError
+from backend.people import audit, tokens
+from backend.people.roles import Person, Role
 from backend.services import Services
-from backend.web.auth import CONSOLE_PATH, is_console, is_login
+from backend.web.auth import (
+    CONSOLE_PATH,
+    READING,
+    is_console,
+    note_refusal,
+    person_of_login,
+    welcome,
+)
 from backend.web.console import shown
 from backend.web.requests import services
 
 # Modules of the pages, and in the order of the navigation what they are called.
 PAGES = tuple(
-    f"backend.web.console.{name}" for name in ("work", "corrections", "agreement", "models")
+    f"backend.web.console.{name}"
+    for name in ("work", "corrections", "agreement", "models", "audit")
 )
 NAVIGATION = (
     ("console.work", "Work"),
     ("console.corrections", "Corrections"),
     ("console.agreement", "Agreement"),
     ("console.models", "Models"),
+    ("console.audit", "Audit"),
 )
 # Without a session: the way in, and what the page of it is drawn with.
 OPEN_ENDPOINTS = frozenset({"console.login", "console.static"})
@@ -71,6 +83,10 @@ blueprint = Blueprint(
 protection = CSRFProtect()
 
 
+# A name holds no colon, so no user of the settings is taken for a token.
+_BY_TOKEN = "token:"  # noqa: S105 no secret
+
+
 class LoginForm(FlaskForm):  # type: ignore[misc]
     """What the login page asks for."""
 
@@ -79,10 +95,11 @@ class LoginForm(FlaskForm):  # type: ignore[misc]
 
 
 class Visitor(UserMixin):  # type: ignore[misc]
-    """Who is logged in: whoever knows the user name and password of this backend."""
+    """Who is logged in: a token's person, or whoever knows the password of the settings."""
 
-    def __init__(self, name: str) -> None:
-        self.id = name
+    def __init__(self, person: Person) -> None:
+        self.person = person
+        self.id = f"{_BY_TOKEN}{person.token_id}" if person.token_id else person.name
 
 
 class ConsoleSession(SecureCookieSessionInterface):
@@ -116,7 +133,7 @@ def add_console(app: Flask) -> None:
     protection.init_app(app)
     logins = LoginManager(app)
     logins.session_protection = "strong"
-    logins.user_loader(Visitor)
+    logins.user_loader(_visitor)
     limiter = Limiter(
         get_remote_address,
         app=app,
@@ -138,18 +155,23 @@ def add_console(app: Flask) -> None:
 
 @blueprint.route("/login", methods=["GET", "POST"])
 def login() -> AnyResponse | tuple[str, int] | str:
-    """The way in: the user name and the password that Label Studio uses for this backend."""
+    """The way in: a token with its name, or what Label Studio uses for this backend."""
     if current_user.is_authenticated:
         return redirect(url_for("console.work"))
     form = LoginForm()
     if not form.validate_on_submit():
         return render_template("console/login.html", form=form)
-    if not is_login(form.user.data, form.password.data, services().credentials):
+    person = person_of_login(form.user.data, form.password.data, services())
+    if person is None:
+        note_refusal("a wrong user name or password")
         return render_template("console/login.html", form=form, refused=True), 401
     # Nothing of the session before it stays, its token least of all.
     session.clear()
     session.permanent = True
-    login_user(Visitor(form.user.data))
+    login_user(Visitor(person))
+    welcome(person, audit.Via.CONSOLE)
+    with services().database.session() as database:
+        audit.record(database, audit.Action.LOG_IN, detail=person.role)
     return redirect(_next_page())
 
 
@@ -182,9 +204,25 @@ def _check_session() -> AnyResponse | None:
     if request.endpoint not in OPEN_ENDPOINTS and not current_user.is_authenticated:
         page = request.path if request.method == "GET" else None
         return redirect(url_for("console.login", next=page))
-    if request.method not in ("GET", "HEAD", "OPTIONS"):
-        protection.protect()
+    if current_user.is_authenticated:
+        welcome(current_user.person, audit.Via.CONSOLE)
+    if request.method not in READING:
+        try:
+            protection.protect()
+        except CSRFError:
+            note_refusal("a form without the session's token")
+            raise
     return None
+
+
+def _visitor(id_: str) -> Visitor | None:
+    """Flask-Login's loader: nobody, once the token with which a session began is revoked."""
+    opened = services()
+    if not id_.startswith(_BY_TOKEN):
+        return Visitor(Person(id_, Role.ADMIN)) if id_ == opened.credentials.user else None
+    with opened.database.reading() as database:
+        person = tokens.person_by_id(database, int(id_.removeprefix(_BY_TOKEN)))
+    return Visitor(person) if person else None
 
 
 def _add_headers(answer: Response) -> Response:

@@ -39,6 +39,7 @@ ROOMS: tuple[tuple[str, ...], ...] = (
     ("backend.database",),
     ("backend.tables",),
     ("backend.services",),
+    ("backend.people",),
     ("backend.processes",),
     ("backend.labeling",),
     ("backend.label_studio",),

@@ -1,0 +1,1 @@
+"""People: who may call this backend, in which role, and what they did."""
