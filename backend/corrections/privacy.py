@@ -100,7 +100,7 @@ def forget(
         forgotten = {"project_id": project_id, "task_id": task_id or 0, "forgotten_at": now()}
         insert_or_ignore(session, Forgotten, forgotten)
         subject = "the whole project" if task_id is None else f"task {task_id}"
-        audit.record(session, audit.Action.FORGET, project_id=project_id, subject=subject)
+        audit.record(session, audit.AuditedAction.FORGET, project_id=project_id, subject=subject)
         revisions = select(Revision.id).join(Annotation, Annotation.id == Revision.annotation_id)
         _remove_revisions(
             session, session.scalars(revisions.where(*mine(Annotation))).all(), removed

@@ -138,7 +138,11 @@ def _put_into_service(
     project.model_version = version
     session.add(made)
     session.flush()
-    action = audit.Action.ROLL_BACK if kind == PromotionKind.ROLLBACK else audit.Action.PROMOTE
+    action = (
+        audit.AuditedAction.ROLL_BACK
+        if kind == PromotionKind.ROLLBACK
+        else audit.AuditedAction.PROMOTE
+    )
     audit.record(session, action, project_id=project_id, subject=version, detail=kind)
     return made
 

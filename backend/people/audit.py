@@ -32,7 +32,7 @@ TOGETHER = timedelta(hours=1)
 MOST_REFUSALS = 60
 
 
-class Action(StrEnum):
+class AuditedAction(StrEnum):
     """What is written down."""
 
     PROMOTE = "promote"
@@ -89,7 +89,7 @@ def operating_user() -> Actor:
 
 def record(
     session: Session,
-    action: Action,
+    action: AuditedAction,
     *,
     project_id: int | None = None,
     subject: str | None = None,
@@ -129,7 +129,7 @@ class Refusals:
         values = {
             "via": via,
             "person": person,
-            "action": Action.REFUSED,
+            "action": AuditedAction.REFUSED,
             "subject": subject,
             "detail": reason,
             "address": address[:64],

@@ -12,7 +12,7 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from backend.errors import PeopleError
-from backend.people.audit import BACKEND, STRANGER, Action, record
+from backend.people.audit import BACKEND, STRANGER, AuditedAction, record
 from backend.people.roles import Person, Role
 from backend.people.tables import ApiToken
 from backend.settings import Settings
@@ -41,7 +41,7 @@ def add(session: Session, settings: Settings, name: str, role: Role) -> str:
         raise PeopleError(f"There is, or was, a token of {name}: take another name.")
     token = PREFIX + secrets.token_urlsafe(32)
     session.add(ApiToken(name=name, role=role, digest=digest_of(token)))
-    record(session, Action.ADD_TOKEN, subject=name, detail=role)
+    record(session, AuditedAction.ADD_TOKEN, subject=name, detail=role)
     return token
 
 
@@ -55,7 +55,7 @@ def revoke(session: Session, name: str) -> None:
     if row is None or row.revoked_at is not None:
         raise PeopleError(f"There is no token of {name} in force: `medsam3 tokens list`.")
     row.revoked_at = now()
-    record(session, Action.REVOKE_TOKEN, subject=name)
+    record(session, AuditedAction.REVOKE_TOKEN, subject=name)
 
 
 def every(session: Session) -> list[ApiToken]:

@@ -78,7 +78,7 @@ def request_retry(services: Services, *, row_id: str | None = None) -> int:
     if ids:
         with services.database.session() as session:
             subject = f"{len(ids)} failed task{'s' if len(ids) > 1 else ''}"
-            audit.record(session, audit.Action.RETRY, subject=subject)
+            audit.record(session, audit.AuditedAction.RETRY, subject=subject)
     return len(ids)
 
 

@@ -107,7 +107,7 @@ def set_policy(project_id: int) -> dict[str, Any]:
             setattr(row, name, value)
         session.add(row)
         session.flush()
-        audit.record(session, audit.Action.SET_POLICY, project_id=project_id)
+        audit.record(session, audit.AuditedAction.SET_POLICY, project_id=project_id)
         return {
             "project": project_id,
             **{name: getattr(row, name) for name in _Policy.model_fields},

@@ -88,7 +88,11 @@ def add_run(
         # Its dataset version does not hold what the caller wants trained on.
         run.again = trigger
     audit.record(
-        session, audit.Action.TRAIN, project_id=project_id, subject=run.id, detail=str(trigger)
+        session,
+        audit.AuditedAction.TRAIN,
+        project_id=project_id,
+        subject=run.id,
+        detail=str(trigger),
     )
     return Requested(run.id, run.id == run_id)
 
@@ -189,7 +193,7 @@ def cancel(services: Services, run_id: str) -> TrainingRun:
         if run is None:
             raise TrainingError(f"There is no training run {run_id}: `medsam3 train --list`.")
         audit.record(
-            session, audit.Action.CANCEL_TRAINING, project_id=run.project_id, subject=run_id
+            session, audit.AuditedAction.CANCEL_TRAINING, project_id=run.project_id, subject=run_id
         )
         run.cancel_requested = run.state in UNDER_WAY
         if run.state == RunState.QUEUED:

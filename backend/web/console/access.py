@@ -171,7 +171,7 @@ def login() -> AnyResponse | tuple[str, int] | str:
     login_user(Visitor(person))
     welcome(person, audit.Via.CONSOLE)
     with services().database.session() as database:
-        audit.record(database, audit.Action.LOG_IN, detail=person.role)
+        audit.record(database, audit.AuditedAction.LOG_IN, detail=person.role)
     return redirect(_next_page())
 
 
