@@ -10,6 +10,7 @@ from backend.database import chunked
 from backend.errors import BackendError
 from backend.label_studio.client import LabelStudio
 from backend.models import versions
+from backend.people import audit
 from backend.predictions.requests import request_pushes
 from backend.services import Services
 from backend.tables import Delivery, Suggestion, SuggestionState
@@ -66,6 +67,10 @@ def preannotate(
         project = client.project(project_id)
         version = versions.in_service(services, project_id)
         tasks = client.tasks_without_version(project_id, version)
+        with services.database.session() as session:
+            audit.record(
+                session, audit.AuditedAction.PREANNOTATE, project_id=project_id, subject=version
+            )
         ids: list[str] = []
         for batch in request_pushes(services, tasks, project_id, project["label_config"]):
             ids += batch

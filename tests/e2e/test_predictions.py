@@ -9,6 +9,7 @@ import pytest
 
 from backend.label_studio.connect import connect
 from backend.label_studio.server import LabelStudioServer
+from backend.people import audit
 from backend.predictions.preannotate import preannotate
 from backend.services import open_services
 from tests.support.annotating import AnnotatingLabelStudio
@@ -91,6 +92,9 @@ def test_preannotating_skips_what_is_predicted_and_names_what_fails(
     assert list(first.errors) == [broken]
     second = preannotate(services, project.id, timeout_s=120)
     assert (second.progress.total, second.progress.failed) == (1, 1)
+    with services.database.reading() as session:
+        done = [(row.action, row.project_id) for row in audit.entries(session)]
+    assert done == [(audit.AuditedAction.PREANNOTATE, project.id)] * 2
     services.close()
     found = versions_by_task(label_studio, project.id)
     assert found.pop(broken) == Counter()
