@@ -6,13 +6,13 @@ What is refused on purpose answers 409 with the reason.
 from typing import Any
 
 from flask import Blueprint, abort
-from pydantic import Field, field_validator
+from pydantic import Field
 
 from backend.errors import TrainingError
-from backend.people import audit
-from backend.settings import Consensus, Strategy, checked_schedule
-from backend.tables import LARGEST_INTEGER, GateVerdict, Id, TrainingPolicy
-from backend.training import runs
+from backend.settings import Consensus
+from backend.tables import LARGEST_INTEGER, GateVerdict, Id
+from backend.training import policies, runs
+from backend.training.policies import PolicyChoices
 from backend.training.tables import TrainingRun, Trigger
 from backend.web.requests import (
     Body,
@@ -35,20 +35,6 @@ class _RunRequest(Body):
     replay: bool | None = None
     consensus: Consensus | None = None
     auto_promote: bool | None = None
-
-
-class _Policy(Body):
-    after_corrections: int | None = Field(None, ge=0, le=LARGEST_INTEGER)
-    schedule: str | None = Field(None, max_length=100)
-    strategy: Strategy | None = None
-    consensus: Consensus | None = None
-    auto_promote: bool | None = None
-    agent: bool | None = None
-
-    @field_validator("schedule")
-    @classmethod
-    def _is_cron(cls, value: str | None) -> str | None:
-        return checked_schedule(value) if value else value
 
 
 @blueprint.errorhandler(TrainingError)
@@ -100,18 +86,8 @@ def set_policy(project_id: int) -> dict[str, Any]:
     null: for the labels that say `mode="agent"`).
     """
     checked_id(project_id, "project")
-    changes = read_body(_Policy).model_dump(exclude_unset=True)
-    with services().database.session() as session:
-        row = session.get(TrainingPolicy, project_id) or TrainingPolicy(project_id=project_id)
-        for name, value in changes.items():
-            setattr(row, name, value)
-        session.add(row)
-        session.flush()
-        audit.record(session, audit.AuditedAction.SET_POLICY, project_id=project_id)
-        return {
-            "project": project_id,
-            **{name: getattr(row, name) for name in _Policy.model_fields},
-        }
+    chosen = policies.choose(services(), project_id, read_body(PolicyChoices))
+    return {"project": project_id, **chosen.model_dump()}
 
 
 def _with_verdict(session: Any, run: TrainingRun) -> dict[str, Any]:

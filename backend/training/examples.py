@@ -12,19 +12,13 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from sqlalchemy import func, select
+from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from backend.corrections.datasets import VersionItem, create_version, version_items
 from backend.corrections.mask_store import MaskStore
 from backend.corrections.revisions import CorrectedTask, latest_revisions
-from backend.corrections.tables import (
-    Annotation,
-    DatasetItem,
-    DatasetVersion,
-    Revision,
-    is_correction,
-)
+from backend.corrections.tables import DatasetVersion
 from backend.database import chunked
 from backend.errors import TrainingError
 from backend.label_studio.client import LabelStudio
@@ -35,7 +29,7 @@ from backend.models.encoding import EncodedImage, embedding_cache
 from backend.services import Services
 from backend.settings import Consensus
 from backend.tables import Suggestion
-from backend.training.tables import RunState, TrainingRun
+from backend.training.tables import TrainingRun
 
 Split = Literal["train", "val"]
 
@@ -185,37 +179,6 @@ def load(session: Session, dataset_id: int, config: LabelConfig) -> TrainingSet:
         phrases = phrases_of(config, data.get(task_id, {}))
         examples += _pages([item.task for item in items], phrases, split)
     return TrainingSet(dataset_id, version.digest, tuple(examples))
-
-
-def new_corrections(session: Session, project_id: int) -> int:
-    """How many annotations changed since the project's last dataset version for a run.
-
-    A run that failed has learned nothing, so its dataset version does not count.
-    """
-    last = session.scalar(
-        select(TrainingRun.dataset_id)
-        .where(
-            TrainingRun.project_id == project_id,
-            TrainingRun.dataset_id.is_not(None),
-            TrainingRun.state != RunState.FAILED,
-        )
-        .order_by(TrainingRun.created_at.desc())
-        .limit(1)
-    )
-    known = select(DatasetItem.revision_id).where(DatasetItem.dataset_id == (last or 0))
-    return (
-        session.scalar(
-            select(func.count())
-            .select_from(Annotation)
-            .join(Revision, Revision.id == Annotation.revision_id)
-            .where(
-                Annotation.project_id == project_id,
-                is_correction(),
-                Annotation.revision_id.not_in(known),
-            )
-        )
-        or 0
-    )
 
 
 def phrases_of(config: LabelConfig, task_data: Mapping[str, Any]) -> dict[str, str]:

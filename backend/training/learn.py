@@ -23,6 +23,7 @@ from backend.services import Services
 from backend.settings import Consensus
 from backend.tables import Promotion
 from backend.training import examples, runs
+from backend.training.curves import CurvePoint, add_point
 from backend.training.examples import Images
 from backend.training.options import RunOptions
 from backend.training.tables import TrainingRun
@@ -138,6 +139,8 @@ class _Reporter:
             beyond = {"attempts": 0} if progress.step > self._reached else {}
             # Its fields are columns of the run.
             runs.report(self._services, self._run_id, **dataclasses.asdict(progress), **beyond)
+            point = CurvePoint(progress.step, progress.loss, progress.validation_dice)
+            add_point(self._services.redis, self._run_id, point)
         if stopping.is_set():
             raise StoppedError("the trainer was told to stop")
 

@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import or_, select, update
+from sqlalchemy import func, or_, select, update
 from sqlalchemy.orm import Session
 
+from backend.corrections.tables import Annotation, DatasetItem, Revision, is_correction
 from backend.database import insert_or_ignore, now_in
 from backend.errors import CancelledError, QueueError, StoppedError, TrainingError
 from backend.people import audit
@@ -183,7 +184,7 @@ def finish(services: Services, run_id: str, state: RunState, error: str | None =
 
 
 def cancel(services: Services, run_id: str) -> TrainingRun:
-    """End a run: at once while it waits, at its next step while it is at work.
+    """End a run: at once while it waits, at its next step while it is at work; an ended one stays.
 
     Raises:
         TrainingError: there is no such run.
@@ -192,10 +193,12 @@ def cancel(services: Services, run_id: str) -> TrainingRun:
         run = session.get(TrainingRun, run_id, with_for_update=True)
         if run is None:
             raise TrainingError(f"There is no training run {run_id}: `medsam3 train --list`.")
+        if run.state in ENDED:
+            return run
         audit.record(
             session, audit.AuditedAction.CANCEL_TRAINING, project_id=run.project_id, subject=run_id
         )
-        run.cancel_requested = run.state in UNDER_WAY
+        run.cancel_requested = True
         if run.state == RunState.QUEUED:
             run.state, run.active_key, run.finished_at = RunState.CANCELLED, None, now()
         return run
@@ -209,6 +212,43 @@ def list_runs(
     if project_id is not None:
         query = query.where(TrainingRun.project_id == project_id)
     return session.scalars(query.limit(limit)).all()
+
+
+def under_way(session: Session) -> Sequence[TrainingRun]:
+    """The runs of all projects that wait or are at work, oldest first."""
+    waiting_or_running = select(TrainingRun).where(TrainingRun.state.in_(UNDER_WAY))
+    return session.scalars(waiting_or_running.order_by(TrainingRun.created_at)).all()
+
+
+def new_corrections(session: Session, project_id: int) -> int:
+    """How many annotations changed since the project's last dataset version for a run.
+
+    A run that failed has learned nothing, so its dataset version does not count.
+    """
+    last = session.scalar(
+        select(TrainingRun.dataset_id)
+        .where(
+            TrainingRun.project_id == project_id,
+            TrainingRun.dataset_id.is_not(None),
+            TrainingRun.state != RunState.FAILED,
+        )
+        .order_by(TrainingRun.created_at.desc())
+        .limit(1)
+    )
+    known = select(DatasetItem.revision_id).where(DatasetItem.dataset_id == (last or 0))
+    return (
+        session.scalar(
+            select(func.count())
+            .select_from(Annotation)
+            .join(Revision, Revision.id == Annotation.revision_id)
+            .where(
+                Annotation.project_id == project_id,
+                is_correction(),
+                Annotation.revision_id.not_in(known),
+            )
+        )
+        or 0
+    )
 
 
 def orphans(services: Services) -> list[tuple[str, int]]:

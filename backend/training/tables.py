@@ -41,6 +41,7 @@ class Trigger(StrEnum):
     BUTTON = "button"  # Label Studio's *Start training*
     COMMAND = "command"
     API = "api"
+    CONSOLE = "console"
     SIMULATION = "simulation"
 
 

@@ -14,7 +14,7 @@ from backend.database import insert_or_ignore
 from backend.predictions import propagations
 from backend.services import Services, current_services
 from backend.tables import Event, TrainingPolicy, now
-from backend.training import examples, runs
+from backend.training import runs
 from backend.training.options import policy_of
 from backend.training.runs import Requested
 from backend.training.tables import RunState, TrainingRun, Trigger
@@ -123,7 +123,7 @@ def _start_if_due(services: Services, project_id: int, moment: datetime) -> Requ
             return None
         row = session.get(TrainingPolicy, project_id)
         since = row.scheduled_at if row else None
-        new = examples.new_corrections(session, project_id)
+        new = runs.new_corrections(session, project_id)
         enough = (
             0 < policy.after_corrections <= new
             and moment >= _not_before(session, project_id)

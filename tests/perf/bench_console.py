@@ -13,9 +13,18 @@ from backend.settings import Settings
 from tests.support.console import CONSOLE, admin
 from tests.support.correction_rows import add_corrections, add_predictions
 from tests.support.model_rows import add_versions
+from tests.support.training_rows import add_runs
 
 PREDICTIONS, CORRECTIONS = 100_000, 20_000
-PAGES = ("", "/corrections", "/corrections/7", "/agreement", "/models", "/models/tiny-p7-new")
+PAGES = (
+    "",
+    "/corrections",
+    "/corrections/7",
+    "/agreement",
+    "/models",
+    "/models/tiny-p7-new",
+    "/training/7",
+)
 REPEATS = 9
 
 
@@ -28,6 +37,7 @@ def measure() -> dict[str, float]:
             add_versions(services)
             add_predictions(services, PREDICTIONS)
             add_corrections(services, CORRECTIONS)
+            add_runs(services)
             began = time.perf_counter()
             compute_agreement(services, 7)
             agreement_s = time.perf_counter() - began

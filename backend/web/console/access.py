@@ -50,13 +50,14 @@ from backend.web.requests import services
 # Modules of the pages, and in the order of the navigation what they are called.
 PAGES = tuple(
     f"backend.web.console.{name}"
-    for name in ("work", "corrections", "agreement", "models", "audit")
+    for name in ("work", "corrections", "agreement", "models", "training", "audit")
 )
 NAVIGATION = (
     ("console.work", "Work"),
     ("console.corrections", "Corrections"),
     ("console.agreement", "Agreement"),
     ("console.models", "Models"),
+    ("console.training", "Training"),
     ("console.audit", "Audit"),
 )
 # Without a session: the way in, and what the page of it is drawn with.

@@ -1,5 +1,6 @@
 """The page *Work*: what waits, runs and failed, and who is at work on it."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from flask import flash, redirect, render_template, request, url_for
@@ -15,6 +16,8 @@ from backend.processes.queues import QueueCounts, count_jobs
 from backend.services import Services
 from backend.settings import Settings
 from backend.tables import Delivery, Event, Project, Suggestion, SuggestionState
+from backend.training import runs
+from backend.training.tables import TrainingRun
 from backend.web.console.access import blueprint
 from backend.web.console.shown import seconds_since, task_address
 from backend.web.requests import checked_row_id, services
@@ -61,6 +64,7 @@ class WorkInHand:
     """All that the page shows; `queue_error` says why queues and workers are not known."""
 
     projects: list[ProjectWork]
+    training: Sequence[TrainingRun]
     failed: list[FailedTask]
     failed_count: int
     events: int
@@ -92,6 +96,7 @@ def work_in_hand(opened: Services) -> WorkInHand:
     """What is under way now."""
     with opened.database.reading() as session:
         projects = project_work(session)
+        training = runs.under_way(session)
         failed = [
             _failed_task(opened.settings, row) for row in retry.failed_rows(session, MOST_LISTED)
         ]
@@ -104,7 +109,9 @@ def work_in_hand(opened: Services) -> WorkInHand:
     except QueueError as error:
         queue_error = str(error)
     failed_count = sum(project.failed for project in projects)
-    return WorkInHand(projects, failed, failed_count, events, queues, workers, queue_error)
+    return WorkInHand(
+        projects, training, failed, failed_count, events, queues, workers, queue_error
+    )
 
 
 def project_work(session: Session) -> list[ProjectWork]:

@@ -146,7 +146,7 @@ def test_a_failed_run_has_learned_nothing(stage: TrainingStage) -> None:
     (first,) = triggers.start_due(services)
     train_and_fail(services, first.run_id)
     with services.database.reading() as session:
-        assert examples.new_corrections(session, 7) == 3
+        assert runs.new_corrections(session, 7) == 3
     assert triggers.start_due(services) == [], "not at once: it may fail for the same reason"
     (second,) = triggers.start_due(services, now() + timedelta(minutes=61))
     train_and_fail(services, second.run_id)
