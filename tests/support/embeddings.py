@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from medsam3_model import ImageEmbedding, MedSAM3
-from medsam3_model.embedding_cache import EmbeddingCache
+from medsam3_model.embedding_cache import EmbeddingCache, stored_form
 
 MB = 2**20
 
@@ -40,6 +40,12 @@ def same(one: ImageEmbedding, other: ImageEmbedding) -> bool:
             for a, b in zip(one.fpn_hidden_states, other.fpn_hidden_states, strict=True)
         )
     )
+
+
+def from_disk(model: MedSAM3, embedding: ImageEmbedding) -> ImageEmbedding:
+    """What a cache makes of an embedding that it wrote to disk."""
+    rounded = stored_form(embedding.last_hidden_state)
+    return model.restore_embedding(rounded, embedding.original_size)
 
 
 def entries(folder: Path) -> list[Path]:
