@@ -53,6 +53,10 @@ _WAYS: tuple[Mapping[Source, float], ...] = (
 )
 # Disturbed copies: size, and shift across and down in radii. About what a few slices change.
 _DISTURBED = ((0.85, 0.0, 0.0), (1.15, 0.0, 0.0), (1.0, 0.15, 0.1), (1.0, -0.15, -0.1))
+# Dice above which two masks are of the same object.
+_SAME = 0.5
+# A way is judged by where it has taken a mask after so many rounds.
+_ROUNDS = 3
 _KEPT_PICTURES = 3
 # Brightness is compared in so many steps; less than this log-likelihood ratio tells nothing.
 _STEPS, _LEAST_CONTRAST = 32, 0.3
@@ -136,6 +140,8 @@ class ByNeighbour:
         looks = {
             key: _Brightness(start, one.mask) for key, one in followed.items() if one.mask.any()
         }
+        # Where the text saw the object, its silence means that the object has ended.
+        told = {key for key, one in followed.items() if self._text_sees(place, key, one.mask)}
         for here in range(place + step, last + step, step):
             before, picture = self._pictures(here - step), self._pictures(here)
             if before.shape != picture.shape:  # another series begins: nothing is its neighbour
@@ -147,9 +153,9 @@ class ByNeighbour:
                     del followed[key]
                     continue
                 moved = bent(one.mask, flow)
-                estimate = self._mended(here, key, moved)
+                estimate = self._mended(here, key, moved, told=key in told)
                 # What the flow brings back to where it was has been followed well.
-                kept = one.score * _agreement(bent(moved, back), one.mask)
+                kept = one.score * mask_agreement(bent(moved, back), one.mask)
                 mask = estimate.logits > 0
                 there = min(estimate.presence, looks[key].presence(picture, mask))
                 estimates[key] = Estimate(
@@ -160,10 +166,15 @@ class ByNeighbour:
                 return
             yield here, estimates
 
-    def _mended(self, place: int, key: int, mask: NDArray[np.bool_]) -> Estimate:
-        """The object by its bent mask and by what the model sees on the slice."""
+    def _mended(self, place: int, key: int, mask: NDArray[np.bool_], *, told: bool) -> Estimate:
+        """The object by its bent mask and by what the model sees on the slice.
+
+        A text that sees something else is heeded only where it was `told` on the corrected slice.
+        """
         way = self._ways[key]
         seen = {source: self._seen(place, key, mask, source) for source in way}
+        if not told and "text" in seen and not _means(seen["text"].logits, mask):
+            del seen["text"]
         logits = _weighed(mask, way, {source: one.logits for source, one in seen.items()})
         tracker = seen.get("tracker")
         if tracker is None:
@@ -183,6 +194,9 @@ class ByNeighbour:
         logits = _resized(answer.logits[best].clip(-SURE, SURE), mask.shape)
         return Estimate(mask.shape, logits, answer.presence, float(answer.iou[best].clip(0, 1)))
 
+    def _text_sees(self, place: int, key: int, mask: NDArray[np.bool_]) -> bool:
+        return "text" in self._ways[key] and _means(self._by_text(place, key).logits, mask)
+
     def _by_text(self, place: int, key: int) -> Estimate:
         found = self._model.detect_all(self._slices(place), self._texts[key])[0]
         inside = found.semantic.clip(1e-4, 1 - 1e-4).astype(np.float64)
@@ -194,7 +208,10 @@ class ByNeighbour:
         return Estimate(size, logits, found.presence, found.max_score)
 
     def _way(self, key: int) -> Mapping[Source, float]:
-        """How an object is mended best, as its corrected slices tell."""
+        """How an object is mended best, as its corrected slices tell; each counts by its area.
+
+        What lies at the small end of an object says little of how the rest of it is to be drawn.
+        """
         known = [
             (place, estimates[key].logits > 0)
             for place, estimates in self._known.items()
@@ -205,24 +222,40 @@ class ByNeighbour:
             "text": key in self._texts,
         }
         ways = [way for way in _WAYS if all(usable[source] for source in way)]
-        gained = np.zeros(len(ways))
-        for place, truth in known:
-            texts = self._by_text(place, key).logits if usable["text"] else None
-            for copy in _disturbed(truth):
-                seen: dict[Source, Field] = {}
-                if usable["tracker"]:
-                    seen["tracker"] = self._seen(place, key, copy, "tracker").logits
-                if texts is not None:
-                    seen["text"] = texts
-                plain = _agreement(copy, truth)
-                for index, way in enumerate(ways):
-                    mended = _weighed(copy, way, seen) > 0
-                    gained[index] += _agreement(mended, truth) - plain
         if not known:
             return {}
-        gained /= len(known) * len(_DISTURBED)
+        gained = np.zeros(len(ways))
+        area = sum(int(truth.sum()) for _, truth in known)
+        for place, truth in known:
+            share = float(truth.sum()) / area / len(_DISTURBED)
+            texts = self._by_text(place, key).logits if usable["text"] else None
+            for copy in _disturbed(truth):
+                plain = mask_agreement(copy, truth)
+                for index, way in enumerate(ways):
+                    settled = self._settled(place, key, copy, way, texts)
+                    gained[index] += share * (mask_agreement(settled, truth) - plain)
         best = int(gained.argmax())
         return ways[best] if gained[best] > _LEAST_GAIN else {}
+
+    def _settled(
+        self,
+        place: int,
+        key: int,
+        mask: NDArray[np.bool_],
+        way: Mapping[Source, float],
+        texts: Field | None,
+    ) -> NDArray[np.bool_]:
+        """A mask after some rounds of mending on one slice: a walk mends again on each slice."""
+        for _ in range(_ROUNDS if way else 0):
+            if not mask.any():
+                break
+            seen: dict[Source, Field] = {}
+            if texts is not None and _means(texts, mask):
+                seen["text"] = texts
+            if "tracker" in way:
+                seen["tracker"] = self._seen(place, key, mask, "tracker").logits
+            mask = _weighed(mask, way, seen) > 0
+        return mask
 
     def _first(self, one: CorrectedSlice) -> Estimate:
         """A corrected slice: its mask, or what its clicks and box mean."""
@@ -264,10 +297,18 @@ def mask_prior(mask: NDArray[np.bool_]) -> Field:
 def _weighed(
     mask: NDArray[np.bool_], way: Mapping[Source, float], seen: Mapping[Source, Field]
 ) -> Field:
-    logits = mask_prior(mask).astype(np.float64)
+    """A bent mask and what was seen of it, as log-odds; a way may name more than was seen."""
+    logits, total = mask_prior(mask).astype(np.float64), 1.0
     for source, weight in way.items():
-        logits += weight * seen[source].clip(-SURE, SURE)
-    return np.asarray(logits / (1 + sum(way.values())), np.float32)
+        if source in seen:
+            logits += weight * seen[source].clip(-SURE, SURE)
+            total += weight
+    return np.asarray(logits / total, np.float32)
+
+
+def _means(logits: Field, mask: NDArray[np.bool_]) -> bool:
+    """Whether what was seen is the object of a mask, and no other or a mere part of it."""
+    return mask_agreement(logits > 0, mask) > _SAME
 
 
 def _disturbed(mask: NDArray[np.bool_]) -> Iterator[NDArray[np.bool_]]:
@@ -288,7 +329,7 @@ def _disturbed(mask: NDArray[np.bool_]) -> Iterator[NDArray[np.bool_]]:
         )
 
 
-def _agreement(first: NDArray[np.bool_], second: NDArray[np.bool_]) -> float:
+def mask_agreement(first: NDArray[np.bool_], second: NDArray[np.bool_]) -> float:
     """Dice; 1 where both are empty."""
     total = int(first.sum()) + int(second.sum())
     return 2 * int((first & second).sum()) / total if total else 1.0

@@ -24,7 +24,7 @@ from medsam3_model.boxes import tight_box
 from medsam3_model.errors import PromptError
 from medsam3_model.prompting import SpatialPrompt, segment_prompted
 from medsam3_model.types import Detections, EncodeWindow, ImageEmbedding, TextEmbedding
-from medsam3_model.video.neighbours import ByNeighbour, Pictures, mask_prior
+from medsam3_model.video.neighbours import ByNeighbour, Pictures, mask_agreement, mask_prior
 from medsam3_model.video.propagation import FrameAnswer
 from medsam3_model.video.shapes import interpolated_at
 from medsam3_model.video.slices import SURE, CorrectedSlice, Estimate, Estimates, SliceOrigin
@@ -36,8 +36,6 @@ if TYPE_CHECKING:
 Slices = Callable[[int], ImageEmbedding]
 """The encoded slice at a place; asked for again where it lies between two corrected ones."""
 
-# What the shape between two corrected slices counts beside what the neighbours say.
-_SHAPE = 1 / 3
 # Slices whose features are kept for the objects that are followed side by side.
 _KEPT_SLICES = 4
 # What the neighbour's box is grown by on each side, as a share of that side: objects grow, too.
@@ -188,12 +186,13 @@ def _propagate(
     first, last = max(rule.first, 0), min(count - 1 if rule.last is None else rule.last, count - 1)
     for before, after in pairwise(places):
         ends = {before: masks[before], after: masks[after]}
-        for place, estimates in _between(follower, before, after, set(masks[before])):
+        for place, sides in _between(follower, before, after, set(masks[before])):
             if first <= place <= last:
+                estimates = {key: both.estimate for key, both in sides.items()}
                 if follower.origin == "neighbour":
                     estimates = {
-                        key: _with_shape(one, place, {at: mask[key] for at, mask in ends.items()})
-                        for key, one in estimates.items()
+                        key: _with_shape(both, place, {at: mask[key] for at, mask in ends.items()})
+                        for key, both in sides.items()
                     }
                 yield from _drawn(follower, place, estimates)
     outwards = [
@@ -211,7 +210,7 @@ def _propagate(
 
 def _between(
     follower: _Follower, before: int, after: int, objects: set[int]
-) -> Iterator[tuple[int, Estimates]]:
+) -> Iterator[tuple[int, dict[int, _BothSides]]]:
     """The slices between two corrected ones, drawn from both sides."""
     if after - before < 2:
         return
@@ -233,27 +232,49 @@ def _between(
         yield place, {key: _mixed(one, None, weight) for key, one in waiting[place].items()}
 
 
-def _mixed(before: Estimate | None, after: Estimate | None, weight: float) -> Estimate:
-    """One estimate of two, `before` with this weight; who lost the object is sure of that."""
-    sides = [(before, weight), (after, 1 - weight)]
+@dataclass(frozen=True, eq=False)
+class _BothSides:
+    """What two sides say of an object, and how far they agree: Dice of their masks."""
+
+    estimate: Estimate
+    agreement: float
+
+
+def _mixed(before: Estimate | None, after: Estimate | None, nearness: float) -> _BothSides:
+    """One estimate of two: each counts by its nearness (`before`'s is given) and squared score.
+
+    Who lost the object is sure of that.
+    """
+    sides = [(before, nearness), (after, 1 - nearness)]
     some = next(side for side, _ in sides if side is not None)
+    weights = [near * (1.0 if side is None else side.score**2) for side, near in sides]
+    total = sum(weights) or 1.0
     logits, presence, score = np.zeros(some.logits.shape, np.float32), 0.0, 0.0
-    for side, share in sides:
+    for (side, _), weight in zip(sides, weights, strict=True):
+        share = weight / total
         if side is None:
             logits -= share * SURE
         else:
             logits += share * side.logits.astype(np.float32).clip(-SURE, SURE)
             presence, score = presence + share * side.presence, score + share * side.score
-    return Estimate(some.size, logits, presence, score)
+    agreement = 0.0
+    if before is not None and after is not None:
+        agreement = mask_agreement(before.logits > 0, after.logits > 0)
+    return _BothSides(Estimate(some.size, logits, presence, score), agreement)
 
 
-def _with_shape(estimate: Estimate, place: int, ends: Mapping[int, NDArray[np.bool_]]) -> Estimate:
-    """An estimate between two corrected slices, weighed with the shape between theirs."""
+def _with_shape(both: _BothSides, place: int, ends: Mapping[int, NDArray[np.bool_]]) -> Estimate:
+    """An estimate between two corrected slices, weighed with the shape between theirs.
+
+    Where the two sides agree, or one has followed the object well, the pictures have told what lies
+    between, and the shape has nothing to add.
+    """
+    estimate = both.estimate
     if any(mask.shape != estimate.logits.shape for mask in ends.values()):
         return estimate
     shape = mask_prior(interpolated_at(ends, place))
-    logits = (1 - _SHAPE) * estimate.logits + _SHAPE * shape
-    return replace(estimate, logits=logits)
+    doubt = (1 - both.agreement) * (1 - estimate.score)
+    return replace(estimate, logits=(1 - doubt) * estimate.logits + doubt * shape)
 
 
 def _outwards(

@@ -1,6 +1,7 @@
 """Stacks: corrected slices stay, the others are drawn from them, and an object has an end."""
 
 from collections import Counter
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
@@ -123,14 +124,21 @@ def test_without_a_memory_the_neighbours_box_asks_the_detector(
     assert {one.origin for one in answers.values()} == {"corrected", "detector"}
 
 
-def test_the_nearer_side_counts_more() -> None:
+def test_the_nearer_and_surer_side_counts_more() -> None:
     there = Estimate((9, 9), np.full((2, 2), 4, np.float16), 0.9, 0.8)
-    gone = Estimate((9, 9), np.full((2, 2), -1024, np.float16), 0.1, 0.0)
-    near, far = _mixed(there, gone, 0.75), _mixed(there, gone, 0.25)
+    gone = Estimate((9, 9), np.full((2, 2), -1024, np.float16), 0.1, 0.8)
+    near, far = (_mixed(there, gone, weight).estimate for weight in (0.75, 0.25))
     assert (near.logits == 0.75 * 4 - 0.25 * 8).all()
     assert (far.logits == 0.25 * 4 - 0.75 * 8).all()
     assert near.presence == pytest.approx(0.7)
-    assert (_mixed(there, None, 0.5).logits == -2).all()
+    lost = _mixed(there, None, 0.5).estimate
+    np.testing.assert_allclose(lost.logits, (0.64 * 4 - 8) / 1.64, rtol=1e-6)
+    # Who has followed the object badly counts less: by the square of the score.
+    far = _mixed(there, replace(gone, score=0.4), 0.25).estimate
+    np.testing.assert_allclose(far.logits, (0.25 * 4 * 4 - 0.75 * 8) / 1.75, rtol=1e-6)
+    # How far the sides agree: not at all, wholly, and not where one has lost the object.
+    agreements = [_mixed(there, other, 0.5).agreement for other in (gone, there, None)]
+    assert agreements == [0, 1, 0]
 
 
 @pytest.mark.parametrize(
