@@ -6,12 +6,15 @@ from dataclasses import asdict, dataclass
 from statistics import fmean
 from typing import Any
 
+from sqlalchemy import select
+
 from backend.demo.demo import Demo, DemoOptions, Say, ShowProgress, running_demo
 from backend.errors import RegionError
 from backend.label_studio.client import LabelStudio
 from backend.labeling.region_masks import union_mask
 from backend.labeling.validation import validate
 from backend.models import versions
+from backend.volumes.tables import Stack
 
 
 @dataclass(frozen=True)
@@ -25,6 +28,7 @@ class DemoReport:
         seconds_to_first_mask: from the command's start; None when every task was predicted
             at an earlier start already.
         model_version: the version in service.
+        volume_dice: by concept, over all voxels of the demo's volume; empty beside a user's images.
         errors: by task, why there is no prediction.
     """
 
@@ -33,6 +37,7 @@ class DemoReport:
     mean_dice: dict[str, float]
     seconds_to_first_mask: float | None
     model_version: str
+    volume_dice: dict[str, float]
     errors: dict[int, str]
 
     @property
@@ -54,6 +59,7 @@ def check_demo(options: DemoOptions, say: Say, show_progress: ShowProgress) -> D
 def _inspect(demo: Demo, *, with_truth: bool) -> DemoReport:
     version = versions.in_service(demo.services, demo.project.id)
     errors = dict(demo.errors)
+    volume_dice: dict[str, float] = {}
     dices: dict[str, list[float]] = defaultdict(list)
     tasks = predicted = 0
     with LabelStudio(demo.label_studio.url, demo.label_studio.token) as client:
@@ -61,32 +67,66 @@ def _inspect(demo: Demo, *, with_truth: bool) -> DemoReport:
         fields = ("id", "data", "predictions")
         for task in client.tasks(demo.project.id, include=fields):
             tasks += 1
-            stored = [
-                prediction
-                for prediction in task["predictions"]
-                if prediction["model_version"] == version
-            ]
-            if len(stored) != 1:
-                errors.setdefault(task["id"], f"{len(stored)} predictions of {version}")
-                continue
-            regions = stored[0]["result"]
-            try:
-                validate(regions, config)
-            except RegionError as error:
-                errors[task["id"]] = str(error)
+            regions = _stored(task, version, config, errors)
+            if regions is None:
                 continue
             predicted += 1
             if with_truth:
                 for concept, dice in _dice_of_slice(task["data"]["image"], regions).items():
                     dices[concept].append(dice)
+        if demo.volume is not None:
+            tasks += 1
+            config = client.project(demo.volume.id)["label_config"]
+            (task,) = client.tasks(demo.volume.id, include=fields)
+            regions = _stored(task, version, config, errors)
+            if regions is not None:
+                predicted += 1
+                volume_dice = _dice_of_volume(demo, task["id"], regions)
     return DemoReport(
         tasks=tasks,
         predicted=predicted,
         mean_dice={concept: round(fmean(values), 4) for concept, values in dices.items()},
         seconds_to_first_mask=demo.seconds_to_first_mask,
         model_version=version,
+        volume_dice=volume_dice,
         errors=errors,
     )
+
+
+def _stored(
+    task: dict[str, Any], version: str, config: str, errors: dict[int, str]
+) -> list[dict[str, Any]] | None:
+    """Regions of a task's one prediction of a version; None, and an error, where it has none."""
+    stored = [one for one in task["predictions"] if one["model_version"] == version]
+    if len(stored) != 1:
+        errors.setdefault(task["id"], f"{len(stored)} predictions of {version}")
+        return None
+    regions: list[dict[str, Any]] = stored[0]["result"]
+    try:
+        validate(regions, config)
+    except RegionError as error:
+        errors[task["id"]] = str(error)
+        return None
+    return regions
+
+
+def _dice_of_volume(demo: Demo, task_id: int, regions: list[dict[str, Any]]) -> dict[str, float]:
+    """Dice by concept over all voxels, from the regions on the pages of a task."""
+    from medsam3_model.data.template import template_masks
+    from medsam3_model.evaluation.propagation import dice_3d
+    from medsam3_model.images.geometry import geometry_from_json, masks_to_source
+
+    with demo.services.database.reading() as session:
+        row = session.scalars(select(Stack).where(Stack.task_id == task_id)).one()
+        geometry = geometry_from_json(row.geometry)
+    dices = {}
+    for concept, truth in template_masks().items():
+        pages: dict[int, list[dict[str, Any]]] = defaultdict(list)
+        for region in _with_label(regions, concept):
+            pages[region["item_index"]].append(region)
+        masks = {page: union_mask(drawn, *geometry.page_size) for page, drawn in pages.items()}
+        dices[concept] = round(dice_3d(masks_to_source(geometry, masks), truth), 4)
+    return dices
 
 
 def _dice_of_slice(image: str, regions: list[dict[str, Any]]) -> Mapping[str, float]:

@@ -3,7 +3,9 @@
 import json
 import os
 import secrets
+import shlex
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -14,7 +16,7 @@ from itertools import cycle
 from pathlib import Path
 from xml.sax.saxutils import quoteattr
 
-from backend.errors import SettingsError
+from backend.errors import SettingsError, VolumeError
 from backend.label_studio.client import LabelStudio
 from backend.label_studio.connect import connect
 from backend.label_studio.server import LabelStudioServer, free_port
@@ -22,9 +24,12 @@ from backend.predictions.preannotate import PreannotationProgress, preannotate
 from backend.processes.supervisor import Supervisor
 from backend.services import Services, open_services
 from backend.settings import Settings, read_settings
+from backend.volumes.importing import import_stacks
 
 BRAIN_TITLE = "Brain MRI (demo)"
 BRAIN_CONFIG = "brain_mri.xml"
+VOLUME_TITLE = "Brain MRI volume (demo)"
+VOLUME_CONFIG = "brain_mri_volume.xml"
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp"})
 # Distinct on grey-scale images, and to colour-blind people (Okabe and Ito).
 COLOURS = ("#E69F00", "#56B4E9", "#009E73", "#F0E442", "#D55E00", "#CC79A7", "#0072B2")
@@ -67,6 +72,7 @@ class Demo:
         label_studio: the running server, with the login.
         services: this process's database and Redis.
         project: the pre-annotated project.
+        volume: the one whose only task is a volume; None beside a user's own images.
         seconds_to_first_mask: from the start of the command to the first stored prediction.
         errors: a task's id to the reason why it has no prediction.
     """
@@ -74,6 +80,7 @@ class Demo:
     label_studio: LabelStudioServer
     services: Services
     project: DemoProject
+    volume: DemoProject | None
     seconds_to_first_mask: float | None
     errors: dict[int, str] = field(default_factory=dict)
 
@@ -90,6 +97,8 @@ def run_demo(options: DemoOptions, say: Say, show_progress: ShowProgress) -> Non
         say(f"  password       {server.password}")
         say("")
         say("Open a task: the masks are there. Pick a smart tool, draw a box, and get a mask.")
+        if demo.volume is not None:
+            _say_how_a_volume_goes_on(demo, demo.volume, options, say)
         say("Ctrl-C stops everything; the next start finds the same project.")
         # From here on Ctrl-C ends the demo as planned, also where a shell ignores the signal.
         signal.signal(signal.SIGINT, lambda *_: stop.set())
@@ -124,7 +133,13 @@ def running_demo(options: DemoOptions, say: Say, show_progress: ShowProgress) ->
             show_progress(progress.done, progress.total)
 
         report = preannotate(services, project.id, on_progress=progressed, timeout_s=1800)
-        yield Demo(server, services, project, first[0] if first else None, report.errors)
+        errors, volume = report.errors, None
+        if options.images is None:
+            with LabelStudio.from_settings(settings) as client:
+                volume = _volume(client, services, say)
+            connect(settings, volume.id, f"http://127.0.0.1:{settings.port}")
+            errors |= preannotate(services, volume.id, timeout_s=1800).errors
+        yield Demo(server, services, project, volume, first[0] if first else None, errors)
     finally:
         supervisor.request_stop()
         if watcher.is_alive():
@@ -178,6 +193,51 @@ def _find_or_create(
     project = client.create_project(title, _label_config(options))
     client.upload_files(project["id"], images)
     return DemoProject(project["id"], title, len(images))
+
+
+def _volume(client: LabelStudio, services: Services, say: Say) -> DemoProject:
+    """The project with the whole brain as one task."""
+    from medsam3_model.data.template import template_file
+    from medsam3_model.images.rendering import StackOptions
+
+    found = [one for one in client.projects() if one["title"] == VOLUME_TITLE]
+    if found:
+        project = found[0]
+    else:
+        say(f"Creating the project “{VOLUME_TITLE}”, and predicting every slice ...")
+        config = (files("label_config") / VOLUME_CONFIG).read_text()
+        project = client.create_project(VOLUME_TITLE, config)
+    # Repeated at each start: what is there is known, and what was stopped half-way is not.
+    (stack,) = import_stacks(
+        template_file(),
+        project["id"],
+        StackOptions(plane="axial"),
+        client=client,
+        database=services.database,
+        settings=services.settings,
+    )
+    if stack.task_id is None:
+        raise VolumeError(f"the demo's volume was not imported: {' '.join(stack.notes)}")
+    return DemoProject(project["id"], VOLUME_TITLE, 1)
+
+
+def _say_how_a_volume_goes_on(
+    demo: Demo, volume: DemoProject, options: DemoOptions, say: Say
+) -> None:
+    """Where the volume is, and what draws the rest of it."""
+    folder = options.folder.absolute()
+    environment = folder / "environment"
+    keys = ("MEDSAM3_DATA_DIR", "LABEL_STUDIO_URL", "LABEL_STUDIO_API_KEY")
+    environment.touch(mode=0o600)
+    environment.write_text("".join(f"{key}={shlex.quote(os.environ[key])}\n" for key in keys))
+    with LabelStudio(demo.label_studio.url, demo.label_studio.token) as client:
+        (task,) = client.tasks(volume.id, include=("id",))
+    say("")
+    say(f"  a volume       {demo.label_studio.url}/projects/{volume.id}/data")
+    say("")
+    say("Correct one slice of it, submit, and have the other slices drawn from it:")
+    say(f"  set -a; . {shlex.quote(str(environment))}; {sys.argv[0]} propagate {task['id']}")
+    say("")
 
 
 def _title(options: DemoOptions) -> str:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,6 +29,7 @@ TEMPLATE_DEMO_SLICES: tuple[int, ...] = tuple(range(46, 125, 3))
 TEMPLATE_SLICES: tuple[int, ...] = tuple(range(14, 146))
 
 _FILE = "mni_icbm152_{}_tal_nlin_sym_09a_converted.nii.gz"
+_Value = TypeVar("_Value", bound=np.generic)
 _HALF = 128  # the maps are probabilities stored as 0..255
 
 
@@ -56,18 +57,35 @@ def template_slice(index: int) -> TemplateSlice:
 
     Raises DatasetError when nilearn's files are not installed or the index is out of range.
     """
-    t1, grey, white = (_volume(kind) for kind in ("t1", "gm", "wm"))
+    t1 = _volume("t1")
     if not 0 <= index < t1.shape[2]:
         raise DatasetError(
             f"The template has the axial slices 0 to {t1.shape[2] - 1}; there is no slice {index}."
         )
-    t1, grey, white = (_radiological(volume[:, :, index]) for volume in (t1, grey, white))
+    image = _radiological(t1[:, :, index])
     return TemplateSlice(
         name=f"mni152_axial_{index:03d}",
         index=index,
-        image=np.repeat(t1[:, :, None], 3, axis=2),
-        masks={"brain": t1 > 0, "grey matter": grey >= _HALF, "white matter": white >= _HALF},
+        image=np.repeat(image[:, :, None], 3, axis=2),
+        masks={
+            concept: _radiological(mask[:, :, index]) for concept, mask in template_masks().items()
+        },
     )
+
+
+@lru_cache(maxsize=1)
+def template_masks() -> dict[str, NDArray[np.bool_]]:
+    """Concept -> bool (197, 233, 189), the voxels of `template_file`; see `template_slice`."""
+    t1, grey, white = (_volume(kind) for kind in ("t1", "gm", "wm"))
+    return {"brain": t1 > 0, "grey matter": grey >= _HALF, "white matter": white >= _HALF}
+
+
+def template_file() -> Path:
+    """The whole volume, 197 x 233 x 189 voxels of 1 mm, as a NIfTI file.
+
+    Raises DatasetError when nilearn's files are not installed.
+    """
+    return _data_folder() / _FILE.format("t1")
 
 
 def demo_slices(count: int | None = None) -> tuple[TemplateSlice, ...]:
@@ -83,7 +101,7 @@ def demo_slices(count: int | None = None) -> tuple[TemplateSlice, ...]:
     return tuple(template_slice(index) for index in indices)
 
 
-def _radiological(plane: NDArray[np.uint8]) -> NDArray[np.uint8]:
+def _radiological(plane: NDArray[_Value]) -> NDArray[_Value]:
     """From (x to the right, y to the front) to rows from the front and columns from the right."""
     return np.ascontiguousarray(plane[::-1, ::-1].T)
 
