@@ -68,6 +68,7 @@ class SuggestionState(StrEnum):
     RUNNING = "running"
     DONE = "done"
     FAILED = "failed"
+    CANCELLED = "cancelled"  # somebody ended the pre-annotation before its turn came
 
 
 class Delivery(StrEnum):

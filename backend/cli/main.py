@@ -11,10 +11,11 @@ from backend.cli.agent import agent
 from backend.cli.corrections import agreement, corrections, export
 from backend.cli.evaluate import evaluate
 from backend.cli.models import ProjectId, models
-from backend.cli.output import AsJson, Commands, print_json, progress_bar, say
+from backend.cli.output import AsJson, Commands, print_json, print_values, progress_bar, say
 from backend.cli.people import audit, tokens
 from backend.cli.training import simulate, train, trainer
 from backend.cli.volumes import import_volumes, propagate
+from backend.errors import BackendError
 from backend.processes.privacy import keep_files_private, set_up_logging
 from backend.processes.queues import QueueName
 from backend.settings import Settings, get_settings
@@ -191,6 +192,16 @@ def connect(
 @app.command()
 def preannotate(
     project: ProjectId,
+    limit: Annotated[
+        int | None, typer.Option(help="Only the first so many of these tasks, by id.")
+    ] = None,
+    unlabelled: Annotated[
+        bool, typer.Option("--unlabelled", help="Only tasks without annotations.")
+    ] = False,
+    cancel: Annotated[
+        bool,
+        typer.Option("--cancel", help="Predict nothing more: cancel the project's waiting tasks."),
+    ] = False,
     wait: Annotated[
         float | None, typer.Option(help="Seconds to wait; default: until all is done.")
     ] = None,
@@ -198,15 +209,22 @@ def preannotate(
 ) -> None:
     """Predict every task of a project that has no prediction of the version in service.
 
-    Example: `medsam3 preannotate 12`
+    Example: `medsam3 preannotate 12 --limit 20 --unlabelled`
     """
-    from backend.predictions.preannotate import preannotate as run
+    from backend.predictions import preannotate as preannotation
     from backend.services import open_services
 
+    options = preannotation.PreannotateOptions(limit=limit, unlabelled=unlabelled)
+    if cancel:
+        if options != preannotation.EVERYTHING:
+            raise BackendError("--cancel cancels all that waits: leave out the other options.")
+        print_values({"cancelled": preannotation.cancel(open_services(), project)}, as_json)
+        return
     with progress_bar("Predicting", quiet=as_json) as show:
-        report = run(
+        report = preannotation.preannotate(
             open_services(),
             project,
+            options,
             on_progress=lambda progress: show(progress.done, progress.total),
             timeout_s=wait,
         )
@@ -215,11 +233,12 @@ def preannotate(
     else:
         typer.echo(
             f"{report.progress.predicted} of {report.progress.total} tasks predicted by "
-            f"{report.model_version}, {report.progress.failed} failed"
+            f"{report.model_version}, {report.progress.failed} failed, "
+            f"{report.progress.cancelled} cancelled"
         )
         for task_id, error in report.errors.items():
             typer.echo(f"  task {task_id}: {error}")
-    raise typer.Exit(1 if report.progress.failed else 0)
+    raise typer.Exit(1 if report.progress.failed or report.progress.cancelled else 0)
 
 
 @app.command()

@@ -177,7 +177,7 @@ def _remove_undelivered(session: Session, days: int) -> int:
     """Remove finished predictions that will never be brought to anybody."""
     over = [
         Suggestion.delivery == Delivery.NONE,
-        Suggestion.state.in_((SuggestionState.DONE, SuggestionState.FAILED)),
+        Suggestion.state.not_in((SuggestionState.QUEUED, SuggestionState.RUNNING)),
         Suggestion.finished_at < now() - timedelta(days=days),
         ~exists().where(Revision.suggestion_id == Suggestion.id),
     ]

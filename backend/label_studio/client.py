@@ -109,6 +109,9 @@ def task_filter(column: str, operator: str, kind: str, value: Any) -> Json:
     }
 
 
+UNLABELLED = task_filter("total_annotations", "equal", "Number", 0)
+
+
 class LabelStudio:
     """A client of one Label Studio, for one user. Safe to share between threads.
 
@@ -266,10 +269,18 @@ class LabelStudio:
                 return
             last_id = page[-1]["id"]
 
-    def tasks_without_version(self, project_id: int, model_version: str) -> Iterator[Json]:
-        """The tasks (`id`, `data`) that hold no prediction of `model_version`."""
+    def tasks_without_version(
+        self, project_id: int, model_version: str, *, unlabelled: bool = False
+    ) -> Iterator[Json]:
+        """The tasks (`id`, `data`) that hold no prediction of `model_version`.
+
+        Args:
+            unlabelled: of these, the tasks without annotations.
+        """
         missing = task_filter("predictions_model_versions", "not_contains", "List", [model_version])
-        yield from self.tasks(project_id, filters=[missing])
+        yield from self.tasks(
+            project_id, filters=[missing, UNLABELLED] if unlabelled else [missing]
+        )
 
     def upload_files(self, project_id: int, files: Iterable[tuple[str, bytes]]) -> list[int]:
         """Upload images (name, bytes), one task each; returns the tasks' ids in their order."""

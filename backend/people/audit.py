@@ -43,6 +43,7 @@ class AuditedAction(StrEnum):
     CANCEL_TRAINING = "cancel-training"
     SET_POLICY = "set-policy"
     PREANNOTATE = "preannotate"
+    CANCEL_PREANNOTATION = "cancel-preannotation"
     ADD_TOKEN = "add-token"  # noqa: S105 an action, no secret
     REVOKE_TOKEN = "revoke-token"  # noqa: S105 an action, no secret
     LOG_IN = "log-in"

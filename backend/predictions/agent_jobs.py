@@ -74,7 +74,7 @@ def _guide(services: Services, run: AgentRun) -> None:
         put_back(services, AgentRun, run, wait_s=_PREDICTION_S)
         return
     try:
-        if begins_with is None or begins_with.state == SuggestionState.FAILED:
+        if begins_with is None or begins_with.state != SuggestionState.DONE:
             raise BackendError("the prediction that the agent was to begin with is not there")
         _Guided(services, run).finish(begins_with)
     except AgentInterruptedError as error:

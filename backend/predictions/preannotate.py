@@ -1,35 +1,80 @@
-"""Pre-annotation: every task of a project gets a prediction of the version in service."""
+"""Pre-annotation: a project's tasks get a prediction of the version in service.
 
+The command asks Label Studio for the tasks itself; the console has an ingest worker ask, so the web
+process knows no Label Studio. Either way every task has its row before its first job runs.
+"""
+
+import json
+import logging
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from itertools import islice
 
-from sqlalchemy import func, select
+from redis import Redis
+from redis.exceptions import RedisError
+from sqlalchemy import ColumnElement, and_, func, select, update
+from sqlalchemy.orm import Session
 
-from backend.database import chunked
-from backend.errors import BackendError
-from backend.label_studio.client import LabelStudio
+from backend.database import chunked, now_in
+from backend.errors import BackendError, QueueError
 from backend.models import versions
 from backend.people import audit
 from backend.predictions.requests import request_pushes
-from backend.services import Services
+from backend.processes.queues import Handler, QueueName, enqueue
+from backend.services import Services, current_services
 from backend.tables import Delivery, Suggestion, SuggestionState
 
+log = logging.getLogger(__name__)
+
 POLL_S = 0.5
+# How often a project's pre-annotation was cancelled: what was asked for before that ends.
+_CANCELLED_KEY = "medsam3:preannotation-cancelled:{}"
+# Label Studio answers page by page, and a project may have any number of them.
+_NO_END = -1
+
+
+@dataclass(frozen=True)
+class PreannotateOptions:
+    """Which of the tasks without a prediction of the version in service to predict.
+
+    Attributes:
+        limit: the first so many, by id; None: all.
+        unlabelled: only tasks without annotations.
+
+    Raises:
+        BackendError: the limit is no number of tasks.
+    """
+
+    limit: int | None = None
+    unlabelled: bool = False
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be meant."""
+        if self.limit is not None and self.limit < 1:
+            raise BackendError("The limit is a number of tasks from 1; leave it out for all tasks.")
+
+    def __str__(self) -> str:
+        which = "unlabelled tasks" if self.unlabelled else "tasks"
+        return f"all {which}" if self.limit is None else f"the first {self.limit} {which}"
+
+
+EVERYTHING = PreannotateOptions()
 
 
 @dataclass(frozen=True)
 class PreannotationProgress:
-    """How far a project is, in tasks: `predicted` and `failed` add up to `total` at the end."""
+    """How far a project is, in tasks: the other numbers add up to `total` at the end."""
 
     total: int
     predicted: int
     failed: int
+    cancelled: int = 0
 
     @property
     def done(self) -> int:
         """Tasks that are not under way any more."""
-        return self.predicted + self.failed
+        return self.predicted + self.failed + self.cancelled
 
 
 @dataclass(frozen=True)
@@ -44,11 +89,12 @@ class PreannotateReport:
 def preannotate(
     services: Services,
     project_id: int,
+    options: PreannotateOptions = EVERYTHING,
     *,
     on_progress: Callable[[PreannotationProgress], None] = lambda progress: None,
     timeout_s: float | None = None,
 ) -> PreannotateReport:
-    """Have every task without a prediction of the version in service predicted and pushed.
+    """Have tasks without a prediction of the version in service predicted and pushed.
 
     The rows are in the database before the first job runs, so the command may be interrupted: the
     workers go on, and running it again adds nothing twice.
@@ -56,6 +102,7 @@ def preannotate(
     Args:
         services: database and Redis.
         project_id: Label Studio's project.
+        options: which tasks.
         on_progress: called about twice a second.
         timeout_s: stop waiting (not working) after this long; None waits until all is done.
 
@@ -63,18 +110,12 @@ def preannotate(
         LabelStudioError: the project or its tasks cannot be read.
         BackendError: `timeout_s` went by.
     """
-    with LabelStudio.from_settings(services.settings) as client:
-        project = client.project(project_id)
-        version = versions.in_service(services, project_id)
-        tasks = client.tasks_without_version(project_id, version)
-        with services.database.session() as session:
-            audit.record(
-                session, audit.AuditedAction.PREANNOTATE, project_id=project_id, subject=version
-            )
-        ids: list[str] = []
-        for batch in request_pushes(services, tasks, project_id, project["label_config"]):
-            ids += batch
-            on_progress(_progress(services, ids))
+    version = versions.in_service(services, project_id)
+    ids: list[str] = []
+    cancelled_before = _times_cancelled(services.redis, project_id)
+    for batch in _ask(services, project_id, options, cancelled_before, is_recorded=False):
+        ids += batch
+        on_progress(_progress(services, ids))
     deadline = time.monotonic() + timeout_s if timeout_s is not None else None
     while (progress := _progress(services, ids)).done < progress.total:
         on_progress(progress)
@@ -88,8 +129,163 @@ def preannotate(
     return PreannotateReport(version, progress, _errors(services, ids))
 
 
+def request_preannotation(
+    services: Services, project_id: int, options: PreannotateOptions = EVERYTHING
+) -> None:
+    """Have an ingest worker do what `preannotate` does, without waiting for it.
+
+    Raises:
+        QueueError: Redis cannot be reached; nothing is asked for.
+    """
+    cancelled_before = _times_cancelled(services.redis, project_id)
+    enqueue(
+        services.redis,
+        QueueName.INGEST,
+        Handler.PREANNOTATE,
+        [str(project_id), json.dumps(asdict(options)), str(cancelled_before)],
+        job_id=f"preannotate-{project_id}-{options.limit}-{options.unlabelled}-{cancelled_before}",
+        timeout_s=_NO_END,
+    )
+    with services.database.session() as session:
+        _record(session, services, project_id, options)
+
+
+def start_preannotation(arguments: Sequence[str]) -> None:
+    """Handler on queue `ingest`: the project, the options as JSON, cancellations until then."""
+    project_id, options, cancelled_before = arguments
+    count = sum(
+        len(batch)
+        for batch in _ask(
+            current_services(),
+            int(project_id),
+            PreannotateOptions(**json.loads(options)),
+            int(cancelled_before),
+            is_recorded=True,
+        )
+    )
+    log.info("pre-annotation of project %s: %s tasks", project_id, count)
+
+
+def cancel(services: Services, project_id: int) -> int:
+    """End a project's pre-annotation: what waits is cancelled, what is under way finishes.
+
+    That is also what a promotion asked for, and what Label Studio asked for in vain so far. An
+    annotator's prompts, the rest of stacks and an agent's looks go on.
+
+    Returns:
+        How many waiting tasks were cancelled.
+
+    Raises:
+        QueueError: Redis cannot be reached; nothing is cancelled.
+    """
+    try:
+        # First: whoever is asking Label Studio for tasks hears of it after the batch at hand.
+        services.redis.incr(_CANCELLED_KEY.format(project_id))
+    except RedisError as error:
+        raise QueueError(
+            f"Redis does not answer ({type(error).__name__}); nothing is cancelled: try again."
+        ) from error
+    with services.database.session() as session:
+        count = _cancel_rows(session, Suggestion.project_id == project_id)
+        audit.record(
+            session,
+            audit.AuditedAction.CANCEL_PREANNOTATION,
+            project_id=project_id,
+            subject=f"{count} waiting task{'' if count == 1 else 's'}",
+        )
+    return count
+
+
+def count_waiting(session: Session) -> dict[int, int]:
+    """How many tasks of each project `cancel` would cancel."""
+    counted = select(Suggestion.project_id, func.count()).where(_waits())
+    return dict(session.execute(counted.group_by(Suggestion.project_id)).all())
+
+
+def _ask(
+    services: Services,
+    project_id: int,
+    options: PreannotateOptions,
+    cancelled_before: int,
+    *,
+    is_recorded: bool,
+) -> Iterator[list[str]]:
+    """Make rows of tasks, batch by batch, until there are no more or somebody cancels it."""
+    # Only commands and workers need the client; the web process stays smaller.
+    from backend.label_studio.client import LabelStudio
+
+    if _times_cancelled(services.redis, project_id) > cancelled_before:
+        return
+    with LabelStudio.from_settings(services.settings) as client:
+        project = client.project(project_id)
+        version = versions.in_service(services, project_id)
+        tasks = client.tasks_without_version(project_id, version, unlabelled=options.unlabelled)
+        if not is_recorded:
+            with services.database.session() as session:
+                _record(session, services, project_id, options)
+        wanted = islice(tasks, options.limit)
+        for batch in request_pushes(services, wanted, project_id, project["label_config"]):
+            yield batch
+            if _times_cancelled(services.redis, project_id) > cancelled_before:
+                # The cancellation may have been just before the batch was written.
+                with services.database.session() as session:
+                    _cancel_rows(session, Suggestion.id.in_(batch))
+                return
+
+
+def _record(
+    session: Session, services: Services, project_id: int, options: PreannotateOptions
+) -> None:
+    audit.record(
+        session,
+        audit.AuditedAction.PREANNOTATE,
+        project_id=project_id,
+        subject=versions.in_service(services, project_id),
+        detail=str(options),
+    )
+
+
+def _times_cancelled(redis: Redis, project_id: int) -> int:
+    """How often the project's pre-annotation was cancelled, as far as Redis remembers."""
+    try:
+        return int(redis.get(_CANCELLED_KEY.format(project_id)) or 0)  # type: ignore[arg-type]
+    except RedisError:
+        # What cannot be reached cancels nothing either.
+        return 0
+
+
+def _waits() -> ColumnElement[bool]:
+    """The condition of rows of pre-annotation that wait for a worker."""
+    return and_(
+        Suggestion.state == SuggestionState.QUEUED,
+        Suggestion.delivery == Delivery.PUSH,
+        Suggestion.interactive.is_(False),
+        # The rest of a stack says here what it is drawn from.
+        Suggestion.context.is_(None),
+    )
+
+
+def _cancel_rows(session: Session, which: ColumnElement[bool]) -> int:
+    """Cancel those of the rows that wait: a worker that takes one at this moment keeps it."""
+    cancelled = session.scalars(
+        update(Suggestion)
+        .where(which, _waits())
+        .values(
+            state=SuggestionState.CANCELLED,
+            delivery=Delivery.NONE,
+            finished_at=now_in(session),
+            active_key=None,
+            lease_until=None,
+            task_data={},
+        )
+        .returning(Suggestion.id)
+        .execution_options(synchronize_session=False)
+    )
+    return len(cancelled.all())
+
+
 def _progress(services: Services, ids: list[str]) -> PreannotationProgress:
-    counted = {"predicted": 0, "failed": 0}
+    counted = {"predicted": 0, "failed": 0, "cancelled": 0}
     with services.database.reading() as session:
         for chunk in chunked(ids):
             rows = session.execute(
@@ -98,7 +294,9 @@ def _progress(services: Services, ids: list[str]) -> PreannotationProgress:
                 .group_by(Suggestion.state, Suggestion.delivery, Suggestion.error)
             )
             for state, delivery, error, count in rows:
-                if state == SuggestionState.FAILED or (error and delivery == Delivery.NONE):
+                if state == SuggestionState.CANCELLED:
+                    counted["cancelled"] += count
+                elif state == SuggestionState.FAILED or (error and delivery == Delivery.NONE):
                     counted["failed"] += count
                 elif delivery in (Delivery.DELIVERED, Delivery.ANSWERED):
                     counted["predicted"] += count

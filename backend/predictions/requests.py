@@ -296,9 +296,9 @@ def _finish(
     with services.database.session() as session:
         rows = _load(session, set(ids))
         errors = [
-            f"task {row.task_id}: {row.error}"
+            f"task {row.task_id}: {row.error or 'its pre-annotation was cancelled'}"
             for row in rows.values()
-            if row.state == SuggestionState.FAILED
+            if row.state in (SuggestionState.FAILED, SuggestionState.CANCELLED)
         ]
         late = sum(row.state in UNFINISHED for row in rows.values())
         if late:

@@ -15,7 +15,7 @@ from backend.people import audit
 from backend.predictions.requests import request_pushes
 from backend.processes.queues import Handler, QueueName, enqueue
 from backend.services import Services, current_services
-from backend.tables import Delivery, Suggestion
+from backend.tables import Delivery, Suggestion, SuggestionState
 
 log = logging.getLogger(__name__)
 
@@ -34,6 +34,7 @@ def still_failed() -> ColumnElement[bool]:
             newer.project_id == Suggestion.project_id,
             newer.task_id == Suggestion.task_id,
             newer.interactive.is_(False),
+            newer.state != SuggestionState.CANCELLED,
             newer.created_at > Suggestion.created_at,
         )
     )

@@ -60,6 +60,7 @@ class Handler(StrEnum):
     PUSH = "backend.predictions.jobs.push_chunk"
     PROPAGATE = "backend.predictions.propagations.start_propagations"
     AGENT = "backend.predictions.agent_jobs.guide"
+    PREANNOTATE = "backend.predictions.preannotate.start_preannotation"
     RETRY = "backend.predictions.retry.retry_failed"
     INGEST = "backend.training.triggers.ingest_events"
     UPKEEP = "backend.corrections.sync.keep_up_job"

@@ -7,7 +7,7 @@ from datetime import timedelta
 from sqlalchemy import func, select
 
 from backend.errors import BackendError
-from backend.label_studio.client import LabelStudio, task_filter
+from backend.label_studio.client import UNLABELLED, LabelStudio, task_filter
 from backend.label_studio.connect import announce_version
 from backend.models.promotion import enqueue_roll_out
 from backend.predictions import acquisition
@@ -20,7 +20,6 @@ log = logging.getLogger(__name__)
 # A roll-out waits this long, then twice as long, and so on, until Label Studio is told.
 FIRST_PAUSE_S = 30.0
 LONGEST_PAUSE_S = 900.0
-_UNLABELLED = task_filter("total_annotations", "equal", "Number", 0)
 
 
 def roll_out(ids: Sequence[str]) -> None:
@@ -116,11 +115,10 @@ def _roll_out(services: Services, promotion_id: int) -> None:
 def _predict(services: Services, client: LabelStudio, project_id: int, version: str) -> int:
     """Queue the unlabelled tasks without a prediction of the version; returns how many."""
     config = client.project(project_id)["label_config"]
-    missing = task_filter("predictions_model_versions", "not_contains", "List", [version])
-    tasks = client.tasks(project_id, filters=[_UNLABELLED, missing])
+    tasks = client.tasks_without_version(project_id, version, unlabelled=True)
     return sum(len(ids) for ids in request_pushes(services, tasks, project_id, config))
 
 
 def _rank(services: Services, client: LabelStudio, project_id: int) -> None:
-    unlabelled = {task["id"] for task in client.tasks(project_id, filters=[_UNLABELLED])}
+    unlabelled = {task["id"] for task in client.tasks(project_id, filters=[UNLABELLED])}
     acquisition.rank_by_diversity(services, project_id, unlabelled)

@@ -30,6 +30,7 @@ PAGES = (
     "/console/models/tiny-p7-new",
     "/console/models/tiny-p7-new/promote/7",
     "/console/models/rollback/7",
+    "/console/preannotate/7",
     "/console/training/7",
     "/console/training/runs/running",
     "/console/audit",

@@ -219,6 +219,11 @@ class StandInLabelStudio:
         mine = [one for one in self.annotations.values() if one["task"] == task["id"]]
         return {
             **task,
+            "predictions_model_versions": [
+                one["model_version"]
+                for one in self.predictions.values()
+                if one["task"] == task["id"]
+            ],
             "annotations_ids": ",".join(str(one["id"]) for one in mine),
             "total_annotations": sum(not one["was_cancelled"] for one in mine),
             "cancelled_annotations": sum(one["was_cancelled"] for one in mine),
@@ -226,6 +231,8 @@ class StandInLabelStudio:
 
 
 _OPERATORS: dict[str, Callable[[Any, Any], bool]] = {
+    "equal": lambda found, value: found == value,
+    "not_contains": lambda found, values: not {*found} & {*values},
     "greater": lambda found, value: found > value,
     "greater_or_equal": lambda found, value: found >= value,
     "in": lambda found, value: value["min"] <= found <= value["max"],

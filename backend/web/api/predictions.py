@@ -17,7 +17,8 @@ PAGE_SIZE = 100
 def predictions() -> dict[str, Any]:
     """Predictions, newest first, without their masks.
 
-    Query: `project`, `task`, `state` (queued, running, done, failed), `before` (an id to page on).
+    Query: `project`, `task`, `state` (queued, running, done, failed, cancelled), `before` (an id to
+    page on).
     """
     query = select(Suggestion).order_by(Suggestion.created_at.desc(), Suggestion.id)
     for name, column in (("project", Suggestion.project_id), ("task", Suggestion.task_id)):

@@ -50,7 +50,7 @@ from backend.web.requests import services
 # Modules of the pages, and in the order of the navigation what they are called.
 PAGES = tuple(
     f"backend.web.console.{name}"
-    for name in ("work", "corrections", "agreement", "models", "training", "audit")
+    for name in ("work", "preannotation", "corrections", "agreement", "models", "training", "audit")
 )
 NAVIGATION = (
     ("console.work", "Work"),

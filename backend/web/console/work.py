@@ -9,7 +9,7 @@ from sqlalchemy.orm import Session
 from werkzeug.wrappers import Response as AnyResponse
 
 from backend.errors import QueueError
-from backend.predictions import retry
+from backend.predictions import preannotate, retry
 from backend.predictions.requests import UNFINISHED
 from backend.processes.health import STUCK_S, WorkerSign, worker_signs
 from backend.processes.queues import QueueCounts, count_jobs
@@ -35,6 +35,7 @@ class ProjectWork:
         waiting, running: to be predicted, and being predicted.
         to_deliver: predicted, and not in Label Studio yet.
         failed: which were not asked for again.
+        cancellable: of the waiting ones, those of pre-annotation.
         oldest_s: seconds that the oldest of the waiting and running ones is there.
     """
 
@@ -44,6 +45,7 @@ class ProjectWork:
     running: int = 0
     to_deliver: int = 0
     failed: int = 0
+    cancellable: int = 0
     oldest_s: float | None = None
 
 
@@ -128,6 +130,7 @@ def project_work(session: Session) -> list[ProjectWork]:
     )
     delivering = dict(session.execute(to_deliver.group_by(by_project)).all())
     failed = retry.count_failed(session)
+    cancellable = preannotate.count_waiting(session)
     counts = {(project_id, state): count for project_id, state, count, _ in under_way}
     oldest: dict[int, float] = {}
     for project_id, _, _, created_at in under_way:
@@ -141,6 +144,7 @@ def project_work(session: Session) -> list[ProjectWork]:
             running=counts.get((project_id, SuggestionState.RUNNING), 0),
             to_deliver=delivering.get(project_id, 0),
             failed=failed.get(project_id, 0),
+            cancellable=cancellable.get(project_id, 0),
             oldest_s=oldest.get(project_id),
         )
         for project_id in sorted({*titles, *oldest, *delivering, *failed})

@@ -1,0 +1,66 @@
+"""The page *Pre-annotate*: which tasks to predict, after a page that says what that means."""
+
+import re
+
+from flask import abort, flash, redirect, render_template, request, url_for
+from flask_wtf import FlaskForm
+from werkzeug.wrappers import Response as AnyResponse
+from wtforms import BooleanField, StringField
+
+from backend.errors import BackendError, QueueError
+from backend.models import versions
+from backend.predictions import preannotate
+from backend.predictions.preannotate import PreannotateOptions
+from backend.tables import Project
+from backend.web.console.access import blueprint
+from backend.web.requests import checked_id, services
+
+
+class PreannotateForm(FlaskForm):  # type: ignore[misc]
+    """Which tasks; whether they can be meant is for `PreannotateOptions` to say."""
+
+    limit = StringField("The first so many", description="Empty: all of them.")
+    unlabelled = BooleanField("Only tasks without annotations")
+
+
+@blueprint.route("/preannotate/<int:project_id>", methods=["GET", "POST"])
+def preannotate_project(project_id: int) -> AnyResponse | str | tuple[str, int]:
+    """Ask for the predictions of a project's tasks."""
+    checked_id(project_id, "project")
+    with services().database.reading() as session:
+        project = session.get(Project, project_id)
+    if project is None:
+        abort(404, f"No project {project_id} is connected.")
+    form = PreannotateForm()
+    if request.method == "POST" and form.validate():
+        text = (form.limit.data or "").strip()
+        # What is no number is refused like one that counts nothing.
+        limit = int(text) if re.fullmatch("[0-9]{1,9}", text) else 0
+        try:
+            options = PreannotateOptions(limit if text else None, form.unlabelled.data)
+        except BackendError as error:
+            form.limit.errors = (*form.limit.errors, str(error))
+        else:
+            return _asked(project_id, options)
+    version = versions.in_service(services(), project_id)
+    page = render_template("console/preannotate.html", project=project, version=version, form=form)
+    return page, 400 if form.errors else 200
+
+
+@blueprint.post("/preannotate/<int:project_id>/cancel")
+def cancel_preannotation(project_id: int) -> AnyResponse:
+    """Cancel what waits of a project's pre-annotation."""
+    count = preannotate.cancel(services(), checked_id(project_id, "project"))
+    tasks = "1 waiting task is" if count == 1 else f"{count} waiting tasks are"
+    flash(f"{tasks} cancelled; what is under way finishes.")
+    return redirect(url_for("console.work"))
+
+
+def _asked(project_id: int, options: PreannotateOptions) -> AnyResponse:
+    try:
+        preannotate.request_preannotation(services(), project_id, options)
+    except QueueError as error:
+        flash(str(error), "refused")
+    else:
+        flash(f"A worker reads {options} of project {project_id}; they show here as waiting.")
+    return redirect(url_for("console.work"))

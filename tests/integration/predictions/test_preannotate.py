@@ -1,0 +1,184 @@
+"""Pre-annotation: which tasks are predicted, from the console and by command, and cancelling it."""
+
+from collections.abc import Iterator
+
+import pytest
+from flask.testing import FlaskClient
+from sqlalchemy import select
+
+from backend.errors import BackendError
+from backend.people import audit
+from backend.predictions import preannotate
+from backend.predictions.leased_rows import claim
+from backend.predictions.preannotate import PreannotateOptions, PreannotationProgress
+from backend.predictions.propagations import EVENT
+from backend.predictions.retry import count_failed
+from backend.processes.queues import QueueName, queue
+from backend.processes.redis_server import RedisServer
+from backend.services import use_services
+from backend.tables import Delivery, Project, Suggestion, SuggestionState
+from tests.support.commands import run
+from tests.support.console import CONSOLE, admin, send
+from tests.support.corrections_stage import Stage
+
+
+@pytest.fixture
+def console(stage: Stage) -> Iterator[FlaskClient]:
+    """An admin's browser, beside a stand-in for Label Studio with a project."""
+    use_services(stage.services)
+    with stage.services.database.session() as session:
+        session.add(Project(id=7, title="Lesions"))
+    yield admin(stage.services)
+    use_services(None)
+
+
+def rows(stage: Stage) -> list[Suggestion]:
+    with stage.services.database.reading() as session:
+        return list(session.scalars(select(Suggestion).order_by(Suggestion.task_id)))
+
+
+def states(stage: Stage) -> dict[int | None, str]:
+    return {row.task_id: row.state for row in rows(stage)}
+
+
+def worker_turn(stage: Stage) -> None:
+    """The ingest worker's turn at what the console asked for."""
+    waiting = queue(stage.services.redis, QueueName.INGEST)
+    for job in waiting.jobs:
+        preannotate.start_preannotation(*job.args)
+        job.delete()
+
+
+def trail(stage: Stage) -> list[tuple[str, str, str | None, str | None]]:
+    """What was done but for the login, oldest first."""
+    with stage.services.database.reading() as session:
+        entries = audit.entries(session)[::-1]
+    return [
+        (entry.action, entry.via, entry.subject, entry.detail)
+        for entry in entries
+        if entry.action != audit.AuditedAction.LOG_IN
+    ]
+
+
+def test_the_console_asks_for_some_of_the_tasks(stage: Stage, console: FlaskClient) -> None:
+    tasks = [stage.label_studio.add_task(b"", text="a patient") for _ in range(5)]
+    stage.label_studio.annotate(tasks[0], [])
+    version = preannotate.versions.in_service(stage.services, 7)
+    stage.label_studio.predictions[1] = {"task": tasks[1], "model_version": version}
+    page = console.get(f"{CONSOLE}/preannotate/7").text
+    assert version in page
+    for limit in ("none", "0", "-3", "1.5", 10 * "9"):
+        refused = send(console, "/preannotate/7", limit=limit)
+        assert refused.status_code == 400
+        assert "a number of tasks from 1" in refused.text
+    assert console.get(f"{CONSOLE}/preannotate/8").status_code == 404
+    assert not queue(stage.services.redis, QueueName.INGEST).jobs
+
+    done = send(console, "/preannotate/7", limit="2", unlabelled="y")
+    assert "reads the first 2 unlabelled tasks of project 7" in done.text
+    worker_turn(stage)
+    assert states(stage) == dict.fromkeys(tasks[2:4], SuggestionState.QUEUED)
+    assert {row.delivery for row in rows(stage)} == {Delivery.PUSH}
+    # Once more: what is under way is not asked for twice.
+    send(console, "/preannotate/7", limit="2", unlabelled="y")
+    worker_turn(stage)
+    assert len(rows(stage)) == 2
+    send(console, "/preannotate/7", limit="")
+    worker_turn(stage)
+    assert list(states(stage)) == [tasks[0], *tasks[2:]]
+    some = ("preannotate", "console", version, "the first 2 unlabelled tasks")
+    assert trail(stage) == [some, some, ("preannotate", "console", version, "all tasks")]
+
+
+def test_what_waits_is_cancelled_and_what_is_under_way_finishes(
+    stage: Stage, console: FlaskClient, redis_server: RedisServer
+) -> None:
+    tasks = [stage.label_studio.add_task(b"", text="a patient") for _ in range(6)]
+    send(console, "/preannotate/7", limit="")
+    worker_turn(stage)
+    ids = [row.id for row in rows(stage)]
+    assert claim(stage.services, Suggestion, ids[:1])
+    with stage.services.database.session() as session:
+        session.get_one(Suggestion, ids[1]).interactive = True
+        session.get_one(Suggestion, ids[2]).delivery = Delivery.REPLY
+        session.get_one(Suggestion, ids[3]).context = {"event": EVENT}
+    page = console.get(CONSOLE).text
+    assert "Cancel the 2 waiting tasks of project 7" in page
+    # Asked for before it is cancelled, and not begun: that is cancelled as well.
+    send(console, "/preannotate/7", limit="6")
+    assert "2 waiting tasks are cancelled" in send(console, "/preannotate/7/cancel").text
+    worker_turn(stage)
+    queued, cancelled = SuggestionState.QUEUED, SuggestionState.CANCELLED
+    assert list(states(stage).values()) == [
+        SuggestionState.RUNNING,
+        *[queued] * 3,
+        *[cancelled] * 2,
+    ]
+    (row,) = [row for row in rows(stage) if row.task_id == tasks[5]]
+    assert (row.delivery, row.task_data, row.active_key, row.error) == ("none", {}, None, None)
+    assert claim(stage.services, Suggestion, ids[4:]) == []
+    page = console.get(CONSOLE).text
+    assert "Cancel the" not in page
+    with stage.services.database.reading() as session:
+        assert count_failed(session) == {}
+    assert trail(stage)[-1] == ("cancel-preannotation", "console", "2 waiting tasks", None)
+
+    # Cancelled is not for ever.
+    send(console, "/preannotate/7", limit="")
+    worker_turn(stage)
+    assert [row.state for row in rows(stage) if row.task_id == tasks[5]].count(queued) == 1
+    redis_server.stop()
+    assert "nothing is cancelled" in send(console, "/preannotate/7/cancel").text
+    assert [row.state for row in rows(stage) if row.task_id == tasks[5]].count(queued) == 1
+
+
+def test_a_failed_task_whose_retry_is_cancelled_is_still_failed(
+    stage: Stage, console: FlaskClient
+) -> None:
+    stage.label_studio.add_task(b"", text="a patient")
+    for _ in range(2):
+        send(console, "/preannotate/7", limit="")
+        worker_turn(stage)
+        with stage.services.database.session() as session:
+            for row in session.scalars(select(Suggestion).where(Suggestion.error.is_(None))):
+                row.state, row.delivery, row.active_key = SuggestionState.FAILED, "none", None
+                row.error = "no image"
+    send(console, "/preannotate/7", limit="")
+    worker_turn(stage)
+    send(console, "/preannotate/7/cancel")
+    with stage.services.database.reading() as session:
+        assert count_failed(session) == {7: 1}
+
+
+def test_the_command_has_the_same_options_and_ends_when_it_is_cancelled(
+    stage: Stage, console: FlaskClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for _ in range(3):
+        stage.label_studio.add_task(b"", text="a patient")
+
+    def cancel_once(progress: PreannotationProgress) -> None:
+        if not progress.cancelled:
+            preannotate.cancel(stage.services, 7)
+
+    report = preannotate.preannotate(
+        stage.services, 7, PreannotateOptions(limit=2), on_progress=cancel_once
+    )
+    assert report.progress == PreannotationProgress(2, 0, 0, 2)
+    assert report.errors == {}
+    with pytest.raises(BackendError, match="from 1"):
+        PreannotateOptions(limit=0)
+
+    settings = stage.services.settings
+    monkeypatch.setenv("MEDSAM3_DATA_DIR", str(settings.data_dir))
+    monkeypatch.setenv("LABEL_STUDIO_URL", settings.label_studio_url)
+    monkeypatch.setenv("LABEL_STUDIO_API_KEY", "0" * 40)
+    asked = run("preannotate", "7", "--limit", "1", "--unlabelled", "--wait", "0")
+    assert "1 of 1 tasks are not predicted yet" in asked.output
+    assert run("preannotate", "7", "--cancel", "--limit", "3").exit_code == 1
+    assert run("preannotate", "7", "--limit", "0").exit_code == 1
+    assert run("preannotate", "7", "--cancel").output == "cancelled: 1\n"
+    actions = [(action, via, detail) for action, via, _, detail in trail(stage)]
+    assert actions[-2:] == [
+        ("preannotate", "command", "the first 1 unlabelled tasks"),
+        ("cancel-preannotation", "command", None),
+    ]
