@@ -4,12 +4,12 @@ A table is between `<!-- made by docs/reference.py: NAME -->` and `<!-- end -->`
 with what the code says, so a table cannot go stale.
 """
 
-import inspect
 import re
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from enum import Enum
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
@@ -22,8 +22,8 @@ from backend.processes.redis_server import RedisServer
 from backend.services import Services, open_services
 from backend.settings import Settings, variable_of
 from backend.web.app import create_app
-from backend.web.auth import is_console
 from backend.web.metrics import Collector
+from backend.web.openapi import document
 
 DOCS = Path(__file__).parent
 BLOCK = re.compile(
@@ -57,31 +57,35 @@ def every_command() -> Iterator[tuple[str, Any]]:
 
 
 def endpoints_table() -> str:
-    """Every endpoint, with the first sentence of what it says about itself."""
-    rows = [(f"`{name}`", text.split("\n\n")[0]) for name, text in every_endpoint()]
+    """Every endpoint, with what it says about itself."""
+    rows = [(f"`{name}`", shown["summary"]) for name, shown in every_endpoint()]
     return _table(("endpoint", "what it does"), rows)
 
 
 def own_endpoints() -> str:
-    """A section for each endpoint below `/api/`: all that it says about itself."""
+    """A section for each endpoint below `/api/`: what it takes, answers and refuses."""
     return "\n\n".join(
-        f"### `{name}`\n\n{text}" for name, text in every_endpoint() if " /api/" in name
+        _endpoint(name, shown) for name, shown in every_endpoint() if " /api/" in name
     )
 
 
-def every_endpoint() -> list[tuple[str, str]]:
-    """`METHOD /path` and the docstring of what answers there, by path."""
-    with _services() as services:
-        flask = create_app(services)
-        return [
-            (
-                " ".join((*sorted((rule.methods or set()) - {"HEAD", "OPTIONS"}), rule.rule)),
-                inspect.getdoc(flask.view_functions[rule.endpoint]) or "",
-            )
-            for rule in sorted(flask.url_map.iter_rules(), key=lambda rule: rule.rule)
-            # The console's pages are for people: docs/console.md has them.
-            if not rule.endpoint.endswith("static") and not is_console(rule.rule)
-        ]
+def bodies_and_answers() -> str:
+    """A section for each object that is sent to an endpoint below `/api/`, or answered by it."""
+    schemas = _described()["components"]["schemas"]
+    waiting = [shown for name, shown in every_endpoint() if " /api/" in name]
+    names = set(_references(waiting))
+    while new := {name for known in names for name in _references(schemas[known])} - names:
+        names |= new
+    return "\n\n".join(_schema(name, schemas[name]) for name in sorted(names))
+
+
+def every_endpoint() -> list[tuple[str, dict[str, Any]]]:
+    """`METHOD /path` and its operation in the API's description, by path."""
+    return [
+        (f"{method.upper()} {path}", shown)
+        for path, operations in _described()["paths"].items()
+        for method, shown in operations.items()
+    ]
 
 
 def metrics_table() -> str:
@@ -104,6 +108,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "commands": commands,
     "endpoints": endpoints_table,
     "own_endpoints": own_endpoints,
+    "bodies_and_answers": bodies_and_answers,
     "metrics": metrics_table,
 }
 
@@ -130,6 +135,91 @@ class _services:  # noqa: N801 used as a function
         self._services.close()
         self._redis.stop()
         self._folder.cleanup()
+
+
+@lru_cache(maxsize=1)
+def _described() -> dict[str, Any]:
+    """The API's own description; see `backend.web.openapi`."""
+    with _services() as services:
+        return document(create_app(services))
+
+
+def _endpoint(name: str, shown: dict[str, Any]) -> str:
+    parts = [f"### `{name}`", shown["summary"]]
+    if "description" in shown:
+        parts.append(shown["description"])
+    rows = [
+        (f"`{one['name']}`", _type(one["schema"]), one["description"])
+        for one in shown.get("parameters", ())
+        if one["in"] == "query"
+    ]
+    if rows:
+        parts.append(_table(("query", "kind", "meaning"), rows))
+    lines = []
+    if "requestBody" in shown:
+        lines.append(f"Body: {_media(shown['requestBody']['content'])}.")
+    answers = {status: one for status, one in shown["responses"].items() if "content" in one}
+    statuses = " or ".join(answers)
+    lines.append(f"Answer: {statuses}, {_media(next(iter(answers.values()))['content'])}.")
+    # 401, 403 and 415 are those of all endpoints.
+    own = [status for status in shown["responses"] if status in ("400", "404", "409", "413")]
+    if own:
+        lines.append(f"Refused with {', '.join(own)}.")
+    return "\n\n".join([*parts, " ".join(lines)])
+
+
+def _schema(name: str, schema: dict[str, Any]) -> str:
+    """An object's fields, or a choice's values."""
+    parts = [f"#### `{name}`", schema.get("description", "").split("\n\n")[0]]
+    if "properties" in schema:
+        required = schema.get("required", ())
+        rows = [
+            (
+                f"`{field}`",
+                _type(value) + ("" if field in required else ", optional"),
+                value.get("description", ""),
+            )
+            for field, value in schema["properties"].items()
+        ]
+        parts.append(_table(("field", "kind", "meaning"), rows))
+    else:
+        parts.append(f"One of {_type(schema)}.")
+    return "\n\n".join(part for part in parts if part)
+
+
+def _type(schema: dict[str, Any]) -> str:
+    """A JSON schema in few words; objects by a link to their fields."""
+    if "$ref" in schema:
+        name = schema["$ref"].rpartition("/")[2]
+        return f"[{name}](#{name.lower()})"
+    if "anyOf" in schema:
+        return " or ".join(dict.fromkeys(map(_type, schema["anyOf"])))
+    if "enum" in schema:
+        return " / ".join(f"`{value}`" for value in schema["enum"])
+    kind = schema.get("type", "anything")
+    if kind == "array":
+        return f"list of {_type(schema['items'])}"
+    if kind == "object" and isinstance(schema.get("additionalProperties"), dict):
+        return f"object of {_type(schema['additionalProperties'])}"
+    return "time" if schema.get("format") == "date-time" else str(kind)
+
+
+def _media(content: dict[str, Any]) -> str:
+    """What a body or an answer holds."""
+    ((media, shown),) = content.items()
+    return _type(shown["schema"]) if media == "application/json" else f"`{media}`"
+
+
+def _references(described: Any) -> Iterator[str]:
+    """The schemas that a part of the description refers to."""
+    if isinstance(described, dict):
+        reference = described.get("$ref", "")
+        if reference.startswith("#/components/schemas/"):
+            yield reference.rpartition("/")[2]
+        described = list(described.values())
+    if isinstance(described, list):
+        for part in described:
+            yield from _references(part)
 
 
 def _command(path: str, command: Any) -> str:

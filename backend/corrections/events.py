@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from datetime import datetime
 from typing import Annotated, Any
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
 from sqlalchemy import delete, update
 from sqlalchemy.orm import Session
 
@@ -41,7 +41,18 @@ def _listed(sent: object) -> list[object]:
     return [_named(one) for one in sent] if isinstance(sent, list) else [_named(sent)]
 
 
-_Ids = Annotated[list[Id], BeforeValidator(_listed)]
+# As Label Studio sends what an event is about: by its id, or whole; one of them, or a list.
+_SENT: dict[str, Any] = {
+    "type": ["integer", "object"],
+    "properties": {"id": {"type": "integer"}},
+    "required": ["id"],
+}
+_PROJECT_SENT = {**_SENT, "type": ["integer", "string", "object", "null"]}
+_Ids = Annotated[
+    list[Id],
+    BeforeValidator(_listed),
+    WithJsonSchema({"anyOf": [_SENT, {"type": "array", "items": _SENT}]}, mode="validation"),
+]
 
 
 class WebhookEvent(BaseModel):
@@ -50,7 +61,9 @@ class WebhookEvent(BaseModel):
     model_config = ConfigDict(extra="ignore", strict=True)
 
     action: str = Field("UNKNOWN", min_length=1, max_length=64)
-    project: Annotated[Id | None, BeforeValidator(_project)] = None
+    project: Annotated[
+        Id | None, BeforeValidator(_project), WithJsonSchema(_PROJECT_SENT, mode="validation")
+    ] = None
     task: _Ids = []
     tasks: _Ids = []
     annotation: _Ids = []

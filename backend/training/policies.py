@@ -15,12 +15,20 @@ class PolicyChoices(Body):
     Attributes: see `backend.tables.TrainingPolicy`.
     """
 
-    after_corrections: int | None = Field(None, ge=0, le=LARGEST_INTEGER)
-    schedule: str | None = Field(None, max_length=100)
+    after_corrections: int | None = Field(
+        None, ge=0, le=LARGEST_INTEGER, description="So many start a run; 0: none by itself."
+    )
+    schedule: str | None = Field(
+        None, max_length=100, description="A cron line, UTC; an empty text for none."
+    )
     strategy: Strategy | None = None
     consensus: Consensus | None = None
     auto_promote: bool | None = None
-    agent: bool | None = None
+    agent: bool | None = Field(
+        None,
+        description="Whether an agent looks at uncertain tasks, for all labels or for none; null: "
+        'for the labels that say `mode="agent"`.',
+    )
 
     @field_validator("schedule")
     @classmethod

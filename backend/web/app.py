@@ -8,7 +8,7 @@ from werkzeug.utils import import_string
 
 from backend.people.audit import Refusals
 from backend.services import Services, open_services
-from backend.web import contract
+from backend.web import contract, openapi
 from backend.web.api import agent, corrections, models, predictions, propagations
 from backend.web.auth import refuse_foreign_pages, refuse_viewers, require_credentials
 
@@ -34,7 +34,7 @@ def create_app(services: Services | None = None) -> Flask:
     _ = services.credentials
     app.before_request(require_credentials)
     app.before_request(refuse_foreign_pages)
-    for module in (contract, predictions, propagations, corrections, models, agent):
+    for module in (contract, predictions, propagations, corrections, models, agent, openapi):
         app.register_blueprint(module.blueprint)
     for name in PLUGINS:
         app.register_blueprint(import_string(f"{name}:blueprint"))

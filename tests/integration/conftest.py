@@ -14,9 +14,17 @@ from backend.services import Services, open_services, use_services
 from backend.settings import Settings
 from backend.web.app import create_app
 from tests.support.corrections_stage import CONFIG, HEIGHT, WIDTH, Stage, stage_at
+from tests.support.described_api import watched_answers
 from tests.support.images import ellipse_file
 from tests.support.processes import StartWorker, WorkerProcess
 from tests.support.stand_in_label_studio import StandInLabelStudio
+
+
+@pytest.fixture(autouse=True)
+def _described_answers() -> Iterator[None]:
+    """Whatever a test asks the web application, the answer is one that the API describes."""
+    with watched_answers():
+        yield
 
 
 @pytest.fixture

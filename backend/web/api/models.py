@@ -3,6 +3,7 @@
 What is refused on purpose answers 409 with the reason.
 """
 
+from datetime import datetime
 from typing import Any
 
 from flask import Blueprint
@@ -12,19 +13,52 @@ from sqlalchemy import select
 from backend.errors import ModelVersionError
 from backend.models import promotion
 from backend.models.versions import default_version
-from backend.tables import Id, ModelVersion, Project, Promotion
+from backend.tables import Id, ModelVersion, Project, Promotion, PromotionKind
+from backend.web.operations import Answer, operation
 from backend.web.requests import Body, read_body, services
 
 blueprint = Blueprint("models", __name__, url_prefix="/api/v1/models")
 
 
-class _Rollback(Body):
+class RollbackWish(Body):
+    """The project that returns to the version before."""
+
     project: Id
 
 
-class _Promote(_Rollback):
+class PromotionWish(RollbackWish):
+    """The project, and the version that is to serve it."""
+
     version: str = Field(min_length=1, max_length=200)
-    force: bool = False
+    force: bool = Field(False, description="Even though the gate refused it, which is noted.")
+
+
+class PromotionAnswer(Answer):
+    """What serves the project now, and what did before."""
+
+    project: int
+    version: str
+    previous: str
+    kind: PromotionKind
+
+
+class VersionAnswer(Answer):
+    """A version; its card says what it was made from (docs/training.md)."""
+
+    version: str
+    project: int | None
+    parent: str | None
+    run: str | None
+    card: dict[str, Any] | None
+    created_at: datetime
+
+
+class ModelsAnswer(Answer):
+    """Every version; `in_service` has the one of each project by the project's id."""
+
+    default: str
+    in_service: dict[str, str]
+    models: list[VersionAnswer]
 
 
 @blueprint.errorhandler(ModelVersionError)
@@ -33,6 +67,7 @@ def _refused(error: ModelVersionError) -> tuple[dict[str, str], int]:
 
 
 @blueprint.get("")
+@operation(ModelsAnswer)
 def versions() -> dict[str, Any]:
     """Every version with its card, and which one serves which project."""
     with services().database.reading() as session:
@@ -57,16 +92,18 @@ def versions() -> dict[str, Any]:
 
 
 @blueprint.post("/promote")
+@operation(PromotionAnswer, body=PromotionWish, refuses=(409,))
 def promoted() -> dict[str, Any]:
-    """Put a version into service. Body: `project`, `version`, `force` (that is noted)."""
-    body = read_body(_Promote)
+    """Put a version into service."""
+    body = read_body(PromotionWish)
     return _promotion(promotion.promote(services(), body.project, body.version, force=body.force))
 
 
 @blueprint.post("/rollback")
+@operation(PromotionAnswer, body=RollbackWish, refuses=(409,))
 def rolled_back() -> dict[str, Any]:
-    """Return to the version before. Body: `project`."""
-    return _promotion(promotion.rollback(services(), read_body(_Rollback).project))
+    """Return to the version before."""
+    return _promotion(promotion.rollback(services(), read_body(RollbackWish).project))
 
 
 def _promotion(made: Promotion) -> dict[str, Any]:

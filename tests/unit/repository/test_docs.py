@@ -3,6 +3,7 @@
 Tables that are made from a running backend are compared in tests/integration/repository.
 """
 
+import ast
 import re
 import tomllib
 from collections.abc import Iterator
@@ -50,6 +51,25 @@ def test_every_command_and_option_says_what_it_is_for() -> None:
             silent.append(f"{name} has no example")
         silent += [f"{name}: {option.name}" for option in command.params if not option.help]
     assert not silent
+
+
+def test_every_endpoint_says_what_it_takes_and_answers() -> None:
+    methods = {"get", "post", "put", "patch", "delete"}
+    endpoints = {
+        f"{module}.{function.name}": {
+            getattr(decorator.func, "attr", getattr(decorator.func, "id", ""))
+            for decorator in function.decorator_list
+            if isinstance(decorator, ast.Call)
+        }
+        for module, tree in modules().items()
+        if module.startswith("backend") and not module.startswith("backend.web.console")
+        for function in tree.body
+        if isinstance(function, ast.FunctionDef)
+    }
+    found = {name: names for name, names in endpoints.items() if names & methods}
+    assert "backend.web.contract.predict" in found
+    silent = [name for name, names in found.items() if "operation" not in names]
+    assert not silent, "put `@operation(...)` above these; see backend/web/operations.py"
 
 
 def test_every_state_is_explained() -> None:

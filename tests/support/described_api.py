@@ -1,0 +1,78 @@
+"""The API's description held against what the application answers, whichever test asks."""
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import lru_cache
+from typing import Any
+
+from flask import Flask, Response, request, request_finished
+from jsonschema import Draft202012Validator
+from referencing import Registry
+from referencing.jsonschema import DRAFT202012
+
+from backend.web.openapi import document, path_of
+
+_ADDRESS = "urn:openapi"
+
+
+@contextmanager
+def watched_answers() -> Iterator[None]:
+    """Within the block every answer of every application has to be one that is described.
+
+    Raises:
+        AssertionError: at the end, with what was answered and is not described.
+    """
+    undescribed: list[str] = []
+
+    def look(app: Flask, response: Response, **_: Any) -> None:
+        if mistake := _mistake_in(app, response):
+            undescribed.append(mistake)
+
+    with request_finished.connected_to(look):
+        yield
+    assert not undescribed, "\n".join(undescribed)
+
+
+def _mistake_in(app: Flask, response: Response) -> str | None:
+    """What an answer has that the description has not; None where all is well."""
+    rule = request.url_rule
+    described = document(app)
+    if rule is None or path_of(rule) not in described["paths"]:
+        return None  # A page of the console, or an address that does not exist.
+    operation = described["paths"][path_of(rule)].get(request.method.lower())
+    if operation is None:
+        return None  # HEAD and OPTIONS, which Flask answers.
+    asked = f"{request.method} {request.path} answered {response.status_code}"
+    unknown = set(request.args) - {one["name"] for one in operation.get("parameters", ())}
+    if unknown and response.status_code == 200:
+        return f"{asked} with the undescribed arguments {sorted(unknown)}"
+    shown = operation["responses"].get(str(response.status_code))
+    if shown is None:
+        return f"{asked}, which is not described"
+    if "$ref" in shown:
+        shown = described["components"]["responses"][shown["$ref"].rpartition("/")[2]]
+    content = shown["content"].get(response.mimetype)
+    if content is None:
+        return f"{asked} with {response.mimetype}"
+    if response.mimetype != "application/json":
+        return None
+    for error in _validator(app, content["schema"].get("$ref")).iter_errors(response.get_json()):
+        return f"{asked}: {error.json_path} {error.message[:200]}"
+    return None
+
+
+@lru_cache(maxsize=200)
+def _validator(app: Flask, reference: str | None) -> Draft202012Validator:
+    """Of a component of the description, in which no object has more than is described."""
+    closed = copy.deepcopy(document(app))
+    for schema in closed["components"]["schemas"].values():
+        if "properties" in schema:
+            schema.setdefault("additionalProperties", False)
+    registry: Registry[Any] = Registry().with_resource(
+        _ADDRESS, DRAFT202012.create_resource(closed)
+    )
+    schema = {"$ref": f"{_ADDRESS}{reference}"} if reference else {"type": "object"}
+    return Draft202012Validator(
+        schema, registry=registry, format_checker=Draft202012Validator.FORMAT_CHECKER
+    )
