@@ -1,14 +1,11 @@
-"""Images as the model sees them: decoded at most once, their embeddings from the cache.
+"""Images as the model sees them: decoded at most once, their embeddings from the cache."""
 
-All workers count in one Redis hash what their caches did; `/metrics` shows the sums.
-"""
-
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import cached_property
+from time import perf_counter
 from typing import TYPE_CHECKING
 
-from redis import Redis
-
+from backend.processes.counters import StageTimes, WorkStage
 from backend.settings import Settings
 
 if TYPE_CHECKING:
@@ -18,8 +15,6 @@ if TYPE_CHECKING:
     from medsam3_model import ImageEmbedding, MedSAM3
     from medsam3_model.box_answers import Window
     from medsam3_model.embedding_cache import EmbeddingCache
-
-COUNTERS_KEY = "medsam3:counters"
 
 
 def embedding_cache(settings: Settings) -> "EmbeddingCache":
@@ -43,12 +38,18 @@ class EncodedImage:
         cache: of embeddings.
         key: what identifies the pixels, the SHA-256 of the file.
         read: decodes it, RGB uint8 (H, W, 3).
+        times: where decoding and encoding are counted, if anywhere.
     """
 
     def __init__(
-        self, cache: "EmbeddingCache", key: str, read: Callable[[], "NDArray[np.uint8]"]
+        self,
+        cache: "EmbeddingCache",
+        key: str,
+        read: Callable[[], "NDArray[np.uint8]"],
+        times: StageTimes | None = None,
     ) -> None:
         self._cache, self.key, self._read = cache, key, read
+        self._times = times
 
     @cached_property
     def rgb(self) -> "NDArray[np.uint8]":
@@ -57,7 +58,7 @@ class EncodedImage:
 
     def whole(self, model: "MedSAM3") -> "ImageEmbedding":
         """The embedding of the whole image."""
-        return self._cache.get(model, self.key, lambda: model.encode_image(self.rgb))
+        return self._timed(self.key, model, lambda: model.encode_image(self.rgb))
 
     def part(self, model: "MedSAM3", window: "Window", *, keep: bool = True) -> "ImageEmbedding":
         """A part of the image, encoded as an image of its own.
@@ -72,9 +73,8 @@ class EncodedImage:
         def encode() -> "ImageEmbedding":
             return model.encode_image(self.rgb[y0:y1, x0:x1])
 
-        if not keep:
-            return encode()
-        return self._cache.get(model, f"{self.key}-window-{x0}-{y0}-{x1}-{y1}", encode)
+        key = f"{self.key}-window-{x0}-{y0}-{x1}-{y1}" if keep else None
+        return self._timed(key, model, encode)
 
     def mirrored(self) -> "EncodedImage":
         """The image with left and right exchanged."""
@@ -82,18 +82,22 @@ class EncodedImage:
         def read() -> "NDArray[np.uint8]":
             return self.rgb[:, ::-1].copy()
 
-        return EncodedImage(self._cache, f"{self.key}-mirrored", read)
+        return EncodedImage(self._cache, f"{self.key}-mirrored", read, self._times)
 
+    def _timed(
+        self, key: str | None, model: "MedSAM3", encode: Callable[[], "ImageEmbedding"]
+    ) -> "ImageEmbedding":
+        """From the cache, or encoded, which counts as a stage; without a key it is not kept."""
+        encoded = False
 
-def add_to_counters(redis: Redis, increments: Mapping[str, float]) -> None:
-    """Add to the counters that `backend.web.metrics.COUNTERS` names.
+        def timed() -> "ImageEmbedding":
+            nonlocal encoded
+            encoded = True
+            return encode()
 
-    Raises:
-        RedisError: Redis does not answer.
-    """
-    if not increments:
-        return
-    with redis.pipeline(transaction=False) as pipeline:
-        for name, amount in increments.items():
-            pipeline.hincrbyfloat(COUNTERS_KEY, name, amount)
-        pipeline.execute()
+        began = perf_counter()
+        embedding = timed() if key is None else self._cache.get(model, key, timed)
+        if encoded and self._times is not None:
+            # With writing it to disk: only then has a GPU finished what it was told.
+            self._times.observe(WorkStage.ENCODE, perf_counter() - began)
+        return embedding

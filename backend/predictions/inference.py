@@ -1,14 +1,12 @@
 """Inference: from a stored suggestion to its regions, the GPU worker's side of a prediction."""
 
-import logging
+from collections import ChainMap
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from statistics import fmean
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
-
-from redis.exceptions import RedisError
 
 from backend.agent.consent import check_consent
 from backend.errors import ImageSourceError, LabelConfigError
@@ -25,7 +23,7 @@ from backend.labeling.prompts import InteractivePrompt, read_context
 from backend.labeling.regions import InstanceMask, regions_for
 from backend.labeling.validation import validate
 from backend.models import versions
-from backend.models.encoding import EncodedImage, add_to_counters, embedding_cache
+from backend.models.encoding import EncodedImage, embedding_cache
 from backend.models.loading import Models
 from backend.predictions import acquisition
 from backend.predictions.agent_looks import answer_look
@@ -38,6 +36,7 @@ from backend.predictions.stack_inference import (
     corrected_stack,
     propagated_regions,
 )
+from backend.processes.counters import StageTimes, WorkStage, publish
 from backend.services import Services, current_services
 from backend.settings import Strategy
 from backend.tables import Suggestion
@@ -48,8 +47,6 @@ if TYPE_CHECKING:
 
     from medsam3_model import Detections, ImageEmbedding, MedSAM3
     from medsam3_model.prompting import EncodeWindow, SpatialPrompt
-
-log = logging.getLogger(__name__)
 
 # Share of the time that a request waits in which an answer goes on to other pages.
 _TIME_TO_PROPAGATE = 0.6
@@ -97,7 +94,11 @@ class _PageAnswer:
 
 
 class Inference:
-    """The loaded model with its caches; one per GPU worker."""
+    """The loaded model with its caches; one per GPU worker.
+
+    Attributes:
+        times: how long its stages took; `publish_counts` takes them to Redis.
+    """
 
     def __init__(self, services: Services) -> None:
         from medsam3_model.embedding_cache import TextCache
@@ -107,6 +108,7 @@ class Inference:
         self._files = FetchedImages(LabelStudio.from_settings(settings), settings)
         self._models = Models(services)
         self._texts = TextCache()
+        self.times = StageTimes()
         self._embeddings = embedding_cache(settings)
         self.model(versions.default_version(services))
 
@@ -171,31 +173,20 @@ class Inference:
             BackendError, MedSAM3Error: with a sentence that says what to change.
         """
         context = row.context or {}
-        content, image_hash = self._files.get(
-            context["reference"], project_id=row.project_id, task_id=context["task_id"]
-        )
+        image = self._image(row.project_id, context["task_id"], context["reference"])
         started = perf_counter()
-        image = EncodedImage(
-            self._embeddings,
-            image_hash,
-            lambda: decode(content, self._services.settings, task_id=context["task_id"]),
-        )
-        found = answer_look(self.model(row.model_version), image, context)
-        return TaskPrediction(found, 0.0, image_hash, perf_counter() - started)
+        with self.times.measured(WorkStage.DETECT, without=WorkStage.ENCODE):
+            found = answer_look(self.model(row.model_version), image, context)
+        return TaskPrediction(found, 0.0, image.key, perf_counter() - started)
 
     def model(self, version: str) -> "MedSAM3":
         """The model of a version; encoders are loaded once for all, detectors swapped in."""
         return self._models.get(version)
 
     def publish_counts(self) -> None:
-        """Add what the caches did since the last call to the counters behind /metrics."""
-        try:
-            add_to_counters(
-                self._services.redis,
-                {**self._embeddings.take_counts(), **self._texts.take_counts()},
-            )
-        except RedisError as error:
-            log.warning("counters are not published (%s)", type(error).__name__)
+        """Add what was counted since the last call to the counters behind /metrics."""
+        counted = (self._embeddings.take_counts(), self._texts.take_counts(), self.times.take())
+        publish(self._services.redis, dict(ChainMap(*counted)))
 
     def _predict_page(
         self,
@@ -206,7 +197,7 @@ class Inference:
         prompt: InteractivePrompt | None,
         strategy: Strategy | None,
     ) -> _PageAnswer:
-        image = self._image(row, page.reference)
+        image = self._image(row.project_id, row.task_id, page.reference)
         image_hash = image.key
         started = perf_counter()
         whole = image.whole(model)
@@ -214,7 +205,8 @@ class Inference:
         keep = prompt is None or bool(prompt.points)
         closer_look = partial(image.part, model, keep=keep)
         kept = RedisAnswers(self._services.redis, model.version, image.key)
-        detections = self._detect(model, whole, concepts, prompt, closer_look, kept)
+        with self.times.measured(WorkStage.DETECT, without=WorkStage.ENCODE):
+            detections = self._detect(model, whole, concepts, prompt, closer_look, kept)
         model_s = perf_counter() - started
         if strategy is not None:
             acquisition.remember_vector(self._services, image_hash, whole)
@@ -244,15 +236,15 @@ class Inference:
             ]
         return _PageAnswer(image_hash, detections, mirrored, regions, model_s)
 
-    def _image(self, row: Suggestion, reference: str) -> EncodedImage:
+    def _image(self, project_id: int, task_id: int | None, reference: str) -> EncodedImage:
         """A page, fetched."""
-        content, image_hash = self._files.get(
-            reference, project_id=row.project_id, task_id=row.task_id
-        )
+        with self.times.measured(WorkStage.FETCH):
+            content, image_hash = self._files.get(reference, project_id=project_id, task_id=task_id)
         return EncodedImage(
             self._embeddings,
             image_hash,
-            lambda: decode(content, self._services.settings, task_id=row.task_id),
+            lambda: decode(content, self._services.settings, task_id=task_id),
+            self.times,
         )
 
     def _stack(self, row: Suggestion, image: ImageObject) -> TaskStack:
@@ -263,7 +255,7 @@ class Inference:
             model=model,
             image=image.name,
             pages=len(references),
-            read=lambda place: self._image(row, references[place]),
+            read=lambda place: self._image(row.project_id, row.task_id, references[place]),
             texts=lambda phrases: self._texts.get(model, list(phrases)),
         )
 

@@ -19,6 +19,7 @@ from backend.predictions.requests import (
     enqueue_pushes,
     needed_later,
 )
+from backend.processes.counters import WorkStage
 from backend.processes.leases import renewing
 from backend.processes.memory import OUT_OF_MEMORY, ran_out_of_memory
 from backend.processes.queues import wake
@@ -81,6 +82,7 @@ def _predict_row(services: Services, inference: "Inference", row: Suggestion) ->
 
     is_look = row.delivery == Delivery.LOOK
     run_id: str | None = None
+    inference.times.observe(WorkStage.WAIT, (now() - row.created_at).total_seconds())
     try:
         xml = _label_config(services, row.config_hash)
         outcome = inference.look(row) if is_look else inference.predict(row, xml)

@@ -17,6 +17,7 @@ from backend.errors import (
 from backend.label_studio.client import LabelStudio
 from backend.predictions.replacing import WAIT_S, replaced
 from backend.predictions.requests import needed_later, prediction_of
+from backend.processes.counters import StageTimes, WorkStage, publish
 from backend.processes.leases import renewing
 from backend.services import Services
 from backend.tables import Delivery, Suggestion, SuggestionState
@@ -27,6 +28,8 @@ log = logging.getLogger(__name__)
 # until the next attempt, then a tenth of its age, at most this long.
 RETRY_LATER_S = 30
 LONGEST_PAUSE_S = 900
+# Of this process, which does one job at a time.
+_times = StageTimes()
 
 
 def push(services: Services, ids: Sequence[str]) -> None:
@@ -47,6 +50,7 @@ def push(services: Services, ids: Sequence[str]) -> None:
         LabelStudio.from_settings(services.settings) as client,
     ):
         _push(services, client, lease, rows, doubtful)
+    publish(services.redis, _times.take())
 
 
 class Lease:
@@ -122,7 +126,8 @@ def _replace(services: Services, client: LabelStudio, lease: "Lease", row: Sugge
     if not lease.held([row]):
         return
     try:
-        delivery = replaced(services, client, row)
+        with _times.measured(WorkStage.PUSH):
+            delivery = replaced(services, client, row)
     except LabelStudioError as error:
         refused = 400 <= (error.status_code or 0) < 500 and not isinstance(
             error, LabelStudioAuthError
@@ -153,9 +158,10 @@ def _push_project(
     if not rows:
         return
     try:
-        client.push_predictions(
-            project_id, [{"task": row.task_id, **prediction_of(row)} for row in rows]
-        )
+        with _times.measured(WorkStage.PUSH):
+            client.push_predictions(
+                project_id, [{"task": row.task_id, **prediction_of(row)} for row in rows]
+            )
     except (LabelStudioUnavailableError, LabelStudioAuthError) as error:
         log.warning("predictions of project %s wait: %s", project_id, error)
         _postpone(services, rows, error)

@@ -5,9 +5,12 @@ import time
 from types import FrameType
 from typing import Any
 
-from rq import SimpleWorker
+from rq import Queue, SimpleWorker
+from rq.executions import Execution
+from rq.job import Job
 from rq.serializers import JSONSerializer
 
+from backend.processes.counters import JobOutcome, job_field, publish
 from backend.processes.leases import Periodic
 from backend.processes.queues import QueueName, queue
 from backend.processes.stopping import stopping
@@ -49,6 +52,14 @@ class Worker(SimpleWorker):
                 return
             self._last_sign_of_life = moment
         super().heartbeat(timeout, pipeline)
+
+    def perform_job(self, job: Job, queue: Queue, execution: Execution) -> bool:
+        """Do a job and count what becomes of it, for /metrics."""
+        publish(self.connection, {job_field(queue.name, JobOutcome.BEGUN): 1})
+        done = super().perform_job(job, queue, execution)
+        outcome = JobOutcome.FINISHED if done else JobOutcome.FAILED
+        publish(self.connection, {job_field(queue.name, outcome): 1})
+        return done
 
     def request_stop(self, signum: int, frame: FrameType | None) -> None:
         """On SIGTERM: finish the task at hand, give the rest of the job back, then leave."""

@@ -1,23 +1,44 @@
 """Prometheus metrics, read from the database and Redis when asked for.
 
-Workers publish their counters in a Redis hash; the web process shows them with its own. Nothing
-here carries a task's data.
+Workers add their counters to a Redis hash (`backend.processes.counters`); this process counts
+nothing itself, so any of several may be asked. Nothing here carries a task's data.
 """
 
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from itertools import accumulate
 
 from prometheus_client import CollectorRegistry, generate_latest
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+    Metric,
+)
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from redis.exceptions import RedisError
 from rq.utils import as_text
 from sqlalchemy import func, select
+from sqlalchemy.orm import Session
+from werkzeug.utils import import_string
 
-from backend.models.encoding import COUNTERS_KEY
-from backend.processes.health import last_rounds
+from backend.errors import QueueError
+from backend.processes.counters import (
+    BOUNDS_S,
+    COUNTERS_KEY,
+    JobOutcome,
+    WorkStage,
+    bucket_field,
+    job_field,
+    sum_field,
+)
+from backend.processes.health import last_rounds, worker_signs
 from backend.processes.queues import QueueName, queue
 from backend.services import Services
 from backend.tables import Event, Suggestion
+
+# Functions of rooms above this one that read metrics from the database, by name.
+PLUGINS = ("backend.training.metrics:training_metrics",)
 
 # What GPU workers count, summed over all of them since the counters were last emptied.
 COUNTERS = {
@@ -60,7 +81,10 @@ class Collector:
                 rows = session.execute(select(*labels, func.count()).group_by(*labels))
                 for *values, count in rows:
                     gauge.add_metric(values, count)
-        yield from (predictions, events)
+            yield from (predictions, events)
+            for name in PLUGINS:
+                read: Callable[[Session], Iterator[Metric]] = import_string(name)
+                yield from read(session)
 
     def _redis(self) -> Iterator[Metric]:
         waiting = GaugeMetricFamily(
@@ -71,6 +95,9 @@ class Collector:
             "Seconds since recovery, that of training, and the sync last went through",
             labels=["round"],
         )
+        workers = GaugeMetricFamily(
+            "medsam3_workers", "Workers that gave a sign of life, by queue", labels=["queue"]
+        )
         up = GaugeMetricFamily("medsam3_redis_up", "1 when Redis answers")
         try:
             redis = self._services.redis
@@ -79,18 +106,54 @@ class Collector:
             counted = {
                 as_text(name): float(value) for name, value in redis.hgetall(COUNTERS_KEY).items()
             }
+            alive = Counter(name for sign in worker_signs(redis) for name in sign.queues)
+            for name in QueueName:
+                workers.add_metric([name], alive[name])
             for kind, age in last_rounds(redis).items():
                 ages.add_metric([kind], age)
             up.add_metric([], 1)
-        except RedisError:
+        except (RedisError, QueueError):
             # No counters at all: falling to 0 and back would look like a burst of work.
             up.add_metric([], 0)
             yield up
             return
         yield up
         yield waiting
+        yield workers
         yield ages
+        yield stage_seconds(counted)
+        yield from job_counts(counted)
         for counter, meaning in COUNTERS.items():
             yield CounterMetricFamily(
                 f"medsam3_{counter}", meaning, value=counted.get(counter, 0.0)
             )
+
+
+def stage_seconds(counted: Mapping[str, float]) -> Metric:
+    """The histogram of what predictions take their time with, from the counters."""
+    histogram = HistogramMetricFamily(
+        "medsam3_stage_seconds",
+        "Seconds that predictions wait, and that fetching, encoding, detecting and pushing take",
+        labels=["stage"],
+    )
+    for stage in WorkStage:
+        counts = [counted.get(bucket_field(stage, bound), 0.0) for bound in (*BOUNDS_S, None)]
+        bounds = [*map(str, BOUNDS_S), "+Inf"]
+        buckets = list(zip(bounds, accumulate(counts), strict=True))
+        histogram.add_metric([stage], buckets, counted.get(sum_field(stage), 0.0))
+    return histogram
+
+
+def job_counts(counted: Mapping[str, float]) -> Iterator[Metric]:
+    """Jobs that began and that ended, by queue, from the counters."""
+    begun = CounterMetricFamily(
+        "medsam3_jobs_begun", "Jobs that a worker began, by queue", labels=["queue"]
+    )
+    ended = CounterMetricFamily(
+        "medsam3_jobs", "Jobs that ended, by queue and outcome", labels=["queue", "outcome"]
+    )
+    for name in QueueName:
+        begun.add_metric([name], counted.get(job_field(name, JobOutcome.BEGUN), 0.0))
+        for outcome in (JobOutcome.FINISHED, JobOutcome.FAILED):
+            ended.add_metric([name, outcome], counted.get(job_field(name, outcome), 0.0))
+    yield from (begun, ended)

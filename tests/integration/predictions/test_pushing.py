@@ -13,6 +13,7 @@ from backend.label_studio.client import LabelStudio
 from backend.predictions import pushing
 from backend.predictions.pushing import push
 from backend.predictions.recover import recover
+from backend.processes.counters import COUNTERS_KEY
 from backend.services import Services
 from backend.tables import Delivery, LabelConfigText, Suggestion, SuggestionState, now
 from tests.support.stand_in_label_studio import StandInLabelStudio
@@ -90,6 +91,10 @@ def test_a_task_that_is_gone_harms_none_of_the_others(
     push(services, finished_rows(services, [*tasks, 9999]))
     assert arrived(label_studio) == Counter(tasks)
     assert deliveries(services) == {Delivery.DELIVERED: 3, Delivery.NONE: 1}
+    # Requests that brought something are timed, one for each task here; those refused are not.
+    counted = services.redis.hgetall(COUNTERS_KEY)
+    timed = [name for name in counted if name.startswith(b"push_seconds:") and b"sum" not in name]
+    assert sum(float(counted[name]) for name in timed) == 3
 
 
 def test_what_waits_for_label_studio_is_pushed_however_long_it_was_away(

@@ -2,10 +2,12 @@
 
 import threading
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
 from flask.testing import FlaskClient
+from prometheus_client.parser import text_string_to_metric_families
 from sqlalchemy import func, select
 
 from backend.predictions.requests import request_pushes
@@ -50,6 +52,17 @@ def count(services: Services, *conditions: Any) -> int:
     with services.database.reading() as session:
         query = select(func.count()).select_from(Suggestion).where(*conditions)
         return session.scalar(query) or 0
+
+
+def metric(web: FlaskClient, name: str, **labels: str) -> float:
+    """The sum of a metric's samples that have the labels."""
+    families = text_string_to_metric_families(web.get("/metrics").text)
+    return sum(
+        sample.value
+        for family in families
+        for sample in family.samples
+        if sample.name == name and labels.items() <= sample.labels.items()
+    )
 
 
 def test_a_batch_is_answered_in_the_order_of_its_tasks(
@@ -114,6 +127,14 @@ def test_a_killed_worker_loses_nothing(
     assert len(results[0]["results"]) == 24
     assert count(services, Suggestion.state == SuggestionState.DONE) == 24
     assert count(services, Suggestion.attempts == 2) > 0
+    # What the killed worker had counted is still there, and the job with which it died has no end.
+    jobs = partial(metric, web, queue="gpu")
+    wait_until(lambda: jobs("medsam3_jobs_begun_total") - jobs("medsam3_jobs_total") == 1)
+    assert jobs("medsam3_jobs_total", outcome="finished") > 1
+    assert metric(web, "medsam3_workers", queue="gpu") >= 1
+    for stage in ("wait", "fetch", "encode", "detect"):
+        assert metric(web, "medsam3_stage_seconds_count", stage=stage) > 0, stage
+        assert metric(web, "medsam3_stage_seconds_sum", stage=stage) > 0, stage
 
 
 def test_a_worker_that_is_told_to_stop_ends_its_task_and_leaves_the_rest_to_another(
