@@ -245,7 +245,8 @@ class LabelStudio:
         meanwhile, or are deleted, cannot make this skip others.
 
         Args:
-            include: the fields of each task; "predictions" and "annotations" carry all masks.
+            include: the fields of each task; "predictions" carry all masks, "annotations" are their
+                ids alone.
             filters: of `task_filter`; all of them must hold.
         """
         params: Json = {
@@ -254,7 +255,7 @@ class LabelStudio:
             "include": ",".join({"id": None, **dict.fromkeys(include)}),
             "resolve_uri": "false",
         }
-        if {"predictions", "annotations", "drafts"} & set(include):
+        if {"predictions", "annotations"} & set(include):
             params["fields"] = "all"
         last_id = 0
         while True:

@@ -320,19 +320,16 @@ def _start(services: Services, client: Any, row: StackPropagation) -> str | None
 
 def _read_task(client: Any, row: StackPropagation) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
     """The task with its annotations and drafts, and its project."""
-    from backend.label_studio.client import LabelStudioError, task_filter
+    from backend.label_studio.client import LabelStudioError
 
+    # Label Studio lists annotations by their ids alone; only the task itself carries their regions.
     try:
-        project_id = int(client.get(f"/api/tasks/{row.task_id}", resolve_uri="false")["project"])
+        task = client.get(f"/api/tasks/{row.task_id}", resolve_uri="false")
     except LabelStudioError as error:
         if error.status_code == 404:
             raise PropagationError(f"Label Studio has no task {row.task_id}") from None
         raise
-    this = task_filter("id", "in", "Number", {"min": row.task_id, "max": row.task_id})
-    include = ("id", "data", "annotations", "drafts")
-    for task in client.tasks(project_id, include=include, filters=[this]):
-        return task, client.project(project_id)
-    raise PropagationError(f"Label Studio has no task {row.task_id}")
+    return task, client.project(int(task["project"]))
 
 
 def _stack_of(xml: str, data: Mapping[str, Any]) -> tuple[ImageObject, int]:

@@ -1,24 +1,43 @@
 """`medsam3 import` into a real Label Studio: pages, geometry, repetition, and nothing by half."""
 
 import io
+import json
 from pathlib import Path
+from typing import Any
 
+import highdicom
 import nibabel
 import numpy as np
+import pydicom
 import pytest
 from PIL import Image
+from playwright.sync_api import Browser, Page
 from sqlalchemy import select
 
 from backend.database import open_database
 from backend.errors import LabelStudioError
 from backend.label_studio.server import LabelStudioServer
+from backend.labeling.region_masks import union_mask
 from backend.settings import Settings
 from backend.volumes.importing import LocalFolder, import_stacks
 from backend.volumes.tables import Stack
+from medsam3_model.data.template import template_slice
 from medsam3_model.images.geometry import geometry_from_json, masks_to_source
 from medsam3_model.images.rendering import StackOptions
 from tests.support.annotating import AnnotatingLabelStudio
-from tests.support.projects import ProjectFactory
+from tests.support.editor import (
+    HEIGHT,
+    WIDTH,
+    brush_stroke,
+    image_size,
+    open_task,
+    painted,
+    submit,
+    turn_page,
+)
+from tests.support.masks import dice
+from tests.support.processes import BackendServer
+from tests.support.projects import LabelStudioProject, ProjectFactory
 from tests.support.repository import ROOT
 from tests.support.stack_files import write_series
 
@@ -105,6 +124,94 @@ def test_a_folder_of_series_and_a_volume_become_tasks(
         geometry_from_json(row.geometry), {n: page > 127 for n, page in enumerate(pages)}
     )
     np.testing.assert_array_equal(back, brain)
+
+
+def test_one_corrected_slice_of_a_dicom_series_becomes_a_dicom_segmentation(
+    label_studio: AnnotatingLabelStudio,
+    label_studio_server: LabelStudioServer,
+    make_project: ProjectFactory,
+    backend: BackendServer,
+    browser: Browser,
+    tmp_path: Path,
+) -> None:
+    slices = [template_slice(index) for index in range(60, 108, 6)]
+    pixels = np.stack([one.image[:, :, 0] for one in slices]).astype(np.uint16)
+    write_series(
+        tmp_path / "study", 1024 + pixels, spacing=(1, 1), WindowCenter=128, WindowWidth=256
+    )
+    project = make_project(label_config=(ROOT / "label_config/brain_mri_volume.xml").read_text())
+    imported = json.loads(
+        backend.command("import", tmp_path / "study", "--project", project.id, "--json")
+    )
+    (task_id,) = (stack["task_id"] for stack in imported["stacks"])
+    backend.command("connect", project.id, "--url", backend.url)
+    backend.command("preannotate", project.id)
+
+    # Every page has its own masks, and turning them shows these.
+    (prediction,) = label_studio.task(task_id)["predictions"]
+    page = browser.new_page(viewport={"width": 1400, "height": 900})
+    open_task(page, label_studio_server, LabelStudioProject(project.id, [task_id]))
+    for place in range(3):
+        assert dice(painted(page), _on_screen(page, prediction["result"], place)) > 0.95
+        turn_page(page)
+    # High enough that picking a label does not scroll the image away.
+    page.set_viewport_size({"width": 1400, "height": 1300})
+    brush_stroke(page)
+    submit(page)
+    page.close()
+    (annotation,) = label_studio.annotations(task_id)
+    (stroke,) = [region for region in annotation["result"] if region["origin"] == "manual"]
+    assert stroke["item_index"] == 3
+
+    # The slice that somebody drew on stays as it is, and the others are drawn from it.
+    said = json.loads(backend.command("propagate", task_id, "--json"))
+    assert (said["state"], said["total"]) == ("done", len(slices))
+    new = max(label_studio.task(task_id)["predictions"], key=lambda one: one["id"])
+    assert new["id"] != prediction["id"]
+    corrected = _brain(annotation["result"], 3)
+    assert (_brain(new["result"], 3) == corrected).all()
+    for place, one in enumerate(slices):
+        assert dice(_brain(new["result"], place), one.masks["brain"]) > 0.9
+
+    # Accepted, and exported as what a hospital's archive takes.
+    label_studio.delete(f"/api/annotations/{annotation['id']}/")
+    label_studio.create_annotation(task_id, new["result"], parent_prediction=new["id"])
+    backend.command("corrections", "sync", "--project", project.id)
+    target = tmp_path / "export"
+    backend.command("export", target, "--project", project.id, "--format", "dicom-seg")
+    (file,) = target.rglob("*.dcm")
+    segmentation = highdicom.seg.segread(file)
+    number = segmentation.get_segment_numbers(segment_label="Brain")[0]
+    uids = [
+        one.SOPInstanceUID
+        for one in sorted(
+            (pydicom.dcmread(path) for path in (tmp_path / "study").iterdir()),
+            key=lambda one: float(one.ImagePositionPatient[2]),
+        )
+    ]
+    exported = segmentation.get_pixels_by_source_instance(uids, segment_numbers=[number])
+    for place in range(len(slices)):
+        assert (exported[place, :, :, 0].astype(bool) == _brain(new["result"], place)).all()
+
+
+def _brain(regions: list[dict[str, Any]], place: int) -> np.ndarray:
+    here = [
+        one
+        for one in regions
+        if one["item_index"] == place and one["value"]["brushlabels"] == ["Brain"]
+    ]
+    return union_mask(here, HEIGHT, WIDTH)
+
+
+def _on_screen(page: Page, regions: list[dict[str, Any]], place: int) -> np.ndarray:
+    """A page's masks as the canvas should show them."""
+    here = [one for one in regions if one["item_index"] == place]
+    width, height = image_size(page)
+    shown = np.zeros(painted(page).shape, bool)
+    shown[:height, :width] = Image.fromarray(union_mask(here, HEIGHT, WIDTH)).resize(
+        (width, height), Image.Resampling.NEAREST
+    )
+    return shown
 
 
 def _gone(*_: object) -> int:

@@ -36,6 +36,8 @@ def watched_answers() -> Iterator[None]:
 
 def _mistake_in(app: Flask, response: Response) -> str | None:
     """What an answer has that the description has not; None where all is well."""
+    if "medsam3" not in app.extensions:
+        return None  # Another server in the test's process, such as the one for S3.
     rule = request.url_rule
     described = document(app)
     if rule is None or path_of(rule) not in described["paths"]:

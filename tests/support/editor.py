@@ -86,6 +86,11 @@ def shot(page: Page) -> NDArray[np.int_]:
     return np.asarray(Image.open(io.BytesIO(png)).convert("RGB")).astype(int)
 
 
+def turn_page(page: Page) -> None:
+    """Go to the next page of a stack."""
+    page.locator(".lsf-pagination__btn_arrow-right").first.click()
+
+
 def choose_smart_tool(page: Page, tool: str, label_row: int) -> None:
     """Switch auto-annotation on, pick the first label of a control, and its smart tool."""
     # High enough that picking a label does not scroll the image away.

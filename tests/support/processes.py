@@ -100,6 +100,19 @@ class BackendServer:
             otherwise=lambda: self.log_path.read_text()[-2000:],
         )
 
+    def command(self, *arguments: object) -> str:
+        """What `medsam3` says on standard output, typed beside the running backend."""
+        done = subprocess.run(
+            [sys.executable, "-m", "backend.cli.main", *map(str, arguments)],
+            env=self._environment,
+            check=False,
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
     def stop(self) -> None:
         """SIGTERM, as a service manager does."""
         if self._process is not None:

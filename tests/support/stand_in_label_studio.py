@@ -171,7 +171,8 @@ class StandInLabelStudio:
             self.predictions[id_] |= request.get_json()
         if parts[1] == "tasks" and id_ in self.tasks:
             mine = [one for one in self.annotations.values() if one["task"] == id_]
-            return _json({**self.tasks[id_], "project": self.project_id, "annotations": mine})
+            whole = {**self.tasks[id_], "annotations": mine, "drafts": []}
+            return _json({**whole, "project": self.project_id})
         if parts[1] == "annotations" and id_ in self.raw_annotations:
             return Response(self.raw_annotations[id_], mimetype="application/json")
         found = kinds[parts[1]].get(id_)
@@ -201,7 +202,7 @@ class StandInLabelStudio:
         if "annotations" in request.args.get("include", ""):
             for row in rows:
                 mine = [one for one in self.annotations.values() if one["task"] == row["id"]]
-                row["annotations"], row["drafts"] = mine, []
+                row["annotations"] = [{"id": one["id"]} for one in mine]
         for item in query.get("filters", {}).get("items", []):
             column = item["filter"].removeprefix("filter:tasks:")
             holds = _OPERATORS[item["operator"]]
@@ -222,7 +223,7 @@ class StandInLabelStudio:
             "predictions_model_versions": [
                 one["model_version"]
                 for one in self.predictions.values()
-                if one["task"] == task["id"]
+                if one.get("task") == task["id"]
             ],
             "annotations_ids": ",".join(str(one["id"]) for one in mine),
             "total_annotations": sum(not one["was_cancelled"] for one in mine),
