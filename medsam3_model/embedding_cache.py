@@ -22,7 +22,7 @@ import os
 import threading
 import time
 import zlib
-from collections import Counter, OrderedDict
+from collections import Counter, OrderedDict, deque
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -39,7 +39,9 @@ log = logging.getLogger(__name__)
 _FORMAT = "1"
 _TEXTS_KEPT = 4096  # 32 KB each at full size
 _UNFINISHED_S = 3600.0  # an unfinished entry this old was left by a process that died
-_KEEP_AFTER_EVICTION = 0.9  # so that not every further entry has to evict one
+# Of the limit: what a process may write before it looks again at what is in the folder, which it
+# shares with others. Looking costs a call of the system for each entry.
+_LOOK_AGAIN_AFTER = 0.1
 
 
 class _Counted:
@@ -125,7 +127,9 @@ class EmbeddingCache(_Counted):
         self._disk_bytes = disk_bytes
         self._images: OrderedDict[str, ImageEmbedding] = OrderedDict()
         self._image_bytes = 0
-        self._disk_used: int | None = None
+        self._disk_used = 0
+        self._unseen: float | None = None  # bytes written since the folder was looked at
+        self._oldest: deque[tuple[int, int, Path]] = deque()
         self._lock = threading.Lock()
 
     def get(
@@ -196,7 +200,7 @@ class EmbeddingCache(_Counted):
             _unlink(path)
             return None
         with contextlib.suppress(OSError):
-            os.utime(path)  # least recently used goes first
+            _used_now(path)
         return model.restore_embedding(hidden, (height, width))
 
     def _write(self, key: str, image_key: str, embedding: ImageEmbedding) -> None:
@@ -221,6 +225,7 @@ class EmbeddingCache(_Counted):
             path.parent.mkdir(parents=True, exist_ok=True)
             self._make_room(len(content))
             unfinished.write_bytes(content)
+            _used_now(unfinished)
             unfinished.replace(path)
         except OSError as error:
             if not self.counts["embedding_disk_errors"]:
@@ -228,32 +233,44 @@ class EmbeddingCache(_Counted):
             self._count("embedding_disk_errors")
             _unlink(unfinished)
             return
-        with self._lock:
-            if self._disk_used is not None:
-                self._disk_used += len(content)
 
     def _make_room(self, needed: int) -> None:
-        """Drop the least recently used entries where the limit would be exceeded.
+        """Drop the entries used longest ago, no more of them than what is to be written needs.
 
-        Other processes write, too, so what is there is counted again before anything is dropped.
+        What fits stays: of images that are gone through again, every one that is dropped too soon
+        is encoded again.
         """
         with self._lock:
-            if self._disk_used is not None and self._disk_used + needed <= self._disk_bytes:
-                return
-            entries = sorted(self._entries())
-            # What other processes have written since is known now.
-            self._disk_used = sum(size for _, size, _ in entries)
-            if self._disk_used + needed <= self._disk_bytes:
-                return
-            kept_bytes = self._disk_bytes * _KEEP_AFTER_EVICTION - needed
-            for _, size, path in entries:
-                if self._disk_used <= kept_bytes:
-                    break
-                _unlink(path)
+            if self._unseen is None or self._unseen > self._disk_bytes * _LOOK_AGAIN_AFTER:
+                self._look()
+            looked = False
+            while self._disk_used + needed > self._disk_bytes:
+                if not self._oldest:
+                    if looked:
+                        break
+                    self._look()
+                    looked = True
+                    continue
+                used_at, size, path = self._oldest.popleft()
+                try:
+                    if path.stat().st_mtime_ns != used_at:
+                        continue  # used since
+                    path.unlink()
+                except OSError:
+                    continue  # another process dropped it, and wrote as much as that
                 self._disk_used -= size
+            self._disk_used += needed
+            self._unseen = (self._unseen or 0) + needed
 
-    def _entries(self) -> list[tuple[float, int, Path]]:
-        """(time of last use, bytes, path) of all entries."""
+    def _look(self) -> None:
+        """Count what is in the folder, and note in which order it is to go."""
+        entries = sorted(self._entries())
+        self._disk_used = sum(size for _, size, _ in entries)
+        self._oldest = deque(entries)
+        self._unseen = 0
+
+    def _entries(self) -> list[tuple[int, int, Path]]:
+        """(time of last use in ns, bytes, path) of all entries."""
         entries = []
         for path in self._folder.glob("*/*") if self._folder else ():
             try:
@@ -261,7 +278,7 @@ class EmbeddingCache(_Counted):
             except OSError:
                 continue  # another process dropped it
             if path.suffix == ".safetensors":
-                entries.append((status.st_mtime, status.st_size, path))
+                entries.append((status.st_mtime_ns, status.st_size, path))
             elif status.st_mtime < time.time() - _UNFINISHED_S:
                 _unlink(path)
         return entries
@@ -320,6 +337,12 @@ def _checksum(tensor: torch.Tensor) -> int:
     import torch
 
     return zlib.crc32(tensor.reshape(-1).view(torch.uint8).numpy().data)
+
+
+def _used_now(path: Path) -> None:
+    """Note the moment to the nanosecond; a file system's own clock makes several entries equal."""
+    moment = time.time_ns()
+    os.utime(path, ns=(moment, moment))
 
 
 def _unlink(path: Path) -> None:

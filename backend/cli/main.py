@@ -236,6 +236,11 @@ def preannotate(
             f"{report.model_version}, {report.progress.failed} failed, "
             f"{report.progress.cancelled} cancelled"
         )
+        if report.embeddings_kept is not None:
+            typer.echo(
+                f"{report.embeddings_kept} embeddings of images were kept ones, "
+                f"{report.embeddings_made} were made"
+            )
         for task_id, error in report.errors.items():
             typer.echo(f"  task {task_id}: {error}")
     raise typer.Exit(1 if report.progress.failed or report.progress.cancelled else 0)

@@ -55,9 +55,10 @@ def predict_chunk(ids: Sequence[str]) -> None:
                 finished.append(row)
     # First of all: somebody waits for the answer, nobody for the rest.
     _wake(services, [row for row in finished if not row.interactive])
+    # Before the rows go on: who waits until they are pushed reads counts that include them.
+    inference.publish_counts()
     _after(services, ids)
     _hand_on(services, left)
-    inference.publish_counts()
 
 
 def _hand_on(services: Services, rows: Sequence[Suggestion]) -> None:

@@ -20,7 +20,8 @@ from backend.database import chunked, now_in
 from backend.errors import BackendError, QueueError
 from backend.models import versions
 from backend.people import audit
-from backend.predictions.requests import request_pushes
+from backend.predictions.requests import latest_first, request_pushes
+from backend.processes.counters import read_counters
 from backend.processes.queues import Handler, QueueName, enqueue
 from backend.services import Services, current_services
 from backend.tables import Delivery, Suggestion, SuggestionState
@@ -79,11 +80,20 @@ class PreannotationProgress:
 
 @dataclass(frozen=True)
 class PreannotateReport:
-    """What came of it; `errors` maps a task's id to the sentence that says why it failed."""
+    """What came of it.
+
+    Attributes:
+        errors: a task's id → the sentence that says why it failed.
+        embeddings_kept: images, and parts of images, that all workers did not encode meanwhile,
+            because a cache had their embeddings; None: Redis did not say.
+        embeddings_made: those that they encoded.
+    """
 
     model_version: str
     progress: PreannotationProgress
     errors: dict[int, str]
+    embeddings_kept: int | None = None
+    embeddings_made: int | None = None
 
 
 def preannotate(
@@ -113,6 +123,7 @@ def preannotate(
     version = versions.in_service(services, project_id)
     ids: list[str] = []
     cancelled_before = _times_cancelled(services.redis, project_id)
+    counted = _counters(services)
     for batch in _ask(services, project_id, options, cancelled_before, is_recorded=False):
         ids += batch
         on_progress(_progress(services, ids))
@@ -126,7 +137,20 @@ def preannotate(
             )
         time.sleep(POLL_S)
     on_progress(progress)
-    return PreannotateReport(version, progress, _errors(services, ids))
+    kept = made = None
+    if counted is not None and (counts := _counters(services)) is not None:
+        kept, made = counts[0] - counted[0], counts[1] - counted[1]
+    return PreannotateReport(version, progress, _errors(services, ids), kept, made)
+
+
+def _counters(services: Services) -> tuple[int, int] | None:
+    """Embeddings that caches had, and those that were made, so far; None: Redis is away."""
+    try:
+        counts = read_counters(services.redis)
+    except RedisError:
+        return None
+    kept = sum(counts.get(f"embedding_{where}_hits", 0) for where in ("memory", "disk"))
+    return int(kept), int(counts.get("embedding_misses", 0))
 
 
 def request_preannotation(
@@ -223,7 +247,7 @@ def _ask(
         if not is_recorded:
             with services.database.session() as session:
                 _record(session, services, project_id, options)
-        wanted = islice(tasks, options.limit)
+        wanted, _ = latest_first(services, project_id, islice(tasks, options.limit))
         for batch in request_pushes(services, wanted, project_id, project["label_config"]):
             yield batch
             if _times_cancelled(services.redis, project_id) > cancelled_before:

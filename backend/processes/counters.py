@@ -16,6 +16,7 @@ from time import perf_counter
 
 from redis import Redis
 from redis.exceptions import RedisError
+from rq.utils import as_text
 
 log = logging.getLogger(__name__)
 
@@ -102,6 +103,15 @@ def add_to_counters(redis: Redis, increments: Mapping[str, float]) -> None:
         for name, amount in increments.items():
             pipeline.hincrbyfloat(COUNTERS_KEY, name, amount)
         pipeline.execute()
+
+
+def read_counters(redis: Redis) -> dict[str, float]:
+    """What all processes counted so far, by field; what was never counted is missing.
+
+    Raises:
+        RedisError: Redis does not answer.
+    """
+    return {as_text(name): float(value) for name, value in redis.hgetall(COUNTERS_KEY).items()}
 
 
 def publish(redis: Redis, increments: Mapping[str, float]) -> None:

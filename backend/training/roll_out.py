@@ -11,7 +11,7 @@ from backend.label_studio.client import UNLABELLED, LabelStudio, task_filter
 from backend.label_studio.connect import announce_version
 from backend.models.promotion import enqueue_roll_out
 from backend.predictions import acquisition
-from backend.predictions.requests import request_pushes
+from backend.predictions.requests import latest_first, request_pushes
 from backend.services import Services, current_services
 from backend.tables import Promotion, now
 
@@ -76,6 +76,26 @@ def prune(services: Services, project_id: int, *, keep: int = 1) -> int:
     return removed
 
 
+def predict_again(services: Services, client: LabelStudio, project_id: int, version: str) -> int:
+    """Queue the unlabelled tasks without a prediction of the version; returns how many.
+
+    The task that was predicted last is the first, because caches still hold its image.
+    """
+    config = client.project(project_id)["label_config"]
+    tasks = client.tasks_without_version(project_id, version, unlabelled=True)
+    ordered, before = latest_first(services, project_id, tasks)
+    count = sum(len(ids) for ids in request_pushes(services, ordered, project_id, config))
+    if before:
+        log.info(
+            "project %s: %s of %s tasks are predicted again, the latest first: those are the "
+            "images that the cache of embeddings still holds",
+            project_id,
+            before,
+            count,
+        )
+    return count
+
+
 def _roll_out(services: Services, promotion_id: int) -> None:
     with services.database.session() as session:
         row = session.get(Promotion, promotion_id, with_for_update=True)
@@ -100,7 +120,7 @@ def _roll_out(services: Services, promotion_id: int) -> None:
             announce_version(client, project_id, services.credentials)
             if strategy == "diversity":
                 _rank(services, client, project_id)
-            count = _predict(services, client, project_id, version)
+            count = predict_again(services, client, project_id, version)
         log.info("version %s: project %s told, %s tasks queued", version, project_id, count)
     except BackendError as failure:
         log.warning("promotion %s waits: %s", promotion_id, failure)
@@ -110,13 +130,6 @@ def _roll_out(services: Services, promotion_id: int) -> None:
         row.error = error
         if error is None:
             row.rolled_out_at = now()
-
-
-def _predict(services: Services, client: LabelStudio, project_id: int, version: str) -> int:
-    """Queue the unlabelled tasks without a prediction of the version; returns how many."""
-    config = client.project(project_id)["label_config"]
-    tasks = client.tasks_without_version(project_id, version, unlabelled=True)
-    return sum(len(ids) for ids in request_pushes(services, tasks, project_id, config))
 
 
 def _rank(services: Services, client: LabelStudio, project_id: int) -> None:

@@ -17,7 +17,6 @@ from prometheus_client.core import (
 )
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from redis.exceptions import RedisError
-from rq.utils import as_text
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 from werkzeug.utils import import_string
@@ -25,11 +24,11 @@ from werkzeug.utils import import_string
 from backend.errors import QueueError
 from backend.processes.counters import (
     BOUNDS_S,
-    COUNTERS_KEY,
     JobOutcome,
     WorkStage,
     bucket_field,
     job_field,
+    read_counters,
     sum_field,
 )
 from backend.processes.health import last_rounds, worker_signs
@@ -103,9 +102,7 @@ class Collector:
             redis = self._services.redis
             for name in QueueName:
                 waiting.add_metric([name], queue(redis, name).count)
-            counted = {
-                as_text(name): float(value) for name, value in redis.hgetall(COUNTERS_KEY).items()
-            }
+            counted = read_counters(redis)
             alive = Counter(name for sign in worker_signs(redis) for name in sign.queues)
             for name in QueueName:
                 workers.add_metric([name], alive[name])
