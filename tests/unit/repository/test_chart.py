@@ -99,6 +99,15 @@ def test_a_value_that_is_missing_is_named() -> None:
             render(values)
 
 
+def test_an_agent_has_its_worker_where_one_is_wanted() -> None:
+    wanted = one(rendered(CHART / "examples" / "fixed.yaml"), "Deployment", "agent")
+    (container,) = pod(wanted)["containers"]
+    assert container["args"] == ["medsam3", "worker", "--queue", "agent"]
+    assert "MEDSAM3_AGENT_URL" in {variable["name"] for variable in container["env"]}
+    others = rendered(CHART / "examples" / "cpu.yaml")
+    assert not [made for made in others if made["metadata"]["name"].endswith("-agent")]
+
+
 def test_gpu_workers_are_scaled_by_rows_and_end_in_peace() -> None:
     objects = rendered(CHART / "examples" / "gpu.yaml")
     deployment = one(objects, "Deployment", "gpu")
