@@ -199,11 +199,19 @@ class Settings(BaseSettings):
     audit_days: int = Field(
         365, ge=1, description="Days after which entries of the audit trail are removed."
     )
-    image_cache_mb: int = Field(
-        512, ge=0, description="Memory for fetched images in each GPU worker and trainer."
+    image_cache_mb: int | None = Field(
+        None,
+        ge=0,
+        description="Memory for fetched images in each GPU worker and trainer; empty: a 32nd of "
+        "what the machine or container has, at most 512.",
+        examples=["512"],
     )
-    embedding_memory_mb: int = Field(
-        2048, ge=0, description="Memory for image embeddings in each GPU worker."
+    embedding_memory_mb: int | None = Field(
+        None,
+        ge=0,
+        description="Memory for image embeddings in each GPU worker; empty: an eighth of what the "
+        "machine or container has, at most 2048.",
+        examples=["2048"],
     )
     embedding_disk_mb: int = Field(
         20480, ge=0, description="Disk for image embeddings below the data folder."

@@ -6,6 +6,7 @@ It changes nothing, starts nothing and imports no torch.
 from contextlib import closing
 
 from backend.doctor.agent import check_agent
+from backend.doctor.caches import check_caches, check_embedding_room
 from backend.doctor.check import Check, Status
 from backend.doctor.database import (
     check_events,
@@ -32,6 +33,7 @@ def run_checks(settings: Settings) -> list[Check]:
         check_model(settings),
         *check_image_sources(settings),
         check_web(settings),
+        check_caches(settings),
     ]
     if (agent := check_agent(settings)) is not None:
         checks.append(agent)
@@ -57,6 +59,7 @@ def run_checks(settings: Settings) -> list[Check]:
             ]
             if label_studio_answers:
                 checks += check_projects(settings, database)
+                checks.append(check_embedding_room(settings, database))
     finally:
         database.dispose()
     return checks

@@ -30,6 +30,7 @@ from backend.label_studio.references import (
     is_inline,
     shown_reference,
 )
+from backend.processes.memory import cache_limits
 from backend.settings import Settings
 
 if TYPE_CHECKING:
@@ -87,7 +88,7 @@ class FetchedImages:
 
     def __init__(self, client: LabelStudio, settings: Settings, *, keep_s: float = 300.0) -> None:
         self._client, self._settings, self._keep_s = client, settings, keep_s
-        self._size = 0
+        self._size, self._most_bytes = 0, cache_limits(settings).images
         self._kept: OrderedDict[tuple[int, int | None, str], tuple[float, bytes, str]] = (
             OrderedDict()
         )
@@ -111,7 +112,7 @@ class FetchedImages:
             fetched = (time.monotonic(), content, hashlib.sha256(content).hexdigest())
         self._kept[key] = fetched
         self._size += len(fetched[1])
-        while self._size > self._settings.image_cache_mb * 2**20 and len(self._kept) > 1:
+        while self._size > self._most_bytes and len(self._kept) > 1:
             _, (_, dropped, _) = self._kept.popitem(last=False)
             self._size -= len(dropped)
         return fetched[1], fetched[2]

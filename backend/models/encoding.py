@@ -6,6 +6,7 @@ from time import perf_counter
 from typing import TYPE_CHECKING
 
 from backend.processes.counters import StageTimes, WorkStage
+from backend.processes.memory import cache_limits
 from backend.settings import Settings
 
 if TYPE_CHECKING:
@@ -23,7 +24,7 @@ def embedding_cache(settings: Settings) -> "EmbeddingCache":
 
     return EmbeddingCache(
         settings.embedding_dir,
-        memory_bytes=settings.embedding_memory_mb * 2**20,
+        memory_bytes=cache_limits(settings).embeddings,
         disk_bytes=settings.embedding_disk_mb * 2**20,
     )
 

@@ -1,7 +1,9 @@
-"""The memory that a worker may use, and how it shows that it is used up."""
+"""The memory that workers and their caches may use, and how it shows that it is used up."""
 
 import logging
+import os
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 from backend.errors import SettingsError
@@ -16,6 +18,64 @@ OUT_OF_MEMORY = (
 )
 # What libraries say that have no MemoryError: torch, OpenCV, Python's threads.
 _SIGNS = ("can't allocate memory", "Insufficient memory", "Cannot allocate memory", "new thread")
+
+
+@dataclass(frozen=True)
+class CacheLimits:
+    """Memory for caches in each worker, in bytes.
+
+    Attributes:
+        embeddings: for image embeddings; an eighth of what there is, at most 2 GB, unless set.
+        images: for fetched images; a quarter of that.
+        available: the memory that the machine has, or that its container may use.
+    """
+
+    embeddings: int
+    images: int
+    available: int
+
+
+def cache_limits(settings: Settings) -> CacheLimits:
+    """What the settings say; where they say nothing, what suits the machine."""
+    available = available_memory()
+    chosen = min(2048 * 2**20, available // 8)
+    embeddings_mb, images_mb = settings.embedding_memory_mb, settings.image_cache_mb
+    return CacheLimits(
+        embeddings=chosen if embeddings_mb is None else embeddings_mb * 2**20,
+        images=chosen // 4 if images_mb is None else images_mb * 2**20,
+        available=available,
+    )
+
+
+def available_memory(root: Path = Path("/")) -> int:
+    """Bytes of memory that the machine has, or those that its container may use, if less.
+
+    A container's limit is in the files of control groups, version 2 or 1, of this process's group
+    or of one above it.
+
+    Args:
+        root: below which `proc` and `sys` are.
+    """
+    limits = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
+    try:
+        groups = (root / "proc/self/cgroup").read_text().splitlines()
+    except OSError:
+        groups = []
+    for group in groups:
+        _, controllers, path = group.split(":", 2)
+        if not controllers:
+            top, name = root / "sys/fs/cgroup", "memory.max"
+        elif "memory" in controllers.split(","):
+            top, name = root / "sys/fs/cgroup/memory", "memory.limit_in_bytes"
+        else:
+            continue
+        own = Path(path.lstrip("/"))
+        for folder in (own, *own.parents):
+            try:
+                limits.append(int((top / folder / name).read_text()))
+            except (OSError, ValueError):
+                continue  # not there, as in a container that sees its own group only; or `max`
+    return min(limits)
 
 
 def limit_memory(settings: Settings) -> None:

@@ -194,7 +194,12 @@ class StandInLabelStudio:
             self.predictions[id_] = {"id": id_, **prediction}
 
     def _project(self) -> Json:
-        return {"id": self.project_id, "title": "stand-in", "label_config": self.label_config}
+        return {
+            "id": self.project_id,
+            "title": "stand-in",
+            "label_config": self.label_config,
+            "task_number": len(self.tasks),
+        }
 
     def _data_manager(self, request: Request) -> Json:
         query = json.loads(request.args["query"])
