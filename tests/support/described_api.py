@@ -3,7 +3,6 @@
 import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import lru_cache
 from typing import Any
 
 from flask import Flask, Response, request, request_finished
@@ -14,6 +13,8 @@ from referencing.jsonschema import DRAFT202012
 from backend.web.openapi import document, path_of
 
 _ADDRESS = "urn:openapi"
+_descriptions: list[dict[str, Any]] = []
+_validators: dict[tuple[str | None, bool], Draft202012Validator] = {}
 
 
 @contextmanager
@@ -39,7 +40,7 @@ def _mistake_in(app: Flask, response: Response) -> str | None:
     if "medsam3" not in app.extensions:
         return None  # Another server in the test's process, such as the one for S3.
     rule = request.url_rule
-    described = document(app)
+    described = _description(app)
     if rule is None or path_of(rule) not in described["paths"]:
         return None  # A page of the console, or an address that does not exist.
     operation = described["paths"][path_of(rule)].get(request.method.lower())
@@ -59,22 +60,33 @@ def _mistake_in(app: Flask, response: Response) -> str | None:
         return f"{asked} with {response.mimetype}"
     if response.mimetype != "application/json":
         return None
-    for error in _validator(app, content["schema"].get("$ref")).iter_errors(response.get_json()):
+    described_as = validator(app, content["schema"].get("$ref"), closed=True)
+    for error in described_as.iter_errors(response.get_json()):
         return f"{asked}: {error.json_path} {error.message[:200]}"
     return None
 
 
-@lru_cache(maxsize=200)
-def _validator(app: Flask, reference: str | None) -> Draft202012Validator:
-    """Of a component of the description, in which no object has more than is described."""
-    closed = copy.deepcopy(document(app))
-    for schema in closed["components"]["schemas"].values():
-        if "properties" in schema:
-            schema.setdefault("additionalProperties", False)
-    registry: Registry[Any] = Registry().with_resource(
-        _ADDRESS, DRAFT202012.create_resource(closed)
-    )
-    schema = {"$ref": f"{_ADDRESS}{reference}"} if reference else {"type": "object"}
-    return Draft202012Validator(
-        schema, registry=registry, format_checker=Draft202012Validator.FORMAT_CHECKER
-    )
+def validator(app: Flask, reference: str | None, *, closed: bool) -> Draft202012Validator:
+    """Of a component of the description; `closed`: no object may have more than is described."""
+    key = reference, closed
+    if key not in _validators:
+        described = copy.deepcopy(_description(app))
+        for schema in described["components"]["schemas"].values():
+            if closed and "properties" in schema:
+                schema.setdefault("additionalProperties", False)
+        registry: Registry[Any] = Registry().with_resource(
+            _ADDRESS, DRAFT202012.create_resource(described)
+        )
+        _validators[key] = Draft202012Validator(
+            {"$ref": f"{_ADDRESS}{reference}"} if reference else {"type": "object"},
+            registry=registry,
+            format_checker=Draft202012Validator.FORMAT_CHECKER,
+        )
+    return _validators[key]
+
+
+def _description(app: Flask) -> dict[str, Any]:
+    """Of the first application, for all of them: each test has one, and they are alike."""
+    if not _descriptions:
+        _descriptions.append(document(app))
+    return _descriptions[0]

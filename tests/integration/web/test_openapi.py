@@ -1,5 +1,6 @@
 """The API's description is valid and complete, and says what the endpoints do."""
 
+import json
 from typing import Any
 
 import pytest
@@ -9,6 +10,8 @@ from openapi_spec_validator import validate
 from backend.services import Services
 from backend.web.app import create_app
 from backend.web.auth import OPEN_PATHS, is_console
+from tests.support.described_api import validator
+from tests.support.repository import ROOT
 
 API = "/api/v1"
 WRITES = {"post", "put", "patch", "delete"}
@@ -99,3 +102,23 @@ def test_every_argument_and_field_is_read_by_its_endpoint(
                 answer = web.open(address, method=method, json={f"{field}_": None})
                 assert answer.status_code == 400, (address, field)
     assert looked_at > 40
+
+
+def test_what_label_studio_sends_fits_the_description(
+    web: FlaskClient, described: dict[str, Any]
+) -> None:
+    events = json.loads((ROOT / "tests" / "data" / "webhook_events.json").read_text())
+    project = {"project": "28.1795421465"}
+    task = {"id": 5, "data": {"image": "/data/upload/7/slice.png"}, "annotations": []}
+    sent: dict[str, list[dict[str, Any]]] = {
+        "/webhook": [recorded["body"] for recorded in events.values()],
+        "/setup": [{**project, "schema": "<View/>", "hostname": "", "extra_params": None}],
+        "/predict": [{**project, "tasks": [task], "label_config": "<View/>", "params": {}}],
+    }
+    assert len(sent["/webhook"]) > 5
+    for path, bodies in sent.items():
+        body = described["paths"][path]["post"]["requestBody"]["content"]["application/json"]
+        described_as = validator(web.application, body["schema"]["$ref"], closed=False)
+        for one in bodies:
+            mistakes = [error.message for error in described_as.iter_errors(one)]
+            assert not mistakes, (path, mistakes)
