@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable
 
 from tests.perf import (
+    bench_agent,
     bench_console,
     bench_corrections,
     bench_fine_tuning,
@@ -22,6 +23,7 @@ PARTS: dict[str, Callable[[], dict[str, float]]] = {
     "corrections": bench_corrections.measure,
     "console": bench_console.measure,
     "fine_tuning": bench_fine_tuning.measure,
+    "agent": bench_agent.measure,
     "training_loop": bench_training_loop.measure,
 }
 

@@ -156,13 +156,13 @@ def _interactive() -> dict[str, float]:
     """The same prompts, one every `PAUSE_S`, without and with a training run under way."""
     with running(with_trainer=True) as target:
         id_ = _annotated_project(target.services)
-        _wait_for_worker(target)
-        alone = _clicks(target, CLICKS, pause_s=PAUSE_S)
+        wait_for_worker(target)
+        alone = clicks(target, CLICKS, pause_s=PAUSE_S)
         run_id = runs.request_run(target.services, id_, Trigger.API, steps=100_000).run_id
         _wait_for_step(target.services, run_id, 1)
         before = _step(target.services, run_id)
         started = time.perf_counter()
-        beside = _clicks(target, CLICKS, pause_s=PAUSE_S)
+        beside = clicks(target, CLICKS, pause_s=PAUSE_S)
         steps = _step(target.services, run_id) - before
         runs.cancel(target.services, run_id)
         return {
@@ -177,7 +177,7 @@ def _interactive() -> dict[str, float]:
         }
 
 
-def _clicks(target: Running, count: int, *, pause_s: float) -> list[float]:
+def clicks(target: Running, count: int, *, pause_s: float) -> list[float]:
     """Milliseconds that each of some smart rectangles took."""
     found = []
     for index in range(count):
@@ -190,7 +190,7 @@ def _clicks(target: Running, count: int, *, pause_s: float) -> list[float]:
     return found
 
 
-def _wait_for_worker(target: Running) -> None:
+def wait_for_worker(target: Running) -> None:
     """Prompt until the worker has loaded its model and knows the image."""
     body = bench_web.body(0, "/data/upload/1.png", bench_web.box(0))
     wait_until(

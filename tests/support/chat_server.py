@@ -15,13 +15,14 @@ class Reply:
 
     Attributes:
         body: what is sent, or a function of the request's text that returns it.
-        wait: until then nothing is sent.
+        wait: until then nothing is sent, for `wait_s` seconds at most.
         endless: the body is repeated until the reader hangs up.
     """
 
     body: Any
     status: int = 200
     wait: threading.Event | None = None
+    wait_s: float = 60.0
     endless: bool = False
 
 
@@ -87,7 +88,7 @@ class ChatServer:
                     chat.headers.append(dict(self.headers.items()))
                     reply = chat.replies[min(len(chat.requests), len(chat.replies)) - 1]
                 if reply.wait is not None:
-                    reply.wait.wait(60)
+                    reply.wait.wait(reply.wait_s)
                 content = reply.body
                 if callable(content):
                     content = content(chat.text_of(json.loads(body)["messages"])).body

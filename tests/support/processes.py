@@ -141,8 +141,13 @@ class Running:
 
 
 @contextmanager
-def running(*, with_worker: bool = True, with_trainer: bool = False) -> Iterator[Running]:
-    """Start Redis, web and (unless told otherwise) a GPU worker; stop them at the end."""
+def running(
+    *, with_worker: bool = True, with_trainer: bool = False, agent_url: str | None = None
+) -> Iterator[Running]:
+    """Start Redis, web and (unless told otherwise) a GPU worker; stop them at the end.
+
+    With `agent_url` an agent looks at every answer whose label asks for one.
+    """
     with tempfile.TemporaryDirectory(prefix="m3-") as folder:
         port = free_port()
         settings = Settings(data_dir=Path(folder), port=port)
@@ -154,6 +159,15 @@ def running(*, with_worker: bool = True, with_trainer: bool = False) -> Iterator
             "LABEL_STUDIO_URL": images.url,
             "LABEL_STUDIO_API_KEY": "0" * 40,
         }
+        if agent_url is not None:
+            environment |= {
+                "MEDSAM3_AGENT_URL": agent_url,
+                "MEDSAM3_AGENT_MODEL": "scripted",
+                "MEDSAM3_AGENT_SEND_IMAGES": "true",
+                "MEDSAM3_AGENT_BELOW": "1",
+                "MEDSAM3_AGENT_TASK_S": "600",
+                "MEDSAM3_AGENT_REQUEST_TIMEOUT_S": "60",
+            }
         processes: list[subprocess.Popen[bytes]] = []
 
         def start(*arguments: str) -> subprocess.Popen[bytes]:
@@ -174,6 +188,8 @@ def running(*, with_worker: bool = True, with_trainer: bool = False) -> Iterator
                     start("worker", "--queue", "gpu")
                 if with_trainer:
                     start("trainer")
+                if agent_url is not None:
+                    start("worker", "--queue", "agent")
                 auth = (credentials.user, credentials.password)
                 with httpx2.Client(base_url=url, auth=auth, timeout=120) as client:
                     yield Running(services, url, client, web, ready_s)
