@@ -220,10 +220,15 @@ def cancel(services: Services, project_id: int) -> int:
     return count
 
 
-def count_waiting(session: Session) -> dict[int, int]:
-    """How many tasks of each project `cancel` would cancel."""
-    counted = select(Suggestion.project_id, func.count()).where(_waits())
-    return dict(session.execute(counted.group_by(Suggestion.project_id)).all())
+def waits() -> ColumnElement[bool]:
+    """The condition of rows of pre-annotation that wait for a worker: `cancel` cancels them."""
+    return and_(
+        Suggestion.state == SuggestionState.QUEUED,
+        Suggestion.delivery == Delivery.PUSH,
+        Suggestion.interactive.is_(False),
+        # The rest of a stack says here what it is drawn from.
+        Suggestion.context.is_(None),
+    )
 
 
 def _ask(
@@ -278,22 +283,11 @@ def _times_cancelled(redis: Redis, project_id: int) -> int:
         return 0
 
 
-def _waits() -> ColumnElement[bool]:
-    """The condition of rows of pre-annotation that wait for a worker."""
-    return and_(
-        Suggestion.state == SuggestionState.QUEUED,
-        Suggestion.delivery == Delivery.PUSH,
-        Suggestion.interactive.is_(False),
-        # The rest of a stack says here what it is drawn from.
-        Suggestion.context.is_(None),
-    )
-
-
 def _cancel_rows(session: Session, which: ColumnElement[bool]) -> int:
     """Cancel those of the rows that wait: a worker that takes one at this moment keeps it."""
     cancelled = session.scalars(
         update(Suggestion)
-        .where(which, _waits())
+        .where(which, waits())
         .values(
             state=SuggestionState.CANCELLED,
             delivery=Delivery.NONE,

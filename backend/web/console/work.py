@@ -1,10 +1,11 @@
 """The page *Work*: what waits, runs and failed, and who is at work on it."""
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from flask import flash, redirect, render_template, request, url_for
-from sqlalchemy import func, select
+from sqlalchemy import case, func, select
 from sqlalchemy.orm import Session
 from werkzeug.wrappers import Response as AnyResponse
 
@@ -120,7 +121,13 @@ def project_work(session: Session) -> list[ProjectWork]:
     """Every known project with its tasks, by id."""
     by_project = Suggestion.project_id
     under_way = session.execute(
-        select(by_project, Suggestion.state, func.count(), func.min(Suggestion.created_at))
+        select(
+            by_project,
+            Suggestion.state,
+            func.count(),
+            func.min(Suggestion.created_at),
+            func.sum(case((preannotate.waits(), 1), else_=0)),
+        )
         .where(Suggestion.state.in_(UNFINISHED))
         .group_by(by_project, Suggestion.state)
     ).all()
@@ -130,10 +137,11 @@ def project_work(session: Session) -> list[ProjectWork]:
     )
     delivering = dict(session.execute(to_deliver.group_by(by_project)).all())
     failed = retry.count_failed(session)
-    cancellable = preannotate.count_waiting(session)
-    counts = {(project_id, state): count for project_id, state, count, _ in under_way}
+    counts = {(project_id, state): count for project_id, state, count, _, _ in under_way}
+    cancellable: Counter[int] = Counter()
     oldest: dict[int, float] = {}
-    for project_id, _, _, created_at in under_way:
+    for project_id, _, _, created_at, waiting in under_way:
+        cancellable[project_id] += waiting
         oldest[project_id] = max(oldest.get(project_id, 0.0), seconds_since(created_at) or 0.0)
     titles = dict(session.execute(select(Project.id, Project.title)).all())
     return [
@@ -144,7 +152,7 @@ def project_work(session: Session) -> list[ProjectWork]:
             running=counts.get((project_id, SuggestionState.RUNNING), 0),
             to_deliver=delivering.get(project_id, 0),
             failed=failed.get(project_id, 0),
-            cancellable=cancellable.get(project_id, 0),
+            cancellable=cancellable[project_id],
             oldest_s=oldest.get(project_id),
         )
         for project_id in sorted({*titles, *oldest, *delivering, *failed})

@@ -8,7 +8,7 @@ import pytest
 from backend.people import audit
 from backend.people.tables import ApiToken
 from backend.services import Services
-from backend.tables import now
+from backend.tables import Project, now
 from backend.web.app import create_app
 from backend.web.auth import FOR_EVERYBODY, READING
 from tests.support.commands import json_of, run
@@ -52,6 +52,10 @@ def test_a_viewer_reads_everything_and_changes_nothing(
     assert console.post(f"{CONSOLE}/login", data=sent).status_code == 302
     page = console.get(CONSOLE).text
     assert "vera (viewer)" in page
+    with services.database.session() as session:
+        session.add(Project(id=7))
+    assert "/console/preannotate/7" not in console.get(CONSOLE).text
+    assert '<fieldset class="row" disabled>' in console.get(f"{CONSOLE}/training/7").text
     form = {"csrf_token": token_of(console)}
 
     changing = [

@@ -9,6 +9,8 @@ from backend.processes.redis_server import RedisServer
 from backend.services import Services
 from backend.web.app import create_app
 from tests.support.console import CONSOLE, admin, browser, log_in, send, token_of
+from tests.support.model_rows import add_versions
+from tests.support.training_rows import add_runs
 
 HEAVIEST_BYTES = 120_000
 
@@ -133,13 +135,23 @@ def test_guessing_is_slowed_down_by_redis_or_without_it(
 
 def test_a_page_is_light(services: Services) -> None:
     client = admin(services)
-    page = client.get(CONSOLE).text
-    parts = re.findall(r'(?:src|href)="(/(?:console|bootstrap)/static/[^"]+)"', page)
-    assert len(parts) == 4
-    sent = [page.encode()]
-    for part in parts:
-        with client.get(part) as answer:
-            sent.append(answer.data)
-    assert sum(len(gzip.compress(part)) for part in sent) < HEAVIEST_BYTES
-    assert not re.findall(r'(?:src|href)="(?:https?:)?//', page)
-    assert not re.search(r"<script>|<style|\sstyle=|\son\w+=", page)
+    add_versions(services)
+    add_runs(services)
+    for path in (
+        "",
+        "/training/7",
+        "/training/runs/running",
+        "/preannotate/7",
+        "/models",
+        "/audit",
+    ):
+        page = client.get(CONSOLE + path).text
+        parts = re.findall(r'(?:src|href)="(/(?:console|bootstrap)/static/[^"]+)"', page)
+        assert len(parts) == 4, path
+        sent = [page.encode()]
+        for part in parts:
+            with client.get(part) as answer:
+                sent.append(answer.data)
+        assert sum(len(gzip.compress(part)) for part in sent) < HEAVIEST_BYTES, path
+        assert not re.findall(r'(?:src|href)="(?:https?:)?//', page), path
+        assert not re.search(r"<script>|<style|\sstyle=|\son\w+=", page), path
