@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 _SAME_IOU = 0.9
 # Of the own answer's agreement with the phrase's map: a choice that keeps it needs no confirmation.
 _AGREES = 0.9
-# Of any other choice: a partner that guesses passes one in sixteen.
-_CONFIRMATIONS = 4
+# Of any other choice: a partner that guesses passes one in 64.
+_CONFIRMATIONS = 6
 MOST_CANDIDATES = 40
 
 Origin = Literal["phrase", "box", "clicks"]

@@ -262,7 +262,7 @@ def test_a_choice_against_the_figures_needs_the_same_preference_in_both_orders()
 
     image = picture()
     model: Any = ColourModel()
-    for preferred, ending in (((2, 1, 2, 1), Ending.CHOSEN), ((2, 2), Ending.OVERRULED)):
+    for preferred, ending in (((2, 1, 2, 1, 2, 1), Ending.CHOSEN), ((2, 2), Ending.OVERRULED)):
         replies = [BOX, call("choose", masks=[2]), *(call("choose", masks=[n]) for n in preferred)]
         with ChatServer(replies) as server:
             client = ChatClient(settings := settings_for(server))
