@@ -13,6 +13,7 @@ from tests.perf import (
     bench_model,
     bench_rle,
     bench_training_loop,
+    bench_volumes,
     bench_web,
 )
 
@@ -23,6 +24,7 @@ PARTS: dict[str, Callable[[], dict[str, float]]] = {
     "corrections": bench_corrections.measure,
     "console": bench_console.measure,
     "fine_tuning": bench_fine_tuning.measure,
+    "volumes": bench_volumes.measure,
     "agent": bench_agent.measure,
     "training_loop": bench_training_loop.measure,
 }
