@@ -32,6 +32,8 @@ blueprint = Blueprint("openapi", __name__, url_prefix="/api/v1")
 _CACHE = "medsam3_openapi"
 _JSON = "application/json"
 _PARAMETER = re.compile(r"<(?:(?P<converter>\w+):)?(?P<name>\w+)>")
+# A line of a docstring's section `Attributes:` with which one or several begin.
+_ATTRIBUTE = re.compile(r"    (?P<names>\w+(?:, \w+)*): (?P<meaning>.*)")
 # Any of these opens an endpoint.
 _SCHEMES: dict[str, dict[str, str]] = {
     "bearer": {
@@ -146,7 +148,33 @@ def _schemas(operations: list[ApiOperation]) -> tuple[dict[Any, Any], dict[str, 
             if not isinstance(answer, Media):
                 inputs.append((answer, "serialization", TypeAdapter(answer)))
     schemas, shared = TypeAdapter.json_schemas(inputs, ref_template="#/components/schemas/{model}")
-    return schemas, shared["$defs"]
+    components: dict[str, Any] = shared["$defs"]
+    for component in components.values():
+        _give_meanings(component)
+    return schemas, components
+
+
+def _give_meanings(schema: dict[str, Any]) -> None:
+    """Move what a docstring says of attributes to the properties of that name."""
+    text, _, attributes = schema.get("description", "").partition("\n\nAttributes:\n")
+    meanings: list[list[str]] = []
+    rest: list[str] = []
+    for line in attributes.splitlines():
+        if named := _ATTRIBUTE.fullmatch(line):
+            meanings.append([named["names"], named["meaning"]])
+        elif line.startswith(" ") and meanings:
+            meanings[-1].append(line.strip())
+        else:
+            rest.append(line)
+    for names, *words in meanings:
+        several = [f"`{name}`" for name in names.split(", ")]
+        # What is said of several at once names them in its order.
+        meaning = " ".join([*([f"{', '.join(several)}:"] if several[1:] else []), *words])
+        for name in names.split(", "):
+            if name in schema.get("properties", {}):
+                schema["properties"][name].setdefault("description", meaning)
+    if meanings:
+        schema["description"] = "\n".join([text, *rest]).strip()
 
 
 def _operation(

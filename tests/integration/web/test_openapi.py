@@ -68,6 +68,12 @@ def test_every_operation_says_what_it_takes_answers_and_refuses(described: dict[
             for one in operation.get("parameters", ())
         )
         assert ("400" in responses) == checked, where
+    # Said in the class, where its readers look for it.
+    figures = schemas["CorrectionFigures"]
+    assert figures["properties"]["hd95"]["description"] == "their median, in pixels."
+    assert "`edited`" in figures["properties"]["edited"]["description"]
+    assert "Attributes" not in figures["description"]
+    assert "A mean or rate of nothing is None." in figures["description"]
     # What a body's fields are called is said once: by the model that reads it.
     assert schemas["TrainingWish"]["additionalProperties"] is False
     assert "minimum" in str(schemas["TrainingWish"]["properties"]["steps"])
