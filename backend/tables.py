@@ -137,7 +137,10 @@ class Suggestion(Base):
     __table_args__ = (
         Index("ix_suggestions_state", "state", "lease_until"),
         Index("ix_suggestions_delivery", "delivery", "state"),
-        Index("ix_suggestions_task", "project_id", "task_id"),
+        # State and time with them: rows carry masks, and are not read to learn these.
+        Index("ix_suggestions_task", "project_id", "task_id", "state", "finished_at"),
+        Index("ix_suggestions_project", "project_id", "created_at"),
+        Index("ix_suggestions_created", "created_at"),
     )
 
     id: Mapped[str] = mapped_column(String(32), primary_key=True, default=new_id)
