@@ -3,8 +3,8 @@
 An embedding depends on the image and on the frozen encoder alone, so it stays valid when another
 detector is swapped in. Memory keeps what the detector reads; disk keeps the vision transformer's
 output in 16 bit, a tenth of that, from which the neck makes it again in a small part of the
-encoder's time. What is read from disk is rounded, then, and what was just encoded is not: masks of
-the two differ by a pixel here and there.
+encoder's time. What was just encoded is rounded likewise: the same image has the same answer,
+whether a cache had it or not, and a training run that begins again goes on with the same numbers.
 
 Several processes may share a folder: entries appear by an atomic rename, carry a checksum, and a
 damaged or vanished one counts as absent. A full disk costs speed, never an answer.
@@ -156,7 +156,7 @@ class EmbeddingCache(_Counted):
             self._count("embedding_disk_hits")
         else:
             self._count("embedding_misses")
-            embedding = encode()
+            embedding = _rounded(model, encode())
             self._write(key, image_key, embedding)
         self._remember(key, embedding)
         return embedding
@@ -307,6 +307,14 @@ def remove_embeddings(folder: Path, image_hashes: Collection[str]) -> tuple[int,
             continue  # another process dropped it
         files, size = files + 1, size + entry_bytes
     return files, size
+
+
+def _rounded(model: MedSAM3, embedding: ImageEmbedding) -> ImageEmbedding:
+    """An embedding as it comes back from disk."""
+    hidden = stored_form(embedding.last_hidden_state)
+    if hidden.dtype == embedding.last_hidden_state.dtype:
+        return embedding
+    return model.restore_embedding(hidden, embedding.original_size)
 
 
 def stored_form(hidden: torch.Tensor) -> torch.Tensor:

@@ -4,6 +4,7 @@ import inspect
 import re
 
 import backend.corrections.tables
+import backend.people.tables
 import backend.predictions.tables
 import backend.training.tables
 import backend.volumes.tables  # noqa: F401 all tables are known
