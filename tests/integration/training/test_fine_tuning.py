@@ -116,5 +116,5 @@ def test_two_processes_learn_what_one_does(
         ]
     )
     # Weights move by 2e-3 in the mean. Sums in another order differ in their last bits.
-    assert difference.mean() < 1e-6
-    assert difference.max() < 5e-4
+    assert difference.mean() < 1e-5
+    assert difference.max() < 1e-3
