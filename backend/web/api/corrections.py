@@ -6,7 +6,12 @@ from typing import Any
 from flask import Blueprint, abort
 from sqlalchemy import select
 
-from backend.corrections.revisions import current_state, with_history
+from backend.corrections.revisions import (
+    CorrectedConcept,
+    PageImage,
+    current_state,
+    with_history,
+)
 from backend.corrections.statistics import CorrectionFigures, compute
 from backend.corrections.sync import SyncReport
 from backend.corrections.tables import AnnotationState, OutcomeKind, ProjectRecord, Relation
@@ -23,26 +28,6 @@ from backend.web.requests import (
 blueprint = Blueprint("corrections", __name__, url_prefix="/api/v1/corrections")
 PAGE_SIZE = 100
 _STATES = (AnnotationState.VALID, AnnotationState.QUARANTINED)
-
-
-class PageAnswer(Answer):
-    """The image of one page: its address in the task, SHA-256 of the file, upright size."""
-
-    reference: str
-    hash: str
-    width: int | None
-    height: int | None
-
-
-class ConceptAnswer(Answer):
-    """A label on one page: the union of its regions."""
-
-    item_index: int
-    label: str
-    height: int
-    width: int
-    area: int
-    mask_hash: str
 
 
 class RegionAnswer(Answer):
@@ -91,8 +76,8 @@ class RevisionAnswer(Answer):
     suggestion: str | None
     model_version: str | None
     group: str
-    images: list[PageAnswer]
-    concepts: list[ConceptAnswer]
+    images: list[PageImage]
+    concepts: list[CorrectedConcept]
     regions: list[RegionAnswer]
     outcomes: list[OutcomeAnswer]
 
