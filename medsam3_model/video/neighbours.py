@@ -3,9 +3,10 @@
 The neighbour's mask is bent to the slice by the optical flow between the two pictures. What the
 model sees on the slice mends it: the tracker is asked with the bent mask as its mask prompt, the
 detector by the object's name. How far either may be trusted differs from object to object and from
-checkpoint to checkpoint, and a corrected slice tells: its mask is known, so disturbed copies of it
-are mended in each way, and the way that comes nearest to the truth is taken. One that does not come
-nearer than the disturbed copies themselves is left out.
+checkpoint to checkpoint, and corrected slices tell: their masks are known, so disturbed copies of
+them are mended a few times in each way, and the way that comes nearest to the truth is taken, large
+slices counting more. One that does not come nearer than the disturbed copies themselves is left
+out, and so is a text on a slice where it means something else.
 
 An object has ended where what is in its mask looks like what was around it on the corrected slice.
 """
