@@ -162,16 +162,17 @@ def request_preannotation(
         QueueError: Redis cannot be reached; nothing is asked for.
     """
     cancelled_before = _times_cancelled(services.redis, project_id)
-    enqueue(
-        services.redis,
-        QueueName.INGEST,
-        Handler.PREANNOTATE,
-        [str(project_id), json.dumps(asdict(options)), str(cancelled_before)],
-        job_id=f"preannotate-{project_id}-{options.limit}-{options.unlabelled}-{cancelled_before}",
-        timeout_s=_NO_END,
-    )
     with services.database.session() as session:
         _record(session, services, project_id, options)
+        # In the transaction: where Redis is away, nothing was asked for and no entry says so.
+        enqueue(
+            services.redis,
+            QueueName.INGEST,
+            Handler.PREANNOTATE,
+            [str(project_id), json.dumps(asdict(options)), str(cancelled_before)],
+            job_id=f"preannotate-{project_id}-{options.limit}-{options.unlabelled}-{cancelled_before}",
+            timeout_s=_NO_END,
+        )
 
 
 def start_preannotation(arguments: Sequence[str]) -> None:

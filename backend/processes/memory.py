@@ -26,7 +26,7 @@ class CacheLimits:
 
     Attributes:
         embeddings: for image embeddings; an eighth of what there is, at most 2 GB, unless set.
-        images: for fetched images; a quarter of that.
+        images: for fetched images; a 32nd of what there is, at most 512 MB, unless set.
         available: the memory that the machine has, or that its container may use.
     """
 
