@@ -14,7 +14,7 @@ import re
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import timedelta
+from datetime import datetime, timedelta
 from itertools import islice
 from typing import Any
 
@@ -45,6 +45,8 @@ UNFINISHED = (SuggestionState.QUEUED, SuggestionState.RUNNING)
 REPLY_GRACE_S = 30
 # Label Studio stores an answer at once; after this long it is asked whether it has it.
 LOOK_AFTER_S = 30
+# Label Studio stores another request's answer meanwhile; then it shows what it has by now.
+ARRIVES_S = 0.5
 # How often a waiting request looks into the database even if nobody woke it: Redis may have
 # been restarted in between, and another request may be the one that is woken.
 POLL_S = 1.0
@@ -101,8 +103,8 @@ def predict(services: Services, request: PredictRequest) -> PredictAnswer:
         # The editor says that the prompt was deleted: the suggestion goes with it.
         return PredictAnswer([{"result": [], "score": 0.0, "model_version": version}])
     deadline = time.monotonic() + services.settings.predict_budget_s
-    request_id = new_id()
-    ids = _create_rows(services, request, request_id, version)
+    request_id, began = new_id(), _database_time(services)
+    ids = _create_rows(services, request, request_id, version, began)
     try:
         if request.context is not None:
             budget_s = services.settings.predict_budget_s
@@ -116,7 +118,7 @@ def predict(services: Services, request: PredictRequest) -> PredictAnswer:
             _wait(services, request_id, sorted(set(ids)), deadline)
     except (QueueError, RedisError) as error:
         log.warning("request %s: %s", request_id, error)
-    return _finish(services, request, request_id, ids)
+    return _finish(services, request, request_id, ids, began)
 
 
 def request_pushes(
@@ -135,7 +137,8 @@ def request_pushes(
         request = PredictRequest(batch, project_id, label_config)
         request_id = new_id()
         version = versions.in_service(services, project_id)
-        ids = _create_rows(services, request, request_id, version, delivery=Delivery.PUSH)
+        began = _database_time(services)
+        ids = _create_rows(services, request, request_id, version, began, delivery=Delivery.PUSH)
         try:
             enqueue_chunks(services, _mine(services, request_id, ids), request_id)
         except QueueError as error:
@@ -222,17 +225,22 @@ def enqueue_pushes(services: Services, ids: Sequence[str]) -> None:
 
 
 @retried
+def _database_time(services: Services) -> datetime:
+    with services.database.reading() as session:
+        return now_in(session)
+
+
+@retried
 def _create_rows(
     services: Services,
     request: PredictRequest,
     request_id: str,
     version: str,
+    moment: datetime,
     delivery: Delivery = Delivery.REPLY,
 ) -> list[str]:
     """Insert one row per task, or find the row of a task that is under way; ids in task order."""
     interactive = request.context is not None
-    with services.database.reading() as session:
-        moment = now_in(session)
     reply_until = moment + timedelta(seconds=services.settings.predict_budget_s + REPLY_GRACE_S)
     hashed = config_hash(request.label_config)
     rows: list[dict[str, Any]] = []
@@ -316,7 +324,7 @@ def _unfinished(services: Services, ids: list[str]) -> int:
 
 @retried
 def _finish(
-    services: Services, request: PredictRequest, request_id: str, ids: list[str]
+    services: Services, request: PredictRequest, request_id: str, ids: list[str], began: datetime
 ) -> PredictAnswer:
     """Take the results out, or hand the rows over to be pushed; one transaction decides."""
     to_push: list[str] = []
@@ -334,13 +342,12 @@ def _finish(
         if late:
             errors.append(f"{late} of {len(ids)} tasks are still under way and will be pushed")
         complete = len(rows) == len(set(ids)) and not errors
-        if complete and all(_claimable(row, request_id) for row in rows.values()):
+        if complete and all(_claimable(row, request_id, began) for row in rows.values()):
             for row in rows.values():
                 # An annotator's own answer is not kept by Label Studio; of the others nobody knows
                 # yet whether they arrive: the caller may be gone, or this process about to be.
                 row.delivery = Delivery.DELIVERED if row.interactive else Delivery.ANSWERED
-                # The key stays: who asks again before that is known gets this same prediction,
-                # not a second one beside it.
+                # The key stays: who asks again before that is known gets this same prediction.
                 row.lease_until = now_in(session) + timedelta(seconds=LOOK_AFTER_S)
             answer = PredictAnswer([prediction_of(rows[id_]) for id_ in ids])
         else:
@@ -348,6 +355,8 @@ def _finish(
     if answer is not None:
         return answer
     enqueue_pushes(services, to_push)
+    if not errors:
+        time.sleep(ARRIVES_S)
     return PredictAnswer(errors=errors or ["another request is bringing these predictions"])
 
 
@@ -364,10 +373,18 @@ def _load(session: Session, ids: set[str]) -> dict[str, Suggestion]:
     }
 
 
-def _claimable(row: Suggestion, request_id: str) -> bool:
-    """Whether this request may bring the row: it owns it, or nobody brings it before a push."""
-    owned = row.request_id == request_id and (row.interactive or row.delivery == Delivery.REPLY)
-    return owned or row.delivery in (Delivery.PUSH, Delivery.ANSWERED)
+def _claimable(row: Suggestion, request_id: str, began: datetime) -> bool:
+    """Whether this request may bring the row: it owns it, or nobody brings it before a push.
+
+    What went out as an answer before this request began did not arrive, or it would not ask. What
+    went out since then is arriving: opening a task sends two requests at once, and Label Studio
+    would store both answers.
+    """
+    if row.request_id == request_id and (row.interactive or row.delivery == Delivery.REPLY):
+        return True
+    if row.delivery == Delivery.ANSWERED and row.lease_until is not None:
+        return row.lease_until - timedelta(seconds=LOOK_AFTER_S) <= began
+    return row.delivery == Delivery.PUSH
 
 
 def _hand_over(session: Session, request_id: str, *, interactive: bool) -> list[str]:

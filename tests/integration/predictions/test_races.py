@@ -1,5 +1,6 @@
 """Requests and workers that meet in the database, on SQLite and on PostgreSQL."""
 
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
@@ -24,6 +25,7 @@ from backend.tables import (
     new_id,
 )
 from tests.support.chart import CHART, one, rendered
+from tests.support.waiting import wait_until
 
 TASKS = 40
 
@@ -154,6 +156,22 @@ def test_who_asks_again_before_an_answer_arrived_gets_the_same_prediction(
     assert rows(services) == 1, "two would both be brought to Label Studio"
     with services.database.reading() as session:
         assert session.scalars(select(Suggestion.delivery)).all() == [Delivery.ANSWERED]
+
+
+def test_of_two_requests_at_once_one_brings_the_prediction(services: Services) -> None:
+    asked = PredictRequest([{"id": 1, "data": {"image": "/data/1.png"}}], 7, "<View/>")
+    with ThreadPoolExecutor(2) as pool:
+        waiting = [pool.submit(predict, services, asked) for _ in range(2)]
+        wait_until(lambda: services.redis.llen("rq:queue:gpu") == 1)
+        time.sleep(0.5)  # so that both have begun
+        with services.database.session() as session:
+            result = [{"id": "mine"}]
+            session.execute(update(Suggestion).values(state=SuggestionState.DONE, result=result))
+        answers = [request.result() for request in waiting]
+    brought = [answer for answer in answers if answer.predictions]
+    (left,) = [answer for answer in answers if not answer.predictions]
+    assert len(brought) == 1, "Label Studio would store both"
+    assert left.errors == ["another request is bringing these predictions"]
 
 
 def test_of_a_task_only_what_its_prediction_needs_is_stored(services: Services) -> None:
