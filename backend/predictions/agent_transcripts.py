@@ -9,7 +9,7 @@ from typing import Any
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from backend.tables import AgentRun
+from backend.tables import AgentPicture, AgentRun
 
 
 def runs_of(
@@ -58,6 +58,12 @@ def transcript(run: AgentRun) -> dict[str, Any]:
         "outcomes": [_without(outcome, "masks") for outcome in run.outcomes],
         "exchanges": run.exchanges,
     }
+
+
+def picture_of(session: Session, run_id: str, sha256: str) -> bytes | None:
+    """A picture that a run sent, as JPEG; None: the settings did not keep it."""
+    query = select(AgentPicture.jpeg).where(AgentPicture.run_id == run_id)
+    return session.scalar(query.where(AgentPicture.sha256 == sha256))
 
 
 def _without(values: Mapping[str, Any], name: str) -> dict[str, Any]:

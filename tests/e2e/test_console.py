@@ -17,6 +17,7 @@ from backend.tables import (
     SuggestionState,
     config_hash,
 )
+from tests.support.agent_rows import RUN, add_agent_runs
 from tests.support.correction_rows import add_corrections
 from tests.support.model_rows import add_versions
 from tests.support.processes import Running, running
@@ -33,6 +34,8 @@ PAGES = (
     "/console/preannotate/7",
     "/console/training/7",
     "/console/training/runs/running",
+    "/console/agent",
+    f"/console/agent/{RUN}",
     "/console/audit",
 )
 ColorScheme = Literal["light", "dark"]
@@ -50,6 +53,7 @@ def target() -> Iterator[Running]:
         add_corrections(started.services, 60)
         compute_agreement(started.services, 7)
         add_runs(started.services)
+        add_agent_runs(started.services)
         yield started
 
 

@@ -131,3 +131,21 @@ class ChatServer:
             for part in message["content"]
             if part["type"] == "image_url"
         ]
+
+
+@dataclass
+class Decided:
+    """A partner that draws a box, chooses what came of it, and stays with that."""
+
+    compared: int = 0
+    seen: list[str] = field(default_factory=list)
+
+    def __call__(self, text: str) -> Reply:
+        self.seen.append(text)
+        if "Two whole answers" in text:
+            self.compared += 1
+            return call("choose", masks=[2 if self.compared % 2 else 1])
+        if "The box found" not in text:
+            return call("segment_box", boxes=[[250, 300, 700, 750]])
+        number = text.split("The box found mask ")[1].split(".")[0]
+        return call("choose", masks=[int(number)])

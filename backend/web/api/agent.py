@@ -4,10 +4,9 @@ from datetime import datetime
 from typing import Any
 
 from flask import Blueprint, Response, abort
-from sqlalchemy import select
 
-from backend.predictions.agent_transcripts import brief, runs_of, transcript
-from backend.tables import AgentPicture, AgentRun, SuggestionState
+from backend.predictions.agent_transcripts import brief, picture_of, runs_of, transcript
+from backend.tables import AgentRun, SuggestionState
 from backend.web.operations import PROJECT, TASK, Answer, Media, operation
 from backend.web.requests import checked_row_id, query_number, query_project, services
 
@@ -116,10 +115,9 @@ def run(run_id: str) -> dict[str, Any]:
 @operation(Media("image/jpeg", text=False))
 def picture(run_id: str, sha256: str) -> Response:
     """A picture that was sent, as JPEG, where the settings keep them."""
-    key = (AgentPicture.run_id == checked_row_id(run_id, "agent's run"),)
-    named = AgentPicture.sha256 == checked_row_id(sha256, "picture")
+    checked_row_id(run_id, "agent's run")
     with services().database.reading() as session:
-        jpeg = session.scalar(select(AgentPicture.jpeg).where(*key, named))
+        jpeg = picture_of(session, run_id, checked_row_id(sha256, "picture"))
     if jpeg is None:
         abort(404, "this picture was not kept; MEDSAM3_AGENT_KEEP_PICTURES keeps those to come")
     return Response(jpeg, mimetype="image/jpeg")

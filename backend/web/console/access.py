@@ -50,7 +50,16 @@ from backend.web.requests import services
 # Modules of the pages, and in the order of the navigation what they are called.
 PAGES = tuple(
     f"backend.web.console.{name}"
-    for name in ("work", "preannotation", "corrections", "agreement", "models", "training", "audit")
+    for name in (
+        "work",
+        "preannotation",
+        "corrections",
+        "agreement",
+        "models",
+        "training",
+        "agent",
+        "audit",
+    )
 )
 NAVIGATION = (
     ("console.work", "Work"),
@@ -58,6 +67,7 @@ NAVIGATION = (
     ("console.agreement", "Agreement"),
     ("console.models", "Models"),
     ("console.training", "Training"),
+    ("console.agent", "Agent"),
     ("console.audit", "Audit"),
 )
 # Without a session: the way in, and what the page of it is drawn with.

@@ -3,7 +3,6 @@
 import hashlib
 import threading
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any
 
@@ -29,7 +28,7 @@ from backend.tables import (
     SuggestionState,
     now,
 )
-from tests.support.chat_server import ChatServer, Reply, call
+from tests.support.chat_server import ChatServer, Decided, Reply
 from tests.support.images import ellipse_file
 from tests.support.processes import StartWorker
 from tests.support.stand_in_label_studio import StandInLabelStudio
@@ -44,24 +43,6 @@ CONFIG = """
 </View>
 """
 VERSION = "tiny-1"
-
-
-@dataclass
-class Decided:
-    """A partner that draws a box, chooses what came of it, and stays with that."""
-
-    compared: int = 0
-    seen: list[str] = field(default_factory=list)
-
-    def __call__(self, text: str) -> Reply:
-        self.seen.append(text)
-        if "Two whole answers" in text:
-            self.compared += 1
-            return call("choose", masks=[2 if self.compared % 2 else 1])
-        if "The box found" not in text:
-            return call("segment_box", boxes=[[250, 300, 700, 750]])
-        number = text.split("The box found mask ")[1].split(".")[0]
-        return call("choose", masks=[int(number)])
 
 
 @pytest.fixture
