@@ -41,7 +41,7 @@ STRIP = Path(__file__).parent / "images" / "strip.png"
 LABELS = ("Grey matter", "White matter", "Ventricle")
 NEW_LABEL = LABELS[2]
 # The slices of the template that show the lateral ventricles.
-SLICES = range(78, 101)
+SLICES = range(74, 101)
 DRAWN_ON, LEFT_ALONE = 93, 97
 # A slice's side of the split follows from its number. Five of these are for validation, the fewest
 # with which the gate lets a version into service.
