@@ -196,6 +196,13 @@ class Settings(BaseSettings):
         "nobody got, are removed for good; empty: never.",
         examples=["365"],
     )
+    prune_days: int | None = Field(
+        None,
+        ge=1,
+        description="Days after which delivered predictions of versions that no longer serve their "
+        "project are removed, unless a correction names them; empty: never.",
+        examples=["90"],
+    )
     audit_days: int = Field(
         365, ge=1, description="Days after which entries of the audit trail are removed."
     )

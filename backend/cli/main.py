@@ -247,6 +247,47 @@ def preannotate(
 
 
 @app.command()
+def prune(
+    project: Annotated[int | None, typer.Option("--project", help="One project.")] = None,
+    days: Annotated[
+        int | None,
+        typer.Option(min=1, help="Older than so many days; default: `MEDSAM3_PRUNE_DAYS`."),
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Count, and remove nothing.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Remove old predictions of versions that no longer serve their project.
+
+    Label Studio keeps its copies. What a correction names stays.
+
+    Example: `medsam3 prune --days 90 --dry-run`
+    """
+    from backend.predictions.pruning import prune as remove
+    from backend.services import open_services
+
+    services = open_services()
+    days = days or services.settings.prune_days
+    if days is None:
+        raise BackendError("say how old: --days 90, or set MEDSAM3_PRUNE_DAYS.")
+    seen = 0
+    with progress_bar("Pruning", quiet=as_json) as show:
+
+        def progress(rows: int) -> None:
+            nonlocal seen
+            seen += rows
+            show(seen)
+
+        pruned = remove(services, days=days, project_id=project, dry_run=dry_run, progress=progress)
+    if as_json:
+        print_json(asdict(pruned))
+        return
+    does = "would be removed" if dry_run else "were removed"
+    typer.echo(f"{pruned.removed} predictions {does}; corrections name {pruned.kept} others")
+    for number, count in sorted(pruned.by_project.items()):
+        typer.echo(f"  project {number}: {count}")
+
+
+@app.command()
 def doctor(as_json: AsJson = False) -> None:
     """Check settings, Redis, database, workers, Label Studio and its projects; say what to do.
 

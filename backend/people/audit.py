@@ -39,6 +39,7 @@ class AuditedAction(StrEnum):
     ROLL_BACK = "roll-back"
     RETRY = "retry"
     FORGET = "forget"
+    PRUNE = "prune"
     TRAIN = "train"
     CANCEL_TRAINING = "cancel-training"
     SET_POLICY = "set-policy"

@@ -21,6 +21,8 @@ log = logging.getLogger(__name__)
 LOCK_KEY = "medsam3:recovery"
 INTERVAL_S = 3.0
 UPKEEP_KEY = "medsam3:upkeep"
+PRUNE_KEY = "medsam3:prune"
+PRUNE_EVERY_S = 24 * 3600
 # An event this old was not dealt with by the job that its webhook enqueued; events wait while
 # Label Studio is down, so they are not tried more often than this either.
 EVENT_SETTLING_S = 30.0
@@ -209,13 +211,16 @@ def _enqueue_forgotten_events(services: Services) -> int:
 
 
 def _enqueue_upkeep(services: Services) -> None:
-    """Queue the periodic look at Label Studio when its time has come.
+    """Queue the periodic look at Label Studio, and the daily pruning, when their time has come.
 
     RQ's own cron pickles its jobs, which workers that read nothing but JSON would refuse.
     """
     pause_s = int(60 * services.settings.sync_minutes)
     if pause_s and services.redis.set(UPKEEP_KEY, 1, nx=True, ex=pause_s):
         enqueue(services.redis, QueueName.INGEST, Handler.UPKEEP, [], job_id="upkeep")
+    prunes = services.settings.prune_days is not None
+    if prunes and services.redis.set(PRUNE_KEY, 1, nx=True, ex=PRUNE_EVERY_S):
+        enqueue(services.redis, QueueName.INGEST, Handler.PRUNE, [], job_id="prune")
 
 
 def recovery(services: Services) -> Periodic:

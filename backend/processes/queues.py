@@ -61,6 +61,7 @@ class Handler(StrEnum):
     PROPAGATE = "backend.predictions.propagations.start_propagations"
     AGENT = "backend.predictions.agent_jobs.guide"
     PREANNOTATE = "backend.predictions.preannotate.start_preannotation"
+    PRUNE = "backend.predictions.pruning.prune_job"
     RETRY = "backend.predictions.retry.retry_failed"
     INGEST = "backend.training.triggers.ingest_events"
     UPKEEP = "backend.corrections.sync.keep_up_job"

@@ -60,6 +60,19 @@ def test_it_is_not_looked_at_where_the_setting_says_never(services: Services) ->
     assert queue(services.redis, QueueName.INGEST).count == 0
 
 
+def test_old_predictions_are_pruned_once_a_day_where_the_setting_says_so(
+    services: Services,
+) -> None:
+    services.settings.sync_minutes, services.settings.prune_days = 0, 90
+    for _ in range(2):
+        thread = recovery(services)
+        thread.start()
+        wait_until(lambda: services.redis.exists("medsam3:prune") == 1)
+        thread.stop()
+        thread.join()
+    assert queue(services.redis, QueueName.INGEST).job_ids == ["prune"]
+
+
 def test_events_that_wait_for_good_do_not_starve_the_others(services: Services) -> None:
     long_ago = now() - timedelta(seconds=4 * EVENT_SETTLING_S)
     waiting = [
