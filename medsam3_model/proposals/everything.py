@@ -5,13 +5,14 @@ object once, as SAM's automatic mask generator does it (Kirillov et al. 2023, ap
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
+from torchvision.ops import box_iou
 
 from medsam3_model.boxes import tight_box
 from medsam3_model.errors import PromptError
@@ -59,7 +60,8 @@ def propose_everything(
     centres = (np.arange(grid) + 0.5) / grid
     x, y = np.meshgrid(centres * width, centres * height)
     points = np.stack([x.ravel(), y.ravel()], 1).astype(np.float32)
-    return as_detections(distinct(click_each(model, image, points), most), image.original_size)
+    found = distinct(click_each(model, image, points), most)
+    return apart(as_detections(found, image.original_size))
 
 
 def click_each(
@@ -131,4 +133,21 @@ def as_detections(
         semantic=semantic,
         phrase=phrase,
         max_score=max(scores, default=0.0),
+    )
+
+
+def apart(found: Detections) -> Detections:
+    """Each object once at the image's own size, too.
+
+    Small masks change their shape when they are enlarged, and two may come out alike.
+    """
+    boxes = torch.from_numpy(found.boxes)
+    meet = box_iou(boxes, boxes).numpy() > 0
+    kept: list[int] = []
+    for number, mask in enumerate(found.masks):
+        others = (found.masks[other] for other in kept if meet[other, number])
+        if all((other & mask).sum() <= _SAME * (other | mask).sum() for other in others):
+            kept.append(number)
+    return replace(
+        found, masks=found.masks[kept], boxes=found.boxes[kept], scores=found.scores[kept]
     )

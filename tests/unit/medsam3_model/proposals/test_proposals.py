@@ -41,7 +41,7 @@ def test_everything_is_proposed_once(model: MedSAM3, image: ImageEmbedding) -> N
     shared = np.einsum("ahw,bhw->ab", found.masks.astype(int), found.masks.astype(int))
     areas = shared.diagonal()
     iou = shared / (areas[:, None] + areas[None] - shared)
-    assert (iou - np.eye(len(iou))).max() < 0.65  # at the image's size
+    assert (iou - np.eye(len(iou))).max() <= 0.5  # at the image's size
     assert len(propose_everything(model, image, most=2)) == 2
 
 
