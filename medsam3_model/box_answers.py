@@ -10,13 +10,18 @@ way where it is sure.
 
 from dataclasses import dataclass
 from math import isqrt
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 
 from medsam3_model.boxes import tight_box
 from medsam3_model.types import ImageEmbedding, Window
+
+if TYPE_CHECKING:
+    from medsam3_model.tracker import Tracker
 
 _STEEPNESS = 8.0
 # At .96 inside and outside are equally likely. Dice counts the object's pixels only, so it is best
@@ -37,6 +42,14 @@ _UNFIT_IOU, _FIT_IOU = 0.7, 0.85
 FEW_PATCHES = 8
 # Side of the square that is looked at then, as a multiple of a drawn box's longer side.
 ENLARGED = 1.6
+# Largest log-odds that the tracker is told, and that count where its answer is weighed.
+_SURE = 7.0
+# What the tracker is told is made so much steeper: it learned from answers of its own.
+_STEEPER = 2.0
+# The tracker's answer counts half where its mask overlaps (IoU) the one that it began with by the
+# second figure, not at all below the first: then it is about something else, such as what a ring
+# surrounds. Chosen on validation groups of ISIC 2017, Kvasir-SEG, BUS-UCLM and Sunnybrook.
+_DIFFERENT_IOU, _SAME_IOU = 0.8, 0.95
 # Smallest side of that square in pixels: something around the object has to be seen.
 _SMALLEST_WINDOW = 24
 
@@ -107,6 +120,48 @@ def answer_in_box(
     weight = max(_correlation(_sigmoid(evidence), belief) ** 2, min(max(fit, 0.0), 1.0))
     # Log-odds of independent witnesses add up.
     return BoxAnswer(window, (np.float32(weight) * evidence + prior).astype(np.float32))
+
+
+def refined(
+    answer: BoxAnswer,
+    tracker: "Tracker",
+    image: ImageEmbedding,
+    seen: Window,
+    box: NDArray[np.float32],
+) -> BoxAnswer:
+    """The mean of an answer and of what the tracker makes of it, as far as they agree.
+
+    Args:
+        answer: of `answer_in_box`.
+        tracker: of the model that encoded the image.
+        image: what was looked at.
+        seen: the part of the whole image that it shows.
+        box: x0, y0, x1, y1 in pixels of the whole image.
+    """
+    given = answer.log_odds.clip(-_SURE, _SURE)
+    left, top, right, bottom = seen
+    told = np.full((bottom - top, right - left), -_SURE, np.float32)
+    x0, y0, x1, y1 = answer.window
+    cut = max(x0, left), max(y0, top), min(x1, right), min(y1, bottom)
+    told[cut[1] - top : cut[3] - top, cut[0] - left : cut[2] - left] = given[
+        cut[1] - y0 : cut[3] - y0, cut[0] - x0 : cut[2] - x0
+    ]
+    within = (box - [left, top, left, top]).clip(0, [right - left, bottom - top] * 2)
+    mask = _STEEPER * in_cells(told, tracker.mask_side)
+    made = tracker.ask(image, box=within.astype(np.float32), mask=mask)
+    best = made.logits[int(made.iou.argmax())]
+    other = _resample(best, seen, answer.window).clip(-_SURE, _SURE)
+    union = ((given > 0) | (other > 0)).sum()
+    iou = float(((given > 0) & (other > 0)).sum() / union) if union else 0.0
+    same = (iou - _DIFFERENT_IOU) / (_SAME_IOU - _DIFFERENT_IOU)
+    weight = np.float32(0.5 * min(max(same, 0.0), 1.0))
+    return BoxAnswer(answer.window, ((1 - weight) * given + weight * other).astype(np.float32))
+
+
+def in_cells(log_odds: NDArray[np.float32], side: int) -> NDArray[np.float32]:
+    """A map (H, W) as a mask prompt (side, side)."""
+    given = torch.from_numpy(np.ascontiguousarray(log_odds, np.float32))[None, None]
+    return F.interpolate(given, (side, side), mode="bilinear", antialias=True)[0, 0].numpy()
 
 
 def closer_look(

@@ -1,14 +1,14 @@
 """Click answers: one object from clicks, a box and strokes, by SAM 3's tracker.
 
 Every click mends the answer before it: the tracker is asked with all clicks so far and with the
-logits of that answer, and of what it changes that piece counts in which the click lies. Those
-logits follow from the clicks, so a caller may keep them, under a name that says what they answer,
-or lose them: then they are computed again, click by click.
+logits of that answer, and of what it takes in, or away, that piece counts in which the click lies.
+Those logits follow from the clicks, so a caller may keep them, under a name that says what they
+answer, or lose them: then they are computed again, click by click.
 """
 
 import hashlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from medsam3_model.box_answers import closer_look
+from medsam3_model.box_answers import closer_look, in_cells
 from medsam3_model.boxes import tight_box
 from medsam3_model.errors import PromptError
 from medsam3_model.types import Detections, EncodeWindow, ImageEmbedding, Window
@@ -35,6 +35,9 @@ STROKE_POINTS = 4
 STROKE_LOGIT = 4.0
 # What a click adds reaches no farther than this share of the image's side.
 _FARTHEST = 0.15
+# Who clicks on an error clicks where it is thick, so what a click changes is nowhere deeper under
+# the mask's edge than so many times as deep as the click, and so many cells more.
+_THICKER, _MARGIN = 1.5, 1.0
 # Logits are kept within what the mask prompt takes.
 _LIMIT = 32.0
 # Side of the square around a small object that is looked at, as a multiple of its longer side: a
@@ -101,9 +104,11 @@ def answer_object(
     _check(prompt, image.original_size)
     height, width = image.original_size
     whole: Window = (0, 0, width, height)
-    answer = _answer(tracker, image, prompt, kept, boxed=boxed)
-    window = _window(image, prompt, answer) if encode_window is not None else whole
+    window = whole
+    if encode_window is not None:
+        window = _window(tracker, image, prompt, kept)
     if window == whole or encode_window is None:
+        answer = _answer(tracker, image, prompt, kept, boxed=boxed)
         return _detections(answer, whole, image.original_size)
     x0, y0, x1, y1 = window
     part = None if boxed is None else lambda: boxed()[y0:y1, x0:x1]
@@ -139,7 +144,8 @@ def _answer(
                 clicks, mask, mends = earlier + 1, logits, True
                 break
     if boxed is not None and last and not mends:
-        mask, mends = _in_cells(boxed(), tracker.mask_side), True
+        mask = in_cells(boxed(), tracker.mask_side).clip(-_LIMIT, _LIMIT)
+        mends = True
     while True:
         points = np.concatenate([stroke_points, prompt.points[:clicks]])
         labels = [1] * len(stroke_points) + list(prompt.point_labels[:clicks])
@@ -152,7 +158,7 @@ def _answer(
             tracker.mask_side / length for length in image.original_size[::-1]
         ]
         if mends and before is not None:
-            mask = changed_around(before, mask, cells[-1])
+            mask = changed_around(before, mask, cells[-1], bool(prompt.point_labels[clicks - 1]))
         mask = heeded(mask, cells, prompt.point_labels[:clicks])
         if clicks == last:
             break
@@ -164,29 +170,30 @@ def _answer(
 
 
 def changed_around(
-    before: NDArray[np.float32], after: NDArray[np.float32], click: NDArray[np.floating]
+    before: NDArray[np.float32],
+    after: NDArray[np.float32],
+    click: NDArray[np.floating],
+    inside: bool,
 ) -> NDArray[np.float32]:
-    """The earlier answer with that piece of what changes in which a click lies.
+    """The earlier answer with that piece of what a click takes in, or away, in which it lies.
 
     Who clicks once more was content with the rest of the mask: what the tracker would change far
-    from the click is no part of what was asked for.
+    from the click, or the other way round, is no part of what was asked for.
 
     Args:
         before: (h, w) logits of the earlier answer.
         after: (h, w) logits of the tracker's answer to the click.
         click: x, y in cells of the masks.
+        inside: whether the click is in the object.
     """
-    pieces, _ = ndimage.label((before > 0) != (after > 0))
+    wrong, right = (before <= 0, after > 0) if inside else (before > 0, after <= 0)
     height, width = before.shape
-    piece = pieces[min(int(click[1]), height - 1), min(int(click[0]), width - 1)]
+    at = min(int(click[1]), height - 1), min(int(click[0]), width - 1)
+    depth = ndimage.distance_transform_edt(np.pad(wrong, 1, constant_values=bool(wrong.all())))
+    depth = depth[1:-1, 1:-1]
+    pieces, _ = ndimage.label(wrong & right & (depth <= _THICKER * depth[at] + _MARGIN))
+    piece = pieces[at]
     return np.where(pieces == piece, after, before) if piece else before.copy()
-
-
-def _in_cells(log_odds: NDArray[np.float32], side: int) -> NDArray[np.float32]:
-    """A map (H, W) as a mask prompt (side, side)."""
-    given = torch.from_numpy(np.ascontiguousarray(log_odds, np.float32))[None, None]
-    cells = F.interpolate(given, (side, side), mode="bilinear", antialias=True)[0, 0]
-    return cells.numpy().clip(-_LIMIT, _LIMIT)
 
 
 def heeded(
@@ -281,18 +288,29 @@ def spread_points(mask: NDArray[np.bool_], count: int) -> NDArray[np.float32]:
     return np.stack(chosen)
 
 
-def _window(image: ImageEmbedding, prompt: ObjectPrompt, answer: _Answer) -> Window:
-    """The part of the image to look at: a square around a small object, else all of it."""
+def _window(
+    tracker: "Tracker", image: ImageEmbedding, prompt: ObjectPrompt, kept: KeptAnswers | None
+) -> Window:
+    """The part of the image to look at: a square around a small object, else all of it.
+
+    Without a box it is the answer to the first click that decides, so that further clicks mend one
+    answer and do not begin another one.
+    """
     height, width = image.original_size
     whole: Window = (0, 0, width, height)
-    found = answer.logits > 0
     if prompt.box is not None:
         box = np.asarray(prompt.box, np.float32)
-    elif found.any():
+    else:
+        logits = (
+            kept.get(_key(prompt, min(len(prompt.points), 1), None)) if kept is not None else None
+        )
+        if logits is None:
+            first = replace(prompt, points=prompt.points[:1], point_labels=prompt.point_labels[:1])
+            logits = _answer(tracker, image, first, kept).logits
+        if not (found := logits > 0).any():
+            return whole
         scale = np.array([width / found.shape[1], height / found.shape[0]] * 2)
         box = (tight_box(found) * scale).astype(np.float32)
-    else:
-        return whole
     window = closer_look(image, box, _ROOM, _FEW_PATCHES)
     x0, y0, x1, y1 = window
     inside = (prompt.points >= [x0, y0]) & (prompt.points <= [x1, y1])

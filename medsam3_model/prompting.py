@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from medsam3_model.box_answers import BoxAnswer, answer_in_box, closer_look
+from medsam3_model.box_answers import BoxAnswer, answer_in_box, closer_look, refined
 from medsam3_model.boxes import tight_box
 from medsam3_model.click_answers import KeptAnswers, ObjectPrompt, answer_object
 from medsam3_model.errors import PromptError
@@ -190,7 +190,7 @@ def _answer_boxes(
     prompt: SpatialPrompt,
     encode_window: EncodeWindow | None,
 ) -> Detections:
-    """The detector's answer to boxes, one object for each positive one."""
+    """The answer to boxes, one object for each positive one."""
     height, width = size = image.original_size
     whole = (0, 0, width, height)
     drawn = _clipped(prompt.positive_boxes, whole)
@@ -208,7 +208,10 @@ def _answer_boxes(
             looked = encode_window(window)
         evidence = _evidence(model, looked, text, drawn[indices], negative, window)
         for index, (logits, presence) in zip(indices, evidence, strict=True):
-            answers[index] = answer_in_box(logits, window, drawn[index], size)
+            answer = answer_in_box(logits, window, drawn[index], size)
+            if model.tracker is not None and model.tracker.traits.refines_boxes:
+                answer = refined(answer, model.tracker, looked, window, drawn[index])
+            answers[index] = answer
             presences.append(presence)
     presence = max(presences, default=0.0)
     return _objects([answers[index] for index in range(len(drawn))], presence, text, size)

@@ -59,11 +59,14 @@ class TrackerTraits:
     Attributes:
         paints_clicks: it was trained with its clicks painted into the mask prompt, too, and is
             asked so by `Tracker.ask` and `Tracker.ask_each`.
+        refines_boxes: a drawn box's object is the mean of the detector's answer and of what the
+            tracker makes of it, see `box_answers.refined`.
         trusted_iou, trusted_stability: least predicted IoU, and least share of a mask that a logit
             of one more keeps, of a click's answer that nobody looks at before it counts.
     """
 
     paints_clicks: bool = False
+    refines_boxes: bool = False
     trusted_iou: float = 0.7
     trusted_stability: float = 0.8
 

@@ -113,7 +113,12 @@ def tiny_tracker_config() -> dict[str, Any]:
     return {
         "model_type": "sam3_tracker_video",
         # Ours; see `tracker.TrackerTraits`.
-        "traits": {"paints_clicks": True, "trusted_iou": 0.5, "trusted_stability": 0.3},
+        "traits": {
+            "paints_clicks": True,
+            "refines_boxes": True,
+            "trusted_iou": 0.5,
+            "trusted_stability": 0.3,
+        },
         "prompt_encoder_config": {"hidden_size": hidden, "mask_input_channels": 16},
         "mask_decoder_config": {
             "hidden_size": hidden,

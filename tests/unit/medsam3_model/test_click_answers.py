@@ -5,6 +5,7 @@ import pytest
 from numpy.typing import NDArray
 
 from medsam3_model import MedSAM3
+from medsam3_model.box_answers import BoxAnswer, refined
 from medsam3_model.boxes import tight_box
 from medsam3_model.click_answers import (
     MOST_CLICKS,
@@ -201,11 +202,52 @@ def test_of_what_changes_the_piece_counts_in_which_the_click_lies() -> None:
     before[2:4, 2:4] = 1
     after[2:4, 2:6] = 2
     after[6:, 6:] = 2
-    mended = changed_around(before, after, np.array([4.5, 2.5]))
+    mended = changed_around(before, after, np.array([4.5, 2.5]), True)
     expected = before.copy()
     expected[2:4, 4:6] = 2
     np.testing.assert_array_equal(mended, expected)
-    np.testing.assert_array_equal(changed_around(before, after, np.array([0.5, 0.5])), before)
+    unchanged = changed_around(before, after, np.array([0.5, 0.5]), True)
+    np.testing.assert_array_equal(unchanged, before)
+
+
+def test_a_click_takes_in_or_away_and_nowhere_deeper_than_it_lies_itself() -> None:
+    side = 30
+    before, after = (np.full((side, side), -1, np.float32) for _ in range(2))
+    before[10:20, 10:20] = 1
+    # More on the right, a whole arm of it, and less on the left.
+    after[10:20, 12:28] = 1
+    added = changed_around(before, after, np.array([21.5, 15.5]), True) > 0
+    assert added[:, 10:20].sum() == 100, "who clicks on what is missing takes nothing away"
+    assert added[15, 23]
+    assert not added[15, 26], "two cells under the edge, four at most are wrong"
+    less = changed_around(before, after, np.array([10.5, 15.5]), False) > 0
+    assert less.sum() == 80
+    assert not less[:, 20:].any()
+
+
+def test_the_part_that_is_looked_at_stays_when_more_clicks_come(model: MedSAM3) -> None:
+    picture = np.full((240, 320, 3), 120, np.uint8)
+    rows, columns = np.mgrid[:240, :320]
+    picture[np.hypot(rows - 100, columns - 150) < 16] = 30
+    windows: list[Window] = []
+
+    def encode_window(window: Window) -> ImageEmbedding:
+        windows.append(window)
+        x0, y0, x1, y1 = window
+        return model.encode_image(picture[y0:y1, x0:x1])
+
+    whole, kept = model.encode_image(picture), Kept()
+    clicks = [(150.5, 100.5), (156.5, 104.5), (145.5, 94.5), (150.5, 120.5)]
+    for count in range(1, len(clicks) + 1):
+        drawn = ObjectPrompt(
+            np.array(clicks[:count], np.float32),
+            [1, 1, 1, 0][:count],
+            None,
+            np.zeros((0, 240, 320), np.bool_),
+        )
+        answer_object(model.tracker, whole, drawn, encode_window, kept)
+    assert len(windows) == len(clicks)
+    assert len(set(windows)) == 1
 
 
 def test_clicks_after_a_box_mend_the_boxs_answer(model: MedSAM3) -> None:
@@ -232,3 +274,27 @@ def test_clicks_after_a_box_mend_the_boxs_answer(model: MedSAM3) -> None:
             inside.append(int(click.inside))
     boxed, once, twice = np.mean(rows, axis=0)
     assert boxed < once < twice
+
+
+def test_the_tracker_refines_a_boxs_answer_and_leaves_what_it_takes_for_something_else(
+    model: MedSAM3, image: ImageEmbedding
+) -> None:
+    box, seen = tight_box(TRUTH).astype(np.float32), (0, 0, W, H)
+    rows, columns = np.mgrid[:H, :W]
+    # About right, with a straight edge where the lesion's is not.
+    rough = (rows >= box[1]) & (rows < box[3]) & (columns >= box[0]) & (columns < box[2])
+    rough &= np.hypot(rows - Y, columns - X) < 0.55 * max(box[2:] - box[:2])
+    stripes = TRUTH & (columns % 24 < 8)
+    for drawn, changes in ((rough, True), (stripes, False)):
+        given = BoxAnswer(seen, np.where(drawn, 3, -3).astype(np.float32))
+        answer = refined(given, model.tracker, image, seen, box)
+        assert answer.window == seen
+        assert (not np.array_equal(answer.log_odds, given.log_odds)) == changes
+    better = refined(
+        BoxAnswer(seen, np.where(rough, 0.5, -0.5).astype(np.float32)),
+        model.tracker,
+        image,
+        seen,
+        box,
+    )
+    assert dice(better.log_odds > 0, TRUTH) > dice(rough, TRUTH)
