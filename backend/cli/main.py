@@ -279,10 +279,11 @@ def prune(
 
         pruned = remove(services, days=days, project_id=project, dry_run=dry_run, progress=progress)
     if as_json:
-        print_json(asdict(pruned))
+        print_json({"by_project": pruned.by_project, "kept": pruned.kept})
         return
     does = "would be removed" if dry_run else "were removed"
-    typer.echo(f"{pruned.removed} predictions {does}; corrections name {pruned.kept} others")
+    removed = pruned.by_project.total()
+    typer.echo(f"{removed} predictions {does}; {pruned.kept} others are old and still needed")
     for number, count in sorted(pruned.by_project.items()):
         typer.echo(f"  project {number}: {count}")
 

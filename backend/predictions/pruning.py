@@ -6,6 +6,7 @@ these is compared with Label Studio's copy. Rows that a correction names stay.
 """
 
 import logging
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
@@ -29,11 +30,10 @@ TOGETHER = 500
 
 @dataclass
 class Pruned:
-    """How many predictions were removed, in all and by project; `kept`: corrections name them."""
+    """How many predictions were removed, by project; `kept`: they are old, and still needed."""
 
-    removed: int = 0
+    by_project: Counter[int] = field(default_factory=Counter)
     kept: int = 0
-    by_project: dict[int, int] = field(default_factory=dict)
 
 
 def prune(
@@ -63,12 +63,11 @@ def prune(
                 if not dry_run:
                     session.execute(delete(Suggestion).where(Suggestion.id.in_(going)))
             pruned.kept += len(ids) - len(going)
-            pruned.removed += len(going)
             if going:
-                pruned.by_project[project] = pruned.by_project.get(project, 0) + len(going)
+                pruned.by_project[project] += len(going)
             progress(len(ids))
-    if pruned.removed and not dry_run:
-        subject = f"{pruned.removed} predictions older than {days} days"
+    if (removed := pruned.by_project.total()) and not dry_run:
+        subject = f"{removed} predictions older than {days} days"
         with services.database.session() as session:
             action = audit.AuditedAction.PRUNE
             audit.record(session, action, project_id=project_id, subject=subject)
@@ -80,7 +79,7 @@ def prune_job(_ids: Sequence[str]) -> None:
     services = current_services()
     days = services.settings.prune_days
     if days is not None:
-        removed = prune(services, days=days).removed
+        removed = prune(services, days=days).by_project.total()
         log.info("%d old predictions of earlier versions were removed", removed)
     note_round(services.redis, "prune")
 

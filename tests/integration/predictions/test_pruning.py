@@ -69,10 +69,10 @@ STAYS = {"old3", "serves", "young", "waits", "runs", "other"}
 def test_only_what_nobody_needs_goes(services: Services) -> None:
     before = left(services)
     counted = prune(services, days=30, project_id=7, dry_run=True)
-    assert (counted.removed, counted.kept, left(services)) == (7, 1, before)
+    assert (counted.by_project, counted.kept, left(services)) == ({7: 7}, 1, before)
     assert prune(services, days=30, project_id=7) == counted
     assert left(services) == STAYS
-    assert prune(services, days=30, project_id=7).removed == 0
+    assert prune(services, days=30, project_id=7).by_project.total() == 0
     with services.database.reading() as session:
         (entry,) = audit.entries(session)
     assert (entry.action, entry.subject) == ("prune", "7 predictions older than 30 days")
@@ -82,9 +82,9 @@ def test_all_projects_and_as_a_command(services: Services) -> None:
     refused = run("prune")
     assert refused.exit_code == 1
     assert "MEDSAM3_PRUNE_DAYS" in refused.output
-    assert json_of("prune", "--days", 30, "--dry-run")["removed"] == 8
+    assert json_of("prune", "--days", 30, "--dry-run")["by_project"] == {"7": 7, "8": 1}
     shown = run("prune", "--days", 30).output
-    assert "8 predictions were removed; corrections name 1 others" in shown
+    assert "8 predictions were removed; 1 others are old and still needed" in shown
     assert "project 8: 1" in shown
     assert left(services) == STAYS - {"other"}
 

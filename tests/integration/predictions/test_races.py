@@ -1,6 +1,5 @@
 """Requests and workers that meet in the database, on SQLite and on PostgreSQL."""
 
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
@@ -162,8 +161,7 @@ def test_of_two_requests_at_once_one_brings_the_prediction(services: Services) -
     asked = PredictRequest([{"id": 1, "data": {"image": "/data/1.png"}}], 7, "<View/>")
     with ThreadPoolExecutor(2) as pool:
         waiting = [pool.submit(predict, services, asked) for _ in range(2)]
-        wait_until(lambda: services.redis.llen("rq:queue:gpu") == 1)
-        time.sleep(0.5)  # so that both have begun
+        wait_until(lambda: services.redis.info("clients")["blocked_clients"] == 2)
         with services.database.session() as session:
             result = [{"id": "mine"}]
             session.execute(update(Suggestion).values(state=SuggestionState.DONE, result=result))
