@@ -104,7 +104,7 @@ class Settings(BaseSettings):
     )
     console_gallery: bool = Field(
         True,
-        description="Show images with the worst suggestions on the console's Corrections page.",
+        description="Show images in the console: the worst suggestions, and what agents sent.",
     )
     max_request_mb: int = Field(
         256, ge=1, description="Largest request body; old predictions travel with their masks."

@@ -48,7 +48,8 @@ _SURE = 7.0
 _STEEPER = 2.0
 # The tracker's answer counts half where its mask overlaps (IoU) the one that it began with by the
 # second figure, not at all below the first: then it is about something else, such as what a ring
-# surrounds. Chosen on validation groups of ISIC 2017, Kvasir-SEG, BUS-UCLM and Sunnybrook.
+# surrounds. Chosen on validation groups of ISIC 2017, Kvasir-SEG, BUS-UCLM and
+# Sunnybrook, and with a look at BUSI, ACDC and chest X-rays.
 _DIFFERENT_IOU, _SAME_IOU = 0.8, 0.95
 # Smallest side of that square in pixels: something around the object has to be seen.
 _SMALLEST_WINDOW = 24

@@ -19,7 +19,7 @@ from backend.settings import Settings, get_settings
 TIMEOUT_S = 3
 # A thread that runs every few seconds, and may be busy for a while, counts as stuck after this.
 STUCK_S = 300
-# When the rounds of recovery and the sync last went through, by Redis's clock.
+# When the rounds of recovery, the sync and the pruning last went through, by Redis's clock.
 LAST_ROUNDS_KEY = "medsam3:last-rounds"
 
 

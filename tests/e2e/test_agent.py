@@ -94,5 +94,5 @@ def test_an_instruction_brings_a_region_and_its_transcript_can_be_opened(
     expect(page.get_by_role("heading", name="Mass: chosen")).to_be_visible()
     requests = page.get_by_role("article")
     expect(requests).to_have_count(len(chat.requests))
-    expect(requests.first).to_contain_text("was sent and not kept")
+    expect(requests.first).to_contain_text("was sent and is not shown")
     page.close()

@@ -27,6 +27,14 @@ def test_a_run_is_found_and_its_transcript_opened(services: Services) -> None:
     assert picture.headers["Cache-Control"] == "no-store"
 
 
+def test_without_a_gallery_no_picture_is_shown(services: Services) -> None:
+    console = admin(services)
+    add_agent_runs(services)
+    services.settings.console_gallery = False
+    assert f"{SENT[:12]}… was sent" in console.get(f"{CONSOLE}/agent/{RUN}").text
+    assert console.get(f"{CONSOLE}/agent/{RUN}/pictures/{SENT}").status_code == 404
+
+
 def test_what_is_not_there_is_said(services: Services) -> None:
     console = admin(services)
     add_agent_runs(services)
