@@ -14,6 +14,7 @@ from backend.database import now_in, retried
 from backend.predictions import jobs
 from backend.predictions.leased_rows import claim, put_back, renew
 from backend.predictions.requests import PredictRequest, predict, request_pushes
+from backend.processes.queues import wake
 from backend.processes.redis_server import RedisServer
 from backend.services import Services, open_services
 from backend.settings import Settings
@@ -165,6 +166,9 @@ def test_of_two_requests_at_once_one_brings_the_prediction(services: Services) -
         with services.database.session() as session:
             result = [{"id": "mine"}]
             session.execute(update(Suggestion).values(state=SuggestionState.DONE, result=result))
+            (row,) = session.scalars(select(Suggestion))
+        # As a worker does: the request that made the row answers first, the other one looks later.
+        wake(services.redis, [row.request_id or ""])
         answers = [request.result() for request in waiting]
     brought = [answer for answer in answers if answer.predictions]
     (left,) = [answer for answer in answers if not answer.predictions]

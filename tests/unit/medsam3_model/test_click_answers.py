@@ -237,7 +237,8 @@ def test_the_part_that_is_looked_at_stays_when_more_clicks_come(model: MedSAM3) 
         return model.encode_image(picture[y0:y1, x0:x1])
 
     whole, kept = model.encode_image(picture), Kept()
-    clicks = [(150.5, 100.5), (156.5, 104.5), (145.5, 94.5), (150.5, 120.5)]
+    # The second and third say that the object is larger than the answer to the first.
+    clicks = [(150.5, 100.5), (172.5, 104.5), (145.5, 78.5), (150.5, 124.5)]
     for count in range(1, len(clicks) + 1):
         drawn = ObjectPrompt(
             np.array(clicks[:count], np.float32),
