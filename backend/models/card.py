@@ -42,6 +42,13 @@ def markdown(
             for part in verdict.figures["concepts"]
         ]
         blocks += [[*head, "| --- | --- | --- | --- | --- | --- |", *rows]]
+        if foreign := verdict.figures.get("foreign_names"):
+            sentence = (
+                f"Asked {foreign['asked']} times for things that are not there, it marked "
+                f"something {foreign['candidate']} times, the version before "
+                f"{foreign['incumbent']} times."
+            )
+            blocks += [[sentence]]
     if promotions:
         served = [
             f"- {row.created_at:%Y-%m-%d %H:%M} UTC, project {row.project_id}: {row.kind}"

@@ -28,17 +28,20 @@ def unet_dice(
     *,
     seconds: float,
     seed: int,
-) -> list[float]:
-    """Train on images and masks for a wall-clock time; Dice on the others, at their own size.
+) -> list[list[float]]:
+    """Train one net for all concepts for a wall-clock time; Dice on other images, at their size.
 
     Args:
-        train: RGB uint8 (H, W, 3) and mask bool (H, W).
+        train: RGB uint8 (H, W, 3) and masks bool (L, H, W) of the same L concepts.
         judge: likewise.
         seconds: of training; at least one step is made.
         seed: of weights, order and flips.
+
+    Returns:
+        For each image of `judge` the Dice of each concept.
     """
     import torch
-    from monai.losses import DiceCELoss
+    from monai.losses import DiceLoss
     from monai.networks.nets import UNet
 
     from medsam3_model.evaluation.metrics import dice
@@ -48,15 +51,16 @@ def unet_dice(
     net = UNet(
         spatial_dims=2,
         in_channels=3,
-        out_channels=1,
+        out_channels=len(train[0][1]),
         channels=(16, 32, 64, 128),
         strides=(2, 2, 2),
         num_res_units=2,
     )
     optimiser = torch.optim.AdamW(net.parameters(), lr=1e-3)
-    loss_of = DiceCELoss(sigmoid=True)
+    # Concepts may lie upon each other: each pixel is asked for each of them.
+    dice_loss, entropy = DiceLoss(sigmoid=True), torch.nn.BCEWithLogitsLoss()
     images = torch.stack([_image(rgb) for rgb, _ in train])
-    masks = torch.stack([_mask(mask) for _, mask in train])
+    masks = torch.stack([_masks(layers) for _, layers in train])
     started = time.monotonic()
     net.train()
     while True:
@@ -66,18 +70,20 @@ def unet_dice(
             if rng.random() < 0.5:
                 batch, truth = batch.flip(axis), truth.flip(axis)
         optimiser.zero_grad()
-        loss_of(net(batch), truth).backward()
+        answer = net(batch)
+        (dice_loss(answer, truth) + entropy(answer, truth)).backward()
         optimiser.step()
         if time.monotonic() - started >= seconds:
             break
     net.eval()
     scores = []
     with torch.inference_mode():
-        for rgb, mask in judge:
+        for rgb, layers in judge:
             logits = torch.nn.functional.interpolate(
-                net(_image(rgb)[None]), mask.shape, mode="bilinear", align_corners=False
+                net(_image(rgb)[None]), layers.shape[1:], mode="bilinear", align_corners=False
             )
-            scores.append(dice((logits[0, 0] > 0).numpy(), mask))
+            found = (logits[0] > 0).numpy()
+            scores.append([dice(one, mask) for one, mask in zip(found, layers, strict=True)])
     return scores
 
 
@@ -89,8 +95,8 @@ def _image(rgb: NDArray[np.uint8]):  # type: ignore[no-untyped-def]
     return torch.nn.functional.interpolate(pixels, size, mode="bilinear", antialias=True)[0]
 
 
-def _mask(mask: NDArray[np.bool_]):  # type: ignore[no-untyped-def]
+def _masks(layers: NDArray[np.bool_]):  # type: ignore[no-untyped-def]
     import torch
 
-    whole = torch.from_numpy(mask)[None, None].float()
+    whole = torch.from_numpy(layers)[None].float()
     return torch.nn.functional.interpolate(whole, (_SIDE, _SIDE), mode="nearest")[0]

@@ -9,23 +9,31 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from medsam3_model.evaluation.metrics import Interval, PairedDifference
 
+ACCEPTED_DICE = 0.9
+"""What an annotator leaves as it is."""
+
 # As `backend.simulation.simulate.simulate` returns them and figures.json holds them.
 Figures = dict[str, Any]
 
+# One question: concept, group, Dice, and for ours the added path length in pixels.
+_Answer = tuple[Any, ...]
+
 _COLUMNS = (
-    *("set", "strategy", "corrected", "Dice before", "after"),
-    *("U-Net, same time", "difference", "accepted"),
+    *("set", "concept", "strategy", "corrected", "Dice before", "after one round", "after"),
+    *("U-Net, same time", "difference", "accepted", "path to draw"),
 )
 
 
 def markdown(figures: Figures, name: str) -> str:
-    """A table with a row for each strategy; intervals are 95 %, over groups of images.
+    """A table with a row for each concept and strategy; intervals are 95 %, over groups of images.
 
     Args:
         figures: of `simulate`.
         name: what the data set is called.
     """
-    rows = [_row(figures, name, strategy) for strategy in _strategies(figures)]
+    strategies = _strategies(figures)
+    concepts = dict.fromkeys(answer[0] for answer in _answers(figures, strategies[0], 0))
+    rows = [_row(figures, name, strategy, one) for one in concepts for strategy in strategies]
     return "\n".join([_line(_COLUMNS), _line(["---"] * len(_COLUMNS)), *rows])
 
 
@@ -33,35 +41,47 @@ def _line(cells: Sequence[str]) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-def _row(figures: Figures, name: str, strategy: str) -> str:
+def _row(figures: Figures, name: str, strategy: str, concept: str) -> str:
     from medsam3_model.evaluation.metrics import bootstrap_mean, paired_bootstrap
 
-    played = figures[strategy]
-    baseline = figures["baseline"] or {}
-    first, last = ([rows[at] for rows in played.values()] for at in (0, -1))
+    before, early, after = (_answers(figures, strategy, at, concept) for at in (0, 1, -1))
+    groups, dices = [answer[1] for answer in after], [answer[2] for answer in after]
     unet = difference = "–"
-    if baseline:
-        # The U-Net learns one concept; it is compared on that one.
-        theirs = _answers(baseline.values())
-        concept = theirs[0][0]
-        ours = [answer for answer in _answers(last) if answer[0] == concept]
-        groups = [group for _, group, _ in theirs]
-        our_dice, their_dice = ([dice for _, _, dice in answers] for answers in (ours, theirs))
-        unet = _interval(bootstrap_mean(their_dice, groups))
-        difference = _interval(paired_bootstrap(our_dice, their_dice, groups), sign="+")
-    answers = _answers(last)
-    after = bootstrap_mean([dice for _, _, dice in answers], [group for _, group, _ in answers])
-    corrected = fmean(row["corrected"] for row in last)
-    before = fmean(row["dice"] for row in first)
-    accepted = " → ".join(
-        f"{100 * fmean(row['accepted'] for row in rows):.0f}" for rows in (first, last)
+    if figures["baseline"]:
+        theirs = [
+            answer[2]
+            for played in figures["baseline"].values()
+            for answer in played["answers"]
+            if answer[0] == concept
+        ]
+        unet = _interval(bootstrap_mean(theirs, groups))
+        difference = _interval(paired_bootstrap(dices, theirs, groups), sign="+")
+    cells = (
+        f"{fmean(rows[-1]['corrected'] for rows in figures[strategy].values()):.0f}",
+        *(f"{fmean(answer[2] for answer in answers):.3f}" for answers in (before, early)),
+        _interval(bootstrap_mean(dices, groups)),
+        unet,
+        difference,
+        " → ".join(f"{100 * _accepted(answers):.0f}" for answers in (before, after)) + " %",
+        " → ".join(f"{fmean(one[3] for one in answers):.0f}" for answers in (before, after))
+        + " px",
     )
-    cells = (f"{corrected:.0f}", f"{before:.3f}", _interval(after), unet, difference)
-    return _line((name, strategy, *cells, f"{accepted} %"))
+    return _line((name, concept, strategy, *cells))
 
 
-def _answers(measured: Any) -> list[tuple[str, str, float]]:
-    return [tuple(answer) for row in measured for answer in row["answers"]]
+def _answers(figures: Figures, strategy: str, at: int, concept: str | None = None) -> list[_Answer]:
+    """The answers of one round, of all seeds; all of them, or those about one concept."""
+    return [
+        tuple(answer)
+        for rows in figures[strategy].values()
+        for answer in rows[min(at, len(rows) - 1)]["answers"]
+        if concept in (None, answer[0])
+    ]
+
+
+def _accepted(answers: Sequence[_Answer]) -> float:
+    """The share that an annotator leaves as it is."""
+    return fmean(answer[2] >= ACCEPTED_DICE for answer in answers)
 
 
 def _interval(mean: "Interval | PairedDifference", sign: str = "") -> str:

@@ -54,8 +54,6 @@ if TYPE_CHECKING:
     from medsam3_model.data.samples import Sample
 
 PROJECT = 1
-# What an annotator leaves as it is.
-ACCEPTED_DICE = 0.9
 _Played = tuple[list[Figures], Figures | None]
 
 
@@ -134,7 +132,8 @@ def simulate(options: SimulationOptions, out: Path, say: Callable[[str], None]) 
 
     Returns:
         `{strategy: {seed: [{round, corrected, dice, apl, accepted, seconds, ...}]}, "baseline":
-        {seed: {dice, seconds, ...}}}`; `answers` are the (concept, group, Dice) behind a mean.
+        {seed: {dice, seconds, ...}}}`; `answers` are the (concept, group, Dice, added path
+        length in pixels) behind a mean; the U-Net's without the last.
     """
     from medsam3_model.data.datasets import load_dataset
     from medsam3_model.evaluation.evaluation import parse_prompts
@@ -275,10 +274,11 @@ class _Play:
     def baseline(self, rows: Sequence[Figures]) -> Figures:
         """The U-Net on the same corrected images, for the seconds that training took."""
         seconds = sum(row["seconds"] for row in rows)
-        label = next(iter(next(iter(self.tasks.values())).masks))
+        labels = list(next(iter(self.tasks.values())).masks)
 
         def pairs(ids: Sequence[int]) -> list[tuple[NDArray[np.uint8], NDArray[np.bool_]]]:
-            return [(self.tasks[id_].rgb, self.tasks[id_].masks[label]) for id_ in ids]
+            tasks = [self.tasks[id_] for id_ in ids]
+            return [(task.rgb, np.stack([task.masks[label] for label in labels])) for task in tasks]
 
         scores = baseline_unet.unet_dice(
             pairs(self.corrected), pairs(self.judged), seconds=seconds, seed=self.seed
@@ -288,7 +288,9 @@ class _Play:
             "dice": float(np.mean(scores)),
             "seconds": seconds,
             "answers": [
-                (label, group, round(dice, 4)) for group, dice in zip(groups, scores, strict=True)
+                (label, group, round(dice, 4))
+                for group, image in zip(groups, scores, strict=True)
+                for label, dice in zip(labels, image, strict=True)
             ],
         }
 
@@ -331,7 +333,7 @@ class _Play:
         task, result = self.tasks[task_id], []
         for label, truth in task.masks.items():
             regions = _with_label(suggested, label)
-            if regions and dice(union_mask(regions, *truth.shape), truth) >= ACCEPTED_DICE:
+            if regions and dice(union_mask(regions, *truth.shape), truth) >= report.ACCEPTED_DICE:
                 result += regions
                 continue
             # Redrawn, one region for each object; specks below ten pixels nobody would draw.
@@ -363,15 +365,17 @@ class _Play:
             result = self._predict(services, inference, id_).result or []
             for label, truth in task.masks.items():
                 mask = union_mask(_with_label(result, label), *truth.shape)
-                scores.append(score_mask(mask, truth))
-                answers.append((label, task.sample.group, round(scores[-1].dice, 4)))
+                score = score_mask(mask, truth)
+                scores.append(score)
+                dice, path = round(score.dice, 4), score.added_path_length
+                answers.append((label, task.sample.group, dice, path))
         return {
             "round": number,
             "corrected": len(self.corrected),
             "version": versions.in_service(services, PROJECT),
             "dice": float(np.mean([score.dice for score in scores])),
             "apl": float(np.mean([score.added_path_length for score in scores])),
-            "accepted": float(np.mean([score.dice >= ACCEPTED_DICE for score in scores])),
+            "accepted": float(np.mean([score.dice >= report.ACCEPTED_DICE for score in scores])),
             "seconds": seconds,
             "answers": answers,
         }

@@ -67,11 +67,20 @@ class ConceptComparison(GateComparison):
     mode: str
 
 
+class ForeignNames(Answer):
+    """How many names of things that are in no image got a mask, of how many that were asked."""
+
+    asked: int
+    candidate: int
+    incumbent: int
+
+
 class GateFigures(Answer):
     """What the gate compared; nothing without images."""
 
     overall: GateComparison | None
     concepts: list[ConceptComparison]
+    foreign_names: ForeignNames | None = None
 
 
 class GateAnswerShown(Answer):

@@ -3,7 +3,8 @@
 The candidate and the version in service answer the same questions about the same validation images:
 by text (T), and by text with the boxes that a person would draw around each object (T+I); the model
 looks closer at small objects. A figure is the Dice of what the annotator would see; where the
-concept is absent it is 1 for an empty answer and 0 for any other.
+concept is absent it is 1 for an empty answer and 0 for any other. Both are also asked by the names
+of things that no medical image shows: a fine-tuned detector may come to answer any name.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -24,6 +25,10 @@ if TYPE_CHECKING:
 
 GateMode = Literal["T", "T+I"]
 
+FOREIGN_NAMES = ("bicycle", "guitar", "umbrella", "sandwich", "airplane", "violin", "sofa")
+"""Things that are in no medical image, and that no training asks for; most common first."""
+_FOREIGN_ASKED = 5
+
 
 @dataclass(frozen=True)
 class GateAnswer:
@@ -34,6 +39,21 @@ class GateAnswer:
     phrase: str
     mode: GateMode
     dice: float
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What one model answered about the validation images.
+
+    Attributes:
+        given: to the questions with a known answer.
+        foreign_asked: questions by the name of a thing that is in no image.
+        foreign_answered: those of them that got a mask.
+    """
+
+    given: tuple[GateAnswer, ...]
+    foreign_asked: int = 0
+    foreign_answered: int = 0
 
 
 @dataclass(frozen=True)
@@ -55,12 +75,14 @@ class Verdict:
     Attributes:
         overall: each image's mean over its questions; None without any.
         parts: by phrase and mode.
+        foreign: of how many foreign names (`asked`) candidate and incumbent answered how many.
     """
 
     passed: bool
     reasons: tuple[str, ...]
     overall: Comparison | None
     parts: Mapping[tuple[str, GateMode], Comparison]
+    foreign: Mapping[str, int]
 
     def figures(self) -> dict[str, Any]:
         """As JSON has it."""
@@ -70,12 +92,13 @@ class Verdict:
                 {"concept": phrase, "mode": mode, **asdict(part)}
                 for (phrase, mode), part in self.parts.items()
             ],
+            "foreign_names": dict(self.foreign),
         }
 
 
 def decide(
-    candidate: Sequence[GateAnswer],
-    incumbent: Sequence[GateAnswer],
+    candidate: Answers,
+    incumbent: Answers,
     *,
     tolerance: float,
     min_images: int,
@@ -83,21 +106,26 @@ def decide(
     """Compare two models' answers to the same questions, in the same order.
 
     The candidate passes if there are enough images, if it is better in the mean, if the 95 %
-    interval of that (paired bootstrap over groups) stays above −tolerance, and if no concept loses
-    more than the tolerance in the mean, in either mode.
+    interval of that (paired bootstrap over groups) stays above −tolerance, if no concept loses more
+    than the tolerance in the mean, in either mode, and if it answers no more foreign names.
     """
-    pairs = list(zip(candidate, incumbent, strict=True))
-    images = {answer.image for answer in candidate}
+    pairs = list(zip(candidate.given, incumbent.given, strict=True))
+    images = {answer.image for answer in candidate.given}
+    foreign = {
+        "asked": candidate.foreign_asked,
+        "candidate": candidate.foreign_answered,
+        "incumbent": incumbent.foreign_answered,
+    }
     against = []
     if len(images) < min_images:
         against.append(
             f"{len(images)} validation images are too few to judge by, {min_images} are needed"
         )
     if not images:
-        return Verdict(False, tuple(against), None, {})
+        return Verdict(False, tuple(against), None, {}, foreign)
     parts = {
         key: _compare([pair for pair in pairs if (pair[0].phrase, pair[0].mode) == key])
-        for key in dict.fromkeys((answer.phrase, answer.mode) for answer in candidate)
+        for key in dict.fromkeys((answer.phrase, answer.mode) for answer in candidate.given)
     }
     overall = _compare(pairs)
     # The interval may reach below 0: with tens of images it nearly always does. It may not reach
@@ -117,13 +145,19 @@ def decide(
                 f"“{phrase}” ({mode}) loses {-part.difference:.3f} Dice, at most {tolerance:.3f} "
                 "is tolerated"
             )
+    if foreign["candidate"] > foreign["incumbent"]:
+        against.append(
+            f"asked for things that are not there ({', '.join(FOREIGN_NAMES[:3])}, …) it marks "
+            f"something {foreign['candidate']} of {foreign['asked']} times, the version in service "
+            f"{foreign['incumbent']} times"
+        )
     if against:
-        return Verdict(False, tuple(against), overall, parts)
+        return Verdict(False, tuple(against), overall, parts, foreign)
     passed = (
         f"mean Dice {overall.incumbent:.3f} → {overall.candidate:.3f} on {overall.images} "
         f"validation images (95 % interval of the change {overall.low:+.3f} to {overall.high:+.3f})"
     )
-    return Verdict(True, (passed,), overall, parts)
+    return Verdict(True, (passed,), overall, parts, foreign)
 
 
 def answers(
@@ -133,7 +167,7 @@ def answers(
     rule: Consensus,
     *,
     on_image: Callable[[], None] = lambda: None,
-) -> list[GateAnswer]:
+) -> Answers:
     """How well a model answers about each example, by phrase and mode.
 
     Args:
@@ -143,56 +177,90 @@ def answers(
         rule: what several annotators' masks become.
         on_image: called after each.
     """
-    given: list[GateAnswer] = []
-    texts: dict[tuple[str, ...], Any] = {}
+    judge = _Judge(model, images, rule)
     for example in examples:
-        phrases = tuple(example.masks)
-        if not phrases:
-            continue
-        if phrases not in texts:
-            texts[phrases] = model.encode_text(phrases)
-        image = images.encoded(example)
+        if example.masks:
+            judge.ask(example)
+            on_image()
+    return Answers(tuple(judge.given), judge.foreign_asked, judge.foreign_answered)
+
+
+def foreign_names(phrases: Sequence[str]) -> tuple[str, ...]:
+    """The foreign names that are asked beside `phrases`: what a project itself names is not."""
+    own = {phrase.casefold() for phrase in phrases}
+    return tuple(name for name in FOREIGN_NAMES if name not in own)[:_FOREIGN_ASKED]
+
+
+class _Judge:
+    """Asks one model about one image after the other."""
+
+    def __init__(self, model: "MedSAM3", images: Images, rule: Consensus) -> None:
+        self._model, self._images, self._rule = model, images, rule
+        self._texts: dict[tuple[str, ...], Any] = {}
+        self.given: list[GateAnswer] = []
+        self.foreign_asked = self.foreign_answered = 0
+
+    def ask(self, example: Example) -> None:
+        """By text for each phrase, by foreign names, and with a box around each object."""
+        from medsam3_model.small_objects import look_closer
+
+        model, image = self._model, self._images.encoded(example)
         embedding = image.whole(model)
-        truth = images.layers(example, rule, embedding.original_size)
-        closer_look = partial(image.part, model)
-        given += _of_image(model, example, embedding, texts[phrases], truth, closer_look)
-        on_image()
-    return given
+        truth = self._images.layers(example, self._rule, embedding.original_size)
+        phrases = tuple(truth)
+        foreign = foreign_names(phrases)
+        text = self._text((*phrases, *foreign))
+        part = partial(image.part, model)
+        found = look_closer(model, embedding, text, model.detect_all(embedding, text), part)
+        for phrase, detections in zip(phrases, found, strict=False):
+            self._add(example, phrase, "T", detections.concept_mask()[0], truth[phrase])
+        self.foreign_asked += len(foreign)
+        self.foreign_answered += sum(
+            bool(detections.concept_mask()[0].any()) for detections in found[len(phrases) :]
+        )
+        for phrase, layer in truth.items():
+            if layer.any():  # nobody draws a box around what is absent
+                mask = self._boxed(example, phrase, embedding, layer, part)
+                self._add(example, phrase, "T+I", mask, layer)
 
+    def _boxed(
+        self,
+        example: Example,
+        phrase: str,
+        embedding: Any,
+        layer: NDArray[np.int32],
+        part: "EncodeWindow",
+    ) -> NDArray[np.bool_]:
+        """The answer to the boxes that a person would draw around a phrase's objects."""
+        from medsam3_model.boxes import disturbed_boxes, instance_boxes
+        from medsam3_model.prompting import SpatialPrompt, segment_prompted
 
-def _of_image(
-    model: "MedSAM3",
-    example: Example,
-    embedding: Any,
-    text: Any,
-    truth: Mapping[str, NDArray[np.int32]],
-    closer_look: "EncodeWindow",
-) -> list[GateAnswer]:
-    from medsam3_model.boxes import disturbed_boxes, instance_boxes
-    from medsam3_model.evaluation.metrics import dice
-    from medsam3_model.prompting import SpatialPrompt, segment_prompted
-    from medsam3_model.small_objects import look_closer
-
-    def answer(phrase: str, mode: GateMode, mask: NDArray[np.bool_]) -> GateAnswer:
-        score = dice(mask, truth[phrase] > 0)
-        return GateAnswer(f"{example.task_id}/{example.key}", example.group, phrase, mode, score)
-
-    by_text = look_closer(model, embedding, text, model.detect_all(embedding, text), closer_look)
-    given = [
-        answer(phrase, "T", detections.concept_mask()[0])
-        for phrase, detections in zip(truth, by_text, strict=True)
-    ]
-    height, width = embedding.original_size
-    for index, (phrase, layer) in enumerate(truth.items()):
-        if not layer.any():
-            continue  # nobody draws a box around what is absent
-        tight = instance_boxes(layer)
         # The key makes the disturbance the same for both versions and for every later run.
-        drawn = disturbed_boxes(tight, height, width, key=f"{example.key}/{phrase}")
+        height, width = embedding.original_size
+        key = f"{example.key}/{phrase}"
+        drawn = disturbed_boxes(instance_boxes(layer), height, width, key=key)
         prompt = SpatialPrompt(drawn, [1] * len(drawn), np.zeros((0, 2), np.float32), [])
-        prompted = segment_prompted(model, embedding, text[index], prompt, closer_look)
-        given.append(answer(phrase, "T+I", prompted.union()))
-    return given
+        text = self._text((phrase,))
+        return segment_prompted(self._model, embedding, text, prompt, part).union()
+
+    def _text(self, phrases: tuple[str, ...]) -> Any:
+        if phrases not in self._texts:
+            self._texts[phrases] = self._model.encode_text(phrases)
+        return self._texts[phrases]
+
+    def _add(
+        self,
+        example: Example,
+        phrase: str,
+        mode: GateMode,
+        mask: NDArray[np.bool_],
+        layer: NDArray[np.int32],
+    ) -> None:
+        from medsam3_model.evaluation.metrics import dice
+
+        score = dice(mask, layer > 0)
+        name = f"{example.task_id}/{example.key}"
+        self.given.append(GateAnswer(name, example.group, phrase, mode, score))
 
 
 def _compare(pairs: Sequence[tuple[GateAnswer, GateAnswer]]) -> Comparison:

@@ -68,6 +68,12 @@ GENERIC_PHRASES: tuple[str, ...] = (
     "roi", "segment", "foreground", "organ", "area", "shape", "anatomy", "label", "mask",
 )  # fmt: skip
 
+# Things that no medical image shows.
+EVERYDAY_PHRASES: tuple[str, ...] = (
+    "car", "dog", "cat", "banana", "tree", "house", "table", "cloud", "flower", "phone", "chair",
+    "road", "ball", "bird",
+)  # fmt: skip
+
 # Asked as absent concepts, and beside boxes as names that say nothing to the model.
 OTHER_PHRASES: tuple[str, ...] = (
     "liver", "kidney", "left kidney", "right kidney", "spleen", "pancreas", "stomach", "bladder",
@@ -87,9 +93,9 @@ OTHER_PHRASES: tuple[str, ...] = (
     "ulcer", "burn", "catheter", "tube", "electrode", "needle", "wire", "implant", "fetus",
     "fetal head", "placenta", "cord", "nerve", "tendon", "ligament", "cartilage", "meniscus",
     "disc herniation", "spinal cord", "sinus", "tonsil", "larynx", "tongue", "parotid", "nose",
-    "background", "text", "marker", "arrow", "car", "dog", "cat", "person", "banana", "tree",
+    "background", "text", "marker", "arrow", "person", "water",
     "instrument", "surgical instrument", "forceps", "snare", "biopsy tool", "cytoplasm",
-    "house", "water", "table", "cloud", "flower", "phone", "chair", "road", "ball", "bird",
+    *EVERYDAY_PHRASES,
 )  # fmt: skip
 
 

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from medsam3_model.detector import Prompts
-from medsam3_model.pretraining.phrases import GENERIC_PHRASES
+from medsam3_model.pretraining.phrases import EVERYDAY_PHRASES, GENERIC_PHRASES
 from medsam3_model.training.augmentation import (
     WHOLE,
     View,
@@ -94,7 +94,7 @@ class TrainingData:
         self._layers = {image.key: _Layers.of(image.layers()) for image in images}
         self._viewed: dict[tuple[str, View], _Layers] = {}
         phrases = {phrase for layers in self._layers.values() for phrase in layers.phrases}
-        ordered = sorted(phrases | set(GENERIC_PHRASES))
+        ordered = sorted(phrases | set(GENERIC_PHRASES) | set(EVERYDAY_PHRASES))
         self._text = model.encode_text(ordered)
         self._row = {phrase: index for index, phrase in enumerate(ordered)}
         side = model.image_size // int(model.config.vision_config.backbone_config.patch_size)

@@ -18,6 +18,7 @@ from torchvision.ops import box_convert
 from medsam3_model.boxes import BOX_ERROR, tight_box
 from medsam3_model.pretraining.phrases import (
     CONCEPT_PHRASES,
+    EVERYDAY_PHRASES,
     GENERIC_PHRASES,
     LESION_CONCEPTS,
     LESION_PHRASES,
@@ -37,6 +38,9 @@ _SMALLEST = 6.0  # cells of the mask: what covers less is neither asked for nor 
 # The prompts about corrections.
 _ABSENT_SHARE = 0.4
 """Of the prompts, where an absent concept is known: presence learns from nothing else."""
+_FOREIGN_SHARE = 0.06
+"""Of the prompts: the name of an everyday thing. Where every image holds what is asked for, a
+detector would otherwise learn to answer whatever it is asked."""
 _BOXED_SHARE = 0.4
 """Of the prompts for what is there."""
 _GENERIC_SHARE = 0.25
@@ -88,13 +92,17 @@ def correction_prompt(
     """A prompt about one view of a corrected image, for fine-tuning.
 
     It asks by text or with a box around one object for something that is there, or by text for
-    something that the annotator looked for and did not find.
+    something that the annotator looked for and did not find, or for an everyday thing.
 
     Args:
         layers: phrase -> int64 (S, S) instance numbers of the view.
         mask_size: side of the model's masks; S is a multiple of it.
         rng: decides.
     """
+    if rng.random() < _FOREIGN_SHARE:
+        phrase = _any_of(EVERYDAY_PHRASES, rng)
+        if phrase not in layers:
+            return DrawnPrompt(phrase, None, _nothing(mask_size), wants_masks=False)
     present = [phrase for phrase, layer in layers.items() if (layer > 0).any()]
     absent = [phrase for phrase in layers if phrase not in present]
     ask_absent = not present or (bool(absent) and rng.random() < _ABSENT_SHARE)
@@ -189,10 +197,14 @@ def _absent(
         phrase = _any_of(OTHER_PHRASES, rng)
         while phrase in UNLABELLED[family]:
             phrase = _any_of(OTHER_PHRASES, rng)
-    nothing = PromptTarget(
+    return DrawnPrompt(phrase, None, _nothing(mask_size), wants_masks=rng.random() < 0.25)
+
+
+def _nothing(mask_size: int) -> PromptTarget:
+    """The answer to what is not there."""
+    return PromptTarget(
         torch.zeros(0, 4), torch.zeros(0, mask_size, mask_size), torch.zeros(mask_size, mask_size)
     )
-    return DrawnPrompt(phrase, None, nothing, wants_masks=rng.random() < 0.25)
 
 
 def _boxed_object(

@@ -77,6 +77,7 @@ def model(version: str) -> str:
         card=row.card or {},
         verdict=verdict,
         concepts=figures.get("concepts") or [],
+        foreign=figures.get("foreign_names"),
         served=served,
         possible=[one for one in possible if one.version != version],
     )

@@ -18,7 +18,9 @@ def row(number: int, dices: list[float], concept: str = "polyp") -> dict[str, An
         "accepted": sum(dice >= 0.9 for dice in dices) / len(dices),
         "seconds": 2.0,
         "version": "tiny",
-        "answers": [(concept, f"patient{index}", dice) for index, dice in enumerate(dices)],
+        "answers": [
+            (concept, f"patient{at}", dice, 100 * (1 - dice)) for at, dice in enumerate(dices)
+        ],
     }
 
 
@@ -45,29 +47,34 @@ def cells(line: str) -> list[str]:
 
 def test_a_row_for_each_strategy_with_the_baseline_beside_it() -> None:
     header, rule, random, tta = map(cells, markdown(FIGURES, "polyps").splitlines())
-    assert len(header) == len(rule) == len(random) == 8
-    assert random[:4] == ["polyps", "random", "10", "0.200"]
+    assert len(header) == len(rule) == len(random) == 11
+    assert random[:6] == ["polyps", "polyp", "random", "10", "0.200", "0.750"]
     # Of patients 0 to 2: 0.7, 0.95 and 0.6; resampled, no mean leaves their range.
-    assert random[4].startswith("0.750 (0.6")
-    assert random[5] == "0.600 (0.600 to 0.600)"
-    assert random[6].startswith("+0.150 (")
-    assert random[7] == "0 → 33 %"
-    assert tta[4] == "0.900 (0.900 to 0.900)"
-    assert tta[6] == "+0.300 (+0.300 to +0.300)"
+    assert random[6].startswith("0.750 (0.6")
+    assert random[7] == "0.600 (0.600 to 0.600)"
+    assert random[8].startswith("+0.150 (")
+    assert random[9:] == ["0 → 33 %", "80 → 25 px"]
+    assert tta[6] == "0.900 (0.900 to 0.900)"
+    assert tta[8] == "+0.300 (+0.300 to +0.300)"
 
 
-def test_the_baseline_is_compared_on_the_concept_that_it_learned() -> None:
-    last = row(1, [0.8, 0.8, 0.8])
+def test_each_concept_is_compared_by_itself() -> None:
+    last, learned = row(1, [0.8, 0.8, 0.8]), unet([0.5, 0.5, 0.5])
     last["answers"] += row(1, [0.1, 0.1, 0.1], "instrument")["answers"]
-    played = {"random": {"0": [row(0, [0.0]), last]}, "baseline": {"0": unet([0.5, 0.5, 0.5])}}
-    line = cells(markdown(played, "colon").splitlines()[-1])
-    assert line[4].startswith("0.450 (")
-    assert line[6] == "+0.300 (+0.300 to +0.300)"
+    learned["answers"] += row(1, [0.3, 0.3, 0.3], "instrument")["answers"]
+    first = row(0, [0.0, 0.0, 0.0])
+    first["answers"] += row(0, [0.2, 0.2, 0.2], "instrument")["answers"]
+    played = {"random": {"0": [first, last]}, "baseline": {"0": learned}}
+    polyp, instrument = map(cells, markdown(played, "colon").splitlines()[-2:])
+    assert (polyp[1], polyp[4]) == ("polyp", "0.000")
+    assert polyp[8] == "+0.300 (+0.300 to +0.300)"
+    assert (instrument[1], instrument[4]) == ("instrument", "0.200")
+    assert instrument[8] == "-0.200 (-0.200 to -0.200)"
 
 
 def test_without_a_baseline_there_is_nothing_to_compare() -> None:
     line = cells(markdown({**FIGURES, "baseline": None}, "polyps").splitlines()[-1])
-    assert line[5:7] == ["–", "–"]
+    assert line[7:9] == ["–", "–"]
 
 
 def test_one_line_in_the_file_for_each_round(tmp_path: Path) -> None:

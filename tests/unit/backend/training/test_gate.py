@@ -3,7 +3,14 @@
 import numpy as np
 import pytest
 
-from backend.training.gate import GateAnswer, GateMode, decide
+from backend.training.gate import (
+    FOREIGN_NAMES,
+    Answers,
+    GateAnswer,
+    GateMode,
+    decide,
+    foreign_names,
+)
 
 
 def answers(
@@ -15,8 +22,15 @@ def answers(
     ]
 
 
-def verdict(new: list[GateAnswer], old: list[GateAnswer], tolerance: float = 0.02, least: int = 5):
-    return decide(new, old, tolerance=tolerance, min_images=least)
+def verdict(
+    new: list[GateAnswer],
+    old: list[GateAnswer],
+    tolerance: float = 0.02,
+    least: int = 5,
+    foreign: tuple[int, int] = (0, 0),
+):
+    answered = [Answers(tuple(given), 40, n) for given, n in zip((new, old), foreign, strict=True)]
+    return decide(*answered, tolerance=tolerance, min_images=least)
 
 
 def test_better_everywhere_passes_with_its_figures() -> None:
@@ -47,7 +61,8 @@ def test_what_does_not_pass_says_why(new: list[float], old: list[float], reason:
 def test_no_images_at_all_is_a_verdict_too() -> None:
     found = verdict([], [])
     assert not found.passed
-    assert found.figures() == {"overall": None, "concepts": []}
+    figures = found.figures()
+    assert (figures["overall"], figures["concepts"]) == (None, [])
 
 
 def test_one_concept_that_loses_is_enough_to_refuse() -> None:
@@ -71,10 +86,31 @@ def test_images_of_one_patient_are_one_witness() -> None:
     random = np.random.default_rng(0)
     old = [0.5] * 24
     new = list(np.repeat(random.normal(0.53, 0.08, 4), 6).clip(0, 1))
-    apart = decide(answers(new), answers(old), tolerance=0.0, min_images=1)
-    together = decide(
-        answers(new, per_group=6), answers(old, per_group=6), tolerance=0, min_images=1
-    )
+    apart = verdict(answers(new), answers(old), tolerance=0.0, least=1)
+    together = verdict(answers(new, per_group=6), answers(old, per_group=6), tolerance=0, least=1)
     assert apart.overall is not None
     assert together.overall is not None
     assert together.overall.high - together.overall.low > apart.overall.high - apart.overall.low
+
+
+@pytest.mark.parametrize(("new", "old"), [(0, 0), (3, 3), (2, 5)])
+def test_as_many_foreign_names_as_before_are_no_reason(new: int, old: int) -> None:
+    found = verdict(answers([0.8] * 6), answers([0.5] * 6), foreign=(new, old))
+    assert found.passed
+    counts = {"asked": 40, "candidate": new, "incumbent": old}
+    assert found.figures()["foreign_names"] == counts
+
+
+def test_a_version_that_answers_to_more_foreign_names_is_refused() -> None:
+    found = verdict(answers([0.8] * 6), answers([0.5] * 6), foreign=(7, 6))
+    assert not found.passed
+    (reason,) = found.reasons
+    assert "bicycle" in reason
+    assert "7 of 40" in reason
+
+
+def test_what_a_project_names_itself_is_not_foreign() -> None:
+    assert foreign_names(["polyp"]) == FOREIGN_NAMES[:5]
+    asked = foreign_names(["Bicycle", "guitar"])
+    assert len(asked) == 5
+    assert not {"bicycle", "guitar"} & set(asked)
