@@ -53,6 +53,15 @@ CONCEPT_PHRASES: dict[str, tuple[str, ...]] = {
         "right ventricle", "right ventricle cavity", "right ventricular cavity", "rv", "rv cavity",
         "right ventricle blood pool",
     ),
+    "left atrium": ("left atrium", "la", "left atrial cavity", "left atrium cavity"),
+    "right atrium": ("right atrium", "ra", "right atrial cavity", "right atrium cavity"),
+    "aorta": ("aorta", "ascending aorta", "aortic lumen"),
+    "pulmonary artery": ("pulmonary artery", "pulmonary trunk", "pulmonary arteries"),
+    "hard exudates": ("hard exudates", "exudate", "exudates", "hard exudate"),
+    "soft exudates": ("soft exudates", "soft exudate", "cotton wool spots", "cotton wool spot"),
+    "haemorrhages": (
+        "haemorrhages", "hemorrhage", "hemorrhages", "haemorrhage", "retinal hemorrhage",
+    ),
 }  # fmt: skip
 
 # A lesion of any organ also answers to these. They are never asked as absent concepts.
@@ -78,15 +87,15 @@ EVERYDAY_PHRASES: tuple[str, ...] = (
 OTHER_PHRASES: tuple[str, ...] = (
     "liver", "kidney", "left kidney", "right kidney", "spleen", "pancreas", "stomach", "bladder",
     "gallbladder", "prostate", "uterus", "ovary", "thyroid", "thyroid nodule", "lymph node",
-    "aorta", "vein", "artery", "vessel", "blood vessel", "retinal vessel", "coronary artery",
+    "vein", "artery", "vessel", "blood vessel", "retinal vessel", "coronary artery",
     "bone", "rib", "ribs", "clavicle", "spine", "vertebra", "femur", "tibia", "hip", "knee",
-    "tooth", "teeth", "jaw", "skull", "eye", "macula", "fovea", "hemorrhage", "exudate", "retina",
+    "tooth", "teeth", "jaw", "skull", "eye", "macula", "fovea", "retina",
     "microaneurysm", "drusen", "fluid", "effusion", "pleural effusion", "pneumothorax", "edema",
     "pneumonia", "consolidation", "opacity", "infiltrate", "atelectasis", "lung nodule",
     "lung cancer", "covid lesion", "trachea", "esophagus", "colon", "small bowel", "appendix",
     "brain tumor", "glioma", "enhancing tumor", "tumor core", "stroke lesion", "hippocampus",
     "ventricle", "ventricles", "cerebellum", "brainstem", "thalamus", "caudate", "putamen", "csf",
-    "cerebrospinal fluid", "left atrium", "right atrium", "atrium", "valve", "pericardium", "scar",
+    "cerebrospinal fluid", "atrium", "valve", "pericardium", "scar",
     "cyst", "kidney tumor", "liver tumor", "liver lesion", "stone", "gland", "mitochondria",
     "membrane", "bacteria", "red blood cell", "white blood cell", "platelet", "lymphocyte",
     "tissue", "stroma", "epithelium", "fat", "muscle", "skin", "hair", "ruler", "blood", "wound",
@@ -109,13 +118,14 @@ UNLABELLED: dict[str, frozenset[str]] = {
         {"bone", "rib", "ribs", "clavicle", "spine", "vertebra", "trachea", "tissue", "muscle"}
     ),
     "cardiac": frozenset(
-        {"heart", "left atrium", "right atrium", "atrium", "aorta", "valve", "fat", "muscle",
-         "spine", "vertebra", "tissue", "ventricle", "ventricles", "lungs", "left lung",
-         "right lung", "blood", "liver"}
+        {"heart", "myocardium", "right ventricle", "left atrium", "right atrium", "atrium",
+         "aorta", "pulmonary artery", "artery", "valve", "fat", "muscle", "spine", "vertebra",
+         "tissue", "ventricle", "ventricles", "lungs", "left lung", "right lung", "blood", "liver"}
     ),
     "fundus": frozenset(
         {"eye", "retina", "vessel", "blood vessel", "retinal vessel", "artery", "vein", "macula",
-         "fovea", "nerve"}
+         "fovea", "nerve", "optic cup", "hard exudates", "soft exudates", "haemorrhages", "blood",
+         "microaneurysm", "drusen"}
     ),
     "skin": frozenset({"skin", "hair", "ruler", "tissue", "text", "marker", "cyst"}),
     "colon": frozenset(

@@ -130,15 +130,11 @@ class Pretraining(SharedTraining):
         self.model_config = PRESETS[self.config.preset](phase.input_size)
         self.model = Sam3Model(self.model_config).train()
         tokens = round(self.model.state_dict()[POSITIONS].shape[1] ** 0.5)
-        decayed, plain = _parameter_names(self.model)
-        named = dict(self.model.named_parameters())
-        groups: list[dict[str, Any]] = [
-            {"params": [named[n] for n in decayed], "weight_decay": self.config.weight_decay},
-            {"params": [named[n] for n in plain], "weight_decay": 0.0},
-        ]
+        groups = parameter_groups(self.model, self.config.weight_decay)
         self.optimiser = torch.optim.AdamW(groups, lr=0.0, betas=(0.9, 0.98), fused=True)
         if state is not None and moments is not None:
             if state[POSITIONS].shape[1] != tokens**2:  # their moments have another shape
+                decayed, plain = _parameter_names(self.model)
                 moments["state"].pop((decayed + plain).index(POSITIONS), None)
             self.model.load_state_dict(resize_positions(state, tokens))
             self.optimiser.load_state_dict(moments)
@@ -251,11 +247,23 @@ def loudness(levels: Sequence[Tensor]) -> Tensor:
     return (sizes - 1).clamp(min=0).square().sum()
 
 
+def parameter_groups(model: "Sam3Model", weight_decay: float) -> list[dict[str, Any]]:
+    """What is trained of a model, as AdamW reads it; see `_parameter_names`."""
+    named = dict(model.named_parameters())
+    decayed, plain = _parameter_names(model)
+    return [
+        {"params": [named[name] for name in decayed], "weight_decay": weight_decay},
+        {"params": [named[name] for name in plain], "weight_decay": 0.0},
+    ]
+
+
 def _parameter_names(model: "Sam3Model") -> tuple[list[str], list[str]]:
-    """Parameters with weight decay, and those without: biases, norms and embeddings."""
+    """Trained parameters with weight decay, and those without: biases, norms and embeddings."""
     decayed: list[str] = []
     plain: list[str] = []
     for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
         is_table = "embed" in name and name.endswith(("weight", "embeddings"))
         (plain if parameter.ndim < 2 or is_table else decayed).append(name)
     return decayed, plain

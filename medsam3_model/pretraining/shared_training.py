@@ -11,7 +11,8 @@ import multiprocessing
 import sys
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -40,6 +41,7 @@ class SharedTraining(ABC):
     """
 
     average: dict[str, Tensor]
+    end: Callable[[], None]
 
     def __init__(self, out: Path, *, workers: int, validate_every: int, decay: float) -> None:
         """Prepare the loop.
@@ -77,6 +79,7 @@ class SharedTraining(ABC):
         """This process and its forks take steps until there were so many, then it is saved."""
         processes = multiprocessing.get_context("fork")
         counter = processes.Value("q", self.step)
+        self.end = partial(self._end, counter, steps)
         forks = [
             processes.Process(target=self._work, args=(counter, steps, False), daemon=True)
             for _ in range(self._workers - 1)
@@ -87,6 +90,11 @@ class SharedTraining(ABC):
         for fork in forks:
             fork.join()
         self.save()
+
+    def _end(self, counter: "Synchronized[int]", steps: int) -> None:
+        """No process takes another step."""
+        with counter.get_lock():
+            counter.value = max(counter.value, steps)
 
     def _work(self, counter: "Synchronized[int]", steps: int, leads: bool) -> None:
         saved = started = time.monotonic()

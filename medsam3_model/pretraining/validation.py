@@ -55,12 +55,12 @@ class Validation:
         scores: dict[str, list[float]] = {}
         rng = np.random.default_rng(0)
         for sample in samples:
-            concepts = [c for c, layer in sample.layers.items() if layer.any()]
+            concepts = list(sample.layers)
             absent = "skin lesion" if "polyp" in sample.layers else "polyp"
             asked: list[tuple[int, str, Tensor | None]] = [(0, absent, None)]
             for concept in concepts:
                 asked.append((0, concept, None))
-                if source in self.boxed:
+                if source in self.boxed and sample.layers[concept].any():
                     mask = sample.layers[concept] > 0
                     height, width = mask.shape
                     tight = (tight_box(mask) / [width, height, width, height]).astype(np.float32)
@@ -74,6 +74,10 @@ class Validation:
             )
             scores.setdefault("false", []).append(float(output.presence[-1, 0] > 0))
             for row, (_, concept, box) in enumerate(asked[1:], start=1):
+                if not sample.layers[concept].any():
+                    present = float(output.presence[-1, row] > 0)
+                    scores.setdefault(f"false_{concept}", []).append(present)
+                    continue
                 truth = sample.layers[concept] > 0
                 score = _dice_of_logits(output.semantic[row], truth)
                 if box is None:

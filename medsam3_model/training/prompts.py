@@ -124,6 +124,7 @@ def pretraining_prompts(
     most_text: int = 2,
     most_boxes: int = 1,
     asked: Mapping[str, float] | None = None,
+    sought: float = 0.3,
 ) -> list[DrawnPrompt]:
     """Prompts about one view of an image with known concepts, for pre-training.
 
@@ -131,7 +132,8 @@ def pretraining_prompts(
     is absent. At most `most_text` concepts are asked by name and `most_boxes` with a box; one
     absent concept is asked about in every view. asked: how often each concept is asked where it is
     present. Absent ones are drawn alike: a name that is nearly always present when it is asked
-    would be answered without a look at the image.
+    would be answered without a look at the image. sought: of the absent ones, the share that was
+    looked for in vain in this image.
     """
     factor = next(iter(layers.values())).shape[-1] // mask_size
     smallest = _SMALLEST * factor**2
@@ -148,7 +150,7 @@ def pretraining_prompts(
         if visible:
             concept = visible[int(rng.integers(len(visible)))]
             prompts.append(_boxed_instances(concept, layers[concept], mask_size, smallest, rng))
-    prompts.append(_absent(layers, gone, family, mask_size, rng, asked or {}))
+    prompts.append(_absent(layers, gone, family, mask_size, rng, asked or {}, sought))
     return prompts
 
 
@@ -184,9 +186,10 @@ def _absent(
     mask_size: int,
     rng: np.random.Generator,
     asked: Mapping[str, float],
+    sought: float,
 ) -> DrawnPrompt:
     """The name of something that is not in the view: looked for in vain, or of another family."""
-    if gone and rng.random() < 0.3:
+    if gone and rng.random() < sought:
         phrase = _name(gone[int(rng.integers(len(gone)))], rng)
     elif rng.random() < 0.85:
         others = [c for c in CONCEPT_PHRASES if c not in layers and c not in UNLABELLED[family]]

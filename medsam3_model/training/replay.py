@@ -19,7 +19,7 @@ from PIL import Image
 from medsam3_model.checkpoints.presets import WEIGHTS_FOLDER
 from medsam3_model.data.datasets import load_dataset
 from medsam3_model.data.samples import Sample
-from medsam3_model.pretraining.data import load_sources
+from medsam3_model.pretraining.detector import detector_sources
 from medsam3_model.pretraining.phantoms.phantoms import PHANTOMS, phantom
 from medsam3_model.training.data import TrainingImage
 
@@ -33,8 +33,16 @@ _APART = (
     frozenset({"skin lesion"}),
     frozenset({"polyp"}),
     frozenset({"cell nucleus"}),
-)
-_MOST_PER_SOURCE = {"template": 20, "isic2017": 28, "kvasir_seg": 36, "dsb2018_nuclei": 28}
+    frozenset({"breast tumor"}),
+    frozenset({"optic disc", "optic cup", "hard exudates", "soft exudates", "haemorrhages"}),
+    frozenset({"left ventricle cavity", "myocardium", "right ventricle", "left atrium",
+               "right atrium", "aorta", "pulmonary artery"}),
+)  # fmt: skip
+_MOST_PER_SOURCE = {
+    "template": 20, "isic2017": 28, "kvasir_seg": 36, "healthy_colon": 12, "dsb2018_nuclei": 28,
+    "bus_uclm": 16, "normal_breast": 12, "idrid": 12, "hvsmr": 12, "sunnybrook_ed": 10,
+    "sunnybrook_es": 6,
+}  # fmt: skip
 _LONGEST_SIDE = 320  # the bundled model looks at 216 pixels, at times at a part of the image
 
 
@@ -49,13 +57,14 @@ def bundled_replay() -> tuple[TrainingImage, ...]:
 
 
 def _stored_layers(sample: Sample) -> dict[str, NDArray[np.int32]]:
-    layers: dict[str, NDArray[np.int32]] = {}
-    for concept in sorted(sample.concepts):
-        truth = sample.read(concept)
-        if truth is not None:
-            layers[concept] = truth.labels
+    """Instance numbers by concept; an empty map says that it was looked for in vain."""
+    layers = {
+        folder.name: np.asarray(Image.open(file)).astype(np.int32)
+        for folder in sorted((REPLAY_FOLDER / "instances").iterdir())
+        if (file := folder / f"{sample.name}.png").is_file()
+    }
     # One concept that cannot be in this image, always the same: presence learns from it.
-    others = [group for group in _APART if not group & sample.concepts]
+    others = [group for group in _APART if not group & layers.keys()]
     chosen = others[zlib.crc32(sample.name.encode()) % len(others)]
     nothing = np.zeros_like(next(iter(layers.values())))
     return {**layers, min(chosen): nothing}
@@ -85,7 +94,7 @@ def phantom_layers(kind: str, seed: int) -> dict[str, NDArray[np.int32]]:
 def write_replay(folders: Mapping[str, Path], out: Path) -> int:
     """Write the folder from training images of the sources; returns the number of images."""
     count = 0
-    for source, samples in load_sources(dict(folders), 0).items():
+    for source, samples in detector_sources(dict(folders), 0, seed=0).items():
         most = _MOST_PER_SOURCE.get(source, 0)
         for sample in samples[:: max(1, len(samples) // max(most, 1))][:most]:
             height, width = sample.image.shape[:2]

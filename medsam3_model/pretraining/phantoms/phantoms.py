@@ -15,6 +15,7 @@ from scipy import ndimage
 import medsam3_model.pretraining.phantoms.brushes as brush
 from medsam3_model.pretraining.phantoms.brushes import Float, Phantom
 from medsam3_model.pretraining.phantoms.cardiac import cardiac_mri
+from medsam3_model.pretraining.phantoms.chest import chest_xray
 from medsam3_model.pretraining.phantoms.ultrasound import breast_ultrasound
 
 Draw = Callable[[np.random.Generator, int], Phantom]
@@ -98,56 +99,6 @@ def fundus(rng: np.random.Generator, size: int) -> Phantom:
     return Phantom(
         brush.picture(image),
         {"optic disc": brush.layer(disc < 1), "optic cup": brush.layer(cup < 1)},
-    )
-
-
-def chest_xray(rng: np.random.Generator, size: int) -> Phantom:
-    """Two dark lungs with ribs across them, a heart to the image's right, the diaphragm below."""
-    x, y = brush.grid(size)
-    image: Float = np.full((size, size), rng.uniform(0.55, 0.8), np.float32)
-    image += 0.08 * brush.noise(rng, size, size / 5)
-    body = np.abs(x) > rng.uniform(0.85, 1.1) + 0.1 * np.cos(3 * y)
-    image = brush.paint(image, ndimage.gaussian_filter(body.astype(np.float32), 3), 0.05)
-    shift, tilt = rng.normal(0, 0.06), rng.normal(0, 0.05)
-    height, width = rng.uniform(0.55, 0.82), rng.uniform(0.26, 0.38)
-    top = rng.normal(-0.05, 0.08)
-    distances = []
-    for side in (-1, 1):
-        middle = (shift + side * rng.uniform(0.4, 0.5), top)
-        lung = brush.blob(rng, size, middle, (width, height), tilt + side * 0.12, 0.06)
-        bulge = np.clip((y - top) / height, -1, 1) * 0.12  # wider at the base than at the apex
-        lung = lung / np.clip(1 + bulge, 0.7, 1.3)
-        floor = top + height * rng.uniform(0.6, 0.8) + 0.15 * (x - middle[0]) ** 2 * 4
-        distances.append(np.maximum(lung, 1 + (y - floor) / 0.3))
-    heart_size = rng.uniform(0.24, 0.36)
-    heart = brush.blob(
-        rng, size, (shift + rng.uniform(0.08, 0.18), top + height * 0.4),
-        (heart_size * 1.15, heart_size), 0.5, 0.04,
-    )  # fmt: skip
-    spine = np.exp(-(((x - shift) / 0.13) ** 2))
-    right, left = distances
-    dark = rng.uniform(0.12, 0.4)
-    air = dark + 0.05 * brush.noise(rng, size, 6) + 0.04 * brush.noise(rng, size, 2)
-    for lung in distances:
-        image = brush.paint(image, brush.soft(lung, rng.uniform(0.05, 0.2)), air)
-    image += rng.uniform(0.0, 0.15) * spine
-    image = brush.paint(image, brush.soft(heart, 0.15) * 0.85, rng.uniform(0.6, 0.85))
-    count = int(rng.integers(6, 10))
-    for side in (-1, 1):
-        arch = y + 0.35 * (np.abs(x - shift) - 0.3) ** 2 * 2 - side * tilt * x
-        ribs = np.clip(np.sin(arch * count * np.pi + rng.uniform(0, 6)), 0.6, 1) - 0.6
-        image += rng.uniform(0.05, 0.35) * ribs * (np.sign(x - shift) == side)
-    image += rng.normal(0, rng.uniform(0.005, 0.04), image.shape).astype(np.float32)
-    clear = heart >= 1
-    right_mask, left_mask = (right < 1) & clear, (left < 1) & clear
-    return Phantom(
-        brush.picture(ndimage.gaussian_filter(image, 0.6)),
-        {
-            "lungs": brush.layer(right_mask, left_mask),
-            "right lung": brush.layer(right_mask),  # the patient's right is on the image's left
-            "left lung": brush.layer(left_mask),
-            "heart": brush.layer(heart < 1),
-        },
     )
 
 

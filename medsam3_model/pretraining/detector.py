@@ -1,0 +1,302 @@
+"""Pre-training of the bundled model's detector: `python -m medsam3_model.pretraining.detector`.
+
+The vision transformer of the bundled weights stays frozen, so the tracker stays valid; text
+encoder, neck and detector learn names, boxes and, from images in which a concept was looked for in
+vain, absence. Views are encoded once and kept for a while. Processes share the weights
+(`shared_training`), and a stopped run goes on.
+"""
+
+import time
+from collections import deque
+from collections.abc import Sequence
+from copy import deepcopy
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from medsam3_model.checkpoints import tracker_keys
+from medsam3_model.checkpoints.bundle import write_bundle
+from medsam3_model.checkpoints.presets import bundled_weights
+from medsam3_model.checkpoints.tokenizer import load_tokenizer
+from medsam3_model.detector import answer_prompts, feature_levels, vision_hidden
+from medsam3_model.predictor import MedSAM3
+from medsam3_model.pretraining.data import SourceImage, how_often_asked, load_sources
+from medsam3_model.pretraining.derived import (
+    healthy_parts,
+    painted_cups,
+    with_findings,
+    without_findings,
+)
+from medsam3_model.pretraining.pretrain import loudness, parameter_groups
+from medsam3_model.pretraining.shared_training import SharedTraining, copy_of, prepare, run_parser
+from medsam3_model.pretraining.validation import (
+    Validation,
+    encode_prompts,
+    load_validation,
+    normalise,
+)
+from medsam3_model.tracker import Tracker
+from medsam3_model.training.augmentation import (
+    random_look,
+    random_view,
+    sample_image,
+    sample_labels,
+)
+from medsam3_model.training.losses import LossWeights, detector_loss
+from medsam3_model.training.prompts import DrawnPrompt, pretraining_prompts
+
+_BACKBONE = "vision_encoder.backbone."
+# Views that a process keeps, how many it begins with, and how many are new in each step.
+_KEPT_VIEWS, _FIRST_VIEWS, _FRESH = 2500, 300, 2
+# How often an image comes from each source.
+_SHARES = {
+    "kvasir_seg": 0.04, "kvasir_seg_more": 0.17, "healthy_colon": 0.08, "isic2017": 0.07,
+    "dsb2018_nuclei": 0.04, "dsb2018_nuclei_more": 0.06, "bus_uclm": 0.12, "normal_breast": 0.08,
+    "idrid": 0.05, "painted_cups": 0.05, "hvsmr": 0.05, "sunnybrook_ed": 0.06,
+    "sunnybrook_es": 0.04, "template": 0.04, "breast_ultrasound": 0.03, "dermoscopy": 0.01,
+    "fundus": 0.02, "chest_xray": 0.09, "cardiac_mri": 0.03, "microscopy": 0.01, "shapes": 0.02,
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class DetectorTraining:
+    """Settings of a run.
+
+    steps, minutes: whichever ends first ends the run, and the rate falls with it. sought: where
+    nothing of what was looked for is in an image, the share of the absent concepts that are asked
+    about and are among these.
+    """
+
+    images_per_step: int = 5
+    steps: int = 20000
+    minutes: float = 180.0
+    warm_up: int = 200
+    learning_rate: float = 6e-4
+    weight_decay: float = 0.1
+    clip_norm: float = 5.0
+    average: float = 0.998
+    loudness: float = 2.0
+    sought: float = 0.8
+    phantoms_per_kind: int = 150
+    validate_every: int = 1500
+    workers: int = 2
+    loss: LossWeights = field(
+        default_factory=lambda: LossWeights(
+            classification=0.5, presence=6.0, mask_focal=10.0, semantic_dice=20.0
+        )
+    )
+
+    def rate(self, share: float, step: int) -> float:
+        """The learning rate where `share` of the run is over: a cosine to a hundredth."""
+        fall = 0.01 + 0.99 * (1 + np.cos(np.pi * min(share, 1.0))) / 2
+        return float(self.learning_rate * fall * min(1.0, (step + 1) / self.warm_up))
+
+
+@dataclass(frozen=True)
+class _View:
+    """Tokens float16 (1, T, C) of a view, labels int16 (S, S) by concept, the image's family.
+
+    healthy: nothing of what was looked for is in the image.
+    """
+
+    tokens: Tensor
+    layers: dict[str, Tensor]
+    family: str
+    healthy: bool
+
+
+class DetectorPretraining(SharedTraining):
+    """The state of a run: master weights, optimiser, averaged weights, position."""
+
+    def __init__(
+        self,
+        config: DetectorTraining,
+        sources: dict[str, list[SourceImage]],
+        validation: Validation,
+        seed: int,
+        out: Path,
+    ) -> None:
+        super().__init__(
+            out, workers=config.workers, validate_every=config.validate_every, decay=config.average
+        )
+        self.config, self.sources, self.validation = config, sources, validation
+        self.seed = seed
+        self.base = MedSAM3.from_pretrained("tiny", device="cpu")
+        self.model = self.base.model.train()
+        self.tokenizer = load_tokenizer(bundled_weights("tiny"))
+        for name, parameter in self.model.named_parameters():
+            parameter.requires_grad_(not name.startswith(_BACKBONE))
+        self.parameters = [one for one in self.model.parameters() if one.requires_grad]
+        groups = parameter_groups(self.model, config.weight_decay)
+        self.optimiser = torch.optim.AdamW(groups, lr=0.0, betas=(0.9, 0.98), fused=True)
+        self.average = copy_of(self.model)
+        self.names = [name for name in _SHARES if sources.get(name)]
+        shares = np.array([_SHARES[name] for name in self.names])
+        self.shares = shares / shares.sum()
+        self.asked = how_often_asked(sources, dict(zip(self.names, self.shares, strict=True)))
+        self.side = self.base.image_size
+        self.cells = self.side // 3  # four mask cells for each token of 12 pixels
+        self.views: deque[_View] = deque(maxlen=_KEPT_VIEWS)
+        self.begun = time.monotonic()
+        if (state := self.saved()) is not None:
+            self.model.load_state_dict(state["model"])
+            self.optimiser.load_state_dict(state["optimiser"])
+            self.begun -= state["seconds"]
+        self.model.share_memory()
+
+    def share(self) -> float:
+        """How much of the run is over."""
+        minutes = (time.monotonic() - self.begun) / 60
+        return max(self.step / self.config.steps, minutes / self.config.minutes)
+
+    def run(self) -> None:
+        """Train to the end, then write the bundle: these weights with the bundled tracker."""
+        self.take_steps(self.config.steps)
+        self.log({"validation": self.validate()})
+        info = write_bundle(
+            self.out / "bundle",
+            "tiny",
+            self.base.config,
+            self.average,
+            self.tokenizer,
+            tracker_state(self.base.tracker),
+        )
+        self.log({"version": info.version})
+
+    def one_step(self) -> dict[str, float]:
+        """Update the shared weights once; the terms of the loss."""
+        share = self.share()
+        if share >= 1:
+            self.end()
+        rate = self.config.rate(share, self.step)
+        for group in self.optimiser.param_groups:
+            group["lr"] = rate
+        rng = np.random.default_rng([self.seed, self.step])
+        tokens, prompts = self._draw(rng)
+        levels = feature_levels(self.model, tokens)
+        asked = [(image, prompt.phrase, prompt.box) for image, prompt in prompts]
+        output = answer_prompts(
+            self.model,
+            levels,
+            encode_prompts(self.model, self.tokenizer, asked),
+            torch.tensor([n for n, (_, prompt) in enumerate(prompts) if prompt.wants_masks]),
+        )
+        losses = detector_loss(output, [prompt.target for _, prompt in prompts], self.config.loss)
+        losses["loudness"] = self.config.loudness * loudness(levels)
+        losses["total"] = losses["total"] + losses["loudness"]
+        self.optimiser.zero_grad()
+        losses["total"].backward()
+        norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.config.clip_norm)
+        if torch.isfinite(norm):
+            self.optimiser.step()
+        terms = {name: float(value.detach()) for name, value in losses.items()}
+        return {**terms, "norm": float(norm), "rate": rate}
+
+    def _draw(self, rng: np.random.Generator) -> tuple[Tensor, list[tuple[int, DrawnPrompt]]]:
+        """Tokens (B, T, C) and (image, prompt) pairs."""
+        fresh = _FRESH if self.views else _FIRST_VIEWS
+        for _ in range(fresh):
+            self.views.append(self._new_view(rng))
+        drawn = [
+            self.views[int(n)]
+            for n in rng.integers(len(self.views), size=self.config.images_per_step)
+        ]
+        prompts: list[tuple[int, DrawnPrompt]] = []
+        for number, view in enumerate(drawn):
+            made = pretraining_prompts(
+                {concept: layer.long() for concept, layer in view.layers.items()},
+                view.family,
+                self.cells,
+                rng,
+                asked=self.asked,
+                **({"sought": self.config.sought} if view.healthy else {}),
+            )
+            prompts += [(number, prompt) for prompt in made]
+        return torch.cat([view.tokens for view in drawn]).float(), prompts
+
+    @torch.no_grad()
+    def _new_view(self, rng: np.random.Generator) -> _View:
+        source = self.sources[self.names[rng.choice(len(self.names), p=self.shares)]]
+        sample = source[int(rng.integers(len(source)))]
+        view = random_view(rng, sample.family, sample.aspect)
+        labels = sample_labels(np.stack(list(sample.layers.values())), view, 2 * self.cells)
+        looked = random_look(sample_image(sample.image, view, self.side), rng)
+        return _View(
+            vision_hidden(self.model, normalise(looked)[None]).half(),
+            dict(zip(sample.layers, labels.to(torch.int16), strict=True)),
+            sample.family,
+            healthy=not any(layer.any() for layer in sample.layers.values()),
+        )
+
+    def validate(self) -> dict[str, dict[str, float]]:
+        """Figures of the averaged weights; see `Validation.score`."""
+        averaged = deepcopy(self.model).eval()  # the other processes go on with theirs
+        averaged.load_state_dict(self.average)
+        return self.validation.score(averaged, self.tokenizer)
+
+    def weights(self) -> dict[str, Tensor]:
+        """The model's state dict, without copies."""
+        return dict(self.model.state_dict())
+
+    def state(self) -> dict[str, Any]:
+        """Weights, moments and time."""
+        return {
+            "model": self.model.state_dict(),
+            "optimiser": self.optimiser.state_dict(),
+            "seconds": time.monotonic() - self.begun,
+        }
+
+
+def tracker_state(tracker: Tracker | None) -> dict[str, Tensor]:
+    """A tracker's tensors under their names in a bundle."""
+    if tracker is None:
+        return {}
+    parts = {tracker_keys.MODEL: tracker.model, tracker_keys.NECK: tracker.neck}
+    return {
+        prefix + key: value
+        for prefix, part in parts.items()
+        for key, value in part.state_dict().items()
+    }
+
+
+def detector_sources(
+    folders: dict[str, Path], phantoms_per_kind: int, seed: int
+) -> dict[str, list[SourceImage]]:
+    """Training images by source, with those that are made from others."""
+    rng = np.random.default_rng(seed)
+    sources = load_sources(folders, phantoms_per_kind)
+    if "bus_uclm" in sources:
+        sources["normal_breast"] = without_findings(sources["bus_uclm"])
+        sources["bus_uclm"] = with_findings(sources["bus_uclm"])
+    colons = [s for name in ("kvasir_seg", "kvasir_seg_more") for s in sources.get(name, [])]
+    sources["healthy_colon"] = healthy_parts(colons, rng)
+    sources["painted_cups"] = painted_cups(sources.get("idrid", []), rng)
+    return sources
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Train the bundled model's detector on the CPU."""
+    parser = run_parser("medsam3_model.pretraining.detector", main.__doc__)
+    parser.add_argument("--steps", type=int, default=DetectorTraining.steps)
+    parser.add_argument("--minutes", type=float, default=DetectorTraining.minutes)
+    parser.add_argument("--workers", type=int, default=DetectorTraining.workers)
+    parser.add_argument("--rate", type=float, default=DetectorTraining.learning_rate)
+    options = parser.parse_args(arguments)
+    folders = prepare(options)
+    config = DetectorTraining(
+        steps=options.steps,
+        minutes=options.minutes,
+        workers=options.workers,
+        learning_rate=options.rate,
+    )
+    sources = detector_sources(folders, config.phantoms_per_kind, options.seed)
+    validation = load_validation(folders)
+    DetectorPretraining(config, sources, validation, options.seed, options.out).run()
+
+
+if __name__ == "__main__":
+    main()
