@@ -30,6 +30,9 @@ class DetectionSettings:
         mask_threshold: probability above which a pixel belongs to an instance.
         min_area: smallest mask, in pixels of the image, that counts as an instance.
         max_instances: at most this many, best first.
+        semantic_share: how much the semantic map counts in the log-odds of every instance's mask,
+            0 to 1. The map is the steadier of the two, and a query is sure of what belongs to its
+            neighbours.
     """
 
     score_threshold: float = 0.5
@@ -38,9 +41,10 @@ class DetectionSettings:
     mask_threshold: float = 0.5
     min_area: int = 1
     max_instances: int = 100
+    semantic_share: float = 0.0
 
     def __post_init__(self) -> None:
-        for name in ("score_threshold", "nms_iou_threshold"):
+        for name in ("score_threshold", "nms_iou_threshold", "semantic_share"):
             value = getattr(self, name)
             if value is not None and not 0 <= value <= 1:
                 raise ValueError(f"{name} is between 0 and 1, not {value}")
@@ -95,16 +99,19 @@ def to_detections(
     # A mask is enlarged only when its turn comes: most queries never get that far.
     masks: list[np.ndarray] = []
     kept: list[int] = []
+    semantic_logits = outputs["semantic_seg"][row, 0].float()
     for query in order.tolist():
         if len(kept) == settings.max_instances:
             break
-        mask = _full_size_mask(outputs["pred_masks"][row, query], size, settings.mask_threshold)
+        own = outputs["pred_masks"][row, query].float()
+        logits = own.lerp(semantic_logits, settings.semantic_share)
+        mask = _full_size_mask(logits, size, settings.mask_threshold)
         if int(mask.sum()) >= settings.min_area:
             masks.append(mask)
             kept.append(query)
 
     semantic = F.interpolate(
-        outputs["semantic_seg"][row : row + 1].float(), size, mode="bilinear", align_corners=False
+        semantic_logits[None, None], size, mode="bilinear", align_corners=False
     )
     return Detections(
         masks=np.stack(masks) if masks else np.zeros((0, height, width), dtype=np.bool_),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -71,6 +72,7 @@ class MedSAM3:
         hashes: WeightsHash | None = None,
         tracker: Tracker | None = None,
         takes_exemplars: bool = True,
+        thresholds: Mapping[str, float] | None = None,
     ) -> None:
         """Wrap a ready `Sam3Model`; most callers want `from_pretrained`.
 
@@ -87,10 +89,12 @@ class MedSAM3:
             hashes: of the weights, where the caller knows them already.
             tracker: of the same checkpoint.
             takes_exemplars: see the class.
+            thresholds: lowest score of a shown instance by phrase, before that of `settings`.
         """
         self.device = devices.resolve_device(device)
         self.dtype = devices.resolve_dtype(dtype, self.device)
         self.settings = settings
+        self.thresholds = dict(thresholds or {})
         self.name = name
         self.tracker = tracker
         self.takes_exemplars = takes_exemplars
@@ -190,7 +194,12 @@ class MedSAM3:
             hashes=WeightsHash(self.encoder_hash, detector.detector_hash),
             tracker=self.tracker,
             takes_exemplars=self.takes_exemplars,
+            thresholds=detector.thresholds,
         )
+
+    def threshold_of(self, phrase: str) -> float:
+        """Lowest score at which an instance of a phrase is shown: as calibrated, else the same."""
+        return self.thresholds.get(phrase, self.settings.score_threshold)
 
     def save_detector(
         self, path: str | Path, *, base: str, name: str, notes: Mapping[str, Any] | None = None
@@ -203,6 +212,7 @@ class MedSAM3:
             base=base,
             name=name,
             notes=notes,
+            thresholds=self.thresholds,
         )
 
     @property
@@ -306,7 +316,7 @@ class MedSAM3:
             boxes: exemplars, x0, y0, x1, y1 in pixels of the original image: (M, 4) for all
                 phrases, or a list of K such arrays. They show what is meant, they do not crop.
             box_labels: 1 "such things", 0 "not such things", (M,) or K of them; default all 1.
-            settings: thresholds; default the model's own.
+            settings: thresholds; default the model's own, as calibrated for each phrase.
             read: what to make of the tensors instead of `Detections`. It is called with the
                 tensors of `detector.detector_outputs` for some of the phrases, the row in them
                 that belongs to a phrase, and which of the K phrases it is.
@@ -324,10 +334,12 @@ class MedSAM3:
                     f"a {type(embedding).__name__} of another encoder was given to {self.version}: "
                     "encode again with this model"
                 )
-        size, thresholds = image_embedding.original_size, settings or self.settings
+        size = image_embedding.original_size
 
         def detections(outputs: Mapping[str, torch.Tensor], row: int, index: int) -> Any:
-            return to_detections(outputs, row, size, thresholds, text_embedding.phrases[index])
+            phrase = text_embedding.phrases[index]
+            chosen = settings or replace(self.settings, score_threshold=self.threshold_of(phrase))
+            return to_detections(outputs, row, size, chosen, phrase)
 
         read = read or detections
         rows, labels = preprocessing.per_phrase_boxes(boxes, box_labels, len(text_embedding))

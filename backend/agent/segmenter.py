@@ -39,9 +39,7 @@ class ModelSegmenter:
     ) -> None:
         self._model, self._embedding = model, embedding
         self._encode_window = encode_window
-        self._threshold = (
-            model.settings.score_threshold if score_threshold is None else score_threshold
-        )
+        self._threshold = model.threshold_of(phrase) if score_threshold is None else score_threshold
         self._phrase = phrase
         self._text = model.encode_text([phrase])
         self._first = self._look(phrase)

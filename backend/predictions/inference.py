@@ -324,7 +324,7 @@ class Inference:
                 return [segment_like(model, embedding, texts[0], boxes, labels, closer_look)]
             return [segment_prompted(model, embedding, texts[0], spatial, closer_look, kept)]
         thresholds = [
-            model.settings.score_threshold
+            model.threshold_of(concept.phrase)
             if concept.score_threshold is None
             else concept.score_threshold
             for concept in concepts

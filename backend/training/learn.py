@@ -118,6 +118,7 @@ def fine_tune(
         "seconds": round(time.monotonic() - started, 1),
         "images": len(current),
         "replayed_images": len(replay),
+        "thresholds": tuned.model.thresholds,
         "history": [list(row) for row in tuned.history],
     }
     return Trained(draft, tuned.model.version, figures)

@@ -57,6 +57,7 @@ def write_bundle(
         score_threshold=0.5,
         use_presence=True,
         exemplars=False,
+        semantic_share=0.5,
     )
     text = json.dumps({"format": BUNDLE_FORMAT, **asdict(info)}, indent=2)
     (folder / "preset.json").write_text(text + "\n", encoding="utf-8")

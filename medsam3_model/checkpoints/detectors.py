@@ -37,6 +37,8 @@ class DetectorCheckpoint:
         base: the checkpoint that holds that encoder, as it was given ("tiny", a path, a hub id).
         name: first part of the version it gives a model.
         notes: whatever the training run wrote down (concepts, figures); JSON values.
+        thresholds: lowest score of a shown instance by phrase, 0 to 1, where it is not the model's
+            own.
     """
 
     state: Mapping[str, torch.Tensor]
@@ -45,6 +47,7 @@ class DetectorCheckpoint:
     base: str
     name: str
     notes: Mapping[str, Any] = field(default_factory=dict)
+    thresholds: Mapping[str, float] = field(default_factory=dict)
 
 
 def detector_state(model: Sam3Model) -> dict[str, torch.Tensor]:
@@ -64,6 +67,7 @@ def save_detector(
     base: str,
     name: str,
     notes: Mapping[str, Any] | None = None,
+    thresholds: Mapping[str, float] | None = None,
 ) -> DetectorCheckpoint:
     """Write a detector; the file appears complete or not at all.
 
@@ -74,6 +78,7 @@ def save_detector(
         base: the checkpoint that holds the encoder, for `from_pretrained` of the file alone.
         name: first part of the version.
         notes: JSON values to keep with it.
+        thresholds: by phrase, see `DetectorCheckpoint`.
     """
     path = Path(path)
     detector_hash = hashes.of_state(state).detector
@@ -85,10 +90,13 @@ def save_detector(
         "base": base,
         "name": name,
         "notes": json.dumps(dict(notes or {}), sort_keys=True),
+        "thresholds": json.dumps(dict(thresholds or {}), sort_keys=True),
     }
     with replacing(path) as unfinished:
         save_file(dict(state), unfinished, metadata)
-    return DetectorCheckpoint(dict(state), encoder_hash, detector_hash, base, name, notes or {})
+    return DetectorCheckpoint(
+        dict(state), encoder_hash, detector_hash, base, name, notes or {}, thresholds or {}
+    )
 
 
 def load_detector(path: Path | str) -> DetectorCheckpoint:
@@ -120,12 +128,23 @@ def load_detector(path: Path | str) -> DetectorCheckpoint:
             notes["base"],
             notes["name"],
             json.loads(notes["notes"]),
+            _thresholds(notes.get("thresholds", "{}")),
         )
     except (KeyError, ValueError) as error:
         raise CheckpointError(f"{path.name} lacks a part of its metadata: {error}") from error
     if hashes.of_state(state).detector != loaded.detector_hash:
         raise CheckpointError(f"{path.name} is damaged: its weights are not those that were saved")
     return loaded
+
+
+def _thresholds(text: str) -> dict[str, float]:
+    """Raises ValueError for anything but numbers from 0 to 1 by phrase."""
+    values = json.loads(text)
+    if not isinstance(values, dict) or not all(
+        isinstance(value, int | float) and 0 <= value <= 1 for value in values.values()
+    ):
+        raise ValueError(f"thresholds {text[:80]!r} are not numbers from 0 to 1 by phrase")
+    return {phrase: float(value) for phrase, value in values.items()}
 
 
 def with_detector(base: Sam3Model, detector: DetectorCheckpoint, encoder_hash: str) -> Sam3Model:

@@ -32,6 +32,7 @@ class BundleInfo:
     score_threshold: an instance counts from this score on.
     use_presence: scores are σ(logit)·σ(presence), as SAM 3 defines them.
     exemplars: a box shows what is meant all over the image; else it asks for the object in it.
+    semantic_share: of the semantic map in every instance's mask, see `DetectionSettings`.
     """
 
     preset: str
@@ -44,6 +45,7 @@ class BundleInfo:
     score_threshold: float
     use_presence: bool
     exemplars: bool
+    semantic_share: float
 
 
 def tiny_config(input_size: int = 216) -> "Sam3Config":

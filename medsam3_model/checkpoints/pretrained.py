@@ -124,6 +124,7 @@ def _bundle_preset(folder: Path) -> Preset:
         score_threshold=info.score_threshold,
         use_presence=info.use_presence,
         mask_threshold=info.mask_threshold,
+        semantic_share=info.semantic_share,
     )
     return Preset(info.preset, settings, info.version, info.exemplars)
 

@@ -143,6 +143,11 @@ class TrainingData:
         layers = self._layers[image.key]
         return dict(zip(layers.phrases, layers.unpacked() > 0, strict=True))
 
+    def instances(self, image: TrainingImage) -> dict[str, NDArray[np.uint16]]:
+        """The instance numbers by phrase (H, W)."""
+        layers = self._layers[image.key]
+        return dict(zip(layers.phrases, layers.unpacked(), strict=True))
+
     def text(self, phrases: Sequence[str]) -> TextEmbedding:
         """The embedding of some of the run's phrases."""
         rows = [self._row[phrase] for phrase in phrases]

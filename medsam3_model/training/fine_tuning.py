@@ -30,6 +30,7 @@ from medsam3_model.training.losses import LossWeights, detector_loss
 from medsam3_model.training.processes import joined
 from medsam3_model.training.prompts import DrawnPrompt, correction_prompt
 from medsam3_model.training.state import TrainingState, load_state, save_state
+from medsam3_model.training.thresholds import CANDIDATES, agreements, calibrated
 from medsam3_model.types import ImageEmbedding
 
 if TYPE_CHECKING:
@@ -307,7 +308,9 @@ class _Run:
         if not state.history or state.history[-1][0] != state.step:
             state.history.append((state.step, _mean(state.losses), None))
         weights = state.best[1] if state.best else self.averaged()
-        return FineTuned(self._version(weights), state.step, tuple(state.history), stopped)
+        thresholds = self.thresholds(self._version(weights))
+        model = self._version(weights, thresholds)
+        return FineTuned(model, state.step, tuple(state.history), stopped)
 
     def report(self, file: Path | None, on_progress: Callable[[TrainingProgress], None]) -> None:
         """Tell of the step; where that raises, all processes save and end together."""
@@ -454,6 +457,28 @@ class _Run:
             by_phrase.setdefault(phrase, []).append(value)
         return _mean([_mean(values) for values in by_phrase.values()])
 
+    def thresholds(self, model: "MedSAM3") -> dict[str, float]:
+        """The lowest scores of each phrase that agree best with the spared images."""
+        own = model.settings.score_threshold
+        settings = replace(model.settings, score_threshold=min(own, *CANDIDATES))
+        scored: list[tuple[str, dict[float, float]]] = []
+        for _, image in self.processes.mine(self.spared):
+            self.make_way()
+            truth = self.data.instances(image)
+            _, embedding = self.data.view(image, 0)
+            text = self.data.text(tuple(truth))
+            answers = model.detect_all(embedding, text, settings=settings)
+            scored += [
+                (phrase, agreements(answer, layer, own))
+                for (phrase, layer), answer in zip(truth.items(), answers, strict=True)
+                if layer.any()
+            ]
+        everybodys = [row for part in self.processes.gather(scored) for row in part]
+        judged = {phrase for phrase, _ in everybodys}
+        # What this run does not ask about keeps the thresholds of an earlier one.
+        kept = {name: at for name, at in self.start.thresholds.items() if name not in judged}
+        return kept | calibrated(everybodys, own)
+
     # -- state ------------------------------------------------------------------------------
 
     def save(self, file: Path | None) -> None:
@@ -484,11 +509,17 @@ class _Run:
         text = repr((self.start.encoder_hash, self.start.detector_hash, self.settings, keys))
         return hashlib.sha256(text.encode()).hexdigest()
 
-    def _version(self, state: Mapping[str, Tensor]) -> "MedSAM3":
-        """The model with these weights of the detector."""
+    def _version(
+        self, state: Mapping[str, Tensor], thresholds: Mapping[str, float] | None = None
+    ) -> "MedSAM3":
+        """The model with these weights of the detector, and these thresholds or those before."""
         encoder, detector = self.start.encoder_hash, hashes.of_state(state).detector
+        if thresholds is None:
+            thresholds = self.start.thresholds
         return self.start.with_detector(
-            DetectorCheckpoint(state, encoder, detector, self.base, self.name)
+            DetectorCheckpoint(
+                state, encoder, detector, self.base, self.name, thresholds=thresholds
+            )
         )
 
 

@@ -37,6 +37,7 @@ DAMAGES: dict[str, dict[str, Any]] = {
 }
 SEEDS = 4
 VALIDATION = 6
+CORRECTIONS = 50
 # As long as the mark of an annotator's presence lives and a little more: every prompt meets a
 # trainer that is at work, which is the worst case.
 PAUSE_S = 1.8
@@ -46,8 +47,8 @@ REPREDICTED = 40
 
 
 def measure() -> dict[str, float]:
-    """Bad promotions of 20 damaged runs; ratios of wall-clock time."""
-    return {**_gate(), **_interactive(), **_repredict()}
+    """Bad promotions of 20 damaged runs; seconds of a run; ratios of wall-clock time."""
+    return {**_gate(), **_learn(), **_interactive(), **_repredict()}
 
 
 # -- the gate -------------------------------------------------------------------------------------
@@ -114,8 +115,26 @@ def _dice_unseen(services: Services, version: str) -> float:
     return float(np.mean(scores))
 
 
+# -- how long a round takes ---------------------------------------------------------------------
+
+
+def _learn() -> dict[str, float]:
+    """A run with the default options on 50 corrections, from its request to the gate's verdict."""
+    with _stage(train_replay=True) as stage:
+        stage.annotate(CORRECTIONS - CORRECTIONS // 5, CORRECTIONS // 5)
+        started = time.perf_counter()
+        id_ = runs.request_run(stage.services, stage.project_id, Trigger.API).run_id
+        train_run(stage.services, id_)
+        seconds = time.perf_counter() - started
+        with stage.services.database.reading() as session:
+            run = session.get_one(TrainingRun, id_)
+            assert run.error is None, run.error
+            assert session.get(GateVerdict, id_) is not None
+            return {f"learn_{CORRECTIONS}_s": round(seconds, 1), "learn_steps": run.step}
+
+
 @contextmanager
-def _stage() -> Iterator[TrainingStage]:
+def _stage(*, train_replay: bool = False) -> Iterator[TrainingStage]:
     """An installation of its own with the bundled model, which knows what is annotated."""
     with (
         tempfile.TemporaryDirectory(prefix="m3-") as folder,
@@ -125,7 +144,7 @@ def _stage() -> Iterator[TrainingStage]:
             data_dir=Path(folder),
             label_studio_url=label_studio.url,
             label_studio_api_key="0" * 40,
-            train_replay=False,
+            train_replay=train_replay,
         )
         with RedisServer(settings.redis_socket):
             services = open_services(settings)

@@ -96,6 +96,21 @@ def test_mask_threshold() -> None:
     assert 0.9 not in strict.scores.round(3)
 
 
+def test_the_semantic_map_has_a_share_in_every_mask() -> None:
+    """A query is sure of a column that the map denies, and unsure of one that it affirms."""
+    given = outputs()
+    given["pred_masks"][0, 0, :, 10] = -3.0
+    given["pred_masks"][0, 0, :, 30] = 6.0
+    alone = to_detections(given, 0, SIZE, ALL).masks[0]
+    assert not alone[20, 21]
+    assert alone[20, 61]
+    shared = to_detections(given, 0, SIZE, replace(ALL, semantic_share=0.5)).masks[0]
+    assert shared[20, 21]
+    assert not shared[20, 61]
+    whole = to_detections(given, 0, SIZE, replace(ALL, semantic_share=1.0))
+    np.testing.assert_array_equal(whole.masks[0], whole.semantic > 0.5)
+
+
 def test_nothing_found_still_has_shapes_and_a_fallback() -> None:
     found = to_detections(outputs(), 0, SIZE, replace(ALL, score_threshold=0.95))
     assert found.masks.shape == (0, 40, 80)

@@ -69,6 +69,34 @@ def test_file_holds_the_detector_only(saved: Path, model: MedSAM3) -> None:
     assert loaded.notes == {"concepts": ["polyp"], "dice": 0.9}
 
 
+def test_thresholds_of_phrases_come_with_a_detector(model: MedSAM3, saved: Path) -> None:
+    """They hold by default, give way to what the caller says, and are kept in the file."""
+    path = saved.with_name("calibrated.safetensors")
+    plain = model.with_detector(load_detector(saved))
+    made = plain.with_detector(replace(load_detector(saved), thresholds={"polyp": 0.0}))
+    made.save_detector(path, base="b", name="polyps")
+    tuned = model.with_detector(load_detector(path))
+    assert tuned.version == plain.version
+    assert (tuned.threshold_of("polyp"), plain.threshold_of("polyp")) == (0.0, 0.5)
+    assert tuned.threshold_of("cyst") == 0.5
+    rgb = np.random.default_rng(0).integers(0, 255, (50, 70, 3), dtype=np.uint8)
+    image, text = tuned.encode_image(rgb), tuned.encode_text(["polyp", "cyst"])
+    polyps, cysts = tuned.detect_all(image, text)
+    assert len(polyps) > len(plain.detect_all(image, text)[0])
+    assert len(cysts) == len(plain.detect_all(image, text)[1])
+    strict = DetectionSettings(score_threshold=1.0)
+    assert [len(one) for one in tuned.detect_all(image, text, settings=strict)] == [0, 0]
+
+
+@pytest.mark.parametrize("text", ['{"polyp": 2}', '{"polyp": "high"}', "[0.5]", "{", '{"a": NaN}'])
+def test_thresholds_that_are_none_are_refused(saved: Path, text: str) -> None:
+    with safe_open(saved, "pt") as file:
+        metadata = file.metadata() | {"thresholds": text}
+    save_file(load_file(saved), saved, metadata)
+    with pytest.raises(CheckpointError, match=r"tuned\.safetensors"):
+        load_detector(saved)
+
+
 def test_detectors_are_swapped_without_touching_the_encoder(model: MedSAM3, saved: Path) -> None:
     before = answer(model)
     tuned = model.with_detector(load_detector(saved))

@@ -12,7 +12,7 @@ from medsam3_model.checkpoints.detectors import load_detector
 from medsam3_model.checkpoints.hashes import is_detector
 from medsam3_model.errors import DatasetError
 from medsam3_model.predictor import MedSAM3
-from medsam3_model.pretraining.phrases import GENERIC_PHRASES
+from medsam3_model.pretraining.phrases import EVERYDAY_PHRASES, GENERIC_PHRASES
 from medsam3_model.training.data import TrainingData, TrainingImage
 from medsam3_model.training.fine_tuning import (
     FineTuned,
@@ -260,7 +260,11 @@ def test_prompts_of_an_image(model: MedSAM3) -> None:
     boxed = [one for one in prompts if one.box is not None]
     by_text = [one for one in prompts if one.target.present and one.box is None]
     assert 55 < len(absent) < 105
-    assert all((one.phrase, one.box) == ("polyp", None) for one in absent)
+    assert all(one.box is None for one in absent)
+    foreign = [one for one in absent if one.phrase != "polyp"]
+    assert 4 < len(foreign) < 24
+    assert all(one.phrase in EVERYDAY_PHRASES for one in foreign)
+    assert not any(one.wants_masks for one in foreign)
     assert not any(one.target.semantic.any() for one in absent)
     assert 30 < len(boxed) < 70
     # A box asks for its own object alone, text for all of that name.
