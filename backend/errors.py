@@ -8,7 +8,7 @@ BackendError
 │   ├── LabelStudioAuthError          the token is missing, wrong or expired
 │   └── LabelStudioUnavailableError   it cannot be reached, or timed out
 ├── ImageSourceError          an image of a task cannot be fetched
-├── VolumeError               a volume or video cannot become a task
+├── VolumeError               a volume or video cannot become a task, or be measured
 ├── SettingsError             a setting is missing or contradicts another
 ├── PeopleError               a token cannot be made or revoked
 ├── QueueError                Redis cannot be reached
@@ -72,7 +72,7 @@ class ImageSourceError(BackendError):
 
 
 class VolumeError(BackendError):
-    """A volume or video cannot become a task of the project; the message says what to change."""
+    """A volume cannot become a task, or a task be measured; the message says what to change."""
 
 
 class PropagationError(BackendError):

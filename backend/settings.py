@@ -138,6 +138,13 @@ class Settings(BaseSettings):
         description="Whether the rest of an imported stack is drawn, and pushed as a prediction, "
         "when somebody submits or updates an annotation with slices drawn by hand.",
     )
+    min_volume_ml: float = Field(
+        0.0,
+        ge=0,
+        description="Volume in millilitres below which an object that a text found on a stack is "
+        "left out, for labels without a `min_volume_ml` of their own; stacks whose voxels have no "
+        "known size keep all. 0: keep all.",
+    )
     max_attempts: int = Field(
         3, ge=1, description="Times that a task may take its worker down before it is given up."
     )

@@ -20,7 +20,8 @@ Attributes of our own, which Label Studio ignores: on `<Label>`, `prompt` (the p
 instead of the label's value; `prompt=""`: never ask for this label), `everything="true"` (all
 objects of whatever kind, without a name) and `exemplar="true"` (a smart box with this label asks
 for everything like what is in it; on a control: with any of its labels), `propagate="true"`
-(likewise: a smart tool's answer goes on to the other pages of a stack) and `mode="agent"` (an
+(likewise: a smart tool's answer goes on to the other pages of a stack), `min_volume_ml` (smaller
+objects of a stack are left out; in millilitres) and `mode="agent"` (an
 agent looks at uncertain answers for this label); on a `<TextArea>`, `mode="agent"` (what is typed
 is an instruction for the agent, no phrase); on a `<Text>`, `prompts="true"` (its text holds
 prompts; see `backend.labeling.concepts`); on a control,
@@ -40,6 +41,7 @@ from defusedxml import DefusedXmlException
 from defusedxml.ElementTree import ParseError, fromstring
 
 from backend.errors import ImageSourceError, LabelConfigError
+from backend.labeling.minimum_volumes import check_stacks, read_minimum_volumes
 
 MASK_TAGS = frozenset(
     {"BrushLabels", "BitmaskLabels", "PolygonLabels", "Brush", "Bitmask", "Polygon"}
@@ -229,12 +231,14 @@ class LabelConfig:
         controls: theirs.
         prompt_keys: the keys of `task.data` whose text the config says to be prompts.
         agent_labels: values of the labels whose uncertain answers an agent looks at.
+        min_volumes_ml: by label value, the volume below which an object of a stack is left out.
     """
 
     images: tuple[ImageObject, ...]
     controls: tuple[Control, ...]
     prompt_keys: tuple[str, ...] = ()
     agent_labels: frozenset[str] = frozenset()
+    min_volumes_ml: Mapping[str, float] = field(default_factory=dict, hash=False)
 
     def control(self, name: str) -> Control | None:
         """The control of that name; the name of a `<Labels>` is that of the first one it labels."""
@@ -324,8 +328,13 @@ def parse_label_config(xml: str) -> LabelConfig:
         raise LabelConfigError(_without_image(nodes))
     controls = tuple(_controls(nodes, {image.name for image in images}))
     agent_labels = frozenset(value for value, label in nodes[0].labels() if _is_for_agent(label))
-    config = LabelConfig(images, controls, tuple(_prompt_keys(nodes)), agent_labels)
+    volumes = read_minimum_volumes(
+        (value, label.get("min_volume_ml")) for value, label in nodes[0].labels()
+    )
+    config = LabelConfig(images, controls, tuple(_prompt_keys(nodes)), agent_labels, volumes)
     _check_outputs(config, nodes)
+    stacks = [image.name for image in images if image.multi_page]
+    check_stacks(volumes, {label for name in stacks for label in config.labels_on(name)})
     return config
 
 

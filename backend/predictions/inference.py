@@ -8,6 +8,8 @@ from statistics import fmean
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
+from sqlalchemy.orm import Session
+
 from backend.agent.consent import check_consent
 from backend.errors import ImageSourceError, LabelConfigError
 from backend.label_studio.client import LabelStudio
@@ -29,6 +31,7 @@ from backend.predictions import acquisition
 from backend.predictions.agent_looks import answer_look
 from backend.predictions.agent_runs import AgentQuestion
 from backend.predictions.clicks import RedisAnswers, with_drawn_box
+from backend.predictions.minimum_volume import MinimumVolume, PageInstances, minimum_volume
 from backend.predictions.propagations import is_propagation
 from backend.predictions.stack_inference import (
     Progress,
@@ -84,12 +87,14 @@ class TaskPage:
 
 @dataclass(frozen=True)
 class _PageAnswer:
-    """What the model detected on one page: per concept, and as regions; see `TaskPrediction`."""
+    """What the model detected on one page: per concept, and as instances; see `TaskPrediction`."""
 
+    page: TaskPage
+    size: tuple[int, int]
     image_hash: str
     detections: "list[Detections]"
     mirrored: "list[Detections]"
-    regions: list[dict[str, Any]]
+    found: PageInstances
     model_s: float
 
 
@@ -131,9 +136,12 @@ class Inference:
         model = self.model(row.model_version)
         concepts = _concepts(config, row.task_data, prompt)
         strategy: Strategy | None = None
+        minimum: dict[str, MinimumVolume] = {}
         if prompt is None:
             with self._services.database.reading() as session:
                 strategy = acquisition.strategy_of(session, self._services.settings, row.project_id)
+                # Before the pages: a stack that cannot be measured is refused at once.
+                minimum = self._minimum_volumes(session, row, config)
         answers: list[_PageAnswer] = []
         answered: list[AgentQuestion] = []
         for page in _pages(config, row.task_data, prompt):
@@ -141,7 +149,7 @@ class Inference:
             if asked or (prompt is not None and prompt.prewarm):
                 answers.append(self._predict_page(model, row, page, asked, prompt, strategy))
                 answered += _questions(page, asked, answers[-1].detections)
-        regions = [region for answer in answers for region in answer.regions]
+        regions = _regions(answers, minimum, most_controls=1 if prompt else None)
         if prompt is not None and prompt.propagate and concepts and answers:
             regions += self._on_other_pages(row, config, prompt, answers[0], began)
         validate(regions, label_config)
@@ -210,17 +218,7 @@ class Inference:
         model_s = perf_counter() - started
         if strategy is not None:
             acquisition.remember_vector(self._services, image_hash, whole)
-        height, width = whole.original_size
-        regions: list[dict[str, Any]] = []
-        for concept, instances in smallest_first(zip(concepts, detections, strict=True)):
-            regions += regions_for(
-                concept,
-                instances,
-                width=width,
-                height=height,
-                item_index=page.item_index,
-                controls=concept.controls_of(page.image.name)[: 1 if prompt else None],
-            )
+        found = smallest_first(zip(concepts, detections, strict=True))
         mirrored: list[Detections] = []
         if strategy == "tta":
             # Here and not with the score: later the pixels of all pages would be in memory.
@@ -234,7 +232,21 @@ class Inference:
                     model, mirror.whole(model), concepts, None, closer_look, None
                 )
             ]
-        return _PageAnswer(image_hash, detections, mirrored, regions, model_s)
+        size = whole.original_size
+        return _PageAnswer(page, size, image_hash, detections, mirrored, found, model_s)
+
+    def _minimum_volumes(
+        self, session: Session, row: Suggestion, config: LabelConfig
+    ) -> dict[str, MinimumVolume]:
+        """What is left out of a task's stacks, by the image's name."""
+        default = self._services.settings.min_volume_ml
+        minima = {
+            image.name: minimum_volume(
+                session, row.project_id, row.task_id, image, row.task_data, config, default
+            )
+            for image in config.images
+        }
+        return {name: minimum for name, minimum in minima.items() if minimum is not None}
 
     def _image(self, project_id: int, task_id: int | None, reference: str) -> EncodedImage:
         """A page, fetched."""
@@ -344,6 +356,32 @@ class Inference:
                 for concept, answer in zip(concepts, answers, strict=True)
             ]
         return answers
+
+
+def _regions(
+    answers: Sequence[_PageAnswer],
+    minimum: Mapping[str, MinimumVolume],
+    most_controls: int | None,
+) -> list[dict[str, Any]]:
+    """Regions of all pages, without objects that are too small in three dimensions."""
+    found = [answer.found for answer in answers]
+    for name, volume in minimum.items():
+        places = [place for place, answer in enumerate(answers) if answer.page.image.name == name]
+        for place, kept in zip(places, volume.kept([found[at] for at in places]), strict=True):
+            found[place] = kept
+    regions: list[dict[str, Any]] = []
+    for answer, concepts in zip(answers, found, strict=True):
+        height, width = answer.size
+        for concept, instances in concepts:
+            regions += regions_for(
+                concept,
+                instances,
+                width=width,
+                height=height,
+                item_index=answer.page.item_index,
+                controls=concept.controls_of(answer.page.image.name)[:most_controls],
+            )
+    return regions
 
 
 def _concepts(

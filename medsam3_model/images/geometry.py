@@ -8,6 +8,7 @@ is a choice of axes, directions and nearest neighbours, so that masks go back wi
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import cache
@@ -116,6 +117,20 @@ class StackGeometry:
         if self.affine is None:
             return None
         return spacing_of(self.affine)
+
+    @property
+    def pixel_volume_ml(self) -> float | None:
+        """Millilitres of what one pixel of a page shows, as thick as pages are apart.
+
+        None where the source says no affine, or a degenerate one.
+        """
+        if self.affine is None:
+            return None
+        voxel_mm3 = abs(float(np.linalg.det(np.reshape(self.affine, (4, 4))[:3, :3])))
+        # A page may be drawn larger than its slice, so that its pixels are square.
+        share = math.prod(self.slice_size) / math.prod(self.page_size)
+        volume = voxel_mm3 * self.page_step * share / 1000
+        return volume if math.isfinite(volume) and volume > 0 else None
 
     def slice_of(self, page: int) -> int:
         """The index along `page_axis` that a page shows.

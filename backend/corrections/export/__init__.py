@@ -13,14 +13,17 @@ class ExportFormat(StrEnum):
     YOLO = "yolo"
     NNUNET = "nnunet"
     DICOM_SEG = "dicom-seg"
+    COCO_VIDEO = "coco-video"
 
 
 # Other programs train on these, so each image is a file that they read.
 FOR_OTHER_TRAINERS = frozenset({ExportFormat.YOLO, ExportFormat.NNUNET})
 # These refer to the images where they are, and hold none.
 WITHOUT_IMAGES = frozenset({ExportFormat.DICOM_SEG})
+# These have a task's pages as frames of a video.
+OF_VIDEOS = frozenset({ExportFormat.COCO_VIDEO})
 # `medsam3 evaluate` reads these.
-FOR_EVALUATION = frozenset(ExportFormat) - FOR_OTHER_TRAINERS - WITHOUT_IMAGES
+FOR_EVALUATION = frozenset(ExportFormat) - FOR_OTHER_TRAINERS - WITHOUT_IMAGES - OF_VIDEOS
 
 
 class OverlapRule(StrEnum):

@@ -21,6 +21,7 @@ from backend.corrections.export import (
     ExportFormat,
     OverlapRule,
     coco,
+    coco_video,
     dicom_seg,
     hugging_face,
     masks,
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
 _Writer = Callable[[ExportedVersion, PagesWithImages, Path, MaskStore], None]
 _WRITERS: dict[ExportFormat, _Writer] = {
     ExportFormat.COCO: coco.write,
+    ExportFormat.COCO_VIDEO: coco_video.write,
     ExportFormat.MASKS: masks.write,
     ExportFormat.NIFTI: nifti.write,
     ExportFormat.HF_DATASET: hugging_face.write,

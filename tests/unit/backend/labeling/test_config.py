@@ -432,3 +432,41 @@ class TestAnImageToLookAt:
         assert len(parse_label_config(xml).images) == 2
         with pytest.raises(QuarantineError, match='"prior"'):
             pages_of(xml, {"image": "/a.png", "prior": None})
+
+
+STACK = '<Image name="image" valueList="$images"/>'
+
+
+def brush(*labels: str) -> str:
+    return f'<BrushLabels name="brush" toName="image">{"".join(labels)}</BrushLabels>'
+
+
+def test_minimum_volumes_hold_for_a_label_on_every_control() -> None:
+    boxes = '<RectangleLabels name="box" toName="image"><Label value="Tumor"/></RectangleLabels>'
+    tumor = '<Label value="Tumor" min_volume_ml="0.5"/>'
+    config = parse_label_config(view(STACK, boxes, brush(tumor, '<Label value="Cyst"/>')))
+    assert config.min_volumes_ml == {"Tumor": 0.5}
+    assert parse_label_config(view(STACK, BRUSH)).min_volumes_ml == {}
+
+
+@pytest.mark.parametrize("text", ["1 ml", "-1", "nan", "inf"])
+def test_a_minimum_volume_is_a_number_of_millilitres(text: str) -> None:
+    xml = view(STACK, brush(f'<Label value="Tumor" min_volume_ml="{text}"/>'))
+    with pytest.raises(LabelConfigError, match=f'"Tumor" has min_volume_ml="{text}"'):
+        parse_label_config(xml)
+
+
+def test_a_label_has_one_minimum_volume() -> None:
+    two = brush('<Label value="Tumor" min_volume_ml="1"/>') + (
+        '<PolygonLabels name="outline" toName="image"><Label value="Tumor" min_volume_ml="2"/>'
+        "</PolygonLabels>"
+    )
+    with pytest.raises(LabelConfigError, match="two minimum volumes, 1 and 2 ml"):
+        parse_label_config(view(STACK, two))
+
+
+def test_a_minimum_volume_on_single_images_is_refused() -> None:
+    tumor = brush('<Label value="Tumor" min_volume_ml="0.5"/>')
+    with pytest.raises(LabelConfigError, match="only a stack has volumes"):
+        parse_label_config(view(IMAGE, tumor))
+    assert parse_label_config(view(IMAGE, tumor.replace("0.5", "0"))).min_volumes_ml == {"Tumor": 0}

@@ -3,6 +3,7 @@
 import itertools
 from dataclasses import replace
 
+import nibabel
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -22,6 +23,7 @@ ORIENTATIONS = [
     for axes in itertools.permutations(range(3))
     for flips in itertools.product((False, True), repeat=3)
 ]
+OBLIQUE = nibabel.eulerangles.euler2mat(0.3, -0.7, 1.9)
 AFFINE = tuple(float(value) for value in np.eye(4).ravel())
 
 
@@ -151,6 +153,20 @@ def test_spacing_is_the_length_of_the_columns() -> None:
     stack = replace(geometry((4, 5, 6)), affine=tuple(affine.ravel().tolist()))
     assert stack.spacing == pytest.approx((0.5, 0.7, 3))
     assert replace(stack, affine=None).spacing is None
+
+
+def test_a_page_of_all_pixels_has_the_volume_of_its_slice() -> None:
+    shape, spacing = (4, 10, 20), (3.0, 1.0, 0.5)
+    affine = np.eye(4)
+    affine[:3, :3] = OBLIQUE @ np.diag(spacing)
+    stack = replace(
+        geometry(shape, larger=(2, 1), step=2), affine=tuple(float(one) for one in affine.ravel())
+    )
+    assert stack.pixel_volume_ml is not None
+    # Two pages of 20 x 20 pixels show 4 slices of 3 mm, each 10 mm by 10 mm.
+    assert stack.pixel_volume_ml * 2 * 20 * 20 == pytest.approx(4 * 3 * 10 * 10 / 1000)
+    assert replace(stack, affine=None).pixel_volume_ml is None
+    assert replace(stack, affine=(0.0,) * 16).pixel_volume_ml is None
 
 
 def test_damaged_geometry_is_refused_by_name() -> None:
