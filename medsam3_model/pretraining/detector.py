@@ -47,7 +47,7 @@ from medsam3_model.training.augmentation import (
     sample_labels,
 )
 from medsam3_model.training.losses import LossWeights, detector_loss
-from medsam3_model.training.prompts import DrawnPrompt, pretraining_prompts
+from medsam3_model.training.prompts import SOUGHT, DrawnPrompt, pretraining_prompts
 
 _BACKBONE = "vision_encoder.backbone."
 # Views that a process keeps, how many it begins with, and how many are new in each step.
@@ -213,7 +213,7 @@ class DetectorPretraining(SharedTraining):
                 self.cells,
                 rng,
                 asked=self.asked,
-                **({"sought": self.config.sought} if view.healthy else {}),
+                sought=self.config.sought if view.healthy else SOUGHT,
             )
             prompts += [(number, prompt) for prompt in made]
         return torch.cat([view.tokens for view in drawn]).float(), prompts

@@ -35,6 +35,9 @@ BOX_ONLY = "object"
 _MOST_INSTANCES = 24
 _SMALLEST = 6.0  # cells of the mask: what covers less is neither asked for nor denied
 
+SOUGHT = 0.3
+"""Of the absent concepts that pre-training asks about, those that were looked for in the image."""
+
 # The prompts about corrections.
 _ABSENT_SHARE = 0.4
 """Of the prompts, where an absent concept is known: presence learns from nothing else."""
@@ -124,7 +127,7 @@ def pretraining_prompts(
     most_text: int = 2,
     most_boxes: int = 1,
     asked: Mapping[str, float] | None = None,
-    sought: float = 0.3,
+    sought: float = SOUGHT,
 ) -> list[DrawnPrompt]:
     """Prompts about one view of an image with known concepts, for pre-training.
 
