@@ -113,7 +113,9 @@ class ModelSegmenter:
         from medsam3_model.small_objects import look_closer
 
         text = self._text if phrase == self._phrase else self._model.encode_text([phrase])
-        settings = replace(self._model.settings, score_threshold=_LOWEST_SCORE)
+        # What the label suggests is there in any case, however low its threshold is.
+        lowest = min(_LOWEST_SCORE, self._threshold)
+        settings = replace(self._model.settings, score_threshold=lowest)
         (weak,) = self._model.detect_all(self._embedding, text, settings=settings)
         own = [weak.above(self._threshold)]
         if self._encode_window is not None:

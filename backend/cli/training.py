@@ -20,6 +20,9 @@ def train(
         int | None, typer.Argument(help="Label Studio's project id; none: list the runs.")
     ] = None,
     cancel: Annotated[str | None, typer.Option(help="Cancel the run of this id.")] = None,
+    log: Annotated[
+        str | None, typer.Option(help="Show what the trainer did in the run of this id.")
+    ] = None,
     show: Annotated[bool, typer.Option("--list", help="List the runs.")] = False,
     steps: Annotated[int | None, typer.Option(help="Optimiser steps at most.")] = None,
     minutes: Annotated[float | None, typer.Option(help="Minutes of training at most.")] = None,
@@ -39,6 +42,9 @@ def train(
     services = open_services()
     if cancel is not None:
         _print_run(runs.summary(runs.cancel(services, cancel)), as_json)
+        return
+    if log is not None:
+        _print_log(services, log, as_json)
         return
     if project is None or show:
         with services.database.reading() as session:
@@ -156,6 +162,22 @@ def _print_run(summary: dict[str, Any], as_json: bool) -> None:
         typer.echo(f"gate: {'passed' if verdict['passed'] else 'not passed'}")
         for reason in verdict["reasons"]:
             typer.echo(f"  {reason}")
+
+
+def _print_log(services: "Services", run_id: str, as_json: bool) -> None:
+    from backend.errors import TrainingError
+    from backend.training.run_log import log_of
+    from backend.training.tables import TrainingRun
+
+    with services.database.reading() as session:
+        if session.get(TrainingRun, run_id) is None:
+            raise TrainingError(f"There is no training run {run_id}: `medsam3 train --list`.")
+    lines = log_of(services.redis, run_id)
+    if as_json:
+        print_json({"log": [{"at": line.at.isoformat(), "text": line.text} for line in lines]})
+        return
+    for line in lines:
+        typer.echo(f"{line.at:%Y-%m-%d %H:%M:%S}  {line.text}")
 
 
 def _print_table(summaries: list[dict[str, Any]]) -> None:

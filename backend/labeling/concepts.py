@@ -51,7 +51,7 @@ class Concept:
         phrase: what the model is asked for.
         label: the label value that its regions carry.
         controls: the output controls that offer the label, over all images.
-        score_threshold: the lowest of the controls' own thresholds, or None if none has one.
+        score_threshold: the label's own; else the lowest of the controls', or None if none has one.
         everything: all objects of whatever kind are asked for, whatever the phrase.
     """
 
@@ -180,11 +180,9 @@ def _unanswered(config: LabelConfig) -> Iterator[str]:
 
 def _concept(config: LabelConfig, phrase: str, label: Label) -> Concept:
     controls = config.outputs_of(label.value)
-    thresholds = [
-        control.score_threshold for control in controls if control.score_threshold is not None
-    ]
-    threshold = min(thresholds) if thresholds else None
-    return Concept(phrase, label.value, controls, threshold, label.everything)
+    thresholds = [control.threshold_of(label.value) for control in controls]
+    lowest = min((threshold for threshold in thresholds if threshold is not None), default=None)
+    return Concept(phrase, label.value, controls, lowest, label.everything)
 
 
 class _KnownLabels:

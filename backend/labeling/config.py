@@ -17,12 +17,13 @@ the same image. `KeyPointLabels` and `TextArea` are prompts only. All others are
 4. Key points and text areas never are.
 
 Attributes of our own, which Label Studio ignores: on `<Label>`, `prompt` (the phrase for the model
-instead of the label's value; `prompt=""`: never ask for this label), `everything="true"` (all
-objects of whatever kind, without a name) and `exemplar="true"` (a smart box with this label asks
-for everything like what is in it; on a control: with any of its labels), `propagate="true"`
-(likewise: a smart tool's answer goes on to the other pages of a stack), `min_volume_ml` (smaller
-objects of a stack are left out; in millilitres) and `mode="agent"` (an
-agent looks at uncertain answers for this label); on a `<TextArea>`, `mode="agent"` (what is typed
+instead of the label's value; `prompt=""`: never ask for this label), `score_threshold` (0 to 1, in
+the place of the control's `model_score_threshold`), `everything="true"` (all objects of whatever
+kind, without a name) and `exemplar="true"` (a smart box with this label asks for everything like
+what is in it; on a control: with any of its labels), `propagate="true"` (likewise: a smart tool's
+answer goes on to the other pages of a stack), `min_volume_ml` (smaller objects of a stack are left
+out; in millilitres) and `mode="agent"` (an agent looks at uncertain answers for this label); on a
+`<TextArea>`, `mode="agent"` (what is typed
 is an instruction for the agent, no phrase); on a `<Text>`, `prompts="true"` (its text holds
 prompts; see `backend.labeling.concepts`); on a control,
 `model_score_threshold` (0 to 1; the name is that of Label Studio's YOLO backend),
@@ -98,8 +99,9 @@ class ConfigTag:
                 yield label.get("alias") or label.get("value"), label
 
     def __str__(self) -> str:
-        name = f' name="{self.get("name")}"' if self.get("name") else ""
-        return f"<{self._element.tag}{name}>"
+        key = "value" if self.tag == "label" else "name"
+        named = f' {key}="{self.get(key)}"' if self.get(key) else ""
+        return f"<{self._element.tag}{named}>"
 
 
 def read_tags(xml: str) -> list[ConfigTag]:
@@ -129,13 +131,15 @@ class Label:
 
     `value` is the `alias` of the label where it has one, and `shown` is what the editor shows.
     `prompt` is empty if the model must not be asked for this label. `everything` asks for all
-    objects of whatever kind instead.
+    objects of whatever kind instead. `score_threshold` is the lowest score at which an instance is
+    suggested, or None where the controls say.
     """
 
     value: str
     prompt: str
     named: str = field(default="", compare=False)
     everything: bool = False
+    score_threshold: float | None = None
 
     @property
     def shown(self) -> str:
@@ -190,7 +194,8 @@ class Control:
         labels: in the config's order; empty for a `TextArea` and a tool without labels.
         smart: whether the config marks it as a smart tool (`smart` or `smartOnly`). The editor
             also offers unmarked controls as smart tools while Auto-Annotation is on.
-        score_threshold: lowest score to show, or None for the server's default.
+        score_threshold: lowest score to show, or None for the server's default; what holds for
+            one label is in `threshold_of`.
         model_output: the config's own word on whether predictions go here, or None.
         negative: boxes drawn with it are negative examples.
         exemplars: values of the labels whose boxes ask for everything like what is in them.
@@ -220,6 +225,18 @@ class Control:
     @cached_property
     def label_values(self) -> frozenset[str]:
         return frozenset(label.value for label in self.labels)
+
+    def threshold_of(self, label: str) -> float | None:
+        """Lowest score to show of one label: the label's own, else the control's."""
+        return self._label_thresholds.get(label, self.score_threshold)
+
+    @cached_property
+    def _label_thresholds(self) -> dict[str, float]:
+        return {
+            label.value: label.score_threshold
+            for label in self.labels
+            if label.score_threshold is not None
+        }
 
 
 @dataclass(frozen=True)
@@ -417,7 +434,7 @@ def _without_image(nodes: Sequence[ConfigTag]) -> str:
 
 def _controls(nodes: Sequence[ConfigTag], images: set[str]) -> Iterator[Control]:
     object_names = {node.get("name") for node in nodes if not node.get("toName")} - {""}
-    prompts = _prompts(nodes)
+    prompts, thresholds = _prompts(nodes), _label_thresholds(nodes)
     labels_of: dict[str, ConfigTag] = {}  # image -> its <Labels>
     for node in nodes:
         if node.tag == "labels":
@@ -454,9 +471,9 @@ def _controls(nodes: Sequence[ConfigTag], images: set[str]) -> Iterator[Control]
             name=node.get("name"),
             to_name=to_name,
             tag=tag,
-            labels=() if has_no_labels else _labels(labels_node or node, prompts),
+            labels=() if has_no_labels else _labels(labels_node or node, prompts, thresholds),
             smart=node.is_true("smart") or node.is_true("smartOnly"),
-            score_threshold=_threshold(node),
+            score_threshold=_threshold(node, "model_score_threshold"),
             model_output=model_output,
             negative=bool(node.flag("negative")),
             exemplars=_labels_that_say("exemplar", node, labels_node or node),
@@ -481,7 +498,22 @@ def _prompts(nodes: Sequence[ConfigTag]) -> dict[str, str]:
     return phrases
 
 
-def _labels(node: ConfigTag, prompts: Mapping[str, str]) -> tuple[Label, ...]:
+def _label_thresholds(nodes: Sequence[ConfigTag]) -> dict[str, float]:
+    """Thresholds by label value; like a prompt, one holds on each control that offers the label."""
+    thresholds: dict[str, float] = {}
+    for value, label in nodes[0].labels():
+        threshold = _threshold(label, "score_threshold")
+        if threshold is not None and thresholds.setdefault(value, threshold) != threshold:
+            raise LabelConfigError(
+                f'The label "{value}" has two thresholds, {thresholds[value]} and {threshold}: '
+                "write score_threshold on one control, it holds for all."
+            )
+    return thresholds
+
+
+def _labels(
+    node: ConfigTag, prompts: Mapping[str, str], thresholds: Mapping[str, float]
+) -> tuple[Label, ...]:
     if node.get("value").startswith("$"):
         raise LabelConfigError(
             f"{node} takes its labels from the task's data, which is not supported: write them as "
@@ -499,7 +531,10 @@ def _labels(node: ConfigTag, prompts: Mapping[str, str]) -> tuple[Label, ...]:
             )
         prompt = label.attributes.get("prompt", prompts.get(value, shown))
         everything = bool(label.flag("everything"))
-        named = labels.setdefault(value, Label(value, " ".join(prompt.split()), shown, everything))
+        named = labels.setdefault(
+            value,
+            Label(value, " ".join(prompt.split()), shown, everything, thresholds.get(value)),
+        )
         if named.shown != shown:
             raise LabelConfigError(
                 f'The labels "{named.shown}" and "{shown}" of {node} are both stored as "{value}", '
@@ -525,8 +560,8 @@ def _is_for_agent(node: ConfigTag) -> bool:
     return mode == "agent"
 
 
-def _threshold(node: ConfigTag) -> float | None:
-    text = node.get("model_score_threshold")
+def _threshold(node: ConfigTag, attribute: str) -> float | None:
+    text = node.get(attribute)
     if not text:
         return None
     try:
@@ -534,9 +569,7 @@ def _threshold(node: ConfigTag) -> float | None:
     except ValueError:
         threshold = math.nan
     if not 0 <= threshold <= 1:
-        raise LabelConfigError(
-            f'{node}: model_score_threshold="{text}" must be a number from 0 to 1.'
-        )
+        raise LabelConfigError(f'{node}: {attribute}="{text}" must be a number from 0 to 1.')
     return threshold
 
 

@@ -63,8 +63,8 @@ def regions_for(
 ) -> list[Region]:
     """The regions of one concept's instances, for each of its output controls.
 
-    An instance is left out of a control whose own score threshold it does not reach, and of all
-    but the rectangles when its mask is empty.
+    An instance is left out of a control where it does not reach the threshold of its label, and of
+    all but the rectangles when its mask is empty.
 
     Args:
         concept: says label and controls.
@@ -87,7 +87,7 @@ def regions_for(
             raise RegionError(f"An instance of {concept.label!r} has the score {instance.score}.")
         mask = np.ascontiguousarray(instance.mask, dtype=np.bool_)
         for control in concept.controls if controls is None else controls:
-            if instance.score < (control.score_threshold or 0):
+            if instance.score < (control.threshold_of(concept.label) or 0):
                 continue
             for value in _geometry(control, mask, instance.box):
                 common = {

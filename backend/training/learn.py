@@ -26,6 +26,7 @@ from backend.training import examples, runs
 from backend.training.curves import CurvePoint, add_point
 from backend.training.examples import Images
 from backend.training.options import RunOptions
+from backend.training.run_log import RunLog, waited
 from backend.training.tables import TrainingRun
 
 if TYPE_CHECKING:
@@ -59,6 +60,7 @@ def fine_tune(
     training_set: examples.TrainingSet,
     images: Images,
     folder: Path,
+    run_log: RunLog,
 ) -> Trained:
     """Train a run's candidate, resuming what an earlier trainer left in `folder`.
 
@@ -70,6 +72,7 @@ def fine_tune(
         training_set: what to train on.
         images: pixels, masks and embeddings.
         folder: for the state and the draft of the detector.
+        run_log: where it says what it does.
 
     Raises:
         CancelledError: the run is to end.
@@ -89,6 +92,11 @@ def fine_tune(
     as_image = partial(_training_image, images, options.consensus)
     current = [as_image(example) for example in training_set.of("train") if example.masks]
     replay = list(_replay(services, run, model, training_set, as_image)) if options.replay else []
+    reporter = _Reporter(services, run, run_log)
+    run_log.note_once(
+        f"trains on {len(current)} images and repeats {len(replay)} older ones"
+        + (f", from step {run.step} on" if run.step else "")
+    )
     started = time.monotonic()
     # The base's name without its hash is the first part of all its versions' names.
     base_name = versions.version_name(source.checkpoint, source.adapter).rpartition("-")[0]
@@ -101,10 +109,11 @@ def fine_tune(
         replay=replay,
         settings=settings,
         state=folder / "state.pt",
-        on_progress=_Reporter(services, run),
-        make_way=partial(wait_for_annotators, services),
+        on_progress=reporter,
+        make_way=reporter.make_way,
     )
     log.info("training run %s: %d steps; %s", run.id, tuned.steps, ENDINGS[tuned.stopped])
+    reporter.note(f"training ended after {tuned.steps} steps: {ENDINGS[tuned.stopped]}")
     draft = folder / "detector.safetensors"
     tuned.model.save_detector(
         draft,
@@ -125,15 +134,32 @@ def fine_tune(
 
 
 class _Reporter:
-    """Called after every step: writes progress, ends the run."""
+    """Called before and after every step: makes way, writes progress, ends the run."""
 
-    def __init__(self, services: Services, run: TrainingRun) -> None:
-        self._services, self._run_id = services, run.id
+    def __init__(self, services: Services, run: TrainingRun, run_log: RunLog) -> None:
+        self._services, self._run_id, self._log = services, run.id, run_log
         self._reached = run.step
         self._written = 0.0
+        self._dice = run.validation_dice
+        self._waited_s = 0.0
+
+    def note(self, text: str) -> None:
+        """Write a line of the run's log."""
+        self._log.note(text + waited(self._waited_s))
+        self._waited_s = 0.0
+
+    def make_way(self) -> None:
+        """Wait for annotators; the log's next line says for how long."""
+        self._waited_s += wait_for_annotators(self._services)
 
     def __call__(self, progress: "TrainingProgress") -> None:
         moment = time.monotonic()
+        if progress.validation_dice is not None and progress.validation_dice != self._dice:
+            self._dice = progress.validation_dice
+            self.note(
+                f"step {progress.step} of at most {progress.steps}: loss {progress.loss:.3f}, "
+                f"Dice of the spared images {progress.validation_dice:.3f}"
+            )
         if moment - self._written > REPORT_EVERY_S or progress.step == progress.steps:
             self._written = moment
             # Further than the trainer before it: whatever ended that one is no fault of the run.

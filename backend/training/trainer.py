@@ -42,6 +42,7 @@ from backend.training import examples, gate, roll_out, runs, triggers
 from backend.training.examples import Images
 from backend.training.learn import fine_tune, wait_for_annotators
 from backend.training.options import RunOptions
+from backend.training.run_log import RunLog, note, waited
 from backend.training.tables import RunState, Stage, TrainingRun
 
 log = logging.getLogger(__name__)
@@ -80,7 +81,7 @@ def train_run(services: Services, run_id: str) -> None:
     if run is None:
         return
     if run.attempts > runs.MOST_DEATHS:
-        runs.finish(
+        _end(
             services,
             run_id,
             RunState.FAILED,
@@ -88,24 +89,33 @@ def train_run(services: Services, run_id: str) -> None:
             "between; look at its memory and log",
         )
         return
+    attempt = f", attempt {run.attempts}" if run.attempts > 1 else ""
+    note(services.redis, run_id, f"a trainer takes the run{attempt}")
     try:
         with renewing(partial(runs.renew, services, run_id), runs.LEASE_S / 4):
             _patiently(services, run)
     except CancelledError:
-        runs.finish(services, run_id, RunState.CANCELLED)
+        _end(services, run_id, RunState.CANCELLED)
     except StoppedError:
         runs.put_back(services, run_id)
+        note(services.redis, run_id, "waits: the trainer was told to stop")
         return
     except (BackendError, MedSAM3Error) as error:
         log.warning("training run %s failed: %s", run_id, error)
-        runs.finish(services, run_id, RunState.FAILED, str(error))
+        _end(services, run_id, RunState.FAILED, str(error))
     except Exception as error:
         log.exception("training run %s failed", run_id)
         message = f"unexpected {type(error).__name__}; the trainer's log has the traceback"
-        runs.finish(services, run_id, RunState.FAILED, message)
+        _end(services, run_id, RunState.FAILED, message)
     else:
-        runs.finish(services, run_id, RunState.DONE)
+        _end(services, run_id, RunState.DONE)
     shutil.rmtree(_state_folder(services, run_id), ignore_errors=True)
+
+
+def _end(services: Services, run_id: str, state: RunState, error: str | None = None) -> None:
+    """End a run, in its row and in its log."""
+    note(services.redis, run_id, f"{state}: {error}" if error else str(state))
+    runs.finish(services, run_id, state, error)
 
 
 def _patiently(services: Services, run: TrainingRun) -> None:
@@ -115,10 +125,11 @@ def _patiently(services: Services, run: TrainingRun) -> None:
     where its trace ends.
     """
     pause_s = FIRST_PAUSE_S
+    run_log, waits_for = RunLog(services.redis, run.id), ""
     while True:
         began = time.monotonic()
         try:
-            _Stages(services, run).do()
+            _Stages(services, run, run_log).do()
             return
         except LabelStudioUnavailableError as error:
             reason = f"waiting for Label Studio: {error}"
@@ -126,8 +137,11 @@ def _patiently(services: Services, run: TrainingRun) -> None:
             # Its text would hold the statement's values.
             reason = f"waiting for the database ({type(error).__name__})"
         if time.monotonic() - began > LONGEST_PAUSE_S:
-            pause_s = FIRST_PAUSE_S  # it was there for a while
+            pause_s, waits_for = FIRST_PAUSE_S, ""  # it was there for a while
         log.warning("training run %s: %s", run.id, reason)
+        if reason != waits_for:
+            run_log.note(reason)
+            waits_for = reason
         _pause(services, run.id, pause_s, reason)
         pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
 
@@ -143,8 +157,8 @@ def _pause(services: Services, run_id: str, seconds: float, reason: str) -> None
 
 
 class _Stages:
-    def __init__(self, services: Services, run: TrainingRun) -> None:
-        self._services = services
+    def __init__(self, services: Services, run: TrainingRun, run_log: RunLog) -> None:
+        self._services, self._log = services, run_log
         self._run = run
         self._options = RunOptions.from_json(run.options)
         self._models = Models(services)
@@ -158,9 +172,14 @@ class _Stages:
         if self._passed(candidate, training_set.of("val")) and self._options.auto_promote:
             self._promote(candidate)
 
+    def _begin(self, stage: Stage, doing: str) -> None:
+        """Enter a stage, and say so in the log."""
+        runs.at_stage(self._services, self._run.id, stage)
+        self._log.note_once(doing)
+
     def _training_set(self) -> examples.TrainingSet:
         """Make the dataset version, or read the one that was made before the trainer died."""
-        runs.at_stage(self._services, self._run.id, Stage.DATASET)
+        self._begin(Stage.DATASET, "collects corrections")
         incumbent = versions.in_service(self._services, self._run.project_id)
         with self._services.database.session() as session:
             run = session.get_one(TrainingRun, self._run.id, with_for_update=True)
@@ -183,20 +202,24 @@ class _Stages:
                 f"All {len(training_set.examples)} annotated images belong to groups that are kept "
                 "for validation: annotate images of other patients, too."
             )
+        self._log.note_once(
+            f"dataset version {dataset_id}: {len(training_set.of('train'))} images to train on, "
+            f"{len(training_set.of('val'))} to validate with"
+        )
         return training_set
 
     def _candidate(self, training_set: examples.TrainingSet) -> str | None:
         """Train, publish and register a version, or find the one that this run made already."""
         if self._run.candidate:
             return self._run.candidate
-        runs.at_stage(self._services, self._run.id, Stage.TRAINING)
         parent = self._run.incumbent or ""
+        self._begin(Stage.TRAINING, f"training from {parent}")
         model = self._models.get(parent)
         source = self._models.source(parent)
         folder = _state_folder(self._services, self._run.id)
         folder.mkdir(parents=True, exist_ok=True)
         trained = fine_tune(
-            self._services, self._run, model, source, training_set, self._images, folder
+            self._services, self._run, model, source, training_set, self._images, folder, self._log
         )
         DetectorStore(self._services.settings).publish(trained.file, trained.version)
         with self._services.database.session() as session:
@@ -221,15 +244,16 @@ class _Stages:
 
     def _passed(self, candidate: str, judged_by: Sequence[examples.Example]) -> bool:
         """Compare candidate and incumbent, or read the verdict from before the trainer died."""
-        runs.at_stage(self._services, self._run.id, Stage.GATE)
+        incumbent = self._run.incumbent or ""
+        self._begin(Stage.GATE, f"gate: compares {candidate} with {incumbent}")
         with self._services.database.reading() as session:
             known = session.get(GateVerdict, self._run.id)
         if known is not None:
             return known.passed
-        incumbent = self._run.incumbent or ""
+        waits: list[float] = []
 
         def on_image() -> None:
-            wait_for_annotators(self._services)
+            waits.append(wait_for_annotators(self._services))
             runs.at_stage(self._services, self._run.id, Stage.GATE)
 
         answers = [
@@ -248,6 +272,8 @@ class _Stages:
             min_images=self._options.gate_min_images,
         )
         log.info("%s: %s", candidate, "; ".join(verdict.reasons))
+        said = "passed" if verdict.passed else "not passed"
+        self._log.note(f"gate: {said}: {'; '.join(verdict.reasons)}{waited(sum(waits))}")
         with self._services.database.session() as session:
             insert_or_ignore(
                 session,
@@ -264,7 +290,7 @@ class _Stages:
         return verdict.passed
 
     def _promote(self, candidate: str) -> None:
-        runs.at_stage(self._services, self._run.id, Stage.PROMOTION)
+        self._begin(Stage.PROMOTION, f"promotion of {candidate}")
         serving = versions.in_service(self._services, self._run.project_id)
         if serving == candidate:
             return

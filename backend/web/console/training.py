@@ -20,6 +20,7 @@ from backend.tables import GateVerdict, ModelVersion, TrainingPolicy
 from backend.training import policies, runs
 from backend.training.curves import CurvePoint, curve_of, thinned
 from backend.training.policies import PolicyChoices
+from backend.training.run_log import LogLine, log_of
 from backend.training.tables import RunState, Stage, TrainingRun, Trigger
 from backend.web.console.access import blueprint
 from backend.web.console.plots import Plot, curve
@@ -95,6 +96,14 @@ class CurveShown:
     missing: str = ""
 
 
+@dataclass(frozen=True)
+class LogShown:
+    """A run's log, newest line first, and why it is not known."""
+
+    lines: tuple[LogLine, ...] = ()
+    missing: str = ""
+
+
 @blueprint.get("/training")
 @blueprint.route("/training/<int:project_id>", methods=["GET", "POST"])
 def training(project_id: int | None = None) -> AnyResponse | str | tuple[str, int]:
@@ -151,7 +160,7 @@ def start_training(project_id: int) -> AnyResponse:
 
 @blueprint.get("/training/runs/<run_id>")
 def training_run(run_id: str) -> str:
-    """One run: what came of it, and its curve."""
+    """One run: what came of it, its curve and its log."""
     checked_row_id(run_id, "training run")
     with services().database.reading() as session:
         row = session.get(TrainingRun, run_id) or abort(404, "There is no such training run.")
@@ -159,7 +168,9 @@ def training_run(run_id: str) -> str:
         made = session.scalar(select(ModelVersion).where(ModelVersion.run_id == run_id))
     template = "_run.html" if "fragment" in request.args else "run.html"
     shown_curve = curve_shown(row, made.card if made else None)
-    return render_template(f"console/{template}", run=run, curve=shown_curve)
+    return render_template(
+        f"console/{template}", run=run, curve=shown_curve, log=_log_shown(run_id)
+    )
 
 
 @blueprint.post("/training/runs/<run_id>/cancel")
@@ -195,6 +206,13 @@ def curve_shown(run: TrainingRun, card: dict[str, Any] | None = None) -> CurveSh
         curve("Mean Dice of the spared images by step", "dice", dice, top=1.0) if dice else None,
         tuple(thinned(points, MOST_ROWS)[::-1]),
     )
+
+
+def _log_shown(run_id: str) -> LogShown:
+    try:
+        return LogShown(tuple(log_of(services().redis, run_id)[::-1]))
+    except QueueError as error:
+        return LogShown(missing=str(error))
 
 
 def _check_known(known: list[tuple[int, str | None]], project_id: int) -> None:

@@ -39,7 +39,12 @@ def decoded(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
 
 def nuclei(services: Services) -> Suggestion:
     """A task with many small objects, to be predicted."""
-    image = base64.b64encode(png(phantom("microscopy", 2).image)).decode()
+    return task_of(services, "microscopy")
+
+
+def task_of(services: Services, kind: str) -> Suggestion:
+    """A task with a phantom of this kind, to be predicted."""
+    image = base64.b64encode(png(phantom(kind, 2).image)).decode()
     return Suggestion(
         project_id=7,
         task_id=1,
@@ -73,6 +78,34 @@ def test_the_mirrored_image_is_not_decoded_again(services: Services, decoded: li
     assert 0 < inference.predict(row, CONFIG).score < 1
     assert encoded(services) == 6
     assert len(decoded) == 1
+
+
+@pytest.mark.parametrize(("kind", "phrase"), [("dermoscopy", "lesion"), ("microscopy", "nuclei")])
+def test_labels_with_one_phrase_have_thresholds_of_their_own(
+    services: Services, kind: str, phrase: str
+) -> None:
+    def scores(maybe: float, sure: float) -> dict[str, list[float]]:
+        asked = "".join(
+            f'<Label value="{value}" prompt="{phrase}" score_threshold="{threshold}"/>'
+            for value, threshold in (("Maybe", maybe), ("Sure", sure))
+        )
+        xml = CONFIG.replace('<Label value="Nuclei" prompt="nuclei"/>', asked)
+        scores_of: dict[str, list[float]] = {"Maybe": [], "Sure": []}
+        for region in inference.predict(row, xml).regions:
+            (label,) = region["value"]["brushlabels"]
+            scores_of[label].append(region["score"])
+        return scores_of
+
+    inference = Inference(services)
+    row = task_of(services, kind)
+    same = scores(0.1, 0.1)
+    assert same["Maybe"] == same["Sure"]
+    # The many nuclei are one region, of the semantic map; it is judged like an instance.
+    assert (len(same["Maybe"]) > 1) == (kind == "dermoscopy")
+    lowest = min(same["Maybe"])
+    apart = scores(0.1, lowest + 1e-4)
+    assert apart["Maybe"] == same["Maybe"]
+    assert apart["Sure"] == [score for score in same["Maybe"] if score > lowest]
 
 
 CLICKS = CONFIG.replace(

@@ -66,6 +66,9 @@ def test_train_and_what_came_of_it(stage: TrainingStage, trainer: None) -> None:
     listed = json_of("train", 7, "--list")["training_runs"]
     assert [one["id"] for one in listed] == [ended["id"]]
     assert version in run("train").stdout
+    log = json_of("train", "--log", ended["id"])["log"]
+    assert log[-1]["text"] == "done"
+    assert f"{ended['gate']['reasons'][0]}"[:80] in run("train", "--log", ended["id"]).stdout
     (row,) = [one for one in json_of("models", "list")["models"] if one["version"] == version]
     assert (row["parent"], row["in_service_for"]) == (base, [7])
     printed = run("models", "list").stdout
@@ -96,6 +99,8 @@ def test_a_run_that_waits_can_be_cancelled(stage: TrainingStage) -> None:
     assert json_of("train", "--cancel", asked["id"])["state"] == "cancelled"
     assert "cancelled" in run("train", "--list").stdout
     assert run("train", "--cancel", "unknown").exit_code == 1
+    assert json_of("train", "--log", asked["id"]) == {"log": []}
+    assert run("train", "--log", "unknown").exit_code == 1
     with stage.services.database.reading() as session:
         (row,) = runs.list_runs(session, 7)
     assert (row.state, row.trigger) == (RunState.CANCELLED, Trigger.COMMAND)

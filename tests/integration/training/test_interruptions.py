@@ -12,6 +12,7 @@ from backend.processes.stopping import stopping
 from backend.services import Services
 from backend.tables import Promotion, now
 from backend.training import roll_out, runs, trainer
+from backend.training.run_log import log_of
 from backend.training.tables import RunState, TrainingRun, Trigger
 from tests.support.training_stage import TrainingStage
 from tests.support.waiting import wait_until
@@ -58,6 +59,10 @@ def test_a_run_waits_for_label_studio_and_ends_well(stage: TrainingStage) -> Non
         stage.label_studio.down = False
     ended = run_of(services, id_)
     assert (ended.state, ended.error) == (RunState.DONE, None)
+    lines = [line.text for line in log_of(services.redis, id_)]
+    assert any(line.startswith("waiting for Label Studio") for line in lines)
+    assert lines.count("collects corrections") == 1
+    assert lines[-1] == "done"
 
 
 @pytest.mark.usefixtures("short_pauses")
@@ -109,6 +114,8 @@ def test_a_run_that_kills_its_trainer_again_and_again_is_given_up(stage: Trainin
     ended = run_of(services, id_)
     assert ended.state == RunState.FAILED
     assert f"died {runs.MOST_DEATHS} times" in (ended.error or "")
+    (line,) = log_of(services.redis, id_)
+    assert line.text == f"failed: {ended.error}"
 
 
 def test_a_step_beyond_the_last_trainer_s_counts_as_progress(stage: TrainingStage) -> None:

@@ -1,6 +1,7 @@
 """From corrections to a version in service, through the real parts."""
 
 import json
+import re
 from collections import Counter
 
 from safetensors.numpy import load_file
@@ -12,6 +13,7 @@ from backend.models.detectors import DetectorStore
 from backend.services import Services
 from backend.tables import GateVerdict, ModelVersion, Promotion
 from backend.training import runs
+from backend.training.run_log import log_of
 from backend.training.tables import RunState, TrainingRun, Trigger
 from backend.training.trainer import train_run
 from tests.support.training_stage import TrainingStage
@@ -46,6 +48,23 @@ def test_corrections_become_a_version_in_service(stage: TrainingStage) -> None:
     assert [one.version for one in promotions] == [version.version]
     assert versions.in_service(services, stage.project_id) == version.version
     assert DetectorStore(services.settings).names() == [version.version]
+    lines = [line.text for line in log_of(services.redis, run.id)]
+    judged = [line for line in lines if line.startswith("step ")]
+    assert judged
+    assert all("loss" in line and "Dice of the spared images" in line for line in judged)
+    assert [re.split(":| after", line)[0] for line in lines if line not in judged] == [
+        "a trainer takes the run",
+        "collects corrections",
+        f"dataset version {run.dataset_id}",
+        f"training from {before}",
+        "trains on 14 images and repeats 0 older ones",
+        "training ended",
+        "gate",
+        "gate",
+        f"promotion of {version.version}",
+        "done",
+    ]
+    assert "; ".join(verdict.reasons)[:100] in " ".join(lines)
 
 
 def test_the_gate_looks_closer_at_small_objects_as_annotators_are_answered(

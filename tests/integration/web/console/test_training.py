@@ -6,7 +6,7 @@ from backend.people import audit
 from backend.processes.redis_server import RedisServer
 from backend.services import Services
 from backend.tables import ModelVersion, Project, TrainingPolicy
-from backend.training import curves, runs
+from backend.training import curves, run_log, runs
 from backend.training.curves import CurvePoint, add_point, curve_of, thinned
 from backend.training.tables import RunState, Stage, TrainingRun, Trigger
 from medsam3_model.training.endings import ENDINGS
@@ -193,3 +193,29 @@ def test_a_long_curve_keeps_its_newest_points_and_is_thinned(services: Services)
     assert len(few) <= 12
     assert few[-1] == points[-1]
     assert thinned(few, 12) == few
+
+
+def test_a_runs_page_has_its_log(services: Services, redis_server: RedisServer) -> None:
+    console = admin(services)
+    add_project(services)
+    requested = runs.request_run(services, 7, Trigger.CONSOLE)
+    path = f"/training/runs/{requested.run_id}?fragment=1"
+    assert "No line is kept" in words(console, path)
+    for number in range(run_log.MOST_LINES + 5):
+        run_log.note(services.redis, requested.run_id, f"line {number} of many")
+    run_log.note(services.redis, requested.run_id, "failed:\n\x1b[2J<script>alert(1)</script>")
+    run_log.note(services.redis, requested.run_id, "x" * 10_000)
+    lines = run_log.log_of(services.redis, requested.run_id)
+    assert len(lines) == run_log.MOST_LINES
+    assert len(lines[-1].text) == run_log.MOST_CHARACTERS
+    assert lines[0].text == "line 7 of many"
+    page = words(console, path)
+    assert "<html" not in page
+    assert "failed: [2J&lt;script&gt;alert(1)&lt;/script&gt;" in page
+    assert "<script" not in page
+    assert page.index("line 204 of many") < page.index("line 7 of many"), "newest first"
+    assert services.redis.ttl(f"medsam3:run-log:{requested.run_id}") > 0
+
+    redis_server.stop()
+    assert "The log is not known: Redis does not answer" in words(console, path)
+    run_log.note(services.redis, requested.run_id, "is lost, and nothing else")

@@ -213,6 +213,18 @@ def test_controls_and_thresholds():
     assert concepts_for(ONE, {})[0].score_threshold is None
 
 
+def test_labels_with_one_phrase_and_thresholds_of_their_own():
+    config = config_of(
+        'value="Sure" prompt="nodule" score_threshold="0.7"',
+        'value="Maybe" prompt="nodule" score_threshold="0.2"',
+        'value="Other" prompt="nodule"',
+        attributes='model_score_threshold="0.4"',
+    )
+    asked = [(concept.phrase, concept.score_threshold) for concept in concepts_for(config, {})]
+    assert asked == [("nodule", 0.7), ("nodule", 0.2), ("nodule", 0.4)]
+    assert concept_of_label(config, "Maybe").score_threshold == 0.2
+
+
 def test_concept_of_a_smart_tools_label():
     rust, dirt = concept_of_label(TWO, "Rust"), concept_of_label(TWO, "Dirt")
     assert (rust.phrase, rust.label) == ("orange rust", "Rust")

@@ -67,6 +67,22 @@ def test_a_prompt_holds_for_the_label_on_every_control():
     assert outputs_of(config, "Tumor") == ["brush", "box"]
 
 
+def test_a_labels_threshold_holds_on_every_control_and_overrules_theirs():
+    config = parse_label_config(
+        view(
+            IMAGE,
+            '<BrushLabels name="brush" toName="image" model_score_threshold="0.6">'
+            '<Label value="Tumor" score_threshold="0.3"/><Label value="Cyst"/></BrushLabels>'
+            '<RectangleLabels name="box" toName="image"><Label value="Tumor"/>'
+            '<Label value="Cyst"/></RectangleLabels>',
+        )
+    )
+    brush, box = config.controls
+    assert [brush.threshold_of(label) for label in ("Tumor", "Cyst")] == [0.3, 0.6]
+    assert [box.threshold_of(label) for label in ("Tumor", "Cyst")] == [0.3, None]
+    assert len(config.labels) == 2, "no label is asked for twice"
+
+
 def outputs_of(config, label):
     return [control.name for control in config.outputs_of(label)]
 
@@ -279,6 +295,22 @@ TEXT_LABELS = '<Labels name="l" toName="t"><Label value="W"/></Labels>'
         (
             view(IMAGE, BRUSH.replace("toName", 'model_score_threshold="1.2" toName')),
             "from 0 to 1",
+        ),
+        *(
+            (
+                view(IMAGE, BRUSH.replace("/>", f' score_threshold="{text}"/>')),
+                f'<Label value="Tumor">: score_threshold="{text}" must be a number from 0 to 1',
+            )
+            for text in ("high", "nan", "-0.1", "1.2", "inf")
+        ),
+        (
+            view(
+                IMAGE,
+                BRUSH.replace("/>", ' score_threshold="0.3"/>'),
+                '<RectangleLabels name="box" toName="image">'
+                '<Label value="Tumor" score_threshold="0.5"/></RectangleLabels>',
+            ),
+            'The label "Tumor" has two thresholds, 0.3 and 0.5',
         ),
         (
             view(

@@ -188,6 +188,17 @@ class TestSeveral:
         regions = regions_for(concept_of(xml), instances, width=WIDTH, height=HEIGHT)
         assert [region["score"] for region in regions] == [0.5, 0.9]
 
+    def test_a_labels_own_threshold(self):
+        xml = config_xml("BrushLabels", attributes='model_score_threshold="0.5"')
+        xml = xml.replace('value="Tumor"', 'value="Tumor" score_threshold="0.3"')
+        instances = [InstanceMask(ellipse(), score) for score in (0.29, 0.3, 0.9)]
+        tumor, cyst = concepts_for(parse_label_config(xml), {})
+        scores = [
+            [region["score"] for region in regions_for(c, instances, width=WIDTH, height=HEIGHT)]
+            for c in (tumor, cyst)
+        ]
+        assert scores == [[0.3, 0.9], [0.9]]
+
     def test_only_some_controls(self):
         concept = concept_of(config_xml(*LABELLED))
         (region,) = regions_for(
