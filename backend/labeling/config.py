@@ -23,11 +23,10 @@ kind, without a name) and `exemplar="true"` (a smart box with this label asks fo
 what is in it; on a control: with any of its labels), `propagate="true"` (likewise: a smart tool's
 answer goes on to the other pages of a stack), `min_volume_ml` (smaller objects of a stack are left
 out; in millilitres) and `mode="agent"` (an agent looks at uncertain answers for this label); on a
-`<TextArea>`, `mode="agent"` (what is typed
-is an instruction for the agent, no phrase); on a `<Text>`, `prompts="true"` (its text holds
-prompts; see `backend.labeling.concepts`); on a control,
-`model_score_threshold` (0 to 1; the name is that of Label Studio's YOLO backend),
-`model_output`, and `negative="true"` (boxes drawn with it say what the concept is not).
+`<TextArea>`, `mode="agent"` (what is typed is an instruction for the agent, no phrase); on a
+`<Text>`, `prompts="true"` (its text holds prompts; see `backend.labeling.concepts`); on a control,
+`model_score_threshold` (0 to 1; the name is that of Label Studio's YOLO backend), `model_output`,
+and `negative="true"` (boxes drawn with it say what the concept is not).
 """
 
 import math
