@@ -181,11 +181,12 @@ class DetectorPretraining(SharedTraining):
         tokens, prompts = self._draw(rng)
         levels = feature_levels(self.model, tokens)
         asked = [(image, prompt.phrase, prompt.box) for image, prompt in prompts]
+        masked = [number for number, (_, prompt) in enumerate(prompts) if prompt.wants_masks]
         output = answer_prompts(
             self.model,
             levels,
             encode_prompts(self.model, self.tokenizer, asked),
-            torch.tensor([n for n, (_, prompt) in enumerate(prompts) if prompt.wants_masks]),
+            torch.tensor(masked, dtype=torch.long),
         )
         losses = detector_loss(output, [prompt.target for _, prompt in prompts], self.config.loss)
         losses["loudness"] = self.config.loudness * loudness(levels)
