@@ -6,11 +6,12 @@ have none: whoever photographs a colon keeps the polyps.
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from medsam3_model.pretraining.data import SourceImage
+from medsam3_model.pretraining.data import SourceImage, load_sources
 from medsam3_model.pretraining.phantoms import brushes
 
 # A healthy part has at least this share of the image's shorter side, and this mean grey value:
@@ -20,6 +21,21 @@ _LEAST_SIDE, _LEAST_LIGHT = 0.3, 45.0
 _MARGIN = 0.04
 # Pictures of each optic disc: the first shows the whole photograph.
 _CUPS = 4
+
+
+def all_sources(
+    folders: dict[str, Path], phantoms_per_kind: int, seed: int
+) -> dict[str, list[SourceImage]]:
+    """Training images by source, with those that are made from others."""
+    rng = np.random.default_rng(seed)
+    sources = load_sources(folders, phantoms_per_kind)
+    if "bus_uclm" in sources:
+        sources["normal_breast"] = without_findings(sources["bus_uclm"])
+        sources["bus_uclm"] = with_findings(sources["bus_uclm"])
+    colons = [s for name in ("kvasir_seg", "kvasir_seg_more") for s in sources.get(name, [])]
+    sources["healthy_colon"] = healthy_parts(colons, rng)
+    sources["painted_cups"] = painted_cups(sources.get("idrid", []), rng)
+    return sources
 
 
 def without_findings(samples: Iterable[SourceImage]) -> list[SourceImage]:

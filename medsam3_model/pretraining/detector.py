@@ -24,13 +24,8 @@ from medsam3_model.checkpoints.presets import bundled_weights
 from medsam3_model.checkpoints.tokenizer import load_tokenizer
 from medsam3_model.detector import answer_prompts, feature_levels, vision_hidden
 from medsam3_model.predictor import MedSAM3
-from medsam3_model.pretraining.data import SourceImage, how_often_asked, load_sources
-from medsam3_model.pretraining.derived import (
-    healthy_parts,
-    painted_cups,
-    with_findings,
-    without_findings,
-)
+from medsam3_model.pretraining.data import SourceImage, how_often_asked
+from medsam3_model.pretraining.derived import all_sources
 from medsam3_model.pretraining.pretrain import loudness, parameter_groups
 from medsam3_model.pretraining.shared_training import SharedTraining, copy_of, prepare, run_parser
 from medsam3_model.pretraining.validation import (
@@ -266,21 +261,6 @@ def tracker_state(tracker: Tracker | None) -> dict[str, Tensor]:
     }
 
 
-def detector_sources(
-    folders: dict[str, Path], phantoms_per_kind: int, seed: int
-) -> dict[str, list[SourceImage]]:
-    """Training images by source, with those that are made from others."""
-    rng = np.random.default_rng(seed)
-    sources = load_sources(folders, phantoms_per_kind)
-    if "bus_uclm" in sources:
-        sources["normal_breast"] = without_findings(sources["bus_uclm"])
-        sources["bus_uclm"] = with_findings(sources["bus_uclm"])
-    colons = [s for name in ("kvasir_seg", "kvasir_seg_more") for s in sources.get(name, [])]
-    sources["healthy_colon"] = healthy_parts(colons, rng)
-    sources["painted_cups"] = painted_cups(sources.get("idrid", []), rng)
-    return sources
-
-
 def main(arguments: Sequence[str] | None = None) -> None:
     """Train the bundled model's detector on the CPU."""
     parser = run_parser("medsam3_model.pretraining.detector", main.__doc__)
@@ -298,7 +278,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         workers=options.workers,
         learning_rate=options.rate,
     )
-    sources = detector_sources(folders, config.phantoms_per_kind, options.seed)
+    sources = all_sources(folders, config.phantoms_per_kind, options.seed)
     validation = load_validation(folders)
     DetectorPretraining(config, sources, validation, options.seed, options.out).run()
 

@@ -5,7 +5,19 @@ them. A phrase outside of the list still gets tokens (pieces of words, at worst 
 answers it, but only the phrases here were ever tied to an image.
 """
 
-CONCEPT_PHRASES: dict[str, tuple[str, ...]] = {
+# Taught after the tokenizer had been trained, which knows them in pieces.
+_LATER_CONCEPTS: dict[str, tuple[str, ...]] = {
+    "left atrium": ("left atrium", "la", "left atrial cavity", "left atrium cavity"),
+    "right atrium": ("right atrium", "ra", "right atrial cavity", "right atrium cavity"),
+    "aorta": ("aorta", "ascending aorta", "aortic lumen"),
+    "pulmonary artery": ("pulmonary artery", "pulmonary trunk", "pulmonary arteries"),
+    "hard exudates": ("hard exudates", "exudate", "exudates", "hard exudate"),
+    "soft exudates": ("soft exudates", "soft exudate", "cotton wool spots", "cotton wool spot"),
+    "haemorrhages": (
+        "haemorrhages", "hemorrhage", "hemorrhages", "haemorrhage", "retinal hemorrhage",
+    ),
+}  # fmt: skip
+_FIRST_CONCEPTS: dict[str, tuple[str, ...]] = {
     "skin lesion": (
         "skin lesion", "pigmented lesion", "skin tumor", "mole", "nevus", "melanoma",
         "pigmented skin lesion", "lesion of the skin", "skin spot", "dermoscopic lesion", "naevus",
@@ -53,16 +65,9 @@ CONCEPT_PHRASES: dict[str, tuple[str, ...]] = {
         "right ventricle", "right ventricle cavity", "right ventricular cavity", "rv", "rv cavity",
         "right ventricle blood pool",
     ),
-    "left atrium": ("left atrium", "la", "left atrial cavity", "left atrium cavity"),
-    "right atrium": ("right atrium", "ra", "right atrial cavity", "right atrium cavity"),
-    "aorta": ("aorta", "ascending aorta", "aortic lumen"),
-    "pulmonary artery": ("pulmonary artery", "pulmonary trunk", "pulmonary arteries"),
-    "hard exudates": ("hard exudates", "exudate", "exudates", "hard exudate"),
-    "soft exudates": ("soft exudates", "soft exudate", "cotton wool spots", "cotton wool spot"),
-    "haemorrhages": (
-        "haemorrhages", "hemorrhage", "hemorrhages", "haemorrhage", "retinal hemorrhage",
-    ),
 }  # fmt: skip
+
+CONCEPT_PHRASES = _FIRST_CONCEPTS | _LATER_CONCEPTS
 
 # A lesion of any organ also answers to these. They are never asked as absent concepts.
 LESION_PHRASES: tuple[str, ...] = (
@@ -87,24 +92,24 @@ EVERYDAY_PHRASES: tuple[str, ...] = (
 OTHER_PHRASES: tuple[str, ...] = (
     "liver", "kidney", "left kidney", "right kidney", "spleen", "pancreas", "stomach", "bladder",
     "gallbladder", "prostate", "uterus", "ovary", "thyroid", "thyroid nodule", "lymph node",
-    "vein", "artery", "vessel", "blood vessel", "retinal vessel", "coronary artery",
+    "aorta", "vein", "artery", "vessel", "blood vessel", "retinal vessel", "coronary artery",
     "bone", "rib", "ribs", "clavicle", "spine", "vertebra", "femur", "tibia", "hip", "knee",
-    "tooth", "teeth", "jaw", "skull", "eye", "macula", "fovea", "retina",
+    "tooth", "teeth", "jaw", "skull", "eye", "macula", "fovea", "hemorrhage", "exudate", "retina",
     "microaneurysm", "drusen", "fluid", "effusion", "pleural effusion", "pneumothorax", "edema",
     "pneumonia", "consolidation", "opacity", "infiltrate", "atelectasis", "lung nodule",
     "lung cancer", "covid lesion", "trachea", "esophagus", "colon", "small bowel", "appendix",
     "brain tumor", "glioma", "enhancing tumor", "tumor core", "stroke lesion", "hippocampus",
     "ventricle", "ventricles", "cerebellum", "brainstem", "thalamus", "caudate", "putamen", "csf",
-    "cerebrospinal fluid", "atrium", "valve", "pericardium", "scar",
+    "cerebrospinal fluid", "left atrium", "right atrium", "atrium", "valve", "pericardium", "scar",
     "cyst", "kidney tumor", "liver tumor", "liver lesion", "stone", "gland", "mitochondria",
     "membrane", "bacteria", "red blood cell", "white blood cell", "platelet", "lymphocyte",
     "tissue", "stroma", "epithelium", "fat", "muscle", "skin", "hair", "ruler", "blood", "wound",
     "ulcer", "burn", "catheter", "tube", "electrode", "needle", "wire", "implant", "fetus",
     "fetal head", "placenta", "cord", "nerve", "tendon", "ligament", "cartilage", "meniscus",
     "disc herniation", "spinal cord", "sinus", "tonsil", "larynx", "tongue", "parotid", "nose",
-    "background", "text", "marker", "arrow", "person", "water",
+    "background", "text", "marker", "arrow", "car", "dog", "cat", "person", "banana", "tree",
     "instrument", "surgical instrument", "forceps", "snare", "biopsy tool", "cytoplasm",
-    *EVERYDAY_PHRASES,
+    "house", "water", "table", "cloud", "flower", "phone", "chair", "road", "ball", "bird",
 )  # fmt: skip
 
 
@@ -124,8 +129,8 @@ UNLABELLED: dict[str, frozenset[str]] = {
     ),
     "fundus": frozenset(
         {"eye", "retina", "vessel", "blood vessel", "retinal vessel", "artery", "vein", "macula",
-         "fovea", "nerve", "optic cup", "hard exudates", "soft exudates", "haemorrhages", "blood",
-         "microaneurysm", "drusen"}
+         "fovea", "nerve", "optic cup", "hard exudates", "soft exudates", "exudate", "haemorrhages",
+         "hemorrhage", "blood", "microaneurysm", "drusen"}
     ),
     "skin": frozenset({"skin", "hair", "ruler", "tissue", "text", "marker", "cyst"}),
     "colon": frozenset(
@@ -142,9 +147,9 @@ UNLABELLED: dict[str, frozenset[str]] = {
 
 
 def all_phrases() -> tuple[str, ...]:
-    """Every phrase once, in a fixed order: what the tokenizer is trained on."""
-    seen = dict.fromkeys(CONCEPT_PHRASES)
-    for phrases in CONCEPT_PHRASES.values():
+    """Every phrase that the tokenizer is trained on once, in a fixed order."""
+    seen = dict.fromkeys(_FIRST_CONCEPTS)
+    for phrases in _FIRST_CONCEPTS.values():
         seen.update(dict.fromkeys(phrases))
     for phrases in (LESION_PHRASES, GENERIC_PHRASES, OTHER_PHRASES):
         seen.update(dict.fromkeys(phrases))

@@ -19,7 +19,7 @@ from PIL import Image
 from medsam3_model.checkpoints.presets import WEIGHTS_FOLDER
 from medsam3_model.data.datasets import load_dataset
 from medsam3_model.data.samples import Sample
-from medsam3_model.pretraining.detector import detector_sources
+from medsam3_model.pretraining.derived import all_sources
 from medsam3_model.pretraining.phantoms.phantoms import PHANTOMS, phantom
 from medsam3_model.training.data import TrainingImage
 
@@ -94,7 +94,7 @@ def phantom_layers(kind: str, seed: int) -> dict[str, NDArray[np.int32]]:
 def write_replay(folders: Mapping[str, Path], out: Path) -> int:
     """Write the folder from training images of the sources; returns the number of images."""
     count = 0
-    for source, samples in detector_sources(dict(folders), 0, seed=0).items():
+    for source, samples in all_sources(dict(folders), 0, seed=0).items():
         most = _MOST_PER_SOURCE.get(source, 0)
         for sample in samples[:: max(1, len(samples) // max(most, 1))][:most]:
             height, width = sample.image.shape[:2]

@@ -94,13 +94,13 @@ def test_masks_from_16_bit_are_those_from_32(bundled: MedSAM3, tmp_path: Path) -
         again = cache_of(tmp_path).get(bundled, image.key, Encoder(bundled)(1))
         assert torch.equal(again.last_hidden_state, first.last_hidden_state.half().float())
         assert same(made, again)
-        texts = bundled.encode_text([name for name, layer in image.layers().items() if layer.any()])
+        texts = bundled.encode_text(list(image.layers()))
         for exact, rounded in zip(
             bundled.detect_all(first, texts), bundled.detect_all(again, texts), strict=True
         ):
             mask, other = exact.concept_mask()[0], rounded.concept_mask()[0]
-            compared.append(dice(mask, other))
-            assert mask.any()
+            if mask.any() or other.any():
+                compared.append(dice(mask, other))
     assert len(compared) >= 5
     assert min(compared) >= 0.999
 

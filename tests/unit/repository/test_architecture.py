@@ -29,6 +29,7 @@ ROOMS: tuple[tuple[str, ...], ...] = (
     # Pretraining's images are training's replay; its loop is built of training's parts.
     (
         "medsam3_model.pretraining.data",
+        "medsam3_model.pretraining.derived",
         "medsam3_model.pretraining.phantoms",
         "medsam3_model.pretraining.phrases",
     ),

@@ -4,7 +4,14 @@ import numpy as np
 import pytest
 import torch
 
-from medsam3_model.pretraining.phrases import CONCEPT_PHRASES, LESION_PHRASES, UNLABELLED
+from backend.training.gate import FOREIGN_NAMES
+from medsam3_model.pretraining.phrases import (
+    CONCEPT_PHRASES,
+    EVERYDAY_PHRASES,
+    LESION_PHRASES,
+    OTHER_PHRASES,
+    UNLABELLED,
+)
 from medsam3_model.training.prompts import BOX_ONLY, pretraining_prompts, target_of
 
 
@@ -87,3 +94,8 @@ def test_absent_concepts_are_asked_as_often_as_present_ones() -> None:
     assert len(absent) == 300
     assert polyps > 2 * brains > 0
     assert polyps > len(absent) / 3
+
+
+def test_everyday_things_are_asked_in_pre_training_too_and_no_gate_asks_for_them() -> None:
+    assert set(EVERYDAY_PHRASES) <= set(OTHER_PHRASES)
+    assert not set(EVERYDAY_PHRASES) & set(FOREIGN_NAMES)
