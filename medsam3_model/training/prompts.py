@@ -41,7 +41,7 @@ SOUGHT = 0.3
 # The prompts about corrections.
 _ABSENT_SHARE = 0.4
 """Of the prompts, where an absent concept is known: presence learns from nothing else."""
-_FOREIGN_SHARE = 0.06
+_FOREIGN_SHARE = 0.12
 """Of the prompts: the name of an everyday thing. Where every image holds what is asked for, a
 detector would otherwise learn to answer whatever it is asked."""
 _BOXED_SHARE = 0.4

@@ -52,6 +52,10 @@ class ColourModel:
         channels = torch.tensor([CHANNELS[phrase.split()[-1]] for phrase in phrases])
         return TextEmbedding(tuple(phrases), channels[:, None, None], channels[:, None] >= 0, "")
 
+    def threshold_of(self, phrase: str) -> float:
+        """The same for every phrase."""
+        return self.settings.score_threshold
+
     def detect_all(
         self,
         image_embedding: ImageEmbedding,
