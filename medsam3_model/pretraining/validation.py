@@ -37,7 +37,8 @@ class Validation:
         self, model: "Sam3Model", tokenizer: "PreTrainedTokenizerFast"
     ) -> dict[str, dict[str, float]]:
         """Per source: `T_<concept>` (semantic Dice), `TI` (semantic, with a disturbed box), `TI_q`
-        (the best query's mask instead), and `false` (presence above ½ for an absent concept).
+        (the best query's mask instead), `false` (presence above ½ for a concept of another source)
+        and `false_<concept>` (the same for one that was looked for in vain).
         """
         return {
             source: self._score_source(source, samples, model, tokenizer)
