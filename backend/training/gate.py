@@ -106,8 +106,8 @@ def decide(
     """Compare two models' answers to the same questions, in the same order.
 
     The candidate passes if there are enough images, if it is better in the mean, if the 95 %
-    interval of that (paired bootstrap over groups) stays above −tolerance, if no concept loses more
-    than the tolerance in the mean, in either mode, and if it answers no more foreign names.
+    interval of that (paired bootstrap over groups) stays above −tolerance, and if no concept loses
+    more than the tolerance in the mean, in either mode. That it answers more foreign names is said.
     """
     pairs = list(zip(candidate.given, incumbent.given, strict=True))
     images = {answer.image for answer in candidate.given}
@@ -145,19 +145,22 @@ def decide(
                 f"“{phrase}” ({mode}) loses {-part.difference:.3f} Dice, at most {tolerance:.3f} "
                 "is tolerated"
             )
+    notes = []
     if foreign["candidate"] > foreign["incumbent"]:
-        against.append(
+        # Said, not refused: after a small round a new name is all that the detector learned, and
+        # without it in service the next round would begin with nothing again.
+        notes.append(
             f"asked for things that are not there ({', '.join(FOREIGN_NAMES[:3])}, …) it marks "
             f"something {foreign['candidate']} of {foreign['asked']} times, the version in service "
             f"{foreign['incumbent']} times"
         )
     if against:
-        return Verdict(False, tuple(against), overall, parts, foreign)
+        return Verdict(False, (*against, *notes), overall, parts, foreign)
     passed = (
         f"mean Dice {overall.incumbent:.3f} → {overall.candidate:.3f} on {overall.images} "
         f"validation images (95 % interval of the change {overall.low:+.3f} to {overall.high:+.3f})"
     )
-    return Verdict(True, (passed,), overall, parts, foreign)
+    return Verdict(True, (passed, *notes), overall, parts, foreign)
 
 
 def answers(

@@ -40,10 +40,10 @@ SOUGHT = 0.3
 
 # The prompts about corrections.
 _ABSENT_SHARE = 0.4
-"""Of the prompts, where an absent concept is known: presence learns from nothing else."""
-_FOREIGN_SHARE = 0.12
-"""Of the prompts: the name of an everyday thing. Where every image holds what is asked for, a
-detector would otherwise learn to answer whatever it is asked."""
+"""Of the prompts: presence learns from nothing else."""
+_FOREIGN_SHARE = 0.3
+"""Of these, where an absent concept is known: an everyday thing instead; else all of them. Where
+every image holds what is asked for, a detector would otherwise learn to answer to any name."""
 _BOXED_SHARE = 0.4
 """Of the prompts for what is there."""
 _GENERIC_SHARE = 0.25
@@ -102,13 +102,13 @@ def correction_prompt(
         mask_size: side of the model's masks; S is a multiple of it.
         rng: decides.
     """
-    if rng.random() < _FOREIGN_SHARE:
-        phrase = _any_of(EVERYDAY_PHRASES, rng)
-        if phrase not in layers:
-            return DrawnPrompt(phrase, None, _nothing(mask_size), wants_masks=False)
     present = [phrase for phrase, layer in layers.items() if (layer > 0).any()]
     absent = [phrase for phrase in layers if phrase not in present]
-    ask_absent = not present or (bool(absent) and rng.random() < _ABSENT_SHARE)
+    ask_absent = not present or rng.random() < _ABSENT_SHARE
+    if ask_absent and (not absent or rng.random() < _FOREIGN_SHARE):
+        foreign = tuple(name for name in EVERYDAY_PHRASES if name not in layers)
+        phrase = _any_of(foreign, rng)
+        return DrawnPrompt(phrase, None, _nothing(mask_size), wants_masks=False)
     phrases = absent if ask_absent else present
     phrase = phrases[int(rng.integers(len(phrases)))]
     if not ask_absent and rng.random() < _BOXED_SHARE:
