@@ -181,6 +181,10 @@ class MedSAM3:
 
         Embeddings of this model stay valid for the other one.
 
+        Args:
+            detector: its parameters, and thresholds of phrases.
+            settings: thresholds for all phrases instead; default this model's.
+
         Raises:
             CheckpointError: the detector was trained on another encoder.
         """
@@ -194,7 +198,7 @@ class MedSAM3:
             hashes=WeightsHash(self.encoder_hash, detector.detector_hash),
             tracker=self.tracker,
             takes_exemplars=self.takes_exemplars,
-            thresholds=detector.thresholds,
+            thresholds=detector.thresholds if settings is None else {},
         )
 
     def threshold_of(self, phrase: str) -> float:

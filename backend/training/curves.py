@@ -4,24 +4,19 @@ They are in Redis and not in the database: a point comes every second, and nothi
 What made a version is in its card, which has the curve's points at each validation.
 """
 
-import json
-import logging
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from redis import Redis
-from redis.exceptions import RedisError
 
-from backend.errors import QueueError
-
-log = logging.getLogger(__name__)
+from backend.training.newest import NewestEntries
 
 _KEY = "medsam3:curve:{}"
-KEPT_S = 30 * 24 * 3600
 # More than an hour of a point a second; of a longer run the newest.
 MOST_POINTS = 5000
+_POINTS = NewestEntries(MOST_POINTS)
 
 
 @dataclass(frozen=True)
@@ -35,16 +30,8 @@ class CurvePoint:
 
 def add_point(redis: Redis, run_id: str, point: CurvePoint) -> None:
     """Keep a point; without Redis the curve has a gap there, and training goes on."""
-    key = _KEY.format(run_id)
-    value = json.dumps([point.step, point.loss, point.validation_dice])
-    try:
-        with redis.pipeline(transaction=False) as pipeline:
-            pipeline.rpush(key, value)
-            pipeline.ltrim(key, -MOST_POINTS, -1)
-            pipeline.expire(key, KEPT_S)
-            pipeline.execute()
-    except RedisError as error:
-        log.debug("a point of a curve is not kept: %s", type(error).__name__)
+    entry = [point.step, point.loss, point.validation_dice]
+    _POINTS.add(redis, _KEY.format(run_id), entry)
 
 
 def curve_of(redis: Redis, run_id: str, card: dict[str, Any] | None = None) -> list[CurvePoint]:
@@ -58,13 +45,8 @@ def curve_of(redis: Redis, run_id: str, card: dict[str, Any] | None = None) -> l
     Raises:
         QueueError: Redis cannot be reached.
     """
-    try:
-        values: list[Any] = redis.lrange(_KEY.format(run_id), 0, -1)
-    except RedisError as error:
-        raise QueueError(f"Redis does not answer ({type(error).__name__})") from error
-    rows = [json.loads(value) for value in values] or (card or {}).get("training", {}).get(
-        "history", []
-    )
+    card = card or {}
+    rows = _POINTS.all(redis, _KEY.format(run_id)) or card.get("training", {}).get("history", [])
     # A trainer that took over from one that was killed repeats steps: the later point counts.
     points = {step: CurvePoint(step, loss, dice) for step, loss, dice in rows}
     return [points[step] for step in sorted(points) if math.isfinite(points[step].loss)]

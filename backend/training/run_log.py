@@ -5,24 +5,18 @@ line names stages, figures, versions and reasons, as they are in the run's row; 
 what is in an image.
 """
 
-import json
-import logging
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
 
 from redis import Redis
-from redis.exceptions import RedisError
 
-from backend.errors import QueueError
 from backend.tables import now
-from backend.training.curves import KEPT_S
-
-log = logging.getLogger(__name__)
+from backend.training.newest import NewestEntries
 
 _KEY = "medsam3:run-log:{}"
 # Of a longer run the newest.
 MOST_LINES = 200
+_LINES = NewestEntries(MOST_LINES)
 # An error's sentence may quote what a server answered.
 MOST_CHARACTERS = 500
 
@@ -59,18 +53,10 @@ class RunLog:
 
 def note(redis: Redis, run_id: str, text: str) -> None:
     """Keep a line; without Redis the log lacks it, and training goes on."""
-    key = _KEY.format(run_id)
     # One line each, without what a terminal would obey.
     shown = "".join(letter if letter.isprintable() else " " for letter in text)
-    value = json.dumps([now().isoformat(), " ".join(shown.split())[:MOST_CHARACTERS]])
-    try:
-        with redis.pipeline(transaction=False) as pipeline:
-            pipeline.rpush(key, value)
-            pipeline.ltrim(key, -MOST_LINES, -1)
-            pipeline.expire(key, KEPT_S)
-            pipeline.execute()
-    except RedisError as error:
-        log.debug("a line of a run's log is not kept: %s", type(error).__name__)
+    entry = [now().isoformat(), " ".join(shown.split())[:MOST_CHARACTERS]]
+    _LINES.add(redis, _KEY.format(run_id), entry)
 
 
 def log_of(redis: Redis, run_id: str) -> list[LogLine]:
@@ -79,11 +65,8 @@ def log_of(redis: Redis, run_id: str) -> list[LogLine]:
     Raises:
         QueueError: Redis cannot be reached.
     """
-    try:
-        values: list[Any] = redis.lrange(_KEY.format(run_id), 0, -1)
-    except RedisError as error:
-        raise QueueError(f"Redis does not answer ({type(error).__name__})") from error
-    return [LogLine(datetime.fromisoformat(at), text) for at, text in map(json.loads, values)]
+    lines = _LINES.all(redis, _KEY.format(run_id))
+    return [LogLine(datetime.fromisoformat(at), text) for at, text in lines]
 
 
 def waited(seconds: float) -> str:

@@ -11,8 +11,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
+from typing import TypeVar
 
 MODEL, NECK = "tracker_model.", "tracker_neck."
+_Tensor = TypeVar("_Tensor")
 
 _POINTS = re.compile(r"^tracker\.sam_prompt_encoder\.point_embeddings\.(\d+)\.weight$")
 _FREQUENCIES = "tracker.sam_prompt_encoder.pe_layer.positional_encoding_gaussian_matrix"
@@ -140,6 +142,15 @@ _MULTIPLEX = (
 _MULTIPLEX_VIDEO = re.compile(
     r"^tracker\.model\.(?!interactiv)|^tracker\.model\.interactive_(mask_downsample|obj_ptr_proj)\."
 )
+
+
+def in_bundle(model: Mapping[str, _Tensor], neck: Mapping[str, _Tensor]) -> dict[str, _Tensor]:
+    """The state dicts of a tracker's model and neck as one, under their names in a bundle."""
+    return {
+        prefix + key: value
+        for prefix, state in ((MODEL, model), (NECK, neck))
+        for key, value in state.items()
+    }
 
 
 def is_multiplex(facebook_keys: Iterable[str]) -> bool:

@@ -214,16 +214,22 @@ class TrackerPretraining(SharedTraining):
 
     def write(self, folder: Path) -> None:
         """Write the bundled weights with the averaged tracker beside them."""
-        prefixes = {"model.": tracker_keys.MODEL, "neck.": tracker_keys.NECK}
-        tracker = {
-            prefix + key.removeprefix(part): value
-            for key, value in self.average.items()
-            for part, prefix in prefixes.items()
-            if key.startswith(part)
-        }
+        model, neck = (
+            {
+                key.removeprefix(part): value
+                for key, value in self.average.items()
+                if key.startswith(part)
+            }
+            for part in ("model.", "neck.")
+        )
         base, weights = self.base, bundled_weights("tiny")
         info = write_bundle(
-            folder, "tiny", base.config, base.model.state_dict(), load_tokenizer(weights), tracker
+            folder,
+            "tiny",
+            base.config,
+            base.model.state_dict(),
+            load_tokenizer(weights),
+            tracker_keys.in_bundle(model, neck),
         )
         self.log({"version": info.version})
 

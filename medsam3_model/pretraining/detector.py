@@ -18,30 +18,24 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from medsam3_model.checkpoints import tracker_keys
 from medsam3_model.checkpoints.bundle import write_bundle
 from medsam3_model.checkpoints.presets import bundled_weights
 from medsam3_model.checkpoints.tokenizer import load_tokenizer
-from medsam3_model.detector import answer_prompts, feature_levels, vision_hidden
+from medsam3_model.checkpoints.tracker_keys import in_bundle
+from medsam3_model.detector import vision_hidden
 from medsam3_model.predictor import MedSAM3
 from medsam3_model.pretraining.data import SourceImage, how_often_asked
 from medsam3_model.pretraining.derived import all_sources
-from medsam3_model.pretraining.pretrain import loudness, parameter_groups
+from medsam3_model.pretraining.pretrain import detector_step, parameter_groups
 from medsam3_model.pretraining.shared_training import SharedTraining, copy_of, prepare, run_parser
-from medsam3_model.pretraining.validation import (
-    Validation,
-    encode_prompts,
-    load_validation,
-    normalise,
-)
-from medsam3_model.tracker import Tracker
+from medsam3_model.pretraining.validation import Validation, load_validation, normalise
 from medsam3_model.training.augmentation import (
     random_look,
     random_view,
     sample_image,
     sample_labels,
 )
-from medsam3_model.training.losses import LossWeights, detector_loss
+from medsam3_model.training.losses import LossWeights
 from medsam3_model.training.prompts import SOUGHT, DrawnPrompt, pretraining_prompts
 
 _BACKBONE = "vision_encoder.backbone."
@@ -67,7 +61,6 @@ class DetectorTraining:
     """
 
     base: str = "tiny"
-
     images_per_step: int = 5
     steps: int = 20000
     minutes: float = 180.0
@@ -127,7 +120,6 @@ class DetectorPretraining(SharedTraining):
         self.tokenizer = load_tokenizer(bundled_weights("tiny"))
         for name, parameter in self.model.named_parameters():
             parameter.requires_grad_(not name.startswith(_BACKBONE))
-        self.parameters = [one for one in self.model.parameters() if one.requires_grad]
         groups = parameter_groups(self.model, config.weight_decay)
         self.optimiser = torch.optim.AdamW(groups, lr=0.0, betas=(0.9, 0.98), fused=True)
         self.average = copy_of(self.model)
@@ -154,13 +146,16 @@ class DetectorPretraining(SharedTraining):
         """Train to the end, then write the bundle: these weights with the bundled tracker."""
         self.take_steps(self.config.steps)
         self.log({"validation": self.validate()})
+        tracker, kept = self.base.tracker, None
+        if tracker is not None:
+            kept = in_bundle(tracker.model.state_dict(), tracker.neck.state_dict())
         info = write_bundle(
             self.out / "bundle",
             "tiny",
             self.base.config,
             self.average,
             self.tokenizer,
-            tracker_state(self.base.tracker),
+            kept,
         )
         self.log({"version": info.version})
 
@@ -169,30 +164,18 @@ class DetectorPretraining(SharedTraining):
         share = self.share()
         if share >= 1:
             self.end()
-        rate = self.config.rate(share, self.step)
-        for group in self.optimiser.param_groups:
-            group["lr"] = rate
-        rng = np.random.default_rng([self.seed, self.step])
-        tokens, prompts = self._draw(rng)
-        levels = feature_levels(self.model, tokens)
-        asked = [(image, prompt.phrase, prompt.box) for image, prompt in prompts]
-        masked = [number for number, (_, prompt) in enumerate(prompts) if prompt.wants_masks]
-        output = answer_prompts(
+        hidden, prompts = self._draw(np.random.default_rng([self.seed, self.step]))
+        return detector_step(
             self.model,
-            levels,
-            encode_prompts(self.model, self.tokenizer, asked),
-            torch.tensor(masked, dtype=torch.long),
+            self.tokenizer,
+            self.optimiser,
+            hidden,
+            prompts,
+            rate=self.config.rate(share, self.step),
+            weights=self.config.loss,
+            loudness_weight=self.config.loudness,
+            clip_norm=self.config.clip_norm,
         )
-        losses = detector_loss(output, [prompt.target for _, prompt in prompts], self.config.loss)
-        losses["loudness"] = self.config.loudness * loudness(levels)
-        losses["total"] = losses["total"] + losses["loudness"]
-        self.optimiser.zero_grad()
-        losses["total"].backward()
-        norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.config.clip_norm)
-        if torch.isfinite(norm):
-            self.optimiser.step()
-        terms = {name: float(value.detach()) for name, value in losses.items()}
-        return {**terms, "norm": float(norm), "rate": rate}
 
     def _draw(self, rng: np.random.Generator) -> tuple[Tensor, list[tuple[int, DrawnPrompt]]]:
         """Tokens (B, T, C) and (image, prompt) pairs."""
@@ -247,18 +230,6 @@ class DetectorPretraining(SharedTraining):
             "optimiser": self.optimiser.state_dict(),
             "seconds": time.monotonic() - self.begun,
         }
-
-
-def tracker_state(tracker: Tracker | None) -> dict[str, Tensor]:
-    """A tracker's tensors under their names in a bundle."""
-    if tracker is None:
-        return {}
-    parts = {tracker_keys.MODEL: tracker.model, tracker_keys.NECK: tracker.neck}
-    return {
-        prefix + key: value
-        for prefix, part in parts.items()
-        for key, value in part.state_dict().items()
-    }
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -44,7 +44,7 @@ from medsam3_model.training.losses import LossWeights, detector_loss
 from medsam3_model.training.prompts import DrawnPrompt, pretraining_prompts
 
 if TYPE_CHECKING:
-    from transformers import Sam3Model
+    from transformers import PreTrainedTokenizerFast, Sam3Model
 
 
 @dataclass(frozen=True)
@@ -157,29 +157,19 @@ class Pretraining(SharedTraining):
     def one_step(self) -> dict[str, float]:
         """Update the shared weights once; the terms of the loss."""
         phase = self.config.phases[self.phase]
-        rate = phase.rate(self.step)
-        for group in self.optimiser.param_groups:
-            group["lr"] = rate
         rng = np.random.default_rng([self.seed, self.phase, self.step])
         pixels, prompts = self._draw(phase, rng)
-        levels = feature_levels(self.model, vision_hidden(self.model, pixels))
-        asked = [(image, prompt.phrase, prompt.box) for image, prompt in prompts]
-        output = answer_prompts(
+        return detector_step(
             self.model,
-            levels,
-            encode_prompts(self.model, self.tokenizer, asked),
-            torch.tensor([n for n, (_, prompt) in enumerate(prompts) if prompt.wants_masks]),
+            self.tokenizer,
+            self.optimiser,
+            vision_hidden(self.model, pixels),
+            prompts,
+            rate=phase.rate(self.step),
+            weights=self.config.loss,
+            loudness_weight=self.config.loudness,
+            clip_norm=self.config.clip_norm,
         )
-        losses = detector_loss(output, [prompt.target for _, prompt in prompts], self.config.loss)
-        losses["loudness"] = self.config.loudness * loudness(levels)
-        losses["total"] = losses["total"] + losses["loudness"]
-        self.optimiser.zero_grad()
-        losses["total"].backward()
-        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip_norm)
-        if torch.isfinite(norm):
-            self.optimiser.step()
-        terms = {name: float(value.detach()) for name, value in losses.items()}
-        return {**terms, "norm": float(norm), "rate": rate}
 
     def _draw(
         self, phase: Phase, rng: np.random.Generator
@@ -235,6 +225,51 @@ class Pretraining(SharedTraining):
         if state is not None:
             self.phase = state["phase"]
             self._enter_phase(state["model"], state["optimiser"])
+
+
+def detector_step(
+    model: "Sam3Model",
+    tokenizer: "PreTrainedTokenizerFast",
+    optimiser: torch.optim.Optimizer,
+    hidden: Tensor,
+    prompts: Sequence[tuple[int, DrawnPrompt]],
+    *,
+    rate: float,
+    weights: LossWeights,
+    loudness_weight: float,
+    clip_norm: float,
+) -> dict[str, float]:
+    """Update what is trained of a model once; the terms of the loss, its gradient's norm, the rate.
+
+    Args:
+        model: in training.
+        tokenizer: of the phrases.
+        optimiser: of the parameters that are trained.
+        hidden: (B, patches, C), the vision transformer's output for B images.
+        prompts: (image, prompt) pairs.
+        rate: the learning rate.
+        weights: of the loss's terms.
+        loudness_weight: of `loudness`.
+        clip_norm: longest gradient, over all parameters.
+    """
+    for group in optimiser.param_groups:
+        group["lr"] = rate
+    levels = feature_levels(model, hidden)
+    asked = [(image, prompt.phrase, prompt.box) for image, prompt in prompts]
+    masked = [number for number, (_, prompt) in enumerate(prompts) if prompt.wants_masks]
+    output = answer_prompts(
+        model, levels, encode_prompts(model, tokenizer, asked), torch.tensor(masked).long()
+    )
+    losses = detector_loss(output, [prompt.target for _, prompt in prompts], weights)
+    losses["loudness"] = loudness_weight * loudness(levels)
+    losses["total"] = losses["total"] + losses["loudness"]
+    optimiser.zero_grad()
+    losses["total"].backward()
+    norm = torch.nn.utils.clip_grad_norm_(model.parameters(), clip_norm)
+    if torch.isfinite(norm):
+        optimiser.step()
+    terms = {name: float(value.detach()) for name, value in losses.items()}
+    return {**terms, "norm": float(norm), "rate": rate}
 
 
 def loudness(levels: Sequence[Tensor]) -> Tensor:

@@ -85,6 +85,7 @@ def test_thresholds_of_phrases_come_with_a_detector(model: MedSAM3, saved: Path)
     assert len(polyps) > len(plain.detect_all(image, text)[0])
     assert len(cysts) == len(plain.detect_all(image, text)[1])
     strict = DetectionSettings(score_threshold=1.0)
+    assert model.with_detector(load_detector(path), settings=strict).threshold_of("polyp") == 1.0
     assert [len(one) for one in tuned.detect_all(image, text, settings=strict)] == [0, 0]
 
 

@@ -1,6 +1,5 @@
 """Pre-training of the tracker: what a step draws and teaches, and a short run."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +7,6 @@ import pytest
 import torch
 
 from medsam3_model import MedSAM3
-from medsam3_model.pretraining import clicks
 from medsam3_model.pretraining.clicks import (
     ClickTraining,
     TrackerPretraining,
@@ -17,18 +15,10 @@ from medsam3_model.pretraining.clicks import (
     neighbour_prompt,
     stroke,
 )
-from medsam3_model.pretraining.data import SourceImage, phantom_image
+from medsam3_model.pretraining.data import SourceImage
 
 SHORT = ClickTraining(images_per_step=2, steps=2, warm_up=1, workers=1, single_steps=1)
 THERE = torch.ones(1, dtype=torch.bool)
-
-
-@pytest.fixture
-def sources(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, list[SourceImage]]]:
-    monkeypatch.setattr(clicks, "_FIRST_VIEWS", 3)
-    threads = torch.get_num_threads()
-    yield {kind: [phantom_image(kind, seed) for seed in (0, 1)] for kind in ("shapes", "fundus")}
-    torch.set_num_threads(threads)
 
 
 def test_the_rate_warms_up_and_falls_to_a_hundredth() -> None:

@@ -1,27 +1,19 @@
 """Pre-training of the detector on the frozen vision transformer: a short run."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 
 from medsam3_model import MedSAM3
-from medsam3_model.pretraining import detector
-from medsam3_model.pretraining.data import SourceImage, phantom_image
+from medsam3_model.pretraining.data import SourceImage
 from medsam3_model.pretraining.detector import DetectorPretraining, DetectorTraining
+from medsam3_model.pretraining.pretrain import detector_step
 from medsam3_model.pretraining.validation import Validation
+from medsam3_model.training.losses import PromptTarget
+from medsam3_model.training.prompts import DrawnPrompt
 
 SHORT = DetectorTraining(images_per_step=2, steps=2, warm_up=1, workers=1)
-
-
-@pytest.fixture
-def sources(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, list[SourceImage]]]:
-    monkeypatch.setattr(detector, "_FIRST_VIEWS", 3)
-    threads = torch.get_num_threads()
-    yield {kind: [phantom_image(kind, seed) for seed in (0, 1)] for kind in ("shapes", "fundus")}
-    torch.set_num_threads(threads)
 
 
 def test_the_rate_warms_up_and_falls_to_a_hundredth() -> None:
@@ -55,8 +47,38 @@ def test_a_short_run_writes_a_bundle_whose_tracker_and_transformer_are_as_before
 
 def test_a_run_ends_with_its_minutes(sources: dict[str, list[SourceImage]], tmp_path: Path) -> None:
     config = DetectorTraining(images_per_step=2, steps=1000, minutes=1e-4, workers=1)
-    run = DetectorPretraining(config, sources, Validation({}, frozenset()), 0, tmp_path)
-    run.run()
-    assert run.average
-    assert np.isfinite(float(sum(value.float().sum() for value in run.average.values())))
-    assert len((tmp_path / "log.jsonl").read_text().splitlines()) < 5
+    taken: list[int] = []
+
+    class Counted(DetectorPretraining):
+        def one_step(self) -> dict[str, float]:
+            taken.append(self.step)
+            return super().one_step()
+
+    Counted(config, sources, Validation({}, frozenset()), 0, tmp_path).run()
+    assert taken == [0]
+    assert (tmp_path / "bundle" / "preset.json").is_file()
+
+
+def test_a_step_may_be_about_absence_alone(
+    sources: dict[str, list[SourceImage]], tmp_path: Path
+) -> None:
+    """No prompt of it wants masks, and no box and no mask can be learned."""
+    run = DetectorPretraining(SHORT, sources, Validation({}, frozenset()), 0, tmp_path)
+    nothing = PromptTarget(torch.zeros(0, 4), torch.zeros(0, 72, 72), torch.zeros(72, 72))
+    before = run.model.state_dict()["detr_decoder.presence_token.weight"].clone()
+    terms = detector_step(
+        run.model,
+        run.tokenizer,
+        run.optimiser,
+        torch.zeros(1, 18 * 18, 192),
+        [(0, DrawnPrompt("polyp", None, nothing, wants_masks=False))],
+        rate=1e-3,
+        weights=SHORT.loss,
+        loudness_weight=2.0,
+        clip_norm=5.0,
+    )
+    assert terms["presence"] > 0
+    assert terms["mask_dice"] == terms["box_l1"] == 0
+    assert "semantic_dice" not in terms
+    after = run.model.state_dict()["detr_decoder.presence_token.weight"]
+    assert not torch.equal(before, after)
