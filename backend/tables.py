@@ -129,6 +129,9 @@ class Suggestion(Base):
     asked for twice at the same time is predicted once. The ids of the regions in `result` tell
     later which suggestion an annotation started from.
 
+    `labels`: the label values that the prediction was asked for, None for all. What it found takes
+    the place of these labels' regions in the prediction that the task has of the version.
+
     `agent_run_id` names the agent's run whose answer this is, or which asked for it (see
     `backend.predictions.agent_looks`).
     """
@@ -152,6 +155,7 @@ class Suggestion(Base):
     config_hash: Mapped[str] = mapped_column(ForeignKey("label_configs.hash"))
     task_data: Mapped[dict[str, Any]]
     context: Mapped[dict[str, Any] | None]
+    labels: Mapped[list[Any] | None]
     model_version: Mapped[str] = mapped_column(String(200))
 
     state: Mapped[str] = mapped_column(String(16), default=SuggestionState.QUEUED)

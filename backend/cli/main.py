@@ -198,6 +198,12 @@ def preannotate(
     unlabelled: Annotated[
         bool, typer.Option("--unlabelled", help="Only tasks without annotations.")
     ] = False,
+    label: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Only this label; again for more. Other labels' regions of a prediction stay."
+        ),
+    ] = None,
     cancel: Annotated[
         bool,
         typer.Option("--cancel", help="Predict nothing more: cancel the project's waiting tasks."),
@@ -210,11 +216,12 @@ def preannotate(
     """Predict every task of a project that has no prediction of the version in service.
 
     Example: `medsam3 preannotate 12 --limit 20 --unlabelled`
+    Example: `medsam3 preannotate 12 --label polyp`
     """
     from backend.predictions import preannotate as preannotation
     from backend.services import open_services
 
-    options = preannotation.PreannotateOptions(limit=limit, unlabelled=unlabelled)
+    options = preannotation.PreannotateOptions(limit, unlabelled, tuple(label or ()))
     if cancel:
         if options != preannotation.EVERYTHING:
             raise BackendError("--cancel cancels all that waits: leave out the other options.")

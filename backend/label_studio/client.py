@@ -85,11 +85,17 @@ class Webhook:
 
 @dataclass(frozen=True)
 class Prediction:
-    """A stored prediction: of its regions only the ids."""
+    """A stored prediction; `result` has its regions as Label Studio keeps them."""
 
     id: int
     model_version: str
-    region_ids: frozenset[str] = frozenset()
+    result: tuple[Json, ...] = ()
+    score: float | None = None
+
+    @property
+    def region_ids(self) -> frozenset[str]:
+        """The ids of its regions."""
+        return frozenset(str(region.get("id")) for region in self.result)
 
 
 def task_filter(column: str, operator: str, kind: str, value: Any) -> Json:
@@ -283,6 +289,19 @@ class LabelStudio:
             project_id, filters=[missing, UNLABELLED] if unlabelled else [missing]
         )
 
+    def tasks_with_version(
+        self, project_id: int, model_version: str, *, unlabelled: bool = False
+    ) -> Iterator[Json]:
+        """The tasks (`id`, `data`) that `tasks_without_version` leaves out."""
+        there = task_filter("predictions_model_versions", "contains", "List", [model_version])
+        filters = [there, UNLABELLED] if unlabelled else [there]
+        last_id = 0
+        for task in self.tasks(project_id, filters=filters):
+            # Label Studio lists a task once for each such prediction.
+            if task["id"] != last_id:
+                yield task
+            last_id = task["id"]
+
     def upload_files(self, project_id: int, files: Iterable[tuple[str, bytes]]) -> list[int]:
         """Upload images (name, bytes), one task each; returns the tasks' ids in their order."""
         path = f"/api/projects/{project_id}/import?return_task_ids=true"
@@ -343,7 +362,8 @@ class LabelStudio:
             Prediction(
                 prediction["id"],
                 prediction["model_version"] or "",
-                frozenset(str(region.get("id")) for region in prediction.get("result") or []),
+                tuple(prediction.get("result") or ()),
+                prediction.get("score"),
             )
             for prediction in self.get("/api/predictions/", task=task_id)
         ]

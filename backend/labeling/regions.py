@@ -17,7 +17,7 @@ import base64
 import io
 import math
 import secrets
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -102,6 +102,16 @@ def regions_for(
                     common["item_index"] = int(item_index)
                 regions += _results(control, concept.label, value, common)
     return regions
+
+
+def label_values(region: Mapping[str, Any]) -> frozenset[str]:
+    """The labels that a region of Label Studio carries."""
+    return frozenset(
+        name
+        for key, value in region["value"].items()
+        if key.endswith("labels") and isinstance(value, list)
+        for name in value
+    )
 
 
 def _results(

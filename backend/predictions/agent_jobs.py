@@ -32,7 +32,7 @@ from backend.label_studio.client import LabelStudio
 from backend.label_studio.images import FetchedImages, decode
 from backend.labeling.concepts import concept_of_label
 from backend.labeling.config import parse_label_config
-from backend.labeling.regions import InstanceMask, regions_for
+from backend.labeling.regions import InstanceMask, label_values, regions_for
 from backend.predictions.agent_looks import QueuedSegmenter
 from backend.predictions.agent_runs import UNFINISHED, AgentQuestion, check_budget
 from backend.predictions.leased_rows import claim, ours, put_back, renew
@@ -217,6 +217,9 @@ class _Guided:
             regions = list((base.result if base is not None else None) or [])
             for question, outcome in changed:
                 regions = _replaced(regions, question, self._regions(question, outcome))
+            labels = base.labels if base is not None else None
+            if labels is not None:
+                labels = sorted({*labels, *(question.label for question, _ in changed)})
             prediction = {
                 "id": run.id,
                 "agent_run_id": run.id,
@@ -224,6 +227,7 @@ class _Guided:
                 "task_id": run.task_id,
                 "config_hash": run.config_hash,
                 "task_data": needed_later(begins_with.task_data),
+                "labels": labels,
                 "model_version": run.model_version,
                 "state": SuggestionState.DONE,
                 "delivery": Delivery.PUSH,
@@ -324,15 +328,8 @@ def _replaced(
     """Regions of a prediction, those of one label on one page replaced with others."""
 
     def is_asked(region: Mapping[str, Any]) -> bool:
-        names = [
-            name
-            for value in region["value"].values()
-            if isinstance(value, list)
-            for name in value
-            if isinstance(name, str)
-        ]
         here = (region["to_name"], region.get("item_index")) == (question.image, question.page)
-        return here and question.label in names
+        return here and question.label in label_values(region)
 
     ids = {region["id"] for region in regions if is_asked(region)}
     kept = [region for region in regions if region["id"] not in ids]

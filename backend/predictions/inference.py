@@ -135,6 +135,8 @@ class Inference:
             check_consent(self._services.settings)
         model = self.model(row.model_version)
         concepts = _concepts(config, row.task_data, prompt)
+        if row.labels is not None:
+            concepts = [concept for concept in concepts if concept.label in row.labels]
         strategy: Strategy | None = None
         minimum: dict[str, MinimumVolume] = {}
         if prompt is None:

@@ -4,12 +4,13 @@ The command asks Label Studio for the tasks itself; the console has an ingest wo
 process knows no Label Studio. Either way every task has its row before its first job runs.
 """
 
+import hashlib
 import json
 import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from itertools import islice
+from itertools import chain, islice
 
 from redis import Redis
 from redis.exceptions import RedisError
@@ -18,8 +19,10 @@ from sqlalchemy.orm import Session
 
 from backend.database import chunked, now_in
 from backend.errors import BackendError, QueueError
+from backend.labeling.config import quoted
 from backend.models import versions
 from backend.people import audit
+from backend.predictions.asked_labels import check_labels, without_labels
 from backend.predictions.requests import latest_first, request_pushes
 from backend.processes.counters import read_counters
 from backend.processes.queues import Handler, QueueName, enqueue
@@ -42,6 +45,8 @@ class PreannotateOptions:
     Attributes:
         limit: the first so many, by id; None: all.
         unlabelled: only tasks without annotations.
+        labels: only regions of these labels, by value; also for tasks whose prediction was made
+            without them, and what it has of other labels stays. Empty: all labels.
 
     Raises:
         BackendError: the limit is no number of tasks.
@@ -49,15 +54,18 @@ class PreannotateOptions:
 
     limit: int | None = None
     unlabelled: bool = False
+    labels: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         """Refuse what cannot be meant."""
         if self.limit is not None and self.limit < 1:
             raise BackendError("The limit is a number of tasks from 1; leave it out for all tasks.")
+        object.__setattr__(self, "labels", tuple(dict.fromkeys(self.labels)))
 
     def __str__(self) -> str:
         which = "unlabelled tasks" if self.unlabelled else "tasks"
-        return f"all {which}" if self.limit is None else f"the first {self.limit} {which}"
+        which = f"all {which}" if self.limit is None else f"the first {self.limit} {which}"
+        return f"{which}, only {quoted(self.labels)}" if self.labels else which
 
 
 EVERYTHING = PreannotateOptions()
@@ -106,6 +114,8 @@ def preannotate(
 ) -> PreannotateReport:
     """Have tasks without a prediction of the version in service predicted and pushed.
 
+    Asked for some labels only, it is the tasks without a prediction of these.
+
     The rows are in the database before the first job runs, so the command may be interrupted: the
     workers go on, and running it again adds nothing twice.
 
@@ -118,7 +128,7 @@ def preannotate(
 
     Raises:
         LabelStudioError: the project or its tasks cannot be read.
-        BackendError: `timeout_s` went by.
+        BackendError: `timeout_s` went by, or the project has no such label.
     """
     version = versions.in_service(services, project_id)
     ids: list[str] = []
@@ -162,6 +172,8 @@ def request_preannotation(
         QueueError: Redis cannot be reached; nothing is asked for.
     """
     cancelled_before = _times_cancelled(services.redis, project_id)
+    text = json.dumps(asdict(options))
+    name = hashlib.sha256(text.encode()).hexdigest()[:12]
     with services.database.session() as session:
         _record(session, services, project_id, options)
         # In the transaction: where Redis is away, nothing was asked for and no entry says so.
@@ -169,8 +181,8 @@ def request_preannotation(
             services.redis,
             QueueName.INGEST,
             Handler.PREANNOTATE,
-            [str(project_id), json.dumps(asdict(options)), str(cancelled_before)],
-            job_id=f"preannotate-{project_id}-{options.limit}-{options.unlabelled}-{cancelled_before}",
+            [str(project_id), text, str(cancelled_before)],
+            job_id=f"preannotate-{project_id}-{name}-{cancelled_before}",
             timeout_s=_NO_END,
         )
 
@@ -250,11 +262,18 @@ def _ask(
         project = client.project(project_id)
         version = versions.in_service(services, project_id)
         tasks = client.tasks_without_version(project_id, version, unlabelled=options.unlabelled)
+        if options.labels:
+            check_labels(project["label_config"], options.labels)
+            others = client.tasks_with_version(project_id, version, unlabelled=options.unlabelled)
+            tasks = chain(
+                tasks, without_labels(services, project_id, version, options.labels, others)
+            )
         if not is_recorded:
             with services.database.session() as session:
                 _record(session, services, project_id, options)
         wanted, _ = latest_first(services, project_id, islice(tasks, options.limit))
-        for batch in request_pushes(services, wanted, project_id, project["label_config"]):
+        config = project["label_config"]
+        for batch in request_pushes(services, wanted, project_id, config, options.labels):
             yield batch
             if _times_cancelled(services.redis, project_id) > cancelled_before:
                 # The cancellation may have been just before the batch was written.

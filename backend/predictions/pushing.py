@@ -104,7 +104,7 @@ def _push(
     """Send the rows, `doubtful` ones only if Label Studio does not hold them already."""
     by_project: dict[int, list[Suggestion]] = defaultdict(list)
     for row in rows:
-        if row.agent_run_id is not None:
+        if row.agent_run_id is not None or row.labels is not None:
             _replace(services, client, lease, row)
             continue
         try:
@@ -122,7 +122,7 @@ def _push(
 
 
 def _replace(services: Services, client: LabelStudio, lease: "Lease", row: Suggestion) -> None:
-    """Bring an agent's answer, or try again later."""
+    """Put an answer in the place of an earlier one, or try again later."""
     if not lease.held([row]):
         return
     try:
@@ -133,10 +133,10 @@ def _replace(services: Services, client: LabelStudio, lease: "Lease", row: Sugge
             error, LabelStudioAuthError
         )
         if refused:
-            log.warning("the agent's answer for task %s was refused: %s", row.task_id, error)
+            log.warning("the answer for task %s was refused: %s", row.task_id, error)
             _settle(services, [row.id], Delivery.NONE, error=f"not pushed: {error}")
         else:
-            log.warning("the agent's answer for task %s waits: %s", row.task_id, error)
+            log.warning("the answer for task %s waits: %s", row.task_id, error)
             _postpone(services, [row], error)
         return
     if delivery == Delivery.PUSHING:

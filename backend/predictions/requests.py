@@ -66,12 +66,14 @@ class PredictRequest:
         label_config: the labeling config's XML.
         context: None for pre-annotation; `{"result": [...]}` from the smart tools, or
             `{"event": "prewarm"}`, which has the image encoded and answers nothing.
+        labels: the label values to ask for; empty: all that the task asks for.
     """
 
     tasks: Sequence[Mapping[str, Any]]
     project_id: int
     label_config: str
     context: Mapping[str, Any] | None = None
+    labels: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
@@ -126,15 +128,19 @@ def request_pushes(
     tasks: Iterable[Mapping[str, Any]],
     project_id: int,
     label_config: str,
+    labels: Sequence[str] = (),
 ) -> Iterator[list[str]]:
     """Have tasks predicted and pushed, without waiting, batch by batch.
+
+    Args:
+        services, tasks, project_id, label_config, labels: see `PredictRequest`.
 
     Yields:
         Ids of a batch's rows, in the order of the tasks; a task that is under way keeps its row.
     """
     remaining = iter(tasks)
     while batch := list(islice(remaining, BATCH_TASKS)):
-        request = PredictRequest(batch, project_id, label_config)
+        request = PredictRequest(batch, project_id, label_config, labels=labels)
         request_id = new_id()
         version = versions.in_service(services, project_id)
         began = _database_time(services)
@@ -248,7 +254,8 @@ def _create_rows(
         data = dict(task.get("data") or {})
         key = None
         if not interactive and task.get("id") is not None:
-            text = json.dumps([request.project_id, task["id"], version, hashed, data])
+            asked = [request.project_id, task["id"], version, hashed, data]
+            text = json.dumps([*asked, sorted(request.labels)] if request.labels else asked)
             key = hashlib.sha256(text.encode()).hexdigest()
         rows.append(
             {
@@ -261,6 +268,7 @@ def _create_rows(
                 "config_hash": hashed,
                 "task_data": needed_now(data, request.label_config),
                 "context": dict(request.context) if request.context is not None else None,
+                "labels": list(request.labels) or None,
                 "model_version": version,
                 "delivery": delivery,
                 "reply_until": reply_until if delivery == Delivery.REPLY else None,

@@ -8,7 +8,7 @@ import logging
 from collections import defaultdict
 from collections.abc import Sequence
 
-from sqlalchemy import ColumnElement, and_, exists, func, select
+from sqlalchemy import ColumnElement, and_, exists, func, or_, select
 from sqlalchemy.orm import Session, aliased
 
 from backend.people import audit
@@ -35,6 +35,8 @@ def still_failed() -> ColumnElement[bool]:
             newer.task_id == Suggestion.task_id,
             newer.interactive.is_(False),
             newer.state != SuggestionState.CANCELLED,
+            # A prediction of some labels does not make up for one of all.
+            or_(newer.labels.is_(None), Suggestion.labels.is_not(None)),
             newer.created_at > Suggestion.created_at,
         )
     )
@@ -92,15 +94,15 @@ def retry_failed(ids: Sequence[str]) -> None:
     from backend.label_studio.client import LabelStudio, task_filter
 
     services = current_services()
-    wanted = select(Suggestion.project_id, Suggestion.task_id)
+    wanted = select(Suggestion.project_id, Suggestion.task_id, Suggestion.labels)
     with services.database.reading() as session:
         rows = session.execute(wanted.where(Suggestion.id.in_(list(ids)), still_failed())).all()
-    tasks_of: defaultdict[int, set[int]] = defaultdict(set)
-    for project_id, task_id in rows:
+    tasks_of: defaultdict[tuple[int, tuple[str, ...]], set[int]] = defaultdict(set)
+    for project_id, task_id, labels in rows:
         if task_id is not None:
-            tasks_of[project_id].add(task_id)
+            tasks_of[project_id, tuple(labels or ())].add(task_id)
     with LabelStudio.from_settings(services.settings) as client:
-        for project_id, task_ids in tasks_of.items():
+        for (project_id, labels), task_ids in tasks_of.items():
             config = client.project(project_id)["label_config"]
             tasks = [
                 task
@@ -110,5 +112,6 @@ def retry_failed(ids: Sequence[str]) -> None:
                     filters=[task_filter("id", "in", "Number", {"min": task_id, "max": task_id})],
                 )
             ]
-            count = sum(len(batch) for batch in request_pushes(services, tasks, project_id, config))
+            batches = request_pushes(services, tasks, project_id, config, labels)
+            count = sum(map(len, batches))
             log.info("%s failed tasks of project %s are asked for again", count, project_id)

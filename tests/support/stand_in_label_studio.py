@@ -238,6 +238,7 @@ class StandInLabelStudio:
 
 _OPERATORS: dict[str, Callable[[Any, Any], bool]] = {
     "equal": lambda found, value: found == value,
+    "contains": lambda found, values: bool({*found} & {*values}),
     "not_contains": lambda found, values: not {*found} & {*values},
     "greater": lambda found, value: found > value,
     "greater_or_equal": lambda found, value: found >= value,

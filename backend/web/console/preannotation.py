@@ -5,9 +5,11 @@ import re
 from flask import abort, flash, redirect, render_template, request, url_for
 from flask_wtf import FlaskForm
 from werkzeug.wrappers import Response as AnyResponse
-from wtforms import BooleanField, StringField
+from wtforms import BooleanField, SelectField, StringField
+from wtforms.fields import SelectChoice
 
-from backend.errors import BackendError, QueueError
+from backend.errors import BackendError, LabelConfigError, QueueError
+from backend.labeling.config import parse_label_config
 from backend.models import versions
 from backend.predictions import preannotate
 from backend.predictions.preannotate import PreannotateOptions
@@ -21,6 +23,12 @@ class PreannotateForm(FlaskForm):  # type: ignore[misc]
 
     limit = StringField("The first so many", description="Empty: all of them.")
     unlabelled = BooleanField("Only tasks without annotations")
+    label = SelectField(
+        "Labels",
+        description="One label: tasks that lack it get it, and what they have of the others stays.",
+        choices=[SelectChoice("", "All labels")],
+        default="",
+    )
 
 
 @blueprint.route("/preannotate/<int:project_id>", methods=["GET", "POST"])
@@ -32,12 +40,17 @@ def preannotate_project(project_id: int) -> AnyResponse | str | tuple[str, int]:
     if project is None:
         abort(404, f"No project {project_id} is connected.")
     form = PreannotateForm()
+    form.label.choices += [SelectChoice(label, label) for label in _labels(project)]
     if request.method == "POST" and form.validate():
         text = (form.limit.data or "").strip()
         # What is no number is refused like one that counts nothing.
         limit = int(text) if re.fullmatch("[0-9]{1,9}", text) else 0
         try:
-            options = PreannotateOptions(limit if text else None, form.unlabelled.data)
+            options = PreannotateOptions(
+                limit if text else None,
+                form.unlabelled.data,
+                (form.label.data,) if form.label.data else (),
+            )
         except BackendError as error:
             form.limit.errors = (*form.limit.errors, str(error))
         else:
@@ -54,6 +67,15 @@ def cancel_preannotation(project_id: int) -> AnyResponse:
     tasks = "1 waiting task is" if count == 1 else f"{count} waiting tasks are"
     flash(f"{tasks} cancelled; what is under way finishes.")
     return redirect(url_for("console.work"))
+
+
+def _labels(project: Project) -> list[str]:
+    """The labels that the model is asked for, as far as the project's labeling config is known."""
+    try:
+        config = parse_label_config(project.label_config or "")
+    except LabelConfigError:
+        return []
+    return [label.value for label in config.labels]
 
 
 def _asked(project_id: int, options: PreannotateOptions) -> AnyResponse:
