@@ -390,6 +390,14 @@ class LabelStudio:
         """Delete a prediction."""
         self.delete(f"/api/predictions/{prediction_id}/")
 
+    def tabs(self, project_id: int) -> list[Json]:
+        """The Data Manager's tabs; what they show is in each one's `data`."""
+        return list(self.get("/api/dm/views/", project=project_id))
+
+    def create_tab(self, project_id: int, data: Mapping[str, Any]) -> None:
+        """Add a tab to the Data Manager."""
+        self.post("/api/dm/views/", {"project": project_id, "data": dict(data)})
+
     def ml_backends(self, project_id: int) -> list[MLBackend]:
         """The project's backends; Label Studio calls each one's /health and /setup meanwhile."""
         return [_ml_backend(row) for row in self.get("/api/ml", project=project_id)]

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 import httpx2
@@ -21,6 +21,9 @@ from backend.label_studio.client import Json, LabelStudio, MLBackend, Webhook
 from backend.label_studio.hosts import is_this_machine, open_client, shown
 from backend.services import WEBHOOK_SECRET_HEADER, Credentials, load_credentials
 from backend.settings import Settings
+
+if TYPE_CHECKING:
+    from backend.labeling.config import LabelConfig
 
 # Every event that can change what we know. Label links belong to another product of Label Studio.
 WEBHOOK_ACTIONS = frozenset(
@@ -35,7 +38,17 @@ WEBHOOK_ACTIONS = frozenset(
     }
 )
 UNCERTAINTY_SAMPLING = "Uncertainty sampling"
+TAB = "MedSAM-3"
 _FIRST_TITLE = "MedSAM-3"
+# All of Label Studio's columns but the data, counts, score and version of predictions.
+_HIDDEN_COLUMNS = [
+    f"tasks:{column}"
+    for column in (
+        "inner_id", "completed_at", "cancelled_annotations", "annotators", "annotations_results",
+        "annotations_ids", "predictions_results", "file_upload", "storage_filename", "created_at",
+        "updated_at", "updated_by", "avg_lead_time", "draft_exists",
+    )
+]  # fmt: skip
 _CONNECTED = "CO"
 _LET_IT_CALL = (
     "restart Label Studio with LABEL_STUDIO_ML_BLOCK_LOCAL_IP=false and "
@@ -50,6 +63,7 @@ class StepOutcome(StrEnum):
     CHANGED = "changed"
     UNCHANGED = "unchanged"
     WARNING = "warning"
+    BY_HAND = "by hand"
 
 
 @dataclass(frozen=True)
@@ -63,7 +77,7 @@ class Step:
 
 @dataclass(frozen=True)
 class ConnectReport:
-    """What `connect` did; nothing but `unchanged` and warnings when it is run a second time."""
+    """What `connect` did; a second time nothing is created or changed."""
 
     project_id: int
     project_title: str
@@ -110,6 +124,8 @@ def connect(
         steps.append(_webhook(studio, project_id, url, credentials))
         steps.append(_title(studio, project_id, backend, credentials))
         steps.append(_project(studio, project, backend.model_version, sampling))
+        steps.append(_tab(studio, project_id))
+        steps += _by_hand(config)
     return ConnectReport(
         project_id=project_id,
         project_title=project["title"],
@@ -358,6 +374,41 @@ def _project(studio: LabelStudio, before: Json, version: str, sampling: str | No
         return Step("project", StepOutcome.UNCHANGED, message)
     was = ", ".join(f"{name} was {before[name] or 'empty'}" for name in different)
     return Step("project", StepOutcome.CHANGED, f"{message} ({was})")
+
+
+def _tab(studio: LabelStudio, project_id: int) -> Step:
+    """Add a tab with the least certain tasks first; one of its name stays as somebody made it."""
+    message = f"the Data Manager's tab {TAB!r} has the least certain tasks first"
+    if any((tab.get("data") or {}).get("title") == TAB for tab in studio.tabs(project_id)):
+        return Step("tab", StepOutcome.UNCHANGED, message)
+    studio.create_tab(
+        project_id,
+        {
+            "title": TAB,
+            "type": "list",
+            "target": "tasks",
+            "ordering": ["tasks:predictions_score"],
+            "filters": {"conjunction": "and", "items": []},
+            "hiddenColumns": {"explore": _HIDDEN_COLUMNS, "labeling": _HIDDEN_COLUMNS},
+            "columnsWidth": {"tasks:predictions_model_versions": 220},
+            "gridWidth": 3,
+        },
+    )
+    return Step("tab", StepOutcome.CREATED, message)
+
+
+def _by_hand(config: "LabelConfig") -> list[Step]:
+    """What Label Studio's API has no switch for."""
+    if not any(control.smart or control.tag.startswith("KeyPoint") for control in config.controls):
+        return []
+    return [
+        Step(
+            "Auto-Annotation",
+            StepOutcome.BY_HAND,
+            "each annotator switches it on once, at the foot of the editor: boxes and clicks of "
+            "the smart tools are answered only then",
+        )
+    ]
 
 
 def _login(credentials: Credentials) -> dict[str, str]:

@@ -6,10 +6,12 @@ from dataclasses import asdict
 from pathlib import Path
 
 import pytest
+from playwright.sync_api import Browser, expect
 
 from backend.errors import LabelConfigError, LabelStudioError, SettingsError
 from backend.label_studio.client import LabelStudio
 from backend.label_studio.connect import (
+    TAB,
     WEBHOOK_ACTIONS,
     StepOutcome,
     announce_version,
@@ -20,6 +22,7 @@ from backend.label_studio.server import REPOSITORY, LabelStudioServer, free_port
 from backend.services import WEBHOOK_SECRET_HEADER, Credentials, load_credentials
 from backend.settings import Settings
 from tests.support.annotating import AnnotatingLabelStudio
+from tests.support.editor import log_in
 from tests.support.label_configs import BRIGHT_DISC_CONFIG
 from tests.support.projects import ProjectFactory
 from tests.support.recording_backend import RecordingBackend
@@ -50,8 +53,10 @@ def test_a_fresh_project_is_connected_and_a_second_time_changes_nothing(
         "webhook": StepOutcome.CHANGED,
         "title": StepOutcome.CHANGED,
         "project": StepOutcome.CHANGED,
+        "tab": StepOutcome.CREATED,
     }
-    assert "model_version was empty, sampling was Sequential" in report.steps[-1].message
+    (changed,) = (step.message for step in report.steps if step.what == "project")
+    assert "model_version was empty, sampling was Sequential" in changed
 
     (connected,) = label_studio.ml_backends(project.id)
     assert connected.is_interactive
@@ -68,6 +73,7 @@ def test_a_fresh_project_is_connected_and_a_second_time_changes_nothing(
 
     again = connect(settings, project.id, backend.url + "/")
     assert {step.outcome for step in again.steps} == {StepOutcome.UNCHANGED}
+    assert [tab["data"]["title"] for tab in label_studio.tabs(project.id)] == [TAB]
     told = str(asdict(again)) + str(asdict(report))
     assert credentials.password not in told
     assert credentials.webhook_secret not in told
@@ -279,3 +285,36 @@ def test_label_studios_guard_against_private_addresses_is_explained(
         project = client.create_project("guarded", BRIGHT_DISC_CONFIG)
         with pytest.raises(LabelStudioError, match="LABEL_STUDIO_ML_BLOCK_LOCAL_IP=false"):
             connect(settings, project["id"], backend.url, client=client)
+
+
+def test_the_tab_shows_the_least_certain_task_first(
+    browser: Browser,
+    settings: Settings,
+    backend: RecordingBackend,
+    label_studio_server: LabelStudioServer,
+    label_studio: AnnotatingLabelStudio,
+    make_project: ProjectFactory,
+) -> None:
+    config = (REPOSITORY / "label_config" / "all_smart_tools.xml").read_text()
+    project = make_project(images=3, label_config=config)
+    steps = connect(settings, project.id, backend.url).steps
+    assert [step.what for step in steps if step.outcome == StepOutcome.BY_HAND] == [
+        "Auto-Annotation"
+    ]
+    scores = dict(zip(project.task_ids, (0.9, 0.2, 0.6), strict=True))
+    label_studio.push_predictions(
+        project.id,
+        [
+            {"task": task, "result": [], "score": score, "model_version": backend.version}
+            for task, score in scores.items()
+        ],
+    )
+    with browser.new_context(viewport={"width": 1400, "height": 800}) as context:
+        page = context.new_page()
+        log_in(page, label_studio_server)
+        page.goto(f"{label_studio_server.url}/projects/{project.id}/data")
+        expect(page.get_by_text("Prediction score").first).to_be_visible(timeout=60_000)
+        rows = page.locator("[class*=table-row]")
+        expect(rows).to_have_count(3)
+        shown = [rows.nth(row).inner_text().split()[-2:] for row in range(3)]
+    assert shown == [[score, backend.version] for score in ("0.200", "0.600", "0.900")]

@@ -26,13 +26,18 @@ VIEW = """(() => {
 })()"""
 
 
-def open_task(page: Page, server: LabelStudioServer, project: LabelStudioProject) -> None:
-    """Log in and open the first task of a project, until its predicted regions are there."""
+def log_in(page: Page, server: LabelStudioServer) -> None:
+    """Log in to Label Studio."""
     page.goto(f"{server.url}/user/login")
     page.fill("input[name=email]", server.user)
     page.fill("input[name=password]", server.password)
     page.click("button[type=submit]")
     page.wait_for_load_state()
+
+
+def open_task(page: Page, server: LabelStudioServer, project: LabelStudioProject) -> None:
+    """Log in and open the first task of a project, until its predicted regions are there."""
+    log_in(page, server)
     page.goto(f"{server.url}/projects/{project.id}/data?task={project.task_ids[0]}")
     page.wait_for_selector(".konvajs-content canvas", timeout=60_000)
     expect(regions(page).first).to_be_visible(timeout=60_000)
