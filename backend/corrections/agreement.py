@@ -1,7 +1,8 @@
 """Agreement between annotators of the same tasks: pairwise Dice, Krippendorff's alpha, gold tasks.
 
 Compared is what each annotator last said about a task. What two masks share is counted once and
-kept, and so is the report: decoding is the dear part, and masks are named by their content.
+kept, and so is the report: decoding is the dear part, and masks are named by their content. What
+decodes is loaded with the first count: the web process only reads reports.
 """
 
 from collections import defaultdict
@@ -9,14 +10,11 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import combinations, groupby
 from statistics import fmean
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
-from backend.corrections import store
-from backend.corrections.cropped_mask import CroppedMask, overlap
-from backend.corrections.mask_store import MaskStore
 from backend.corrections.tables import (
     AgreementReport,
     Annotation,
@@ -30,6 +28,10 @@ from backend.database import chunked, insert_or_ignore
 from backend.errors import MaskError
 from backend.services import Services, current_services
 from backend.tables import now
+
+if TYPE_CHECKING:
+    from backend.corrections.cropped_mask import CroppedMask
+    from backend.corrections.mask_store import MaskStore
 
 # Tasks in dispute that a report names, worst first.
 MOST_DISPUTED = 50
@@ -136,6 +138,8 @@ class TaskAnnotations:
 
 def compute_agreement(services: Services, project_id: int) -> Agreement:
     """The agreement in a project now; it is kept for `kept_agreement`."""
+    from backend.corrections.mask_store import MaskStore
+
     masks = MaskStore(services.settings.storage)
     with services.database.reading() as session:
         stamp = current_stamp(session, project_id)
@@ -215,7 +219,7 @@ class SharedPixels:
     counted here.
     """
 
-    def __init__(self, masks: MaskStore, known: Mapping[tuple[str, str], int]) -> None:
+    def __init__(self, masks: "MaskStore", known: Mapping[tuple[str, str], int]) -> None:
         self._masks, self._known = masks, known
         self._last: tuple[str, CroppedMask] | None = None
         self.new: dict[tuple[str, str], int] = {}
@@ -232,6 +236,8 @@ class SharedPixels:
             return one.area
         if not one.area or not other.area:
             return 0
+        from backend.corrections.cropped_mask import CroppedMask, overlap
+
         key = ordered(one.hash, other.hash)
         count = self._known.get(key, self.new.get(key))
         if count is None:
@@ -239,7 +245,9 @@ class SharedPixels:
             self.new[key] = count
         return count
 
-    def _decoded(self, name: str) -> CroppedMask:
+    def _decoded(self, name: str) -> "CroppedMask":
+        from backend.corrections.cropped_mask import CroppedMask
+
         # The same mask is compared with several others in a row.
         if self._last is None or self._last[0] != name:
             self._last = name, CroppedMask.of(self._masks.get(name))
@@ -471,6 +479,8 @@ def _masks_of(task: TaskAnnotations) -> Iterator[NamedMask]:
 
 def _keep(services: Services, counted: Mapping[tuple[str, str], int]) -> None:
     """Store what was counted, but for masks that were forgotten meanwhile."""
+    from backend.corrections import store
+
     for chunk in chunked(counted):
         with services.database.session() as session:
             store.lock_files(session, shared=True)

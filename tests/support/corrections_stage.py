@@ -16,7 +16,8 @@ from backend.corrections.events import receive
 from backend.corrections.ingest import Ingest, ingest_event, open_ingest
 from backend.corrections.mask_store import MaskStore
 from backend.corrections.revisions import current_state
-from backend.corrections.sync import SyncReport, sync_project
+from backend.corrections.sync import sync_project
+from backend.corrections.sync_report import SyncReport
 from backend.services import Services
 from backend.tables import LabelConfigText, Suggestion, SuggestionState, new_id
 from tests.support import regions

@@ -13,7 +13,7 @@ from backend.corrections.revisions import (
     with_history,
 )
 from backend.corrections.statistics import CorrectionFigures, compute
-from backend.corrections.sync import SyncReport
+from backend.corrections.sync_report import SyncReport
 from backend.corrections.tables import AnnotationState, OutcomeKind, ProjectRecord, Relation
 from backend.errors import Trouble
 from backend.web.operations import PROJECT, Answer, choice, number, operation

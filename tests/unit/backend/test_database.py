@@ -1,12 +1,23 @@
-"""Files that appear whole or not at all, and lists of values cut for IN queries."""
+"""Migrations, files that appear whole or not at all, and lists of values cut for IN queries."""
 
 import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from alembic.script import ScriptDirectory
 
-from backend.database import MOST_VALUES, chunked, new_file, remove_drafts
+from backend.database import (
+    MOST_VALUES,
+    Database,
+    alembic_config,
+    chunked,
+    new_file,
+    newest_revision,
+    open_database,
+    remove_drafts,
+)
+from backend.settings import Settings
 
 
 def test_chunks_keep_the_order_and_lose_nothing() -> None:
@@ -64,3 +75,16 @@ def test_what_a_killed_writer_left_is_removed_when_it_is_old(tmp_path: Path) -> 
     assert remove_drafts(tmp_path) == 2
     assert [name for name in names if (tmp_path / name).exists()] == list(names[2:])
     assert remove_drafts(tmp_path / "missing") == 0
+
+
+def test_the_newest_migration_is_the_one_that_alembic_would_go_to(tmp_path: Path) -> None:
+    scripts = ScriptDirectory.from_config(alembic_config("sqlite://"))
+    assert newest_revision() == scripts.get_current_head()
+    settings = Settings(data_dir=tmp_path)
+    empty = Database(settings.database)
+    assert empty.revision() is None
+    empty.dispose()
+    for _ in range(2):
+        opened = open_database(settings)
+        assert opened.revision() == newest_revision()
+        opened.dispose()
