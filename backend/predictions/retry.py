@@ -35,8 +35,8 @@ def still_failed() -> ColumnElement[bool]:
             newer.task_id == Suggestion.task_id,
             newer.interactive.is_(False),
             newer.state != SuggestionState.CANCELLED,
-            # As an expression: by the index of a project's times, each failed task would be compared
-            # with all that were asked for after it, of which only its own are meant.
+            # As an expression: by the index of a project's times, each failed task would be
+            # compared with all that were asked for after it, of which only its own are meant.
             func.coalesce(newer.created_at, newer.created_at) > Suggestion.created_at,
         )
     )
