@@ -333,8 +333,8 @@ class _Count:
                 if not ended:
                     break
         total = len(self._under_way) + self._ended.total()
-        ended = {how: self._ended[how] for how in ("predicted", "failed", "cancelled")}
-        return PreannotationProgress(total, **ended)
+        counts = (self._ended[how] for how in ("predicted", "failed", "cancelled"))
+        return PreannotationProgress(total, *counts)
 
 
 def _ended(session: Session, ids: list[str]) -> dict[str, str]:
