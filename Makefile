@@ -14,7 +14,7 @@ IMAGES ?=
 LABELS ?=
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo demo-check test lint types unit integration e2e bench bench-full docs pictures \
+.PHONY: demo demo-check test lint types unit integration e2e bench bench-full bench-scale docs pictures \
 	install install-test same-python browser clean
 
 demo: install
@@ -46,6 +46,10 @@ bench: install-test
 
 bench-full: install-test
 	$(BIN)/python -m tests.perf.bench_full
+
+# 100,000 tasks, four GPU workers, and a worker against its bare model: under twenty minutes.
+bench-scale: install-test
+	$(BIN)/python -m tests.perf.bench_scale
 
 # The tables that are made from the code.
 docs: install-test

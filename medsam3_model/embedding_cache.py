@@ -27,7 +27,7 @@ from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from medsam3_model.types import ImageEmbedding, TextEmbedding
+from medsam3_model.types import ImageEmbedding, TextEmbedding, stored_form
 
 if TYPE_CHECKING:
     import torch
@@ -133,7 +133,12 @@ class EmbeddingCache(_Counted):
         self._lock = threading.Lock()
 
     def get(
-        self, model: MedSAM3, image_key: str, encode: Callable[[], ImageEmbedding]
+        self,
+        model: MedSAM3,
+        image_key: str,
+        encode: Callable[[], ImageEmbedding],
+        *,
+        in_memory: bool = True,
     ) -> ImageEmbedding:
         """The embedding of an image, encoded only if neither memory nor disk has it.
 
@@ -142,6 +147,8 @@ class EmbeddingCache(_Counted):
             image_key: what identifies the pixels: a hash of the file, and the page if it has
                 several.
             encode: called on a miss.
+            in_memory: whether memory keeps it, too; not where it is used once, or a batch would
+                push out what somebody works on.
         """
         key = _key(model, image_key)
         with self._lock:
@@ -158,7 +165,8 @@ class EmbeddingCache(_Counted):
             self._count("embedding_misses")
             embedding = _rounded(model, encode())
             self._write(key, image_key, embedding)
-        self._remember(key, embedding)
+        if in_memory:
+            self._remember(key, embedding)
         return embedding
 
     def _remember(self, key: str, embedding: ImageEmbedding) -> None:
@@ -311,29 +319,14 @@ def remove_embeddings(folder: Path, image_hashes: Collection[str]) -> tuple[int,
 
 def _rounded(model: MedSAM3, embedding: ImageEmbedding) -> ImageEmbedding:
     """An embedding as it comes back from disk."""
-    hidden = stored_form(embedding.last_hidden_state)
-    if hidden.dtype == embedding.last_hidden_state.dtype:
-        return embedding
-    return model.restore_embedding(hidden, embedding.original_size)
-
-
-def stored_form(hidden: torch.Tensor) -> torch.Tensor:
-    """The vision transformer's output as the disk keeps it, in 16 bit wherever that holds it.
-
-    float16 and not bfloat16: its 11 significant bits against 8 keep masks closer to those of
-    float32 (lowest Dice on the bundled model's own images .9998 against .9995), and the values are
-    small, about 30 at most there. Where one is beyond float16's range of 65,504, or is no number,
-    the whole entry keeps its own type: larger, but never silently infinite.
-
-    Args:
-        hidden: float32, bfloat16 or float16, of any shape; 16 bit stay as they are.
-    """
     import torch
 
-    if hidden.dtype != torch.float32:
-        return hidden.detach()
-    halves = hidden.detach().to(torch.float16)
-    return halves if bool(torch.isfinite(halves).all()) else hidden.detach()
+    before = embedding.last_hidden_state
+    hidden = stored_form(before)
+    # What the encoder rounded before its neck is what the disk would give back.
+    if hidden.dtype == before.dtype or torch.equal(hidden.to(before.dtype), before):
+        return embedding
+    return model.restore_embedding(hidden, embedding.original_size)
 
 
 def _key(model: MedSAM3, image_key: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +23,7 @@ from medsam3_model.checkpoints.hashes import WeightsHash, of_state
 from medsam3_model.errors import PromptError
 from medsam3_model.postprocessing import SAM3_SETTINGS, DetectionSettings, to_detections
 from medsam3_model.tracker import Tracker
-from medsam3_model.types import Detections, ImageEmbedding, TextEmbedding
+from medsam3_model.types import Detections, ImageEmbedding, TextEmbedding, stored_form
 
 if TYPE_CHECKING:
     from typing_extensions import TypeVar
@@ -231,28 +232,39 @@ class MedSAM3:
 
     # -- encoders ---------------------------------------------------------------------------
 
-    def encode_image(self, rgb: npt.NDArray[np.uint8]) -> ImageEmbedding:
+    def encode_image(self, rgb: npt.NDArray[np.uint8], *, rounded: bool = False) -> ImageEmbedding:
         """Run the frozen vision encoder, the expensive part, on one image.
 
         Args:
             rgb: uint8 (H, W, 3), as `images.reading.read_image` returns.
+            rounded: to 16 bit, as caches keep it: a cache that gets it so need not run the neck
+                once more for the same answer as later.
 
         Raises:
             PromptError: another type or shape.
             ModelMemoryError: memory ran out.
         """
-        return self.encode_images([rgb])[0]
+        return self.encode_images([rgb], rounded=rounded)[0]
 
     def encode_images(
-        self, images: Sequence[npt.NDArray[np.uint8]], *, batch_size: int = 8
+        self,
+        images: Sequence[npt.NDArray[np.uint8]],
+        *,
+        batch_size: int = 8,
+        rounded: bool = False,
     ) -> list[ImageEmbedding]:
         """`encode_image` for several images; a batch that does not fit in memory is halved."""
-        return devices.in_batches(self._encode_batch, images, batch_size)
+        encode = partial(self._encode_batch, rounded=rounded)
+        return devices.in_batches(encode, images, batch_size)
 
     @torch.no_grad()
-    def _encode_batch(self, images: Sequence[npt.NDArray[np.uint8]]) -> list[ImageEmbedding]:
+    def _encode_batch(
+        self, images: Sequence[npt.NDArray[np.uint8]], *, rounded: bool
+    ) -> list[ImageEmbedding]:
         pixels = torch.cat([preprocessing.to_pixel_values(rgb, self.image_size) for rgb in images])
         hidden = forward.vision_hidden(self.model, pixels.to(self.device))
+        if rounded:
+            hidden = stored_form(hidden).to(hidden.dtype)
         levels = forward.feature_levels(self.model, hidden)
 
         sizes = [(rgb.shape[0], rgb.shape[1]) for rgb in images]

@@ -165,7 +165,8 @@ def open_client(timeout_s: float, **options: Any) -> httpx2.Client:
     """
     try:
         timeout = httpx2.Timeout(timeout_s, connect=min(timeout_s, 10.0))
-        return httpx2.Client(timeout=timeout, **options)
+        tls = _tls(trust_env=bool(options.get("trust_env", True)))
+        return httpx2.Client(timeout=timeout, verify=tls, **options)
     except (ImportError, ValueError, httpx2.InvalidURL) as error:
         raise SettingsError(
             "The proxy in HTTPS_PROXY, HTTP_PROXY or ALL_PROXY cannot be used: give an address "
@@ -183,10 +184,10 @@ def proxy_for(url: httpx2.URL) -> str | None:
     return proxy if "://" in proxy else f"http://{proxy}"
 
 
-@lru_cache(maxsize=1)
-def _tls() -> ssl.SSLContext:
-    # Reading the certificates takes longer than many an image.
-    return httpx2.create_ssl_context()
+@lru_cache(maxsize=2)
+def _tls(*, trust_env: bool = True) -> ssl.SSLContext:
+    # Reading the certificates takes longer than many an image, and than a job that pushes a few.
+    return httpx2.create_ssl_context(trust_env=trust_env)
 
 
 def _ascii_host(url: httpx2.URL) -> str:

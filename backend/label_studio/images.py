@@ -8,6 +8,7 @@ import base64
 import hashlib
 import logging
 import re
+import threading
 import time
 from collections import OrderedDict
 from dataclasses import dataclass
@@ -77,8 +78,13 @@ class _Fetch:
         time.sleep(wanted_s)
 
 
+# Project, task where the file is for that task alone, and reference; when it came, and its SHA-256.
+_FileKey = tuple[int, int | None, str]
+_KeptFile = tuple[float, bytes, str]
+
+
 class FetchedImages:
-    """Images' files, fetched once and then kept within `image_cache_mb`.
+    """Images' files, fetched once and then kept within `image_cache_mb`; threads may share it.
 
     Args:
         client, settings: see `fetch_image`.
@@ -89,14 +95,16 @@ class FetchedImages:
     def __init__(self, client: LabelStudio, settings: Settings, *, keep_s: float = 300.0) -> None:
         self._client, self._settings, self._keep_s = client, settings, keep_s
         self._size, self._most_bytes = 0, cache_limits(settings).images
-        self._kept: OrderedDict[tuple[int, int | None, str], tuple[float, bytes, str]] = (
-            OrderedDict()
-        )
+        self._kept: OrderedDict[_FileKey, _KeptFile] = OrderedDict()
+        self._lock = threading.Lock()
 
     def get(
-        self, reference: str, *, project_id: int, task_id: int | None = None
+        self, reference: str, *, project_id: int, task_id: int | None = None, keep: bool = True
     ) -> tuple[bytes, str]:
-        """The file behind a reference and its SHA-256; raises as `fetch_image`."""
+        """The file behind a reference and its SHA-256; raises as `fetch_image`.
+
+        What is not to be kept pushes out nothing that is.
+        """
         if is_inline(reference.lstrip()):
             # In the task's data already: keeping it would only push others out.
             content = self._fetch(reference, project_id, task_id)
@@ -104,18 +112,32 @@ class FetchedImages:
         # A link that Label Studio made for a task is for that task alone.
         key = (project_id, task_id if _SIGNING_PATH.search(reference) else None, reference)
         # Taken out and put back: the order is that of use, and the oldest is dropped first.
-        fetched = self._kept.pop(key, None)
-        if fetched is not None:
-            self._size -= len(fetched[1])
+        fetched = self._taken_out(key)
         if fetched is None or time.monotonic() - fetched[0] > self._keep_s:
             content = self._fetch(reference, project_id, task_id)
             fetched = (time.monotonic(), content, hashlib.sha256(content).hexdigest())
-        self._kept[key] = fetched
-        self._size += len(fetched[1])
-        while self._size > self._most_bytes and len(self._kept) > 1:
-            _, (_, dropped, _) = self._kept.popitem(last=False)
-            self._size -= len(dropped)
+        else:
+            keep = True  # As it was, for somebody else.
+        if keep:
+            self._put(key, fetched)
         return fetched[1], fetched[2]
+
+    def _taken_out(self, key: _FileKey) -> _KeptFile | None:
+        with self._lock:
+            fetched = self._kept.pop(key, None)
+            if fetched is not None:
+                self._size -= len(fetched[1])
+            return fetched
+
+    def _put(self, key: _FileKey, fetched: _KeptFile) -> None:
+        with self._lock:
+            # Another thread may have fetched the same one meanwhile.
+            replaced = self._kept.pop(key, None)
+            self._size += len(fetched[1]) - (len(replaced[1]) if replaced else 0)
+            self._kept[key] = fetched
+            while self._size > self._most_bytes and len(self._kept) > 1:
+                _, (_, dropped, _) = self._kept.popitem(last=False)
+                self._size -= len(dropped)
 
     def _fetch(self, reference: str, project_id: int, task_id: int | None) -> bytes:
         return fetch_image(

@@ -40,6 +40,7 @@ class EncodedImage:
         key: what identifies the pixels, the SHA-256 of the file.
         read: decodes it, RGB uint8 (H, W, 3).
         times: where decoding and encoding are counted, if anywhere.
+        in_memory: whether memory keeps its embeddings, as far as the cache keeps them at all.
     """
 
     def __init__(
@@ -48,9 +49,11 @@ class EncodedImage:
         key: str,
         read: Callable[[], "NDArray[np.uint8]"],
         times: StageTimes | None = None,
+        *,
+        in_memory: bool = True,
     ) -> None:
         self._cache, self.key, self._read = cache, key, read
-        self._times = times
+        self._times, self._in_memory = times, in_memory
 
     @cached_property
     def rgb(self) -> "NDArray[np.uint8]":
@@ -59,7 +62,7 @@ class EncodedImage:
 
     def whole(self, model: "MedSAM3") -> "ImageEmbedding":
         """The embedding of the whole image."""
-        return self._timed(self.key, model, lambda: model.encode_image(self.rgb))
+        return self._timed(self.key, model, lambda: model.encode_image(self.rgb, rounded=True))
 
     def part(self, model: "MedSAM3", window: "Window", *, keep: bool = True) -> "ImageEmbedding":
         """A part of the image, encoded as an image of its own.
@@ -72,7 +75,7 @@ class EncodedImage:
         x0, y0, x1, y1 = window
 
         def encode() -> "ImageEmbedding":
-            return model.encode_image(self.rgb[y0:y1, x0:x1])
+            return model.encode_image(self.rgb[y0:y1, x0:x1], rounded=keep)
 
         key = f"{self.key}-window-{x0}-{y0}-{x1}-{y1}" if keep else None
         return self._timed(key, model, encode)
@@ -83,7 +86,9 @@ class EncodedImage:
         def read() -> "NDArray[np.uint8]":
             return self.rgb[:, ::-1].copy()
 
-        return EncodedImage(self._cache, f"{self.key}-mirrored", read, self._times)
+        return EncodedImage(
+            self._cache, f"{self.key}-mirrored", read, self._times, in_memory=self._in_memory
+        )
 
     def _timed(
         self, key: str | None, model: "MedSAM3", encode: Callable[[], "ImageEmbedding"]
@@ -97,7 +102,11 @@ class EncodedImage:
             return encode()
 
         began = perf_counter()
-        embedding = timed() if key is None else self._cache.get(model, key, timed)
+        embedding = (
+            timed()
+            if key is None
+            else self._cache.get(model, key, timed, in_memory=self._in_memory)
+        )
         if encoded and self._times is not None:
             # With writing it to disk: only then has a GPU finished what it was told.
             self._times.observe(WorkStage.ENCODE, perf_counter() - began)

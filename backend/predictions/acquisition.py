@@ -12,6 +12,7 @@ It serves the lowest score first. The strategies:
 
 import hashlib
 from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, cast
 
 import numpy as np
@@ -29,6 +30,10 @@ if TYPE_CHECKING:
 
 # A pixel below this probability says nothing about where an outline runs.
 _LEAST_PROBABILITY = 0.05
+# Tasks whose place in the order of diversity is exact.
+_CENTRES = 1000
+# What is multiplied in one go: a block of at most 16 MB.
+_POINTS_TOGETHER, _COVERED_TOGETHER = 8192, 512
 
 
 def strategy_of(session: Session, settings: Settings, project_id: int) -> Strategy:
@@ -93,22 +98,35 @@ def agreement(detections: "Sequence[Detections]", mirrored: "Sequence[Detections
     return sum(dice(a.concept_mask()[0], b.concept_mask()[0]) for a, b in pairs) / len(detections)
 
 
-def remember_vector(services: Services, image_hash: str, embedding: "ImageEmbedding") -> None:
-    """Keep an image's pooled embedding, for `diversity`; one that is there stays."""
+@dataclass(frozen=True)
+class PooledEmbedding:
+    """An image's embedding, averaged over its patches: a row of `ImageVector`."""
+
+    image_hash: str
+    encoder_hash: str
+    vector: bytes
+
+
+def pooled(image_hash: str, embedding: "ImageEmbedding") -> PooledEmbedding:
+    """The embedding of an image, averaged, as float16."""
     import torch
 
-    key = (image_hash, embedding.encoder_hash)
+    vector = embedding.last_hidden_state.float().flatten(0, -2).mean(dim=0)
+    content = vector.to("cpu", torch.float16).numpy().tobytes()
+    return PooledEmbedding(image_hash, embedding.encoder_hash, content)
+
+
+def remember_vectors(services: Services, vectors: Sequence[PooledEmbedding]) -> None:
+    """Keep images' pooled embeddings, for `diversity`; those that are there stay."""
     with services.database.reading() as session:
-        if session.get(ImageVector, key) is not None:
-            return
-    pooled = embedding.last_hidden_state.float().flatten(0, -2).mean(dim=0)
-    vector = pooled.to("cpu", torch.float16).numpy().tobytes()
-    with services.database.session() as session:
-        insert_or_ignore(
-            session,
-            ImageVector,
-            {"image_hash": key[0], "encoder_hash": key[1], "vector": vector},
-        )
+        new = [
+            asdict(vector)
+            for vector in vectors
+            if session.get(ImageVector, (vector.image_hash, vector.encoder_hash)) is None
+        ]
+    if new:
+        with services.database.session() as session:
+            insert_or_ignore(session, ImageVector, new)
 
 
 def rank_by_diversity(services: Services, project_id: int, unlabelled: set[int]) -> int:
@@ -130,7 +148,7 @@ def rank_by_diversity(services: Services, project_id: int, unlabelled: set[int])
     vectors = {row.task_id: np.frombuffer(row.vector, np.float16) for row in rows}
     pool = [task_id for task_id in vectors if task_id in unlabelled]
     labelled = [task_id for task_id in vectors if task_id not in unlabelled]
-    # Thousands of tasks take a minute or two: no transaction is open meanwhile.
+    # A hundred thousand tasks take a minute or two: no transaction is open meanwhile.
     order = (
         k_center_order(
             np.stack([vectors[id_] for id_ in pool]).astype(np.float32),
@@ -163,30 +181,52 @@ def k_center_order(
 ) -> list[int]:
     """Greedy k-center: indices of `points` (N, D), each farthest from all before and `covered`.
 
-    Without covered points (M, D) the one nearest to the mean comes first.
+    Without covered points (M, D) the one nearest to the mean comes first. After `_CENTRES` the rest
+    follows by its distance to those: N points cost as many passes at most, and nobody labels more
+    before the next order is made.
     """
     # Each dimension by its own spread: a few of an embedding's are a hundred times the others.
     scale = np.maximum(points.std(axis=0), 1e-6)
-    scaled = points / scale
+    mean = points.mean(axis=0)
+    # Around their mean, so that squares stay small and their differences exact.
+    scaled = (points - mean) / scale
+    squares = np.einsum("nd,nd->n", scaled, scaled)
     # `distance` holds each point's squared distance to the nearest one chosen or covered so far.
     if covered is None or not len(covered):
-        first = int(np.argmin(((scaled - scaled.mean(axis=0)) ** 2).sum(axis=1)))
-        order = [first]
-        distance = ((scaled - scaled[first]) ** 2).sum(axis=1)
+        order = [int(np.argmin(squares))]
+        distance = _squared_distances(scaled, squares, scaled[order[0]][None])
     else:
         order = []
         distance = np.full(len(scaled), np.inf, np.float32)
-        for centre in covered / scale:
-            distance = np.minimum(distance, ((scaled - centre) ** 2).sum(axis=1))
+        for start in range(0, len(covered), _COVERED_TOGETHER):
+            centres = (covered[start : start + _COVERED_TOGETHER] - mean) / scale
+            np.minimum(distance, _squared_distances(scaled, squares, centres), out=distance)
     # Chosen points go below every distance: a copy of one is at 0, and its turn still comes.
     distance[order] = -1
-    while len(order) < len(points):
+    while len(order) < min(len(points), _CENTRES):
         farthest = int(np.argmax(distance))
         order.append(farthest)
-        # Only the new centre can be nearer than those before it, so N points cost N passes.
-        distance = np.minimum(distance, ((scaled - scaled[farthest]) ** 2).sum(axis=1))
+        # Only the new centre can be nearer than those before it, so each costs one pass.
+        nearer = _squared_distances(scaled, squares, scaled[farthest][None])
+        np.minimum(distance, nearer, out=distance)
         distance[order] = -1
-    return order
+    rest = np.argsort(-distance, kind="stable")[: len(points) - len(order)]
+    return [*order, *rest.tolist()]
+
+
+def _squared_distances(
+    points: NDArray[np.float32], squares: NDArray[np.float32], centres: NDArray[np.float32]
+) -> NDArray[np.float32]:
+    """Of each point (N, D) to the nearest of the centres (K, D); `squares` are the points' norms.
+
+    |p - c|^2 = |p|^2 - 2 p c + |c|^2: one product of matrices, in blocks that fit in a cache.
+    """
+    found = np.empty(len(points), np.float32)
+    norms = np.einsum("kd,kd->k", centres, centres)
+    for start in range(0, len(points), _POINTS_TOGETHER):
+        block = slice(start, start + _POINTS_TOGETHER)
+        found[block] = squares[block] + (norms - 2 * points[block] @ centres.T).min(axis=1)
+    return np.maximum(found, 0)
 
 
 def _entropy(probability: NDArray[np.floating]) -> NDArray[np.floating]:

@@ -2,6 +2,7 @@
 
 from collections import ChainMap
 from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import Executor, Future
 from dataclasses import dataclass, replace
 from functools import partial
 from statistics import fmean
@@ -42,7 +43,7 @@ from backend.predictions.stack_inference import (
 from backend.processes.counters import StageTimes, WorkStage, publish
 from backend.services import Services, current_services
 from backend.settings import Strategy
-from backend.tables import Suggestion
+from backend.tables import Delivery, Suggestion
 
 if TYPE_CHECKING:
     import numpy as np
@@ -66,6 +67,7 @@ class TaskPrediction:
         model_s: seconds that the model took, decoding and encoding of the image included.
         answered: what an agent may be asked about it; see `backend.predictions.agent_runs`.
         instruction: what an annotator typed for the agent, or nothing.
+        vectors: of its images, to be kept for `diversity`.
     """
 
     regions: list[dict[str, Any]]
@@ -74,6 +76,7 @@ class TaskPrediction:
     model_s: float
     answered: tuple[AgentQuestion, ...] = ()
     instruction: str = ""
+    vectors: tuple[acquisition.PooledEmbedding, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -96,6 +99,7 @@ class _PageAnswer:
     mirrored: "list[Detections]"
     found: PageInstances
     model_s: float
+    vector: acquisition.PooledEmbedding | None
 
 
 class Inference:
@@ -115,6 +119,8 @@ class Inference:
         self._texts = TextCache()
         self.times = StageTimes()
         self._embeddings = embedding_cache(settings)
+        # Files that another thread fetches, by whose they are.
+        self._ahead: dict[tuple[int, int | None, str], Future[tuple[bytes, str]]] = {}
         self.model(versions.default_version(services))
 
     def predict(self, row: Suggestion, label_config: str) -> TaskPrediction:
@@ -174,6 +180,7 @@ class Inference:
             sum(answer.model_s for answer in answers),
             tuple(answered) if prompt is None or prompt.instruction else (),
             prompt.instruction if prompt is not None else "",
+            tuple(answer.vector for answer in answers if answer.vector is not None),
         )
 
     def look(self, row: Suggestion) -> TaskPrediction:
@@ -207,7 +214,8 @@ class Inference:
         prompt: InteractivePrompt | None,
         strategy: Strategy | None,
     ) -> _PageAnswer:
-        image = self._image(row.project_id, row.task_id, page.reference)
+        in_memory = _somebody_looks(row)
+        image = self._image(row.project_id, row.task_id, page.reference, in_memory=in_memory)
         image_hash = image.key
         started = perf_counter()
         whole = image.whole(model)
@@ -218,8 +226,7 @@ class Inference:
         with self.times.measured(WorkStage.DETECT, without=WorkStage.ENCODE):
             detections = self._detect(model, whole, concepts, prompt, closer_look, kept)
         model_s = perf_counter() - started
-        if strategy is not None:
-            acquisition.remember_vector(self._services, image_hash, whole)
+        vector = acquisition.pooled(image_hash, whole) if strategy is not None else None
         found = smallest_first(zip(concepts, detections, strict=True))
         mirrored: list[Detections] = []
         if strategy == "tta":
@@ -235,7 +242,7 @@ class Inference:
                 )
             ]
         size = whole.original_size
-        return _PageAnswer(page, size, image_hash, detections, mirrored, found, model_s)
+        return _PageAnswer(page, size, image_hash, detections, mirrored, found, model_s, vector)
 
     def _minimum_volumes(
         self, session: Session, row: Suggestion, config: LabelConfig
@@ -250,16 +257,45 @@ class Inference:
         }
         return {name: minimum for name, minimum in minima.items() if minimum is not None}
 
-    def _image(self, project_id: int, task_id: int | None, reference: str) -> EncodedImage:
-        """A page, fetched."""
-        with self.times.measured(WorkStage.FETCH):
-            content, image_hash = self._files.get(reference, project_id=project_id, task_id=task_id)
+    def _image(
+        self, project_id: int, task_id: int | None, reference: str, *, in_memory: bool = True
+    ) -> EncodedImage:
+        """A page, fetched; `in_memory`: kept there, file and embedding, for who comes next."""
+        ahead = self._ahead.pop((project_id, task_id, reference), None)
+        content, image_hash = (
+            self._fetched(project_id, task_id, reference, keep=in_memory)
+            if ahead is None
+            else ahead.result()
+        )
         return EncodedImage(
             self._embeddings,
             image_hash,
             lambda: decode(content, self._services.settings, task_id=task_id),
             self.times,
+            in_memory=in_memory,
         )
+
+    def _fetched(
+        self, project_id: int, task_id: int | None, reference: str, *, keep: bool
+    ) -> tuple[bytes, str]:
+        with self.times.measured(WorkStage.FETCH):
+            return self._files.get(reference, project_id=project_id, task_id=task_id, keep=keep)
+
+    def fetch_ahead(self, beside: Executor, row: Suggestion, label_config: str) -> None:
+        """Have a task's first image fetched while another task is at work.
+
+        What cannot be fetched is said when the task's turn comes, as if it were fetched then.
+
+        Raises:
+            BackendError: the task has no image.
+        """
+        page = _pages(parse_label_config(label_config), row.task_data, None)[0]
+        key = (row.project_id, row.task_id, page.reference)
+        self._ahead[key] = beside.submit(self._fetched, *key, keep=_somebody_looks(row))
+
+    def forget_ahead(self) -> None:
+        """Drop what was fetched ahead and not used: later it may be another file."""
+        self._ahead.clear()
 
     def _stack(self, row: Suggestion, image: ImageObject) -> TaskStack:
         """The pages of a task's image as slices."""
@@ -358,6 +394,11 @@ class Inference:
                 for concept, answer in zip(concepts, answers, strict=True)
             ]
         return answers
+
+
+def _somebody_looks(row: Suggestion) -> bool:
+    """Whether somebody may prompt on the task next; a batch must not push out what others use."""
+    return row.interactive or row.delivery != Delivery.PUSH
 
 
 def _regions(

@@ -1,8 +1,11 @@
 """The jobs of predictions: each takes ids of rows, claims them, and may be called twice."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from functools import partial
+from itertools import zip_longest
 from typing import TYPE_CHECKING
 
 from redis.exceptions import RedisError
@@ -11,6 +14,7 @@ from sqlalchemy import case, select, update
 from backend.database import retried
 from backend.errors import BackendError, LabelStudioUnavailableError, QueueError, unforeseen
 from backend.labeling.config import parse_label_config
+from backend.predictions import acquisition
 from backend.predictions.agent_runs import enqueue_run, request_run
 from backend.predictions.leased_rows import claim, ours, put_back, renew
 from backend.predictions.requests import (
@@ -28,7 +32,7 @@ from backend.services import Services, current_services
 from backend.tables import Delivery, LabelConfigText, Suggestion, SuggestionState, now
 
 if TYPE_CHECKING:
-    from backend.predictions.inference import Inference
+    from backend.predictions.inference import Inference, TaskPrediction
 
 log = logging.getLogger(__name__)
 
@@ -46,12 +50,18 @@ def predict_chunk(ids: Sequence[str]) -> None:
     finished: list[Suggestion] = []
     left: list[Suggestion] = []
     still_here = partial(renew, services, Suggestion, rows)
-    with renewing(still_here, services.settings.lease_s / 3):
-        for row in rows:
+    with (
+        renewing(still_here, services.settings.lease_s / 3),
+        _Beside(services, inference) as beside,
+    ):
+        for row, following in zip_longest(rows, rows[1:]):
             if stopping.is_set():
                 put_back(services, Suggestion, row, wait_s=0)
                 left.append(row)
-            elif _predict_row(services, inference, row):
+                continue
+            if following is not None and not following.interactive and not following.context:
+                beside.fetch(following)
+            if _predict_row(services, inference, row, beside):
                 finished.append(row)
     # First of all: somebody waits for the answer, nobody for the rest.
     _wake(services, [row for row in finished if not row.interactive])
@@ -59,6 +69,53 @@ def predict_chunk(ids: Sequence[str]) -> None:
     inference.publish_counts()
     _after(services, ids)
     _hand_on(services, left)
+
+
+class _Beside:
+    """What a chunk does while the model is at work: store a result, and fetch the next image.
+
+    At most one result is on its way to the database, as long as the model takes for the next; the
+    end of the block waits for it, so whatever comes after a chunk finds all of its results.
+    """
+
+    def __init__(self, services: Services, inference: "Inference") -> None:
+        self._services, self._inference = services, inference
+        self._storing = ThreadPoolExecutor(1, "store")
+        self._fetching = ThreadPoolExecutor(1, "fetch")
+        self._stored: Future[None] | None = None
+
+    def __enter__(self) -> "_Beside":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._fetching.shutdown(cancel_futures=True)
+        self._inference.forget_ahead()
+        self._storing.shutdown()
+        self._wait()
+
+    def fetch(self, row: Suggestion) -> None:
+        """Fetch the image of a row of pre-annotation."""
+        # Whatever is wrong with the task is said in its turn, and is no harm to the one before.
+        with suppress(Exception):
+            config = _label_config(self._services, row.config_hash)
+            self._inference.fetch_ahead(self._fetching, row, config)
+
+    def store(self, store: Callable[[], None]) -> None:
+        """Store a result.
+
+        Raises:
+            SQLAlchemyError: the one before could not be stored.
+        """
+        self._wait()
+        try:
+            self._stored = self._storing.submit(store)
+        except RuntimeError:  # No memory for a thread.
+            store()
+
+    def _wait(self) -> None:
+        stored, self._stored = self._stored, None
+        if stored is not None:
+            stored.result()
 
 
 def _hand_on(services: Services, rows: Sequence[Suggestion]) -> None:
@@ -77,7 +134,9 @@ def push_chunk(ids: Sequence[str]) -> None:
     push(current_services(), ids)
 
 
-def _predict_row(services: Services, inference: "Inference", row: Suggestion) -> bool:
+def _predict_row(
+    services: Services, inference: "Inference", row: Suggestion, beside: _Beside
+) -> bool:
     """Predict a row and store what came of it; False when it is to be tried again later."""
     from medsam3_model.errors import MedSAM3Error
 
@@ -119,20 +178,32 @@ def _predict_row(services: Services, inference: "Inference", row: Suggestion) ->
                 "model_version": row.model_version,
             }
             _wake(services, [row], answer_message(row.task_id, prediction))
-        _store(
-            services,
-            row,
-            state=SuggestionState.DONE,
-            result=outcome.regions,
-            score=outcome.score,
-            image_hash=outcome.image_hash,
-            model_s=outcome.model_s,
-        )
-        if run_id is not None:
-            enqueue_run(services, run_id)
+        store = partial(_store_outcome, services, row, outcome, run_id)
+        if row.interactive or is_look:
+            store()
+        else:
+            beside.store(store)
         if is_look:
             _wake(services, [row])
     return True
+
+
+def _store_outcome(
+    services: Services, row: Suggestion, outcome: "TaskPrediction", run_id: str | None
+) -> None:
+    acquisition.remember_vectors(services, outcome.vectors)
+    _store(
+        services,
+        row,
+        state=SuggestionState.DONE,
+        result=outcome.regions,
+        score=outcome.score,
+        image_hash=outcome.image_hash,
+        model_s=outcome.model_s,
+    )
+    if run_id is not None:
+        # Its row is there, and the prediction that it begins with.
+        enqueue_run(services, run_id)
 
 
 def _fail(services: Services, row: Suggestion, reason: str) -> None:

@@ -8,13 +8,14 @@ import hashlib
 import json
 import logging
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from itertools import chain, islice
 
 from redis import Redis
 from redis.exceptions import RedisError
-from sqlalchemy import ColumnElement, and_, func, select, update
+from sqlalchemy import ColumnElement, and_, select, update
 from sqlalchemy.orm import Session
 
 from backend.database import chunked, now_in
@@ -134,11 +135,13 @@ def preannotate(
     ids: list[str] = []
     cancelled_before = _times_cancelled(services.redis, project_id)
     counted = _counters(services)
+    count = _Count(services)
     for batch in _ask(services, project_id, options, cancelled_before, is_recorded=False):
         ids += batch
-        on_progress(_progress(services, ids))
+        count.add(batch)
+        on_progress(count.now())
     deadline = time.monotonic() + timeout_s if timeout_s is not None else None
-    while (progress := _progress(services, ids)).done < progress.total:
+    while (progress := count.now()).done < progress.total:
         on_progress(progress)
         if deadline is not None and time.monotonic() > deadline:
             raise BackendError(
@@ -322,23 +325,53 @@ def _cancel_rows(session: Session, which: ColumnElement[bool]) -> int:
     return len(cancelled.all())
 
 
-def _progress(services: Services, ids: list[str]) -> PreannotationProgress:
-    counted = {"predicted": 0, "failed": 0, "cancelled": 0}
-    with services.database.reading() as session:
-        for chunk in chunked(ids):
-            rows = session.execute(
-                select(Suggestion.state, Suggestion.delivery, Suggestion.error, func.count())
-                .where(Suggestion.id.in_(chunk))
-                .group_by(Suggestion.state, Suggestion.delivery, Suggestion.error)
-            )
-            for state, delivery, error, count in rows:
-                if state == SuggestionState.CANCELLED:
-                    counted["cancelled"] += count
-                elif state == SuggestionState.FAILED or (error and delivery == Delivery.NONE):
-                    counted["failed"] += count
-                elif delivery in (Delivery.DELIVERED, Delivery.ANSWERED):
-                    counted["predicted"] += count
-    return PreannotationProgress(len(ids), **counted)
+class _Count:
+    """How far rows are, whose number grows: a row that has ended is not asked about again."""
+
+    def __init__(self, services: Services) -> None:
+        self._services = services
+        self._under_way: dict[str, None] = {}
+        self._ended: Counter[str] = Counter()
+
+    def add(self, ids: Sequence[str]) -> None:
+        """Count these rows, too."""
+        self._under_way.update(dict.fromkeys(ids))
+
+    def now(self) -> PreannotationProgress:
+        """Read what has become of them.
+
+        They are predicted about in the order in which they were asked for. So the reading ends with
+        the first chunk of which nothing has ended: what comes after it is counted a little later.
+        """
+        with self._services.database.reading() as session:
+            for chunk in chunked(self._under_way):
+                ended = _ended(session, chunk)
+                for id_, how in ended.items():
+                    self._ended[how] += 1
+                    del self._under_way[id_]
+                if not ended:
+                    break
+        total = len(self._under_way) + self._ended.total()
+        counts = (self._ended[how] for how in ("predicted", "failed", "cancelled"))
+        return PreannotationProgress(total, *counts)
+
+
+def _ended(session: Session, ids: list[str]) -> dict[str, str]:
+    """Those of the rows that are not under way any more: `predicted`, `failed` or `cancelled`."""
+    ended: dict[str, str] = {}
+    rows = session.execute(
+        select(
+            Suggestion.id, Suggestion.state, Suggestion.delivery, Suggestion.error.is_not(None)
+        ).where(Suggestion.id.in_(ids))
+    )
+    for id_, state, delivery, has_error in rows:
+        if state == SuggestionState.CANCELLED:
+            ended[id_] = "cancelled"
+        elif state == SuggestionState.FAILED or (has_error and delivery == Delivery.NONE):
+            ended[id_] = "failed"
+        elif delivery in (Delivery.DELIVERED, Delivery.ANSWERED):
+            ended[id_] = "predicted"
+    return ended
 
 
 def _errors(services: Services, ids: list[str]) -> dict[int, str]:

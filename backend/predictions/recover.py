@@ -5,12 +5,12 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from sqlalchemy import func, or_, select, update
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import Session, load_only
 
 from backend.database import now_in
 from backend.predictions import propagations
 from backend.predictions.agent_runs import recover_runs
-from backend.predictions.requests import UNFINISHED, enqueue_pushes
+from backend.predictions.requests import FINISHED, enqueue_pushes
 from backend.processes.leases import Periodic
 from backend.processes.queues import Handler, QueueName, enqueue, waiting_row_ids
 from backend.services import Services
@@ -28,6 +28,7 @@ PRUNE_EVERY_S = 24 * 3600
 EVENT_SETTLING_S = 30.0
 # A row this young may belong to a request that has not enqueued its jobs yet.
 SETTLING_S = 5.0
+_OF_A_JOB = (Suggestion.id, Suggestion.attempts, Suggestion.interactive, Suggestion.context)
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,7 @@ def recover(services: Services) -> Repairs:
     if rows:
         # Rows first, queue second: a job that a worker takes in between has claimed its rows by
         # then. What is enqueued needlessly does no harm, because a job only claims free rows.
-        waiting = waiting_row_ids(services.redis, QueueName.GPU)
+        waiting = waiting_row_ids(services.redis, QueueName.GPU, [row.id for row in rows])
         rows = [row for row in rows if row.id not in waiting]
     for row in rows:
         # One task per job: if the task is what killed the worker, it goes alone.
@@ -96,6 +97,8 @@ def _orphans(services: Services) -> list[Suggestion]:
         return list(
             session.scalars(
                 select(Suggestion)
+                # What tells their jobs apart; the rest, masks too, is not read.
+                .options(load_only(*_OF_A_JOB))
                 .where(or_(abandoned, forgotten))
                 .order_by(Suggestion.interactive.desc(), Suggestion.created_at)
                 .limit(1000)
@@ -156,7 +159,8 @@ def _push_forgotten(services: Services) -> int:
             session.scalars(
                 select(Suggestion.id).where(
                     Suggestion.delivery.in_((Delivery.PUSH, Delivery.PUSHING)),
-                    Suggestion.state.not_in(UNFINISHED),
+                    # Named, and not all but the unfinished: those may be a hundred thousand.
+                    Suggestion.state.in_(FINISHED),
                     # The lease of a pusher that is alive, or its pause before the next attempt.
                     or_(Suggestion.lease_until.is_(None), Suggestion.lease_until < moment),
                     Suggestion.finished_at < moment - timedelta(seconds=SETTLING_S),
@@ -165,7 +169,7 @@ def _push_forgotten(services: Services) -> int:
         )
     if ids:
         # Nobody may take jobs from the queue for days: what waits there is not put there again.
-        waiting = waiting_row_ids(services.redis, QueueName.INGEST)
+        waiting = waiting_row_ids(services.redis, QueueName.INGEST, ids)
         ids = [id_ for id_ in ids if id_ not in waiting]
     enqueue_pushes(services, ids)
     return len(ids)
@@ -200,7 +204,7 @@ def _enqueue_forgotten_events(services: Services) -> int:
         )
     if not ids:
         return 0
-    waiting = waiting_row_ids(services.redis, QueueName.INGEST)
+    waiting = waiting_row_ids(services.redis, QueueName.INGEST, ids)
     forgotten = [event_id for event_id in ids if event_id not in waiting]
     for event_id in forgotten:
         # The same job id as the webhook's: enqueued twice, it is one job.

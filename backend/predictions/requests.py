@@ -41,6 +41,7 @@ from backend.tables import (
 log = logging.getLogger(__name__)
 
 UNFINISHED = (SuggestionState.QUEUED, SuggestionState.RUNNING)
+FINISHED = tuple(state for state in SuggestionState if state not in UNFINISHED)
 # Longer than any answer takes to travel: only a dead web process leaves a row waiting past it.
 REPLY_GRACE_S = 30
 # Label Studio stores an answer at once; after this long it is asked whether it has it.

@@ -37,7 +37,9 @@ def still_failed() -> ColumnElement[bool]:
             newer.state != SuggestionState.CANCELLED,
             # A prediction of some labels does not make up for one of all.
             or_(newer.labels.is_(None), Suggestion.labels.is_not(None)),
-            newer.created_at > Suggestion.created_at,
+            # As an expression: by the index of a project's times, each failed task would be
+            # compared with all that were asked for after it, of which only its own are meant.
+            func.coalesce(newer.created_at, newer.created_at) > Suggestion.created_at,
         )
     )
     return and_(

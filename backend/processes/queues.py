@@ -9,7 +9,7 @@ Jobs carry ids of database rows and nothing else.
 
 import time
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from enum import StrEnum
@@ -33,6 +33,8 @@ FAILURE_TTL_S = 24 * 3600
 DONE_TTL_S = 300
 # A worker that took a job begins it at once; one that did not within this time was killed.
 HANDOVER_S = 5
+# Jobs that are read in one go when the queue is looked through.
+READ_TOGETHER = 200
 HANDED_OVER_KEY = "medsam3:handed-over"
 # There while somebody prompts and a moment after it: training on the same device waits as long.
 INTERACTIVE_KEY = "medsam3:interactive"
@@ -105,8 +107,8 @@ def enqueue(
         target = queue(redis, name)
         # RQ would put the id of a job that waits already on the list once more, and nobody may
         # be there to take any.
-        waits = redis.lpos(target.key, job_id) is not None
-        if waits and redis.exists(Job.key_for(job_id)):
+        # Whether there is such a job at all is known at once; the list is gone through for few.
+        if redis.exists(Job.key_for(job_id)) and redis.lpos(target.key, job_id) is not None:
             return
         target.enqueue_call(
             str(handler),
@@ -186,26 +188,38 @@ def count_jobs(redis: Redis) -> list[QueueCounts]:
         raise QueueError(f"Redis does not answer ({type(error).__name__})") from error
 
 
-def waiting_row_ids(redis: Redis, name: QueueName) -> set[str]:
+def waiting_row_ids(
+    redis: Redis, name: QueueName, among: Collection[str] | None = None
+) -> set[str]:
     """The rows for which a job waits on a queue, or was just handed to a worker.
 
     Jobs that are none of ours, or damaged, stand for no rows: the worker fails them.
 
+    Args:
+        redis: the connection.
+        name: which queue.
+        among: rows that are looked for. The queue is read from its front until it has named all of
+            them; what waited longest is there, so of a hundred thousand few are read.
+
     Raises:
         QueueError: Redis cannot be reached.
     """
-    waiting = queue(redis, name)
+    waiting, found = queue(redis, name), set[str]()
     try:
         # Bytes, as they are: a foreign id need not be text.
         job_ids: list[Any] = [*redis.lrange(waiting.key, 0, -1), *_handed_over(redis, waiting)]
-        with redis.pipeline(transaction=False) as pipeline:
-            for job_id in job_ids:
-                pipeline.hget(Job.redis_job_namespace_prefix.encode() + job_id, "data")
-            stored = pipeline.execute(raise_on_error=False)
+        for start in range(0, len(job_ids), READ_TOGETHER):
+            with redis.pipeline(transaction=False) as pipeline:
+                for job_id in job_ids[start : start + READ_TOGETHER]:
+                    pipeline.hget(Job.redis_job_namespace_prefix.encode() + job_id, "data")
+                stored = pipeline.execute(raise_on_error=False)
+            # A job that a worker took between the calls is gone: its rows have a lease by then.
+            found.update(row_id for data in stored for row_id in _row_ids(data))
+            if among is not None and found.issuperset(among):
+                break
     except RedisError as error:
         raise QueueError(f"Redis does not answer ({type(error).__name__})") from error
-    # A job that a worker took between the two calls is gone: its rows have a lease by then.
-    return {row_id for data in stored for row_id in _row_ids(data)}
+    return found
 
 
 def _row_ids(data: object) -> list[str]:

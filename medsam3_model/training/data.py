@@ -108,7 +108,7 @@ class TrainingData:
         """
         if number == 0:
             plain = self._cache.get(
-                self._model, image.key, lambda: self._model.encode_image(image.read())
+                self._model, image.key, lambda: self._model.encode_image(image.read(), rounded=True)
             )
             return WHOLE, plain
         layers = self._layers[image.key]

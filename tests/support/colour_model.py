@@ -40,7 +40,7 @@ class ColourModel:
     encoded: Any = None
     prompted: Any = None
 
-    def encode_image(self, rgb: np.ndarray) -> ImageEmbedding:
+    def encode_image(self, rgb: np.ndarray, *, rounded: bool = False) -> ImageEmbedding:
         """The picture itself stands for its features."""
         self.encoded.append(rgb.shape[:2])
         pixels = torch.from_numpy(rgb.copy())

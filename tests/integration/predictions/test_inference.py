@@ -8,11 +8,15 @@ import pytest
 import medsam3_model.images.reading
 from backend.errors import LabelConfigError
 from backend.models.versions import default_version
+from backend.predictions import inference as inferences
 from backend.predictions.inference import Inference
-from backend.services import Services
-from backend.tables import Suggestion, TrainingPolicy
+from backend.predictions.jobs import predict_chunk
+from backend.predictions.requests import request_pushes
+from backend.services import Services, use_services
+from backend.tables import Delivery, Suggestion, SuggestionState, TrainingPolicy
 from medsam3_model.pretraining.phantoms.phantoms import phantom
 from tests.support.images import png
+from tests.support.stand_in_label_studio import StandInLabelStudio
 
 CONFIG = """
 <View>
@@ -151,3 +155,39 @@ def test_prewarming_encodes_the_image_and_answers_nothing(
     assert (answer.regions, answer.score) == ([], 0.0)
     assert encoded(services) == 1
     assert len(decoded) == 1
+
+
+def test_what_nobody_waits_for_is_not_kept_in_memory(services: Services) -> None:
+    inference = Inference(services)
+    row = task_of(services, "fundus")
+    for delivery in (Delivery.PUSH, Delivery.PUSH, Delivery.REPLY, Delivery.REPLY):
+        row.delivery = delivery
+        inference.predict(row, CONFIG)
+    assert encoded(services) == 1
+    assert inference._embeddings.counts == {
+        "embedding_misses": 1,
+        "embedding_disk_hits": 2,
+        "embedding_memory_hits": 1,
+    }
+
+
+def test_images_are_fetched_ahead_once_and_a_missing_one_harms_its_own_task_alone(
+    services: Services, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with StandInLabelStudio(CONFIG) as label_studio:
+        tasks = [label_studio.add_task(png(phantom("fundus", seed, 64).image)) for seed in range(4)]
+        del label_studio.images[label_studio.tasks[tasks[2]]["data"]["image"]]
+        settings = services.settings.model_copy(update={"label_studio_url": label_studio.url})
+        beside = Services(settings, services.database, services.redis)
+        use_services(beside)
+        monkeypatch.setattr(inferences, "_current", Inference(beside))
+        asked = [label_studio.tasks[task] for task in tasks]
+        (ids,) = request_pushes(beside, asked, label_studio.project_id, CONFIG)
+        predict_chunk(ids)
+        fetched = [path for path in label_studio.requests if "/upload/" in path]
+    # At the same time, so not in their order.
+    assert sorted(fetched) == sorted(task["data"]["image"] for task in asked)
+    with services.database.reading() as session:
+        states = [session.get_one(Suggestion, id_).state for id_ in ids]
+    done = SuggestionState.DONE
+    assert states == [done, done, SuggestionState.FAILED, done]

@@ -136,3 +136,17 @@ def test_no_hot_path_reads_all_suggestions(
         }
         services.close()
     assert not found, found
+
+
+def test_a_failed_task_is_compared_with_its_own_rows_alone(services: Services) -> None:
+    """And not with all rows of its project that came after it, however much shorter that looks."""
+    fill(services)
+    with recorded(services) as statements, services.database.reading() as session:
+        retry.failed_rows(session, 50)
+        retry.count_failed(session)
+    assert len(statements) == 2
+    for statement, values in statements.items():
+        with services.database.engine.connect() as connection:
+            plan = connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {statement}", values).all()
+        (line,) = [row[-1] for row in plan if "SEARCH suggestions_1" in row[-1]]
+        assert "task_id=?" in line, plan

@@ -13,6 +13,7 @@ from rq import Queue
 
 from backend.errors import QueueError
 from backend.predictions.recover import recovery
+from backend.processes import queues
 from backend.processes.health import (
     STUCK_S,
     _thread_key,
@@ -112,6 +113,17 @@ def test_foreign_and_damaged_jobs_stand_for_no_rows_and_stop_no_recovery(
     assert waiting_row_ids(redis, name) == {"ours"}
     with started(recovery(services)):
         wait_until(lambda: "recovery" in last_rounds(redis))
+
+
+def test_a_queue_is_read_until_the_rows_are_found(
+    services: Services, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(queues, "READ_TOGETHER", 1)
+    redis, name = services.redis, QueueName.GPU
+    for row in ("first", "second", "third"):
+        enqueue(redis, name, Handler.PREDICT, [row], job_id=row)
+    assert waiting_row_ids(redis, name, ["second"]) == {"first", "second"}
+    assert waiting_row_ids(redis, name, ["gone"]) == {"first", "second", "third"}
 
 
 def test_a_job_that_waits_is_not_put_on_its_queue_again(services: Services) -> None:

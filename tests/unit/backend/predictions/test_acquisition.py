@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from backend.predictions import acquisition
 from backend.predictions.acquisition import k_center_order, uncertainty
 from medsam3_model.types import Detections
 
@@ -17,6 +18,23 @@ def test_k_center_goes_to_the_farthest_each_time() -> None:
 
 def test_k_center_orders_copies_too() -> None:
     assert sorted(k_center_order(np.ones((5, 3), np.float32))) == [0, 1, 2, 3, 4]
+
+
+def test_beyond_the_centres_the_rest_follows_by_its_distance(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(acquisition, "_CENTRES", 2)
+    points = np.array([[0.0], [1.0], [10.0], [3.0], [9.8], [1.0]], np.float32)
+    # The nearest to the mean is 3, the farthest from it 10.
+    assert k_center_order(points) == [3, 2, 0, 1, 5, 4]
+
+
+def test_many_that_are_covered_count_as_one_by_one() -> None:
+    random = np.random.default_rng(0)
+    points, covered = (random.normal(0, 1, (n, 3)).astype(np.float32) for n in (20, 1100))
+    distances = ((points[:, None] - covered) / points.std(axis=0)) ** 2
+    farthest = int(distances.sum(axis=2).min(axis=1).argmax())
+    assert k_center_order(points, covered)[0] == farthest
 
 
 def detections(presence: float, scores: list[float], semantic: float) -> Detections:
