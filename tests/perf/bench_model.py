@@ -36,7 +36,7 @@ def measure() -> dict[str, float]:
         content = files[index]
         started = time.perf_counter()
         embedding = embeddings.get(
-            model, str(index), lambda: model.encode_image(read_image(content))
+            model, str(index), lambda: model.encode_image(read_image(content), rounded=True)
         )
         text = texts.get(model, ["brain"])
         if side:
