@@ -129,6 +129,8 @@ class Suggestion(Base):
     asked for twice at the same time is predicted once. The ids of the regions in `result` tell
     later which suggestion an annotation started from.
 
+    `waits_since` is when its image could not be fetched for the first time, while it waits for it.
+
     `agent_run_id` names the agent's run whose answer this is, or which asked for it (see
     `backend.predictions.agent_looks`).
     """
@@ -159,6 +161,7 @@ class Suggestion(Base):
     reply_until: Mapped[datetime | None]
     lease_until: Mapped[datetime | None]
     attempts: Mapped[int] = mapped_column(default=0)
+    waits_since: Mapped[datetime | None]
 
     result: Mapped[list[Any] | None]
     score: Mapped[float | None]
