@@ -1,4 +1,4 @@
-"""Leased rows: predictions and agents' runs have one living worker each.
+"""Leased rows: predictions, agents' runs and pre-annotations have one living worker each.
 
 A worker claims a row, renews its lease while it is at work, and stores what came of it. A row whose
 lease ran out may be claimed by another worker; every claim counts an attempt, so that the first one
@@ -12,10 +12,11 @@ from typing import Any, TypeVar
 from sqlalchemy import ColumnElement, and_, or_, update
 
 from backend.database import now_in, retried
+from backend.predictions.tables import Preannotation
 from backend.services import Services
 from backend.tables import AgentRun, Suggestion, SuggestionState
 
-Row = TypeVar("Row", Suggestion, AgentRun)
+Row = TypeVar("Row", Suggestion, AgentRun, Preannotation)
 
 
 @retried

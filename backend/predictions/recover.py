@@ -10,6 +10,7 @@ from sqlalchemy.orm import Session
 from backend.database import now_in
 from backend.predictions import propagations
 from backend.predictions.agent_runs import recover_runs
+from backend.predictions.preannotate import recover_wishes
 from backend.predictions.requests import UNFINISHED, enqueue_pushes
 from backend.processes.leases import Periodic
 from backend.processes.queues import Handler, QueueName, enqueue, waiting_row_ids
@@ -40,6 +41,7 @@ class Repairs:
     events: int = 0
     propagations: int = 0
     agent_runs: int = 0
+    preannotations: int = 0
 
 
 def recover(services: Services) -> Repairs:
@@ -78,6 +80,7 @@ def recover(services: Services) -> Repairs:
         events=events,
         propagations=wishes,
         agent_runs=recover_runs(services),
+        preannotations=recover_wishes(services),
     )
     if repairs != Repairs():
         log.info("recovered: %s", repairs)

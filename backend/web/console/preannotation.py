@@ -7,7 +7,7 @@ from flask_wtf import FlaskForm
 from werkzeug.wrappers import Response as AnyResponse
 from wtforms import BooleanField, StringField
 
-from backend.errors import BackendError, QueueError
+from backend.errors import BackendError
 from backend.models import versions
 from backend.predictions import preannotate
 from backend.predictions.preannotate import PreannotateOptions
@@ -57,10 +57,6 @@ def cancel_preannotation(project_id: int) -> AnyResponse:
 
 
 def _asked(project_id: int, options: PreannotateOptions) -> AnyResponse:
-    try:
-        preannotate.request_preannotation(services(), project_id, options)
-    except QueueError as error:
-        flash(str(error), "refused")
-    else:
-        flash(f"A worker reads {options} of project {project_id}; they show here as waiting.")
+    preannotate.request_preannotation(services(), project_id, options)
+    flash(f"A worker reads {options} of project {project_id}; they show here as waiting.")
     return redirect(url_for("console.work"))
