@@ -11,7 +11,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from sqlalchemy import func, select
 
 from backend.predictions.requests import request_pushes
-from backend.processes.health import worker_signs
+from backend.processes.queues import QueueName, waiting_row_ids
 from backend.processes.redis_server import RedisServer
 from backend.services import Services
 from backend.tables import Delivery, Suggestion, SuggestionState
@@ -159,12 +159,14 @@ def test_a_worker_that_is_told_to_stop_ends_its_task_and_leaves_the_rest_to_anot
         list(request_pushes(services, chunk, 7, BRAIN_CONFIG))
         told = start_worker()
         assert asked_for.wait(120)
-        start_worker()
-        wait_until(lambda: len(worker_signs(services.redis)) == 2)
         told.process.terminate()
         may_go_on.set()
         assert told.process.wait(60) == 0
         done = Suggestion.state == SuggestionState.DONE
+        assert count(services, done) == 1, "the task at hand"
+        # Nobody else was there who could have found it: a worker that waits takes it at once.
+        assert len(waiting_row_ids(services.redis, QueueName.GPU)) == len(chunk) - 1
+        start_worker()
         wait_until(lambda: count(services, done) == len(chunk))
     assert count(services, Suggestion.attempts == 1) == len(chunk), "nobody lost a try"
 
