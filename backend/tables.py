@@ -68,7 +68,8 @@ class SuggestionState(StrEnum):
     RUNNING = "running"
     DONE = "done"
     FAILED = "failed"
-    CANCELLED = "cancelled"  # somebody ended the pre-annotation before its turn came
+    # Somebody ended the pre-annotation before its turn came, or gave up waiting for the prompt.
+    CANCELLED = "cancelled"
 
 
 class Delivery(StrEnum):

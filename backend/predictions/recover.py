@@ -11,7 +11,7 @@ from backend.database import now_in
 from backend.predictions import propagations
 from backend.predictions.agent_runs import recover_runs
 from backend.predictions.preannotate import recover_wishes
-from backend.predictions.requests import UNFINISHED, enqueue_pushes
+from backend.predictions.requests import UNFINISHED, end_unwanted, enqueue_pushes
 from backend.processes.leases import Periodic
 from backend.processes.queues import Handler, QueueName, enqueue, waiting_row_ids
 from backend.services import Services
@@ -146,6 +146,7 @@ def _push_forgotten(services: Services) -> int:
             .where(late, Suggestion.interactive)
             .values(delivery=Delivery.NONE, active_key=None)
         )
+        end_unwanted(session, Suggestion.reply_until < moment)
         session.execute(update(Suggestion).where(late).values(delivery=Delivery.PUSH))
         session.execute(
             update(Suggestion)
