@@ -8,10 +8,12 @@ BackendError
 │   ├── LabelStudioAuthError          the token is missing, wrong or expired
 │   └── LabelStudioUnavailableError   it cannot be reached, or timed out
 ├── ImageSourceError          an image of a task cannot be fetched
+│   └── ImageUnavailableError         its host does not answer now
 ├── VolumeError               a volume or video cannot become a task, or be measured
 ├── SettingsError             a setting is missing or contradicts another
 ├── PeopleError               a token cannot be made or revoked
 ├── QueueError                Redis cannot be reached
+├── StorageUnavailableError   the object store of masks and detectors cannot be reached
 ├── CorrectionsError          the corrections cannot be read or written
 │   ├── MaskError             a mask file is missing or damaged
 │   ├── QuarantineError       one annotation cannot be used; the others go on
@@ -71,6 +73,10 @@ class ImageSourceError(BackendError):
     """An image of a task cannot be fetched; the message names what to change."""
 
 
+class ImageUnavailableError(ImageSourceError):
+    """The host of an image does not answer, or is busy; trying again later helps."""
+
+
 class VolumeError(BackendError):
     """A volume cannot become a task, or a task be measured; the message says what to change."""
 
@@ -85,6 +91,10 @@ class SettingsError(BackendError):
 
 class QueueError(BackendError):
     """The job queue cannot be reached."""
+
+
+class StorageUnavailableError(BackendError):
+    """The object store cannot be reached, or refuses; trying again later helps."""
 
 
 class CorrectionsError(BackendError):

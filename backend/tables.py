@@ -68,7 +68,8 @@ class SuggestionState(StrEnum):
     RUNNING = "running"
     DONE = "done"
     FAILED = "failed"
-    CANCELLED = "cancelled"  # somebody ended the pre-annotation before its turn came
+    # Somebody ended the pre-annotation before its turn came, or gave up waiting for the prompt.
+    CANCELLED = "cancelled"
 
 
 class Delivery(StrEnum):
@@ -132,6 +133,8 @@ class Suggestion(Base):
     `labels`: the label values that the prediction was asked for, None for all. What it found takes
     the place of these labels' regions in the prediction that the task has of the version.
 
+    `waits_since` is when its image could not be fetched for the first time, while it waits for it.
+
     `agent_run_id` names the agent's run whose answer this is, or which asked for it (see
     `backend.predictions.agent_looks`).
     """
@@ -163,6 +166,7 @@ class Suggestion(Base):
     reply_until: Mapped[datetime | None]
     lease_until: Mapped[datetime | None]
     attempts: Mapped[int] = mapped_column(default=0)
+    waits_since: Mapped[datetime | None]
 
     result: Mapped[list[Any] | None]
     score: Mapped[float | None]

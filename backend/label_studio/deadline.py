@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
 
-from backend.errors import ImageSourceError
+from backend.errors import ImageUnavailableError
 
 
 class Deadline:
@@ -49,10 +49,10 @@ class Deadline:
         """Seconds that are left.
 
         Raises:
-            ImageSourceError: none.
+            ImageUnavailableError: none.
         """
         if self.is_over:
-            raise ImageSourceError("it took longer than MEDSAM3_IMAGE_TIMEOUT_S allows")
+            raise ImageUnavailableError("it took longer than MEDSAM3_IMAGE_TIMEOUT_S allows")
         return self._ends - time.monotonic()
 
     @property

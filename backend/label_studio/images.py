@@ -17,7 +17,12 @@ from urllib.parse import parse_qs, urlsplit
 
 import httpx2
 
-from backend.errors import ImageSourceError, LabelStudioAuthError, LabelStudioUnavailableError
+from backend.errors import (
+    ImageSourceError,
+    ImageUnavailableError,
+    LabelStudioAuthError,
+    LabelStudioUnavailableError,
+)
 from backend.label_studio.auth import TRY_AGAIN, failure, moved, moved_to, retry_after_s
 from backend.label_studio.bodies import pieces
 from backend.label_studio.client import LabelStudio
@@ -74,7 +79,7 @@ class _Fetch:
     def pause(self, wanted_s: float) -> None:
         """Wait, if there is time for it."""
         if wanted_s >= self.deadline.remaining_s():
-            raise ImageSourceError(f"its server asks to wait for {wanted_s:.0f} seconds")
+            raise ImageUnavailableError(f"its server asks to wait for {wanted_s:.0f} seconds")
         time.sleep(wanted_s)
 
 
@@ -201,6 +206,7 @@ def fetch_image(
 
     Raises:
         ImageSourceError: the image cannot be had; trying again without a change does not help.
+        ImageUnavailableError: its host does not answer, or is busy; trying again later helps.
         LabelStudioAuthError: the token is refused.
         LabelStudioUnavailableError: Label Studio does not answer; trying again later helps.
     """
@@ -212,7 +218,8 @@ def fetch_image(
             raise ImageSourceError("the file is empty")
     except (ImageSourceError, httpx2.InvalidURL, httpx2.DecodingError) as error:
         reason = "it is not a valid address" if isinstance(error, httpx2.InvalidURL) else error
-        raise ImageSourceError(
+        later = isinstance(error, ImageUnavailableError)
+        raise (ImageUnavailableError if later else ImageSourceError)(
             f"The image {shown_reference(reference)} was not read: {reason}."
         ) from error
     return content
@@ -373,6 +380,8 @@ def _from_web(fetch: _Fetch, reference: str, *, vouched: bool = False) -> bytes:
             with open_foreign(url, addresses, fetch.deadline) as response:
                 wait = next(waits, None) if response.status_code in TRY_AGAIN else None
                 if wait is None and not response.is_redirect:
+                    if response.status_code in TRY_AGAIN:
+                        raise ImageUnavailableError(_refusal(url, response.status_code))
                     if response.status_code != 200:
                         raise ImageSourceError(_refusal(url, response.status_code))
                     return _read(fetch, response)
@@ -384,10 +393,10 @@ def _from_web(fetch: _Fetch, reference: str, *, vouched: bool = False) -> bytes:
             # Only the link that Label Studio signed is vouched for, not where it leads on to.
             url, vouched = target, False
     except httpx2.TimeoutException as error:
-        raise ImageSourceError("its host did not answer in time") from error
+        raise ImageUnavailableError("its host did not answer in time") from error
     except httpx2.ProtocolError as error:
         fetch.deadline.remaining_s()
-        raise ImageSourceError("its host does not answer as a web server does") from error
+        raise ImageUnavailableError("its host does not answer as a web server does") from error
     except httpx2.TransportError as error:
         fetch.deadline.remaining_s()
         if "CERTIFICATE_VERIFY_FAILED" in str(error):
@@ -396,7 +405,7 @@ def _from_web(fetch: _Fetch, reference: str, *, vouched: bool = False) -> bytes:
             ) from error
         proxy = proxy_for(url)
         way = f" through the proxy {shown(proxy)}" if proxy else ""
-        raise ImageSourceError(
+        raise ImageUnavailableError(
             f"its host cannot be reached{way} ({type(error).__name__})"
         ) from error
     raise ImageSourceError("its host redirects in a circle")

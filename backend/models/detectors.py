@@ -5,11 +5,10 @@ workers on other machines find them; else they are below the data folder.
 """
 
 import shutil
-from contextlib import suppress
 from pathlib import Path
 
 from backend.database import new_file
-from backend.errors import ModelVersionError
+from backend.errors import ModelVersionError, StorageUnavailableError
 from backend.settings import Settings
 
 _SUFFIX = ".safetensors"
@@ -51,20 +50,37 @@ class DetectorStore:
 
         Raises:
             ModelVersionError: it is not there.
+            StorageUnavailableError: the object store does not say whether it is there.
         """
         target = self._path(version)
         if not target.exists() and self._remote:
-            import fsspec
-
-            fs, root = fsspec.core.url_to_fs(self._remote)
-            with suppress(FileNotFoundError), new_file(target) as near:
-                fs.get_file(f"{root}/{version}{_SUFFIX}", str(near))
+            self._fetch(version, target)
         if not target.exists():
             raise ModelVersionError(
                 f"The detector of version {version} is missing below {self._folder}: restore it "
                 "from a backup, or roll back with `medsam3 models rollback`."
             )
         return target
+
+    def _fetch(self, version: str, target: Path) -> None:
+        """Copy a version's file from the object store, unless it is not there either."""
+        import fsspec
+        from rq.timeouts import BaseTimeoutException
+
+        fs, root = fsspec.core.url_to_fs(self._remote)
+        try:
+            with new_file(target) as near:
+                fs.get_file(f"{root}/{version}{_SUFFIX}", str(near))
+        except FileNotFoundError:
+            return
+        except BaseTimeoutException:
+            raise
+        except Exception as error:
+            # Each protocol has errors of its own, with what was sent in their text.
+            raise StorageUnavailableError(
+                f"The detector of version {version} cannot be fetched from the object store "
+                f"({type(error).__name__}): check STORAGE_URL, and that it answers."
+            ) from error
 
     def names(self) -> list[str]:
         """The versions on this machine."""

@@ -10,9 +10,17 @@ from typing import TYPE_CHECKING
 
 from redis.exceptions import RedisError
 from sqlalchemy import case, select, update
+from sqlalchemy.exc import InterfaceError, OperationalError
 
 from backend.database import retried
-from backend.errors import BackendError, LabelStudioUnavailableError, QueueError, unforeseen
+from backend.errors import (
+    BackendError,
+    ImageUnavailableError,
+    LabelStudioUnavailableError,
+    QueueError,
+    StorageUnavailableError,
+    unforeseen,
+)
 from backend.labeling.config import parse_label_config
 from backend.predictions import acquisition
 from backend.predictions.agent_runs import enqueue_run, request_run
@@ -36,8 +44,14 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-# How long a task waits when Label Studio cannot be reached, before it is tried again.
+# How long a task waits when a server that it needs cannot be reached, before it is tried again.
 RETRY_LATER_S = 30
+# How long a task is tried again whose image's host does not answer: it may never have been there.
+IMAGE_PATIENCE_S = 3600
+# The database or Redis is away, or was a moment ago: any other task would have met it, too.
+_AWAY = (OperationalError, InterfaceError, RedisError, QueueError)
+_UNAVAILABLE = (LabelStudioUnavailableError, ImageUnavailableError, StorageUnavailableError)
+_AWAY_SHORTLY = "the database or Redis was away for a moment: ask again"
 
 
 def predict_chunk(ids: Sequence[str]) -> None:
@@ -150,12 +164,12 @@ def _predict_row(
             config = parse_label_config(xml)
             # Before the prediction is stored: whoever does this again finds the same run.
             run_id = request_run(services, row, config, outcome.answered, outcome.instruction)
-    except LabelStudioUnavailableError as error:
-        if not row.interactive:
-            log.warning("task %s waits for Label Studio: %s", row.task_id, error)
-            put_back(services, Suggestion, row, wait_s=RETRY_LATER_S)
+    except (*_UNAVAILABLE, *_AWAY) as error:
+        if _may_wait(row, error):
+            _wait(services, row, error)
             return False
-        _fail(services, row, str(error))
+        # The text of what a driver says may hold anything.
+        _fail(services, row, _AWAY_SHORTLY if isinstance(error, _AWAY) else str(error))
     except (BackendError, MedSAM3Error) as error:
         log.warning("task %s of project %s failed: %s", row.task_id, row.project_id, error)
         _fail(services, row, str(error))
@@ -206,6 +220,30 @@ def _store_outcome(
         enqueue_run(services, run_id)
 
 
+def _may_wait(row: Suggestion, error: Exception) -> bool:
+    """Whether a task is tried again later: an annotator is told at once, and asks again."""
+    if row.interactive:
+        return False
+    if not isinstance(error, ImageUnavailableError) or row.waits_since is None:
+        return True
+    return (now() - row.waits_since).total_seconds() < IMAGE_PATIENCE_S
+
+
+def _wait(services: Services, row: Suggestion, error: Exception) -> None:
+    """Put a task back for a while, with the reason."""
+    reason = _AWAY_SHORTLY if isinstance(error, _AWAY) else str(error)
+    log.warning("task %s waits: %s (%s)", row.task_id, reason, type(error).__name__)
+    is_image = isinstance(error, ImageUnavailableError)
+    put_back(
+        services,
+        Suggestion,
+        row,
+        wait_s=RETRY_LATER_S,
+        error=f"waits: {reason}",
+        waits_since=(row.waits_since or now()) if is_image else row.waits_since,
+    )
+
+
 def _fail(services: Services, row: Suggestion, reason: str) -> None:
     if row.interactive:
         _wake(services, [row], answer_message(row.task_id, None, reason))
@@ -236,9 +274,10 @@ def _store(services: Services, row: Suggestion, **values: object) -> None:
         ours(Suggestion, row),
         finished_at=now(),
         lease_until=None,
+        waits_since=None,
         task_data=needed_later(row.task_data),
         context=None,
-        **values,
+        **{"error": None, **values},
     )
 
 

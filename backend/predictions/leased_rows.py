@@ -1,4 +1,4 @@
-"""Leased rows: predictions and an agent's runs have one worker each, as long as it lives.
+"""Leased rows: predictions, agents' runs and pre-annotations have one living worker each.
 
 A worker claims a row, renews its lease while it is at work, and stores what came of it. A row whose
 lease ran out may be claimed by another worker; every claim counts an attempt, so that the first one
@@ -7,15 +7,16 @@ can tell that the row is no longer its own.
 
 from collections.abc import Sequence
 from datetime import timedelta
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from sqlalchemy import ColumnElement, and_, or_, update
 
 from backend.database import now_in, retried
+from backend.predictions.tables import Preannotation
 from backend.services import Services
 from backend.tables import AgentRun, Suggestion, SuggestionState
 
-Row = TypeVar("Row", Suggestion, AgentRun)
+Row = TypeVar("Row", Suggestion, AgentRun, Preannotation)
 
 
 @retried
@@ -69,8 +70,16 @@ def renew(services: Services, table: type[Row], rows: Sequence[Row]) -> None:
         )
 
 
-def put_back(services: Services, table: type[Row], row: Row, *, wait_s: float) -> None:
-    """Queue a row again; neither a stop nor a Label Studio that is down is the task's fault."""
+def put_back(
+    services: Services, table: type[Row], row: Row, *, wait_s: float, **values: Any
+) -> None:
+    """Queue a row again; neither a stop nor a server that is away is the task's fault.
+
+    Args:
+        services, table, row: which one; it stays as it is where somebody else took it.
+        wait_s: seconds until its next turn.
+        values: further columns, such as the reason.
+    """
     with services.database.session() as session:
         session.execute(
             update(table)
@@ -79,6 +88,7 @@ def put_back(services: Services, table: type[Row], row: Row, *, wait_s: float) -
                 state=SuggestionState.QUEUED,
                 attempts=table.attempts - 1,
                 lease_until=now_in(session) + timedelta(seconds=wait_s),
+                **values,
             )
             .execution_options(synchronize_session=False)
         )

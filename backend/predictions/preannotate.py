@@ -1,40 +1,53 @@
 """Pre-annotation: a project's tasks get a prediction of the version in service.
 
 The command asks Label Studio for the tasks itself; the console has an ingest worker ask, so the web
-process knows no Label Studio. Either way every task has its row before its first job runs.
+process knows no Label Studio. Either way the wish has a row before anybody asks, and every task has
+its row before its first job runs. Who dies while asking leaves a lease that ends: a worker goes on.
 """
 
-import hashlib
-import json
 import logging
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from datetime import timedelta
+from functools import partial
 from itertools import chain, islice
+from typing import Any
 
-from redis import Redis
 from redis.exceptions import RedisError
-from sqlalchemy import ColumnElement, and_, select, update
+from sqlalchemy import ColumnElement, and_, or_, select, update
 from sqlalchemy.orm import Session
 
 from backend.database import chunked, now_in
-from backend.errors import BackendError, QueueError
+from backend.errors import (
+    BackendError,
+    LabelStudioAuthError,
+    LabelStudioUnavailableError,
+    QueueError,
+)
 from backend.labeling.config import quoted
 from backend.models import versions
 from backend.people import audit
 from backend.predictions.asked_labels import check_labels, without_labels
-from backend.predictions.requests import latest_first, request_pushes
+from backend.predictions.leased_rows import claim, ours, put_back, renew
+from backend.predictions.requests import UNFINISHED, latest_first, request_pushes
+from backend.predictions.tables import Preannotation
 from backend.processes.counters import read_counters
-from backend.processes.queues import Handler, QueueName, enqueue
+from backend.processes.leases import renewing
+from backend.processes.queues import Handler, QueueName, enqueue, waiting_row_ids
+from backend.processes.stopping import stopping
 from backend.services import Services, current_services
 from backend.tables import Delivery, Suggestion, SuggestionState
 
 log = logging.getLogger(__name__)
 
 POLL_S = 0.5
-# How often a project's pre-annotation was cancelled: what was asked for before that ends.
-_CANCELLED_KEY = "medsam3:preannotation-cancelled:{}"
+# How long a wish waits while Label Studio is away.
+RETRY_LATER_S = 30
+# A wish this young may belong to somebody who has not queued its job yet.
+SETTLING_S = 5.0
 # Label Studio answers page by page, and a project may have any number of them.
 _NO_END = -1
 
@@ -133,13 +146,16 @@ def preannotate(
     """
     version = versions.in_service(services, project_id)
     ids: list[str] = []
-    cancelled_before = _times_cancelled(services.redis, project_id)
     counted = _counters(services)
     count = _Count(services)
-    for batch in _ask(services, project_id, options, cancelled_before, is_recorded=False):
-        ids += batch
-        count.add(batch)
-        on_progress(count.now())
+    with services.database.session() as session:
+        wish = _add(session, services, project_id, options)
+    (row,) = claim(services, Preannotation, [wish])
+    with _at_work(services, row, may_wait=False):
+        for batch in _ask(services, row):
+            ids += batch
+            count.add(batch)
+            on_progress(count.now())
     deadline = time.monotonic() + timeout_s if timeout_s is not None else None
     while (progress := count.now()).done < progress.total:
         on_progress(progress)
@@ -169,41 +185,67 @@ def _counters(services: Services) -> tuple[int, int] | None:
 def request_preannotation(
     services: Services, project_id: int, options: PreannotateOptions = EVERYTHING
 ) -> None:
-    """Have an ingest worker do what `preannotate` does, without waiting for it.
+    """Have an ingest worker do what `preannotate` does; where Redis is away, it does so later."""
+    with services.database.session() as session:
+        wish = _add(session, services, project_id, options)
+    try:
+        _enqueue(services, wish, 0)
+    except QueueError as error:
+        log.warning("%s", error)
+
+
+def start_preannotation(ids: Sequence[str]) -> None:
+    """Handler on queue `ingest`: ask for the tasks of wishes that nobody else is at work on."""
+    services = current_services()
+    for row in claim(services, Preannotation, ids):
+        try:
+            with _at_work(services, row, may_wait=True):
+                count = sum(len(batch) for batch in _ask(services, row))
+        except BackendError as error:
+            # What becomes of the wish is in its row.
+            log.warning("pre-annotation of project %s: %s", row.project_id, error)
+        else:
+            log.info("pre-annotation of project %s: %s tasks", row.project_id, count)
+
+
+def recover_wishes(services: Services) -> int:
+    """Queue again the wishes that a killed worker or an emptied Redis left; returns how many.
 
     Raises:
-        QueueError: Redis cannot be reached; nothing is asked for.
+        QueueError: Redis cannot be reached; nothing is lost, the next call does it.
     """
-    cancelled_before = _times_cancelled(services.redis, project_id)
-    text = json.dumps(asdict(options))
-    name = hashlib.sha256(text.encode()).hexdigest()[:12]
+    limit = services.settings.max_attempts
     with services.database.session() as session:
-        _record(session, services, project_id, options)
-        # In the transaction: where Redis is away, nothing was asked for and no entry says so.
-        enqueue(
-            services.redis,
-            QueueName.INGEST,
-            Handler.PREANNOTATE,
-            [str(project_id), text, str(cancelled_before)],
-            job_id=f"preannotate-{project_id}-{name}-{cancelled_before}",
-            timeout_s=_NO_END,
+        moment = now_in(session)
+        abandoned = and_(
+            Preannotation.state == SuggestionState.RUNNING, Preannotation.lease_until < moment
         )
-
-
-def start_preannotation(arguments: Sequence[str]) -> None:
-    """Handler on queue `ingest`: the project, the options as JSON, cancellations until then."""
-    project_id, options, cancelled_before = arguments
-    count = sum(
-        len(batch)
-        for batch in _ask(
-            current_services(),
-            int(project_id),
-            PreannotateOptions(**json.loads(options)),
-            int(cancelled_before),
-            is_recorded=True,
+        session.execute(
+            update(Preannotation)
+            .where(abandoned, Preannotation.attempts >= limit)
+            .values(
+                state=SuggestionState.FAILED,
+                finished_at=moment,
+                error=f"who asked Label Studio for its tasks died {limit} times; look at the "
+                "ingest workers' log and memory, then ask for the pre-annotation again",
+            )
         )
-    )
-    log.info("pre-annotation of project %s: %s tasks", project_id, count)
+        due = or_(Preannotation.lease_until.is_(None), Preannotation.lease_until < moment)
+        settled = Preannotation.created_at < moment - timedelta(seconds=SETTLING_S)
+        forgotten = and_(Preannotation.state == SuggestionState.QUEUED, due, settled)
+        wishes = session.execute(
+            select(Preannotation.id, Preannotation.attempts)
+            .where(or_(abandoned, forgotten))
+            .order_by(Preannotation.created_at)
+            .limit(100)
+        ).all()
+    if not wishes:
+        return 0
+    waiting = waiting_row_ids(services.redis, QueueName.INGEST, [wish.id for wish in wishes])
+    wishes = [wish for wish in wishes if wish.id not in waiting]
+    for wish in wishes:
+        _enqueue(services, wish.id, wish.attempts)
+    return len(wishes)
 
 
 def cancel(services: Services, project_id: int) -> int:
@@ -214,18 +256,14 @@ def cancel(services: Services, project_id: int) -> int:
 
     Returns:
         How many waiting tasks were cancelled.
-
-    Raises:
-        QueueError: Redis cannot be reached; nothing is cancelled.
     """
-    try:
-        # First: whoever is asking Label Studio for tasks hears of it after the batch at hand.
-        services.redis.incr(_CANCELLED_KEY.format(project_id))
-    except RedisError as error:
-        raise QueueError(
-            f"Redis does not answer ({type(error).__name__}); nothing is cancelled: try again."
-        ) from error
     with services.database.session() as session:
+        # First: whoever is asking Label Studio for tasks hears of it after the batch at hand.
+        session.execute(
+            update(Preannotation)
+            .where(Preannotation.project_id == project_id, Preannotation.state.in_(UNFINISHED))
+            .values(state=SuggestionState.CANCELLED, finished_at=now_in(session), lease_until=None)
+        )
         count = _cancel_rows(session, Suggestion.project_id == project_id)
         audit.record(
             session,
@@ -247,20 +285,73 @@ def waits() -> ColumnElement[bool]:
     )
 
 
-def _ask(
-    services: Services,
-    project_id: int,
-    options: PreannotateOptions,
-    cancelled_before: int,
-    *,
-    is_recorded: bool,
-) -> Iterator[list[str]]:
-    """Make rows of tasks, batch by batch, until there are no more or somebody cancels it."""
+def _add(session: Session, services: Services, project_id: int, options: PreannotateOptions) -> str:
+    """Write a wish down, and that somebody has it; returns its id."""
+    wish = Preannotation(project_id=project_id, options=asdict(options), created_at=now_in(session))
+    session.add(wish)
+    session.flush()
+    audit.record(
+        session,
+        audit.AuditedAction.PREANNOTATE,
+        project_id=project_id,
+        subject=versions.in_service(services, project_id),
+        detail=str(options),
+    )
+    return wish.id
+
+
+def _enqueue(services: Services, wish: str, attempts: int) -> None:
+    enqueue(
+        services.redis,
+        QueueName.INGEST,
+        Handler.PREANNOTATE,
+        [wish],
+        # With the attempts in its name the job is another one than the one that died.
+        job_id=f"preannotate-{wish}-{attempts}",
+        timeout_s=_NO_END,
+    )
+
+
+@contextmanager
+def _at_work(services: Services, row: Preannotation, *, may_wait: bool) -> Iterator[None]:
+    """Hold a wish while the block asks for its tasks, and write down what becomes of it."""
+    try:
+        with renewing(
+            partial(renew, services, Preannotation, [row]), services.settings.lease_s / 3
+        ):
+            yield
+    except BackendError as error:
+        is_away = isinstance(error, (LabelStudioUnavailableError, LabelStudioAuthError))
+        if may_wait and is_away:
+            put_back(services, Preannotation, row, wait_s=RETRY_LATER_S, error=f"waits: {error}")
+        else:
+            _end(services, row, state=SuggestionState.FAILED, error=str(error))
+        raise
+    except KeyboardInterrupt:
+        _end(services, row, state=SuggestionState.CANCELLED)
+        raise
+    if stopping.is_set():
+        put_back(services, Preannotation, row, wait_s=0)
+    else:
+        _end(services, row, state=SuggestionState.DONE, error=None)
+
+
+def _end(services: Services, row: Preannotation, **values: Any) -> None:
+    with services.database.session() as session:
+        session.execute(
+            update(Preannotation)
+            .where(ours(Preannotation, row))
+            .values(finished_at=now_in(session), lease_until=None, **values)
+            .execution_options(synchronize_session=False)
+        )
+
+
+def _ask(services: Services, row: Preannotation) -> Iterator[list[str]]:
+    """Make rows of tasks, batch by batch, until there are no more, or the wish is not ours."""
     # Only commands and workers need the client; the web process stays smaller.
     from backend.label_studio.client import LabelStudio
 
-    if _times_cancelled(services.redis, project_id) > cancelled_before:
-        return
+    project_id, options = row.project_id, PreannotateOptions(**row.options)
     with LabelStudio.from_settings(services.settings) as client:
         project = client.project(project_id)
         version = versions.in_service(services, project_id)
@@ -271,39 +362,19 @@ def _ask(
             tasks = chain(
                 tasks, without_labels(services, project_id, version, options.labels, others)
             )
-        if not is_recorded:
-            with services.database.session() as session:
-                _record(session, services, project_id, options)
         wanted, _ = latest_first(services, project_id, islice(tasks, options.limit))
         config = project["label_config"]
         for batch in request_pushes(services, wanted, project_id, config, options.labels):
             yield batch
-            if _times_cancelled(services.redis, project_id) > cancelled_before:
-                # The cancellation may have been just before the batch was written.
-                with services.database.session() as session:
+            with services.database.session() as session:
+                state = session.scalar(
+                    select(Preannotation.state).where(Preannotation.id == row.id)
+                )
+                if state == SuggestionState.CANCELLED:
+                    # That may have been just before the batch was written.
                     _cancel_rows(session, Suggestion.id.in_(batch))
+            if state != SuggestionState.RUNNING or stopping.is_set():
                 return
-
-
-def _record(
-    session: Session, services: Services, project_id: int, options: PreannotateOptions
-) -> None:
-    audit.record(
-        session,
-        audit.AuditedAction.PREANNOTATE,
-        project_id=project_id,
-        subject=versions.in_service(services, project_id),
-        detail=str(options),
-    )
-
-
-def _times_cancelled(redis: Redis, project_id: int) -> int:
-    """How often the project's pre-annotation was cancelled, as far as Redis remembers."""
-    try:
-        return int(redis.get(_CANCELLED_KEY.format(project_id)) or 0)  # type: ignore[arg-type]
-    except RedisError:
-        # What cannot be reached cancels nothing either.
-        return 0
 
 
 def _cancel_rows(session: Session, which: ColumnElement[bool]) -> int:
@@ -318,6 +389,8 @@ def _cancel_rows(session: Session, which: ColumnElement[bool]) -> int:
             active_key=None,
             lease_until=None,
             task_data={},
+            # Why it waited until now.
+            error=None,
         )
         .returning(Suggestion.id)
         .execution_options(synchronize_session=False)

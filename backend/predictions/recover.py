@@ -10,7 +10,8 @@ from sqlalchemy.orm import Session, load_only
 from backend.database import now_in
 from backend.predictions import propagations
 from backend.predictions.agent_runs import recover_runs
-from backend.predictions.requests import FINISHED, enqueue_pushes
+from backend.predictions.preannotate import recover_wishes
+from backend.predictions.requests import FINISHED, end_unwanted, enqueue_pushes
 from backend.processes.leases import Periodic
 from backend.processes.queues import Handler, QueueName, enqueue, waiting_row_ids
 from backend.services import Services
@@ -41,6 +42,7 @@ class Repairs:
     events: int = 0
     propagations: int = 0
     agent_runs: int = 0
+    preannotations: int = 0
 
 
 def recover(services: Services) -> Repairs:
@@ -79,6 +81,7 @@ def recover(services: Services) -> Repairs:
         events=events,
         propagations=wishes,
         agent_runs=recover_runs(services),
+        preannotations=recover_wishes(services),
     )
     if repairs != Repairs():
         log.info("recovered: %s", repairs)
@@ -146,6 +149,7 @@ def _push_forgotten(services: Services) -> int:
             .where(late, Suggestion.interactive)
             .values(delivery=Delivery.NONE, active_key=None)
         )
+        end_unwanted(session, Suggestion.reply_until < moment)
         session.execute(update(Suggestion).where(late).values(delivery=Delivery.PUSH))
         session.execute(
             update(Suggestion)

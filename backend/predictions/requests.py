@@ -19,7 +19,7 @@ from itertools import islice
 from typing import Any
 
 from redis.exceptions import RedisError
-from sqlalchemy import func, select, update
+from sqlalchemy import ColumnElement, func, select, update
 from sqlalchemy.orm import Session
 
 from backend.database import chunked, insert_or_ignore, now_in, retried
@@ -361,6 +361,8 @@ def _finish(
             answer = PredictAnswer([prediction_of(rows[id_]) for id_ in ids])
         else:
             to_push = _hand_over(session, request_id, interactive=request.context is not None)
+            if request.context is not None and not is_prewarm(request.context):
+                end_unwanted(session, Suggestion.request_id == request_id)
     if answer is not None:
         return answer
     enqueue_pushes(services, to_push)
@@ -412,6 +414,31 @@ def _hand_over(session: Session, request_id: str, *, interactive: bool) -> list[
                 Suggestion.delivery == Delivery.PUSH,
                 Suggestion.state == SuggestionState.DONE,
             )
+        )
+    )
+
+
+def end_unwanted(session: Session, *which: ColumnElement[bool]) -> None:
+    """Cancel prompts that no worker has begun and nobody waits for.
+
+    They are at the front of the queue: predicted for nobody, they would keep those who ask again
+    from their turn, who would then give up as well, and so on.
+    """
+    session.execute(
+        update(Suggestion)
+        .where(
+            *which,
+            Suggestion.interactive,
+            Suggestion.state == SuggestionState.QUEUED,
+            Suggestion.delivery == Delivery.NONE,
+        )
+        .values(
+            state=SuggestionState.CANCELLED,
+            finished_at=now_in(session),
+            lease_until=None,
+            context=None,
+            task_data={},
+            error="nobody waited for it any more when its turn came",
         )
     )
 

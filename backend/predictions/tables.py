@@ -1,4 +1,4 @@
-"""The table of propagations: tasks of which some slices are corrected and the rest is to come."""
+"""Wishes that become predictions: the rest of a stack, and a project's pre-annotation."""
 
 from datetime import datetime
 from typing import Any
@@ -6,7 +6,7 @@ from typing import Any
 from sqlalchemy import Index, String, Text
 from sqlalchemy.orm import Mapped, mapped_column
 
-from backend.tables import Base, new_id, now
+from backend.tables import Base, SuggestionState, new_id, now
 
 
 class StackPropagation(Base):
@@ -39,6 +39,29 @@ class StackPropagation(Base):
     done: Mapped[int] = mapped_column(default=0)
     total: Mapped[int] = mapped_column(default=0)
     cancelled: Mapped[bool] = mapped_column(default=False)
+    error: Mapped[str | None] = mapped_column(Text)
+    created_at: Mapped[datetime] = mapped_column(default=now)
+    finished_at: Mapped[datetime | None]
+
+
+class Preannotation(Base):
+    """One wish to have a project's tasks predicted: until all of them have their rows.
+
+    Attributes:
+        options: see `backend.predictions.preannotate.PreannotateOptions`.
+        lease_until: until when somebody is at work on it, or until its next turn.
+        error: why it waits, or why it came to nothing.
+    """
+
+    __tablename__ = "preannotations"
+    __table_args__ = (Index("ix_preannotations_state", "state", "lease_until"),)
+
+    id: Mapped[str] = mapped_column(String(32), primary_key=True, default=new_id)
+    project_id: Mapped[int]
+    options: Mapped[dict[str, Any]]
+    state: Mapped[str] = mapped_column(String(16), default=SuggestionState.QUEUED)
+    lease_until: Mapped[datetime | None]
+    attempts: Mapped[int] = mapped_column(default=0)
     error: Mapped[str | None] = mapped_column(Text)
     created_at: Mapped[datetime] = mapped_column(default=now)
     finished_at: Mapped[datetime | None]

@@ -5,6 +5,7 @@ import time
 from types import FrameType
 from typing import Any
 
+from redis.exceptions import RedisError
 from rq import Queue, SimpleWorker
 from rq.executions import Execution
 from rq.job import Job
@@ -93,5 +94,9 @@ def work(
     log.info("worker %s listens on %s", worker.name, name)
     try:
         worker.work(burst=burst, max_jobs=max_jobs, logging_level="WARNING")
+    except RedisError:
+        # Told to stop while Redis was away, it could not take its leave; Redis forgets it in time.
+        if not stopping.is_set():
+            raise
     finally:
         recovery.stop()

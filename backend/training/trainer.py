@@ -24,8 +24,10 @@ from backend.database import insert_or_ignore
 from backend.errors import (
     BackendError,
     CancelledError,
+    ImageUnavailableError,
     LabelStudioUnavailableError,
     StoppedError,
+    StorageUnavailableError,
     TrainingError,
 )
 from backend.labeling.config import parse_label_config
@@ -55,6 +57,8 @@ INTERVAL_S = 5.0
 # While Label Studio or the database are away, a run waits this long, then twice as long, and so on.
 FIRST_PAUSE_S = 2.0
 LONGEST_PAUSE_S = 120.0
+# The host of an image is not waited for without end: it may be gone for good.
+IMAGE_PATIENCE_S = 3600.0
 # Interactive prompts come first: on a CPU the trainer only takes what they leave,
 NICENESS = 10
 # and one of so many cores: threads that wait for each other at a barrier burn the others' time.
@@ -119,13 +123,14 @@ def _end(services: Services, run_id: str, state: RunState, error: str | None = N
 
 
 def _patiently(services: Services, run: TrainingRun) -> None:
-    """Take a run through its stages; where Label Studio or the database are away, wait for them.
+    """Take a run through its stages; where a server that it needs is away, wait for it.
 
     The trainer waits with the run: whatever else it could do needs them too. Each stage goes on
     where its trace ends.
     """
     pause_s = FIRST_PAUSE_S
     run_log, waits_for = RunLog(services.redis, run.id), ""
+    without_image_since: float | None = None
     while True:
         began = time.monotonic()
         try:
@@ -133,11 +138,19 @@ def _patiently(services: Services, run: TrainingRun) -> None:
             return
         except LabelStudioUnavailableError as error:
             reason = f"waiting for Label Studio: {error}"
+        except StorageUnavailableError as error:
+            reason = f"waiting for the object store: {error}"
+        except ImageUnavailableError as error:
+            without_image_since = without_image_since or began
+            if time.monotonic() - without_image_since > IMAGE_PATIENCE_S:
+                raise
+            reason = f"waiting for an image: {error}"
         except (OperationalError, InterfaceError) as error:
             # Its text would hold the statement's values.
             reason = f"waiting for the database ({type(error).__name__})"
         if time.monotonic() - began > LONGEST_PAUSE_S:
-            pause_s, waits_for = FIRST_PAUSE_S, ""  # it was there for a while
+            # It was there for a while.
+            pause_s, waits_for, without_image_since = FIRST_PAUSE_S, "", None
         log.warning("training run %s: %s", run.id, reason)
         if reason != waits_for:
             run_log.note(reason)

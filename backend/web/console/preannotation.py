@@ -8,7 +8,7 @@ from werkzeug.wrappers import Response as AnyResponse
 from wtforms import BooleanField, SelectField, StringField
 from wtforms.fields import SelectChoice
 
-from backend.errors import BackendError, LabelConfigError, QueueError
+from backend.errors import BackendError, LabelConfigError
 from backend.labeling.config import parse_label_config
 from backend.models import versions
 from backend.predictions import preannotate
@@ -79,10 +79,6 @@ def _labels(project: Project) -> list[str]:
 
 
 def _asked(project_id: int, options: PreannotateOptions) -> AnyResponse:
-    try:
-        preannotate.request_preannotation(services(), project_id, options)
-    except QueueError as error:
-        flash(str(error), "refused")
-    else:
-        flash(f"A worker reads {options} of project {project_id}; they show here as waiting.")
+    preannotate.request_preannotation(services(), project_id, options)
+    flash(f"A worker reads {options} of project {project_id}; they show here as waiting.")
     return redirect(url_for("console.work"))

@@ -1,6 +1,7 @@
 """Pre-annotation: which tasks are predicted, from the console and by command, and cancelling it."""
 
 from collections.abc import Iterator
+from datetime import timedelta
 
 import pytest
 from flask.testing import FlaskClient
@@ -8,15 +9,17 @@ from sqlalchemy import select
 
 from backend.errors import BackendError
 from backend.people import audit
-from backend.predictions import preannotate
+from backend.predictions import preannotate, requests
 from backend.predictions.leased_rows import claim
 from backend.predictions.preannotate import PreannotateOptions, PreannotationProgress
 from backend.predictions.propagations import EVENT
+from backend.predictions.recover import recover
 from backend.predictions.retry import count_failed
+from backend.predictions.tables import Preannotation
 from backend.processes.queues import QueueName, queue
 from backend.processes.redis_server import RedisServer
 from backend.services import use_services
-from backend.tables import Delivery, Project, Suggestion, SuggestionState
+from backend.tables import Delivery, Project, Suggestion, SuggestionState, now
 from tests.support.commands import run
 from tests.support.console import CONSOLE, admin, send
 from tests.support.corrections_stage import Stage
@@ -128,8 +131,93 @@ def test_what_waits_is_cancelled_and_what_is_under_way_finishes(
     worker_turn(stage)
     assert [row.state for row in rows(stage) if row.task_id == tasks[5]].count(queued) == 1
     redis_server.stop()
-    assert "nothing is cancelled" in send(console, "/preannotate/7/cancel").text
-    assert [row.state for row in rows(stage) if row.task_id == tasks[5]].count(queued) == 1
+    assert "tasks are cancelled" in send(console, "/preannotate/7/cancel").text
+    assert [row.state for row in rows(stage) if row.task_id == tasks[5]].count(queued) == 0
+
+
+def wish(stage: Stage) -> Preannotation:
+    with stage.services.database.reading() as session:
+        return session.scalars(select(Preannotation)).one()
+
+
+def age(stage: Stage, **fields: object) -> None:
+    """Nobody is on the way to queue the wish's job any more."""
+    long_ago = now() - timedelta(hours=1)
+    stage.services.database.update(Preannotation, created_at=long_ago, **fields)
+
+
+def test_a_wish_is_not_lost_with_redis(
+    stage: Stage,
+    console: FlaskClient,
+    redis_server: RedisServer,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(preannotate, "SETTLING_S", 1800)
+    stage.label_studio.add_task(b"", text="a patient")
+    send(console, "/preannotate/7", limit="")
+    stage.services.redis.flushall()
+    assert recover(stage.services).preannotations == 0, "its job may be on the way"
+    age(stage)
+    assert [recover(stage.services).preannotations for _ in range(2)] == [1, 0]
+    worker_turn(stage)
+    assert list(states(stage).values()) == [SuggestionState.QUEUED]
+    assert (wish(stage).state, wish(stage).error) == (SuggestionState.DONE, None)
+    assert recover(stage.services).preannotations == 0
+    redis_server.stop()
+    assert "A worker reads all tasks" in send(console, "/preannotate/7", limit="").text
+    redis_server.start()
+
+
+def test_a_wish_whose_worker_died_is_gone_on_with(stage: Stage, console: FlaskClient) -> None:
+    stage.label_studio.add_task(b"", text="a patient")
+    send(console, "/preannotate/7", limit="")
+    (job,) = queue(stage.services.redis, QueueName.INGEST).jobs
+    (row,) = claim(stage.services, Preannotation, job.args[0])
+    job.delete()
+    age(stage)
+    assert recover(stage.services).preannotations == 0, "somebody is at work on it"
+    dead = now() - timedelta(seconds=1)
+    age(stage, lease_until=dead)
+    assert recover(stage.services).preannotations == 1
+    worker_turn(stage)
+    assert (len(rows(stage)), wish(stage).state) == (1, SuggestionState.DONE)
+    age(stage, state=SuggestionState.RUNNING, lease_until=dead, attempts=row.attempts + 2)
+    assert recover(stage.services).preannotations == 0
+    assert "died 3 times" in (wish(stage).error or "")
+
+
+def test_a_wish_waits_for_label_studio_and_says_so(
+    stage: Stage, console: FlaskClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(preannotate, "RETRY_LATER_S", 0)
+    stage.label_studio.add_task(b"", text="a patient")
+    send(console, "/preannotate/7", limit="")
+    (job,) = queue(stage.services.redis, QueueName.INGEST).jobs
+    stage.label_studio.down = True
+    preannotate.start_preannotation(*job.args)
+    assert (wish(stage).state, wish(stage).attempts) == (SuggestionState.QUEUED, 0)
+    assert (wish(stage).error or "").startswith("waits: ")
+    stage.label_studio.down, stage.label_studio.project_is_gone = False, True
+    preannotate.start_preannotation(*job.args)
+    assert wish(stage).state == SuggestionState.FAILED
+    assert "404" in (wish(stage).error or "")
+
+
+def test_a_worker_that_is_told_to_stop_leaves_the_rest_of_a_wish(
+    stage: Stage, console: FlaskClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(requests, "BATCH_TASKS", 1)
+    for _ in range(3):
+        stage.label_studio.add_task(b"", text="a patient")
+    send(console, "/preannotate/7", limit="")
+    with monkeypatch.context() as told:
+        told.setattr(preannotate.stopping, "is_set", lambda: True)
+        worker_turn(stage)
+    assert (len(rows(stage)), wish(stage).state) == (1, SuggestionState.QUEUED)
+    age(stage)
+    assert recover(stage.services).preannotations == 1
+    worker_turn(stage)
+    assert (len(rows(stage)), wish(stage).state) == (3, SuggestionState.DONE)
 
 
 def test_a_failed_task_whose_retry_is_cancelled_is_still_failed(

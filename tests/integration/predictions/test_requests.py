@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Callable
+from datetime import timedelta
 from functools import partial
 from typing import Any
 
@@ -10,11 +11,12 @@ from flask.testing import FlaskClient
 from prometheus_client.parser import text_string_to_metric_families
 from sqlalchemy import func, select
 
+from backend.predictions.recover import recover
 from backend.predictions.requests import request_pushes
-from backend.processes.health import worker_signs
+from backend.processes.queues import QueueName, waiting_row_ids
 from backend.processes.redis_server import RedisServer
 from backend.services import Services
-from backend.tables import Delivery, Suggestion, SuggestionState
+from backend.tables import Delivery, Suggestion, SuggestionState, now
 from tests.support.http_server import Handler, HttpServer
 from tests.support.images import ellipse_file, inline_tasks
 from tests.support.label_configs import BRAIN_CONFIG
@@ -113,6 +115,34 @@ def test_over_the_budget_nothing_is_answered_and_all_is_handed_over(
     wait_until(lambda: count(services, Suggestion.state == SuggestionState.DONE) == 5)
 
 
+def test_a_prompt_that_nobody_waits_for_any_more_is_not_begun(
+    web: FlaskClient, services: Services
+) -> None:
+    services.settings.predict_budget_s = 0.2
+    drawn = {"id": "a", "from_name": "box", "to_name": "image", "value": {"x": 1}}
+    drew, announced = {"result": [drawn]}, {"event": "prewarm"}
+    for context in (drew, announced):
+        assert predict(web, inline_tasks(1), params={"context": context})["results"] == []
+    cancelled = Suggestion.state == SuggestionState.CANCELLED
+    with services.database.reading() as session:
+        row = session.scalars(select(Suggestion).where(cancelled)).one()
+    assert (row.delivery, row.context) == (Delivery.NONE, None)
+    assert "nobody waited" in (row.error or "")
+    # An image that is encoded late is encoded for what comes.
+    assert count(services, Suggestion.state == SuggestionState.QUEUED) == 1
+    # The process that waited was killed.
+    long_ago = now() - timedelta(minutes=5)
+    services.database.update(
+        Suggestion,
+        ~cancelled,
+        context=drew,
+        delivery=Delivery.REPLY,
+        reply_until=long_ago,
+    )
+    recover(services)
+    assert count(services, cancelled, Suggestion.delivery == Delivery.NONE) == 2
+
+
 def test_a_killed_worker_loses_nothing(
     web: FlaskClient, services: Services, start_worker: StartWorker
 ) -> None:
@@ -159,12 +189,14 @@ def test_a_worker_that_is_told_to_stop_ends_its_task_and_leaves_the_rest_to_anot
         list(request_pushes(services, chunk, 7, BRAIN_CONFIG))
         told = start_worker()
         assert asked_for.wait(120)
-        start_worker()
-        wait_until(lambda: len(worker_signs(services.redis)) == 2)
         told.process.terminate()
         may_go_on.set()
-        assert told.process.wait(60) == 0
+        assert told.process.wait(240) == 0
         done = Suggestion.state == SuggestionState.DONE
+        assert count(services, done) == 1, "the task at hand"
+        # Nobody else was there who could have found it: a worker that waits takes it at once.
+        assert len(waiting_row_ids(services.redis, QueueName.GPU)) == len(chunk) - 1
+        start_worker()
         wait_until(lambda: count(services, done) == len(chunk))
     assert count(services, Suggestion.attempts == 1) == len(chunk), "nobody lost a try"
 

@@ -1,19 +1,15 @@
 """Every process is killed again and again: no prediction and no correction is lost or doubled."""
 
-import multiprocessing
-import os
 import random
 import subprocess
-import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
-from signal import SIGKILL
 from typing import Any
 
 import httpx2
@@ -27,6 +23,7 @@ from backend.services import WEBHOOK_SECRET_HEADER, Services, open_services
 from backend.settings import Settings
 from backend.tables import Delivery, Event, Suggestion
 from tests.support import lasting_label_studio
+from tests.support.forked_processes import fork, kill, medsam3
 from tests.support.lasting_label_studio import LastingLabelStudio, read_journal
 
 TASKS = 64
@@ -35,34 +32,13 @@ TOGETHER = 4
 KILLS = {"web": 9, "gpu": 6, "ingest": 9, "redis": 8, "label studio": 8}
 PAUSE_S = 0.15
 STUCK_S = 150
-# Imported once and forked from then on: a worker starts in a fraction of a second.
-PRELOADED = ["backend.cli.main", "backend.predictions.inference", "backend.web.app", __name__]
-
-_processes = multiprocessing.get_context("forkserver")
-_processes.set_forkserver_preload(PRELOADED)
-
-
-def _run(
-    environment: Mapping[str, str], log: Path, command: Callable[..., Any], *args: Any
-) -> None:
-    """In the forked process: leave the test's process group, write to `log`, do the work."""
-    os.setsid()
-    with log.open("ab") as output:
-        os.dup2(output.fileno(), 1)
-        os.dup2(output.fileno(), 2)
-    os.environ.update(environment)
-    command(*args)
-
-
-def _medsam3(*arguments: str) -> None:
-    from backend.cli.main import main
-    from backend.predictions import pushing, recover, requests
-
-    # The product's pauses are made for days; here an afternoon passes in a minute.
-    requests.LOOK_AFTER_S = requests.REPLY_GRACE_S = 10
-    recover.EVENT_SETTLING_S = pushing.RETRY_LATER_S = 5
-    sys.argv = ["medsam3", "-v", *arguments]
-    main()
+# The product's pauses are made for days; here an afternoon passes in a minute.
+PAUSES = {
+    "backend.predictions.requests.LOOK_AFTER_S": 10,
+    "backend.predictions.requests.REPLY_GRACE_S": 10,
+    "backend.predictions.recover.EVENT_SETTLING_S": 5,
+    "backend.predictions.pushing.RETRY_LATER_S": 5,
+}
 
 
 @dataclass
@@ -93,7 +69,7 @@ class Machine:
         log = self.settings.data_dir / f"{name}.log"
         if name == "label studio":
             secrets = self.services.credentials
-            command = (
+            command: tuple[Any, ...] = (
                 lasting_label_studio.serve,
                 self.journal,
                 TASKS,
@@ -102,12 +78,10 @@ class Machine:
                 (secrets.user, secrets.password),
             )
         elif name == "web":
-            command = (_medsam3, "web")
+            command = (medsam3, PAUSES, "web")
         else:
-            command = (_medsam3, "worker", "--queue", name)
-        process = _processes.Process(target=_run, args=(self.environment, log, *command))
-        process.start()
-        self.running[name] = process
+            command = (medsam3, PAUSES, "worker", "--queue", name)
+        self.running[name] = fork(self.environment, log, *command)
 
     def kill(self, name: str) -> None:
         """SIGKILL to the process and to those that it started."""
@@ -116,13 +90,7 @@ class Machine:
             self.redis_process.kill()
             self.redis_process.wait()
             return
-        process = self.running.pop(name)
-        assert process.pid is not None
-        # Before it has left our process group, it alone can be killed.
-        with suppress(ProcessLookupError):
-            os.killpg(process.pid, SIGKILL)
-        process.kill()
-        process.join()
+        kill(self.running.pop(name))
 
     def revive(self) -> None:
         """Start again what ended by itself (without Redis a worker does), as a supervisor would."""
