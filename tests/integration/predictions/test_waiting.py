@@ -46,6 +46,12 @@ class ScriptedInference:
     def publish_counts(self) -> None:
         """Nothing is counted."""
 
+    def fetch_ahead(self, *_: object) -> None:
+        """There is no image."""
+
+    def forget_ahead(self) -> None:
+        """Nothing was fetched."""
+
 
 @pytest.fixture
 def scripted(monkeypatch: pytest.MonkeyPatch) -> ScriptedInference:

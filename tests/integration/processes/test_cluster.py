@@ -37,7 +37,7 @@ from backend.tables import (
     Suggestion,
     SuggestionState,
 )
-from backend.training.tables import TrainingRun
+from backend.training.tables import RunState, TrainingRun
 from backend.training.triggers import START_TRAINING
 from tests.support.cluster import PROCESSES, STORE, WEBS, Cluster, cluster, schedule, told
 from tests.support.processes import answers
@@ -45,8 +45,9 @@ from tests.support.training_stage import brush, disc_file, groups, publish, smal
 from tests.support.waiting import wait_until
 
 FAULTS_S = 80.0
-# Whatever does not move for so long after the last fault is stuck: longer than any lease here.
-STUCK_S = 60.0
+# Whatever does not move for so long after the last fault is stuck: longer than any lease here, and
+# than a busy machine takes for a step. All is settled after a few seconds where there is time.
+STUCK_S = 120.0
 # Asked for by hand and in batches; by a wish of pre-annotation alone; annotated as well.
 RETRIEVED, WISHED, ANNOTATED = 48, 16, 32
 TOGETHER = 4
@@ -238,8 +239,9 @@ def unsettled(people: People) -> dict[str, int]:
                 waiting[f"{kind} {state}, {delivery}: {error}"] += 1
         for state, error in session.execute(select(Event.state, Event.error)):
             waiting[f"event {state}: {error}"] += state != "done"
-        for state, error in session.execute(select(TrainingRun.state, TrainingRun.error)):
-            waiting[f"training {state}: {error}"] += state != "done"
+        for run in session.scalars(select(TrainingRun)):
+            kind = f"training {run.state}, {run.stage}, step {run.step}: {run.error}"
+            waiting[kind] += run.state != RunState.DONE
         newest = session.scalar(select(Promotion).order_by(Promotion.id.desc()).limit(1))
         waiting["no promotion"] += newest is None
         if newest is not None:
