@@ -81,6 +81,7 @@ class Delivery(StrEnum):
     ANSWERED = "answered"  # went out as an answer; whether it arrived is looked up
     DELIVERED = "delivered"
     LOOK = "look"  # not for Label Studio: an agent's run asked and reads it
+    PREVIEW = "preview"  # not for Label Studio: a sheet of pictures is made of it
     NONE = "none"  # nothing to bring: failed, superseded, or the caller is gone for good
 
 

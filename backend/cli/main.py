@@ -3,7 +3,7 @@
 import os
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -19,6 +19,9 @@ from backend.errors import BackendError
 from backend.processes.privacy import keep_files_private, set_up_logging
 from backend.processes.queues import QueueName
 from backend.settings import Settings, get_settings
+
+if TYPE_CHECKING:
+    from backend.predictions.preannotate import PreannotateOptions
 
 Host = Annotated[str | None, typer.Option(help="Address to listen on.")]
 Port = Annotated[int | None, typer.Option(help="Port to listen on.")]
@@ -204,6 +207,12 @@ def preannotate(
             help="Only this label; again for more. Other labels' regions of a prediction stay."
         ),
     ] = None,
+    preview: Annotated[
+        Path | None,
+        typer.Option(
+            help="Push nothing: predict a sample (--limit, default 12) and draw it on this sheet."
+        ),
+    ] = None,
     cancel: Annotated[
         bool,
         typer.Option("--cancel", help="Predict nothing more: cancel the project's waiting tasks."),
@@ -217,15 +226,19 @@ def preannotate(
 
     Example: `medsam3 preannotate 12 --limit 20 --unlabelled`
     Example: `medsam3 preannotate 12 --label polyp`
+    Example: `medsam3 preannotate 12 --preview sheet.png`
     """
     from backend.predictions import preannotate as preannotation
     from backend.services import open_services
 
     options = preannotation.PreannotateOptions(limit, unlabelled, tuple(label or ()))
     if cancel:
-        if options != preannotation.EVERYTHING:
+        if options != preannotation.EVERYTHING or preview is not None:
             raise BackendError("--cancel cancels all that waits: leave out the other options.")
         print_values({"cancelled": preannotation.cancel(open_services(), project)}, as_json)
+        return
+    if preview is not None:
+        _preview(project, options, preview, wait, as_json)
         return
     with progress_bar("Predicting", quiet=as_json) as show:
         report = preannotation.preannotate(
@@ -251,6 +264,38 @@ def preannotate(
         for task_id, error in report.errors.items():
             typer.echo(f"  task {task_id}: {error}")
     raise typer.Exit(1 if report.progress.failed or report.progress.cancelled else 0)
+
+
+def _preview(
+    project: int, options: "PreannotateOptions", path: Path, wait: float | None, as_json: bool
+) -> None:
+    from backend.predictions.preview import preview
+    from backend.predictions.preview_sheet import save_sheet
+    from backend.services import open_services
+
+    services = open_services()
+    with progress_bar("Predicting a sample", quiet=as_json) as show:
+        found = preview(services, project, options, on_progress=show, timeout_s=wait)
+    save_sheet(services, found, path)
+    empty = sum(not task.regions and not task.error for task in found.tasks)
+    failed = {task.task_id: task.error for task in found.tasks if task.error}
+    if as_json:
+        print_json(
+            {
+                "project": project,
+                "model_version": found.model_version,
+                "sheet": str(path),
+                "tasks": len(found.tasks),
+                "empty": empty,
+                "errors": failed,
+            }
+        )
+    else:
+        typer.echo(
+            f"{path} shows {len(found.tasks)} tasks, predicted by {found.model_version}: on "
+            f"{empty} of them nothing was found, {len(failed)} failed. Nothing was pushed."
+        )
+    raise typer.Exit(1 if failed else 0)
 
 
 @app.command()

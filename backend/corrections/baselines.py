@@ -23,7 +23,7 @@ from backend.corrections.submissions import (
     read_regions,
 )
 from backend.errors import QuarantineError, Trouble
-from backend.tables import Suggestion, SuggestionState
+from backend.tables import Delivery, Suggestion, SuggestionState
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,6 +60,8 @@ _OF_TASK = (
         _columns.project_id == bindparam("project"),
         _columns.task_id == bindparam("task"),
         _columns.state == SuggestionState.DONE,
+        # Nobody was shown it in Label Studio.
+        _columns.delivery != Delivery.PREVIEW,
     )
     .order_by(_columns.finished_at, _columns.id)
 )

@@ -176,7 +176,7 @@ def _remove_runs(session: Session, *which: ColumnElement[bool]) -> int:
 def _remove_undelivered(session: Session, days: int) -> int:
     """Remove finished predictions that will never be brought to anybody."""
     over = [
-        Suggestion.delivery == Delivery.NONE,
+        Suggestion.delivery.in_((Delivery.NONE, Delivery.PREVIEW)),
         Suggestion.state.not_in((SuggestionState.QUEUED, SuggestionState.RUNNING)),
         Suggestion.finished_at < now() - timedelta(days=days),
         ~exists().where(Revision.suggestion_id == Suggestion.id),

@@ -52,7 +52,7 @@ def without_labels(
         Suggestion.model_version == version,
         Suggestion.interactive.is_(False),
         Suggestion.state.not_in(_GONE),
-        Suggestion.delivery != Delivery.NONE,
+        Suggestion.delivery.not_in((Delivery.NONE, Delivery.PREVIEW)),
         Suggestion.agent_run_id.is_(None),
         Suggestion.id.not_in(drawn),
     )

@@ -160,7 +160,7 @@ def _predict_row(
     try:
         xml = _label_config(services, row.config_hash)
         outcome = inference.look(row) if is_look else inference.predict(row, xml)
-        if outcome.answered:
+        if outcome.answered and row.delivery != Delivery.PREVIEW:
             config = parse_label_config(xml)
             # Before the prediction is stored: whoever does this again finds the same run.
             run_id = request_run(services, row, config, outcome.answered, outcome.instruction)

@@ -153,6 +153,24 @@ def request_pushes(
         yield ids
 
 
+def request_previews(services: Services, request: PredictRequest) -> list[str]:
+    """Have tasks predicted for somebody who looks at the answers and then removes their rows.
+
+    Returns:
+        Ids of the rows, in the order of the tasks.
+
+    Raises:
+        QueueError: Redis cannot be reached; the rows are there.
+    """
+    version, request_id = versions.in_service(services, request.project_id), new_id()
+    began = _database_time(services)
+    ids = _create_rows(services, request, request_id, version, began, delivery=Delivery.PREVIEW)
+    # One task per job, so that several workers take part, and before the batches that wait.
+    for id_ in ids:
+        enqueue_chunks(services, [id_], id_, interactive=True)
+    return ids
+
+
 def latest_first(
     services: Services, project_id: int, tasks: Iterable[Mapping[str, Any]]
 ) -> tuple[Iterable[Mapping[str, Any]], int]:
@@ -254,7 +272,9 @@ def _create_rows(
     for task in request.tasks:
         data = dict(task.get("data") or {})
         key = None
-        if not interactive and task.get("id") is not None:
+        # What is being brought to Label Studio by others is no preview, and the other way round.
+        is_shared = not interactive and delivery != Delivery.PREVIEW
+        if is_shared and task.get("id") is not None:
             asked = [request.project_id, task["id"], version, hashed, data]
             text = json.dumps([*asked, sorted(request.labels)] if request.labels else asked)
             key = hashlib.sha256(text.encode()).hexdigest()

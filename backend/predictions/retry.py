@@ -35,6 +35,7 @@ def still_failed() -> ColumnElement[bool]:
             newer.task_id == Suggestion.task_id,
             newer.interactive.is_(False),
             newer.state != SuggestionState.CANCELLED,
+            newer.delivery != Delivery.PREVIEW,
             # A prediction of some labels does not make up for one of all.
             or_(newer.labels.is_(None), Suggestion.labels.is_not(None)),
             # As an expression: by the index of a project's times, each failed task would be

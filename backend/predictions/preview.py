@@ -1,0 +1,145 @@
+"""Preview: some tasks predicted for a sheet of pictures, before all of them are.
+
+GPU workers predict them as they do any others, first of all. Nothing goes to Label Studio, no agent
+is asked, and the rows are removed with the end of the wait.
+"""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+from sqlalchemy import delete, select
+
+from backend.errors import BackendError
+from backend.labeling.config import LabelConfig, parse_label_config
+from backend.models import versions
+from backend.predictions.asked_labels import check_labels
+from backend.predictions.preannotate import PreannotateOptions
+from backend.predictions.requests import UNFINISHED, PredictRequest, request_previews
+from backend.services import Services
+from backend.tables import Suggestion
+
+POLL_S = 0.3
+# Tasks of a preview where nobody says how many, and the first ones that it is spread over.
+SAMPLE, _AMONG = 12, 600
+MOST_TASKS = 60
+
+
+@dataclass(frozen=True)
+class PreviewedTask:
+    """One task of a preview.
+
+    Attributes:
+        data: of the task.
+        regions: what Label Studio would get.
+        score: of the prediction.
+        error: why there is none; None: there is one.
+    """
+
+    task_id: int
+    data: Mapping[str, Any]
+    regions: Sequence[Mapping[str, Any]]
+    score: float
+    error: str | None
+
+
+@dataclass(frozen=True)
+class Preview:
+    """What the version in service brings on a sample of a project's tasks."""
+
+    project_id: int
+    model_version: str
+    config: LabelConfig
+    tasks: tuple[PreviewedTask, ...]
+
+
+def preview(
+    services: Services,
+    project_id: int,
+    options: PreannotateOptions,
+    *,
+    on_progress: Callable[[int, int], None] = lambda done, total: None,
+    timeout_s: float | None = None,
+) -> Preview:
+    """Predict a sample of the tasks that pre-annotation would predict; nothing is pushed.
+
+    Args:
+        services: database and Redis.
+        project_id: Label Studio's project.
+        options: which tasks; `limit` is the size of the sample.
+        on_progress: called with the tasks that are done, and of how many.
+        timeout_s: seconds to wait; None waits until all is done.
+
+    Raises:
+        BackendError: no such label, no task, too many tasks, or `timeout_s` went by.
+        LabelStudioError: the project or its tasks cannot be read.
+    """
+    tasks, xml = _sample(services, project_id, options)
+    version = versions.in_service(services, project_id)
+    request = PredictRequest(tasks, project_id, xml, labels=options.labels)
+    ids = request_previews(services, request)
+    try:
+        rows = _finished(services, ids, on_progress, timeout_s)
+        previewed = tuple(
+            PreviewedTask(
+                task["id"],
+                task["data"],
+                rows[id_].result or [],
+                rows[id_].score or 0.0,
+                rows[id_].error,
+            )
+            for task, id_ in zip(tasks, ids, strict=True)
+        )
+    finally:
+        with services.database.session() as session:
+            session.execute(delete(Suggestion).where(Suggestion.id.in_(ids)))
+    return Preview(project_id, version, parse_label_config(xml), previewed)
+
+
+def _sample(
+    services: Services, project_id: int, options: PreannotateOptions
+) -> tuple[list[dict[str, Any]], str]:
+    """Tasks of a project, spread over the first ones, and its labeling config."""
+    # Only commands and workers need the client; the web process stays smaller.
+    from backend.label_studio.client import UNLABELLED, LabelStudio
+
+    size = options.limit or SAMPLE
+    if size > MOST_TASKS:
+        raise BackendError(f"A preview has at most {MOST_TASKS} tasks: lower the limit.")
+    with LabelStudio.from_settings(services.settings) as client:
+        project = client.project(project_id)
+        check_labels(project["label_config"], options.labels)
+        filters = [UNLABELLED] if options.unlabelled else []
+        tasks = list(islice(client.tasks(project_id, filters=filters), _AMONG))
+    if not tasks:
+        raise BackendError(f"Project {project_id} has no such task to look at.")
+    step = max(1, len(tasks) // size)
+    return tasks[::step][:size], project["label_config"]
+
+
+def _finished(
+    services: Services,
+    ids: Sequence[str],
+    on_progress: Callable[[int, int], None],
+    timeout_s: float | None,
+) -> dict[str, Suggestion]:
+    """The rows once none is under way any more."""
+    deadline = time.monotonic() + timeout_s if timeout_s is not None else None
+    while True:
+        with services.database.reading() as session:
+            rows = {
+                row.id: row
+                for row in session.scalars(select(Suggestion).where(Suggestion.id.in_(ids)))
+            }
+        waiting = sum(row.state in UNFINISHED for row in rows.values())
+        on_progress(len(ids) - waiting, len(ids))
+        if not waiting:
+            return rows
+        if deadline is not None and time.monotonic() > deadline:
+            raise BackendError(
+                f"{waiting} of {len(ids)} tasks of the preview are not predicted yet; is a GPU "
+                "worker running (`medsam3 doctor`)?"
+            )
+        time.sleep(POLL_S)
