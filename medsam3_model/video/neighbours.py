@@ -6,7 +6,8 @@ detector by the object's name. How far either may be trusted differs from object
 checkpoint to checkpoint, and corrected slices tell: their masks are known, so disturbed copies of
 them are mended a few times in each way, and the way that comes nearest to the truth is taken, large
 slices counting more. One that does not come nearer than the disturbed copies themselves is left
-out, and so is a text on a slice where it means something else.
+out, and so is a text on a slice where it means something else; a walk from a slice on which the
+text did not know the object is then believed less than one from where it did.
 
 An object has ended where what is in its mask looks like what was around it on the corrected slice.
 """
@@ -27,7 +28,7 @@ from scipy import ndimage
 
 from medsam3_model.errors import PromptError
 from medsam3_model.prompting import SpatialPrompt, segment_prompted
-from medsam3_model.types import ImageEmbedding, TextEmbedding
+from medsam3_model.types import PRESENCE_THRESHOLD, ImageEmbedding, TextEmbedding
 from medsam3_model.video.shapes import Field, bent, flow_between, mask_radius, signed_distance
 from medsam3_model.video.slices import SURE, CorrectedSlice, Estimate, Estimates, SliceOrigin
 
@@ -174,13 +175,17 @@ class ByNeighbour:
         """
         way = self._ways[key]
         seen = {source: self._seen(place, key, mask, source) for source in way}
+        believed = 1.0
         if not told and "text" in seen and not _means(seen["text"].logits, mask):
-            del seen["text"]
+            text = seen.pop("text")
+            if text.presence >= PRESENCE_THRESHOLD:
+                # Another side of the stack, where the text is told, knows better than this one.
+                believed = mask_agreement(text.logits > 0, mask)
         logits = _weighed(mask, way, {source: one.logits for source, one in seen.items()})
         tracker = seen.get("tracker")
         if tracker is None:
-            return Estimate(mask.shape, logits, 1.0, 1.0)
-        return Estimate(mask.shape, logits, tracker.presence, tracker.score)
+            return Estimate(mask.shape, logits, 1.0, believed)
+        return Estimate(mask.shape, logits, tracker.presence, believed * tracker.score)
 
     def _seen(self, place: int, key: int, mask: NDArray[np.bool_], source: Source) -> Estimate:
         image = self._slices(place)

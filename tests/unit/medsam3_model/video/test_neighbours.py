@@ -42,4 +42,5 @@ def test_slices_that_the_text_does_not_know_do_not_silence_it_on_those_it_knows(
     assert dice_3d(known[1], TRUTH[7]) > 0.98
     one, three = (dice_3d(drawn(places), TRUTH) for places in ([7], [0, 7, 14]))
     assert one > 0.95
-    assert three > 0.98
+    assert three > 0.985
+    assert three > one - 0.001
