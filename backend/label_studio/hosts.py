@@ -165,8 +165,9 @@ def open_client(timeout_s: float, **options: Any) -> httpx2.Client:
     """
     try:
         timeout = httpx2.Timeout(timeout_s, connect=min(timeout_s, 10.0))
-        tls = _tls(trust_env=bool(options.get("trust_env", True)))
-        return httpx2.Client(timeout=timeout, verify=tls, **options)
+        if "verify" not in options:
+            options["verify"] = _tls(trust_env=bool(options.get("trust_env", True)))
+        return httpx2.Client(timeout=timeout, **options)
     except (ImportError, ValueError, httpx2.InvalidURL) as error:
         raise SettingsError(
             "The proxy in HTTPS_PROXY, HTTP_PROXY or ALL_PROXY cannot be used: give an address "
