@@ -9,7 +9,7 @@ from flask.testing import FlaskClient
 
 from backend.processes.redis_server import RedisServer
 from backend.services import Services, open_services, use_services
-from backend.settings import Settings
+from backend.settings import Settings, get_settings
 from backend.web.app import create_app
 from tests.support.corrections_stage import CONFIG, HEIGHT, WIDTH, Stage, stage_at
 from tests.support.described_api import watched_answers
@@ -24,6 +24,14 @@ def _described_answers() -> Iterator[None]:
     """Whatever a test asks the web application, the answer is one that the API describes."""
     with watched_answers():
         yield
+
+
+@pytest.fixture(autouse=True)
+def _own_environment() -> Iterator[None]:
+    """A command that a test runs reads that test's environment, not that of one before it."""
+    get_settings.cache_clear()
+    yield
+    get_settings.cache_clear()
 
 
 @pytest.fixture
