@@ -74,7 +74,14 @@ class ImageSourceError(BackendError):
 
 
 class ImageUnavailableError(ImageSourceError):
-    """The host of an image does not answer, or is busy; trying again later helps."""
+    """The host of an image does not answer, or is busy; trying again later helps.
+
+    Attributes:
+        PATIENCE_S: how long work that waits for an image is tried again: its host may be gone for
+            good, or may never have been there.
+    """
+
+    PATIENCE_S = 3600.0
 
 
 class VolumeError(BackendError):

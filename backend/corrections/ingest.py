@@ -46,6 +46,7 @@ from backend.errors import (
     LabelStudioError,
     LabelStudioUnavailableError,
     QuarantineError,
+    StorageUnavailableError,
     Trouble,
     unforeseen,
 )
@@ -57,11 +58,13 @@ from backend.tables import Event
 
 log = logging.getLogger(__name__)
 
-# Trying again helps once Label Studio or the token is back; the event is not to blame.
-_LATER = (LabelStudioUnavailableError, LabelStudioAuthError)
+# Trying again helps once Label Studio, the token or the object store is back; the event is not to
+# blame.
+_LATER = (LabelStudioUnavailableError, LabelStudioAuthError, StorageUnavailableError)
 # Not about the annotation that is being read: the others would meet it too.
 _OF_OTHERS = (
     LabelStudioError,
+    StorageUnavailableError,
     BaseTimeoutException,
     OperationalError,
     InterfaceError,
@@ -324,7 +327,8 @@ def ingest_event(ingest: Ingest, event_id: str) -> None:
     """Deal with one event, or give it up after `max_attempts`; done twice, it changes nothing.
 
     Raises:
-        LabelStudioUnavailableError, LabelStudioAuthError: to be tried again later.
+        LabelStudioUnavailableError, LabelStudioAuthError, StorageUnavailableError: to be tried
+            again later.
         Exception: anything unforeseen, while attempts are left.
     """
     database, limit = ingest.database, ingest.settings.max_attempts

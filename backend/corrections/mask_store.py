@@ -11,16 +11,18 @@ import io
 import os
 import struct
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+from rq.timeouts import BaseTimeoutException
 
 from backend.corrections.cropped_mask import CroppedMask
 from backend.database import new_file, remove_drafts
-from backend.errors import MaskError
+from backend.errors import MaskError, StorageUnavailableError
 from backend.labeling.masks import Mask
 
 _SIGNATURE = b"\x89PNG\r\n\x1a\n"
@@ -53,6 +55,9 @@ class MaskStore:
         """Store masks at the size of their images, at the same time; returns their hashes.
 
         A mask that is there already is not written again.
+
+        Raises:
+            StorageUnavailableError: the object store does not answer.
         """
         largest = max((mask.height * -(-mask.width // 8) for mask in masks), default=1)
         step = max(1, _BATCH_BYTES // largest)
@@ -73,15 +78,23 @@ class MaskStore:
         return names
 
     def has(self, name: str) -> bool:
-        """Whether the mask of a hash is there."""
+        """Whether the mask of a hash is there.
+
+        Raises:
+            StorageUnavailableError: the object store does not answer.
+        """
         path = self._path(name)
-        return os.path.exists(path) if self._local else bool(self._fs.exists(path))
+        if self._local:
+            return os.path.exists(path)
+        with self._answers():
+            return bool(self._fs.exists(path))
 
     def get(self, name: str) -> Mask:
         """The mask bool (H, W) of a hash.
 
         Raises:
             MaskError: it is not there, or not what its name says.
+            StorageUnavailableError: the object store does not answer.
         """
         mask = decode_png(self.read(name))
         if _hash(np.packbits(mask, axis=1), *mask.shape) != name:
@@ -93,24 +106,31 @@ class MaskStore:
 
         Raises:
             MaskError: it is not there.
+            StorageUnavailableError: the object store does not answer.
         """
-        try:
-            content: bytes = self._fs.cat_file(self._path(name))
-        except FileNotFoundError:
-            raise MaskError(
-                f"mask {name} is missing below {self._root}: check STORAGE_URL"
-            ) from None
+        with self._answers():
+            try:
+                content: bytes = self._fs.cat_file(self._path(name))
+            except FileNotFoundError:
+                raise MaskError(
+                    f"mask {name} is missing below {self._root}: check STORAGE_URL"
+                ) from None
         return content
 
     def remove(self, name: str) -> int:
-        """Remove a mask; returns how many bytes went (0 when it was not there)."""
+        """Remove a mask; returns how many bytes went (0 when it was not there).
+
+        Raises:
+            StorageUnavailableError: the object store does not answer.
+        """
         path = self._path(name)
-        try:
-            size = int(self._fs.size(path) or 0)
-            self._fs.rm_file(path)
-        except FileNotFoundError:
-            return 0
-        return size
+        with self._answers():
+            try:
+                size = int(self._fs.size(path) or 0)
+                self._fs.rm_file(path)
+            except FileNotFoundError:
+                return 0
+            return size
 
     def remove_drafts(self) -> None:
         """Remove what killed writers left; an object store keeps nothing unfinished."""
@@ -127,7 +147,24 @@ class MaskStore:
             with new_file(Path(path), durable=True) as draft:
                 draft.write_bytes(content)
         else:
-            self._fs.pipe_file(path, content)
+            with self._answers():
+                self._fs.pipe_file(path, content)
+
+    @contextmanager
+    def _answers(self) -> Iterator[None]:
+        """Name what an object store's protocol raises where the store is away or refuses."""
+        try:
+            yield
+        except (MaskError, BaseTimeoutException):
+            raise
+        except Exception as error:
+            if self._local:
+                raise
+            # Each protocol has errors of its own, with what was sent in their text.
+            raise StorageUnavailableError(
+                f"The object store of masks does not answer ({type(error).__name__}): check "
+                "STORAGE_URL, and that it answers."
+            ) from error
 
 
 def encode_png(packed: NDArray[np.uint8], width: int) -> bytes:

@@ -31,9 +31,11 @@ from backend.corrections.sync_report import SyncReport
 from backend.corrections.tables import Annotation, AnnotationState, Forgotten, ProjectRecord
 from backend.database import remove_drafts
 from backend.errors import (
+    BackendError,
     LabelStudioAuthError,
     LabelStudioError,
     LabelStudioUnavailableError,
+    StorageUnavailableError,
     Trouble,
 )
 from backend.label_studio.connect import switch_on_webhooks
@@ -52,26 +54,21 @@ LEAF_TASKS = 100
 SAVE_EVERY = 20
 # Quarantined annotations that one sync tries again.
 MOST_RETRIES = 200
+_AWAY = (LabelStudioUnavailableError, LabelStudioAuthError, StorageUnavailableError)
 # The other annotations would meet these too.
-_STOPS = (
-    LabelStudioUnavailableError,
-    LabelStudioAuthError,
-    BaseTimeoutException,
-    OperationalError,
-    InterfaceError,
-)
+_STOPS = (*_AWAY, BaseTimeoutException, OperationalError, InterfaceError)
 _RETRIED = (Trouble.IMAGE, Trouble.UNFORESEEN)
 # Nobody looks at events that were dealt with after a month.
 KEEP_EVENTS = timedelta(days=30)
 
 
 def keep_up_job(_ids: Sequence[str]) -> None:
-    """Handler on queue `ingest`: `keep_up`, or the next time if Label Studio is not there."""
+    """Handler on queue `ingest`: `keep_up`, or the next time if what it needs is not there."""
     try:
         services = current_services()
         keep_up(services)
         note_round(services.redis, "sync")
-    except (LabelStudioAuthError, LabelStudioUnavailableError) as error:
+    except _AWAY as error:
         log.warning("the sync with Label Studio waits for its next turn: %s", error)
 
 
@@ -82,10 +79,11 @@ def keep_up(services: Services) -> None:
     that is away does not keep what is past its time.
 
     Raises:
-        LabelStudioUnavailableError, LabelStudioAuthError: the next round tries again.
+        LabelStudioUnavailableError, LabelStudioAuthError, StorageUnavailableError: the next round
+            tries again.
     """
     settings = services.settings
-    away: LabelStudioError | None = None
+    away: BackendError | None = None
     with open_ingest(services) as ingest:
         for project_id in known_projects(ingest):
             try:
@@ -95,7 +93,7 @@ def keep_up(services: Services) -> None:
                 )
                 if switched_on:
                     log.warning("project %s: Label Studio had switched its webhook off", project_id)
-            except (LabelStudioUnavailableError, LabelStudioAuthError) as error:
+            except _AWAY as error:
                 away = error
                 break
             except BaseTimeoutException:

@@ -57,8 +57,6 @@ INTERVAL_S = 5.0
 # While Label Studio or the database are away, a run waits this long, then twice as long, and so on.
 FIRST_PAUSE_S = 2.0
 LONGEST_PAUSE_S = 120.0
-# The host of an image is not waited for without end: it may be gone for good.
-IMAGE_PATIENCE_S = 3600.0
 # Interactive prompts come first: on a CPU the trainer only takes what they leave,
 NICENESS = 10
 # and one of so many cores: threads that wait for each other at a barrier burn the others' time.
@@ -142,7 +140,7 @@ def _patiently(services: Services, run: TrainingRun) -> None:
             reason = f"waiting for the object store: {error}"
         except ImageUnavailableError as error:
             without_image_since = without_image_since or began
-            if time.monotonic() - without_image_since > IMAGE_PATIENCE_S:
+            if time.monotonic() - without_image_since > error.PATIENCE_S:
                 raise
             reason = f"waiting for an image: {error}"
         except (OperationalError, InterfaceError) as error:

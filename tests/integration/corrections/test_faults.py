@@ -18,6 +18,8 @@ from backend.corrections.ingest import ingest_events
 from backend.corrections.mask_store import MaskStore
 from backend.corrections.sync import SAVE_EVERY
 from backend.corrections.tables import ConceptMask, RegionMask, RegionOutcome, Revision
+from backend.errors import StorageUnavailableError
+from backend.label_studio.server import free_port
 from backend.services import Services, open_services
 from backend.settings import Settings
 from backend.tables import Event
@@ -312,3 +314,43 @@ def test_an_event_that_cannot_even_be_quarantined_is_over(stage: Stage, task: in
         assert session.get_one(Event, poison.id).state == events.FAILED
     stage.hear_all()
     assert [one["state"] for one in stage.state()] == ["valid"]
+
+
+def test_a_store_of_masks_that_is_away_is_waited_for(
+    label_studio: StandInLabelStudio, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It counts as no attempt, however often it is met, and no mask is said to be missing."""
+    from moto.server import ThreadedMotoServer
+    from s3fs import S3FileSystem
+
+    port = free_port()
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "test")
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{port}")
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
+    monkeypatch.setattr(S3FileSystem, "retries", 1)
+    S3FileSystem.clear_instance_cache()
+    settings = settings_at(tmp_path, label_studio).model_copy(
+        update={"storage_url": "s3://waited-for/masks"}
+    )
+    services = open_services(settings)
+    with stage_at(services, label_studio) as stage:
+        label_studio.annotate(label_studio.add_task(image_file()), [brush("a", drawn(1))])
+        event_id = stage.hear(label_studio.events[-1])
+        for _ in range(settings.max_attempts + 1):
+            with pytest.raises(StorageUnavailableError, match="STORAGE_URL"):
+                stage.work(event_id)
+        with pytest.raises(StorageUnavailableError):
+            stage.sync()
+        server = ThreadedMotoServer(ip_address="127.0.0.1", port=port, verbose=False)
+        server.start()
+        S3FileSystem().mkdir("waited-for")
+        stage.work(event_id)
+        assert stage.one()["state"] == "valid"
+        server.stop()
+        (concept,) = stage.one()["revision"]["concepts"]
+        with pytest.raises(StorageUnavailableError):
+            stage.masks.get(concept["mask_hash"])
+    services.close()
+    S3FileSystem.clear_instance_cache()

@@ -17,6 +17,7 @@ from backend.label_studio.server import free_port
 from backend.models.detectors import DetectorStore
 from backend.predictions import inference, jobs
 from backend.predictions.inference import TaskPrediction
+from backend.predictions.lanes import Lanes
 from backend.predictions.requests import request_pushes
 from backend.processes.counters import StageTimes
 from backend.services import Services
@@ -37,6 +38,7 @@ class ScriptedInference:
     def __init__(self) -> None:
         self.errors: list[Exception] = []
         self.times = StageTimes()
+        self.lanes = Lanes(1)
 
     def predict(self, row: Suggestion, label_config: str) -> TaskPrediction:
         if self.errors:
@@ -45,12 +47,6 @@ class ScriptedInference:
 
     def publish_counts(self) -> None:
         """Nothing is counted."""
-
-    def fetch_ahead(self, *_: object) -> None:
-        """There is no image."""
-
-    def forget_ahead(self) -> None:
-        """Nothing was fetched."""
 
 
 @pytest.fixture
@@ -96,7 +92,7 @@ def test_a_task_waits_for_a_server_that_is_away(
 def test_the_host_of_an_image_is_not_waited_for_without_end(
     services: Services, scripted: ScriptedInference
 ) -> None:
-    long_ago = now() - timedelta(seconds=jobs.IMAGE_PATIENCE_S + 1)
+    long_ago = now() - timedelta(seconds=ImageUnavailableError.PATIENCE_S + 1)
     id_ = asked_for(services, waits_since=long_ago)
     scripted.errors = [AWAY[0]]
     jobs.predict_chunk([id_])
