@@ -156,9 +156,12 @@ def insert_or_ignore(
 ) -> None:
     """Insert a row, or several, leaving out those whose unique key exists."""
     dialect = postgresql if session.get_bind().dialect.name == "postgresql" else sqlite
-    # The values beside the statement, so that its SQL is made once and kept.
+    # The values beside the statement, so that its SQL is made once and kept; of the table and not
+    # of its class, which would be looked at row by row.
     values = dict(rows) if isinstance(rows, Mapping) else [dict(row) for row in rows]
-    session.execute(dialect.insert(table).on_conflict_do_nothing(), values)
+    session.execute(
+        dialect.insert(getattr(table, "__table__", table)).on_conflict_do_nothing(), values
+    )
 
 
 def chunked(values: Iterable[T]) -> Iterator[list[T]]:

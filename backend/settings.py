@@ -131,7 +131,10 @@ class Settings(BaseSettings):
         "Label Studio gives up after 100.",
     )
     chunk_tasks: int = Field(
-        4, ge=1, description="Tasks per batch job: an interactive prompt waits for one job at most."
+        8,
+        ge=1,
+        description="Tasks per batch job. An interactive prompt waits for those that are begun, "
+        "not for the whole job.",
     )
     propagate_on_submit: bool = Field(
         False,

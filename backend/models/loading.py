@@ -2,6 +2,7 @@
 
 from collections import OrderedDict
 from dataclasses import dataclass
+from threading import Lock
 from typing import TYPE_CHECKING
 
 from sqlalchemy import select
@@ -26,7 +27,7 @@ class VersionWeights:
 
 
 class Models:
-    """The models of one process.
+    """The models of one process, whose threads may share them.
 
     Versions with the same base share its encoders, so a further one costs its detector alone; the
     least recently used detectors are dropped beyond `MEDSAM3_DETECTORS_IN_MEMORY`.
@@ -37,6 +38,7 @@ class Models:
         self._store = DetectorStore(services.settings)
         self._bases: dict[tuple[str, str | None], MedSAM3] = {}
         self._versions: OrderedDict[str, MedSAM3] = OrderedDict()
+        self._lock = Lock()
 
     def get(self, version: str) -> "MedSAM3":
         """The model of a version.
@@ -45,9 +47,14 @@ class Models:
             ModelVersionError: the version is not registered, or its detector is missing.
             CheckpointError: its weights cannot be loaded.
         """
-        if version in self._versions:
+        # Locked while it loads: another thread that needs the same one waits for it.
+        with self._lock:
+            if version not in self._versions:
+                return self._loaded(version)
             self._versions.move_to_end(version)
             return self._versions[version]
+
+    def _loaded(self, version: str) -> "MedSAM3":
         source = self.source(version)
         base = self._base(source)
         if source.detector is None:

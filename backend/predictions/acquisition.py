@@ -38,8 +38,8 @@ _POINTS_TOGETHER, _COVERED_TOGETHER = 8192, 512
 
 def strategy_of(session: Session, settings: Settings, project_id: int) -> Strategy:
     """The strategy that a project uses: its own choice, else the setting."""
-    policy = session.get(TrainingPolicy, project_id)
-    return cast(Strategy, (policy and policy.strategy) or settings.strategy)
+    chosen = select(TrainingPolicy.strategy).where(TrainingPolicy.project_id == project_id)
+    return cast(Strategy, session.scalar(chosen) or settings.strategy)
 
 
 def score(
@@ -116,17 +116,14 @@ def pooled(image_hash: str, embedding: "ImageEmbedding") -> PooledEmbedding:
     return PooledEmbedding(image_hash, embedding.encoder_hash, content)
 
 
-def remember_vectors(services: Services, vectors: Sequence[PooledEmbedding]) -> None:
+def remember_vectors(session: Session, vectors: Sequence[PooledEmbedding]) -> None:
     """Keep images' pooled embeddings, for `diversity`; those that are there stay."""
-    with services.database.reading() as session:
-        new = [
-            asdict(vector)
-            for vector in vectors
-            if session.get(ImageVector, (vector.image_hash, vector.encoder_hash)) is None
-        ]
-    if new:
-        with services.database.session() as session:
-            insert_or_ignore(session, ImageVector, new)
+    if vectors:
+        # Sorted: two workers with the same images wait for each other in the same order.
+        rows = sorted(
+            map(asdict, vectors), key=lambda row: (row["image_hash"], row["encoder_hash"])
+        )
+        insert_or_ignore(session, ImageVector, rows)
 
 
 def rank_by_diversity(services: Services, project_id: int, unlabelled: set[int]) -> int:

@@ -2,7 +2,6 @@
 
 from collections import ChainMap
 from collections.abc import Iterable, Mapping, Sequence
-from concurrent.futures import Executor, Future
 from dataclasses import dataclass, replace
 from functools import partial
 from statistics import fmean
@@ -32,6 +31,7 @@ from backend.predictions import acquisition
 from backend.predictions.agent_looks import answer_look
 from backend.predictions.agent_runs import AgentQuestion
 from backend.predictions.clicks import RedisAnswers, with_drawn_box
+from backend.predictions.lanes import Lanes
 from backend.predictions.minimum_volume import MinimumVolume, PageInstances, minimum_volume
 from backend.predictions.propagations import is_propagation
 from backend.predictions.stack_inference import (
@@ -107,6 +107,7 @@ class Inference:
 
     Attributes:
         times: how long its stages took; `publish_counts` takes them to Redis.
+        lanes: in which it works on several tasks side by side.
     """
 
     def __init__(self, services: Services) -> None:
@@ -119,9 +120,7 @@ class Inference:
         self._texts = TextCache()
         self.times = StageTimes()
         self._embeddings = embedding_cache(settings)
-        # Files that another thread fetches, by whose they are.
-        self._ahead: dict[tuple[int, int | None, str], Future[tuple[bytes, str]]] = {}
-        self.model(versions.default_version(services))
+        self.lanes = Lanes.for_model(self.model(versions.default_version(services)))
 
     def predict(self, row: Suggestion, label_config: str) -> TaskPrediction:
         """Predict one task.
@@ -191,10 +190,11 @@ class Inference:
         """
         context = row.context or {}
         image = self._image(row.project_id, context["task_id"], context["reference"])
-        started = perf_counter()
-        with self.times.measured(WorkStage.DETECT, without=WorkStage.ENCODE):
-            found = answer_look(self.model(row.model_version), image, context)
-        return TaskPrediction(found, 0.0, image.key, perf_counter() - started)
+        with self.lanes.at_model():
+            started = perf_counter()
+            with self.times.measured(WorkStage.DETECT, without=WorkStage.ENCODE):
+                found = answer_look(self.model(row.model_version), image, context)
+            return TaskPrediction(found, 0.0, image.key, perf_counter() - started)
 
     def model(self, version: str) -> "MedSAM3":
         """The model of a version; encoders are loaded once for all, detectors swapped in."""
@@ -216,33 +216,34 @@ class Inference:
     ) -> _PageAnswer:
         in_memory = _somebody_looks(row)
         image = self._image(row.project_id, row.task_id, page.reference, in_memory=in_memory)
-        image_hash = image.key
-        started = perf_counter()
-        whole = image.whole(model)
         # Parts are kept unless boxes ask for them: nobody draws the same box twice.
         keep = prompt is None or bool(prompt.points)
         closer_look = partial(image.part, model, keep=keep)
         kept = RedisAnswers(self._services.redis, model.version, image.key)
-        with self.times.measured(WorkStage.DETECT, without=WorkStage.ENCODE):
-            detections = self._detect(model, whole, concepts, prompt, closer_look, kept)
-        model_s = perf_counter() - started
-        vector = acquisition.pooled(image_hash, whole) if strategy is not None else None
+        with self.lanes.at_model():
+            started = perf_counter()
+            whole = image.whole(model)
+            with self.times.measured(WorkStage.DETECT, without=WorkStage.ENCODE):
+                detections = self._detect(model, whole, concepts, prompt, closer_look, kept)
+            model_s = perf_counter() - started
+        vector = acquisition.pooled(image.key, whole) if strategy is not None else None
         found = smallest_first(zip(concepts, detections, strict=True))
         mirrored: list[Detections] = []
         if strategy == "tta":
             # Here and not with the score: later the pixels of all pages would be in memory.
             mirror = image.mirrored()
             closer_look = partial(mirror.part, model, keep=False)
+            with self.lanes.at_model():
+                seen = mirror.whole(model)
+                answers = self._detect(model, seen, concepts, None, closer_look, None)
             mirrored = [
                 replace(
                     concept, masks=concept.masks[:, :, ::-1], semantic=concept.semantic[:, ::-1]
                 )
-                for concept in self._detect(
-                    model, mirror.whole(model), concepts, None, closer_look, None
-                )
+                for concept in answers
             ]
         size = whole.original_size
-        return _PageAnswer(page, size, image_hash, detections, mirrored, found, model_s, vector)
+        return _PageAnswer(page, size, image.key, detections, mirrored, found, model_s, vector)
 
     def _minimum_volumes(
         self, session: Session, row: Suggestion, config: LabelConfig
@@ -261,12 +262,10 @@ class Inference:
         self, project_id: int, task_id: int | None, reference: str, *, in_memory: bool = True
     ) -> EncodedImage:
         """A page, fetched; `in_memory`: kept there, file and embedding, for who comes next."""
-        ahead = self._ahead.pop((project_id, task_id, reference), None)
-        content, image_hash = (
-            self._fetched(project_id, task_id, reference, keep=in_memory)
-            if ahead is None
-            else ahead.result()
-        )
+        with self.times.measured(WorkStage.FETCH):
+            content, image_hash = self._files.get(
+                reference, project_id=project_id, task_id=task_id, keep=in_memory
+            )
         return EncodedImage(
             self._embeddings,
             image_hash,
@@ -274,28 +273,6 @@ class Inference:
             self.times,
             in_memory=in_memory,
         )
-
-    def _fetched(
-        self, project_id: int, task_id: int | None, reference: str, *, keep: bool
-    ) -> tuple[bytes, str]:
-        with self.times.measured(WorkStage.FETCH):
-            return self._files.get(reference, project_id=project_id, task_id=task_id, keep=keep)
-
-    def fetch_ahead(self, beside: Executor, row: Suggestion, label_config: str) -> None:
-        """Have a task's first image fetched while another task is at work.
-
-        What cannot be fetched is said when the task's turn comes, as if it were fetched then.
-
-        Raises:
-            BackendError: the task has no image.
-        """
-        page = _pages(parse_label_config(label_config), row.task_data, None)[0]
-        key = (row.project_id, row.task_id, page.reference)
-        self._ahead[key] = beside.submit(self._fetched, *key, keep=_somebody_looks(row))
-
-    def forget_ahead(self) -> None:
-        """Drop what was fetched ahead and not used: later it may be another file."""
-        self._ahead.clear()
 
     def _stack(self, row: Suggestion, image: ImageObject) -> TaskStack:
         """The pages of a task's image as slices."""
@@ -344,7 +321,8 @@ class Inference:
         corrected = corrected_stack(context, config, xml, row.task_data, most)
         progress = Progress(self._services, str(context["propagation"]))
         started = perf_counter()
-        regions, score = propagated_regions(stack, corrected, context, progress)
+        with self.lanes.at_model():
+            regions, score = propagated_regions(stack, corrected, context, progress)
         validate(regions, xml)
         first = stack.read(min(context["slices"])).key
         return TaskPrediction(regions, score, first, perf_counter() - started)

@@ -1,11 +1,9 @@
 """The jobs of predictions: each takes ids of rows, claims them, and may be called twice."""
 
 import logging
-from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Sequence
 from contextlib import suppress
 from functools import partial
-from itertools import zip_longest
 from typing import TYPE_CHECKING
 
 from redis.exceptions import RedisError
@@ -34,10 +32,17 @@ from backend.predictions.requests import (
 from backend.processes.counters import WorkStage
 from backend.processes.leases import renewing
 from backend.processes.memory import OUT_OF_MEMORY, ran_out_of_memory
-from backend.processes.queues import wake
+from backend.processes.queues import QueueName, urgent_job_waits, wake
 from backend.processes.stopping import stopping
 from backend.services import Services, current_services
-from backend.tables import Delivery, LabelConfigText, Suggestion, SuggestionState, now
+from backend.tables import (
+    Delivery,
+    LabelConfigText,
+    Suggestion,
+    SuggestionState,
+    new_id,
+    now,
+)
 
 if TYPE_CHECKING:
     from backend.predictions.inference import Inference, TaskPrediction
@@ -46,8 +51,6 @@ log = logging.getLogger(__name__)
 
 # How long a task waits when a server that it needs cannot be reached, before it is tried again.
 RETRY_LATER_S = 30
-# How long a task is tried again whose image's host does not answer: it may never have been there.
-IMAGE_PATIENCE_S = 3600
 # The database or Redis is away, or was a moment ago: any other task would have met it, too.
 _AWAY = (OperationalError, InterfaceError, RedisError, QueueError)
 _UNAVAILABLE = (LabelStudioUnavailableError, ImageUnavailableError, StorageUnavailableError)
@@ -63,20 +66,18 @@ def predict_chunk(ids: Sequence[str]) -> None:
     inference = current_inference()
     finished: list[Suggestion] = []
     left: list[Suggestion] = []
+
+    def predict(row: Suggestion) -> None:
+        gives_way = bool(finished) and not row.interactive and _somebody_waits(services)
+        if gives_way or stopping.is_set():
+            put_back(services, Suggestion, row, wait_s=0)
+            left.append(row)
+        elif _predict_row(services, inference, row):
+            finished.append(row)
+
     still_here = partial(renew, services, Suggestion, rows)
-    with (
-        renewing(still_here, services.settings.lease_s / 3),
-        _Beside(services, inference) as beside,
-    ):
-        for row, following in zip_longest(rows, rows[1:]):
-            if stopping.is_set():
-                put_back(services, Suggestion, row, wait_s=0)
-                left.append(row)
-                continue
-            if following is not None and not following.interactive and not following.context:
-                beside.fetch(following)
-            if _predict_row(services, inference, row, beside):
-                finished.append(row)
+    with renewing(still_here, services.settings.lease_s / 3):
+        inference.lanes.each(predict, rows)
     # First of all: somebody waits for the answer, nobody for the rest.
     _wake(services, [row for row in finished if not row.interactive])
     # Before the rows go on: who waits until they are pushed reads counts that include them.
@@ -85,58 +86,20 @@ def predict_chunk(ids: Sequence[str]) -> None:
     _hand_on(services, left)
 
 
-class _Beside:
-    """What a chunk does while the model is at work: store a result, and fetch the next image.
-
-    At most one result is on its way to the database, as long as the model takes for the next; the
-    end of the block waits for it, so whatever comes after a chunk finds all of its results.
-    """
-
-    def __init__(self, services: Services, inference: "Inference") -> None:
-        self._services, self._inference = services, inference
-        self._storing = ThreadPoolExecutor(1, "store")
-        self._fetching = ThreadPoolExecutor(1, "fetch")
-        self._stored: Future[None] | None = None
-
-    def __enter__(self) -> "_Beside":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._fetching.shutdown(cancel_futures=True)
-        self._inference.forget_ahead()
-        self._storing.shutdown()
-        self._wait()
-
-    def fetch(self, row: Suggestion) -> None:
-        """Fetch the image of a row of pre-annotation."""
-        # Whatever is wrong with the task is said in its turn, and is no harm to the one before.
-        with suppress(Exception):
-            config = _label_config(self._services, row.config_hash)
-            self._inference.fetch_ahead(self._fetching, row, config)
-
-    def store(self, store: Callable[[], None]) -> None:
-        """Store a result.
-
-        Raises:
-            SQLAlchemyError: the one before could not be stored.
-        """
-        self._wait()
-        try:
-            self._stored = self._storing.submit(store)
-        except RuntimeError:  # No memory for a thread.
-            store()
-
-    def _wait(self) -> None:
-        stored, self._stored = self._stored, None
-        if stored is not None:
-            stored.result()
+def _somebody_waits(services: Services) -> bool:
+    """Whether an annotator's prompt is next: it waits for a task or two, not for a whole chunk."""
+    with suppress(RedisError):
+        return urgent_job_waits(services.redis, QueueName.GPU)
+    return False
 
 
 def _hand_on(services: Services, rows: Sequence[Suggestion]) -> None:
-    """Queue what a worker that was told to stop leaves; recovery would find it later."""
+    """Queue what is left of a chunk; recovery would find it later."""
     try:
-        for row in rows:
-            enqueue_chunks(services, [row.id], f"{row.id}-left", interactive=row.interactive)
+        for interactive in (True, False):
+            ids = [row.id for row in rows if row.interactive == interactive]
+            # A name of its own: RQ forgets a finished job by its id, and this one may be the same.
+            enqueue_chunks(services, ids, f"left-{new_id()}", interactive=interactive)
     except QueueError as error:
         log.warning("what is left could not be queued (%s); recovery finds it", error)
 
@@ -148,9 +111,7 @@ def push_chunk(ids: Sequence[str]) -> None:
     push(current_services(), ids)
 
 
-def _predict_row(
-    services: Services, inference: "Inference", row: Suggestion, beside: _Beside
-) -> bool:
+def _predict_row(services: Services, inference: "Inference", row: Suggestion) -> bool:
     """Predict a row and store what came of it; False when it is to be tried again later."""
     from medsam3_model.errors import MedSAM3Error
 
@@ -192,11 +153,7 @@ def _predict_row(
                 "model_version": row.model_version,
             }
             _wake(services, [row], answer_message(row.task_id, prediction))
-        store = partial(_store_outcome, services, row, outcome, run_id)
-        if row.interactive or is_look:
-            store()
-        else:
-            beside.store(store)
+        _store_outcome(services, row, outcome, run_id)
         if is_look:
             _wake(services, [row])
     return True
@@ -205,10 +162,10 @@ def _predict_row(
 def _store_outcome(
     services: Services, row: Suggestion, outcome: "TaskPrediction", run_id: str | None
 ) -> None:
-    acquisition.remember_vectors(services, outcome.vectors)
     _store(
         services,
         row,
+        outcome.vectors,
         state=SuggestionState.DONE,
         result=outcome.regions,
         score=outcome.score,
@@ -226,7 +183,7 @@ def _may_wait(row: Suggestion, error: Exception) -> bool:
         return False
     if not isinstance(error, ImageUnavailableError) or row.waits_since is None:
         return True
-    return (now() - row.waits_since).total_seconds() < IMAGE_PATIENCE_S
+    return (now() - row.waits_since).total_seconds() < error.PATIENCE_S
 
 
 def _wait(services: Services, row: Suggestion, error: Exception) -> None:
@@ -261,24 +218,36 @@ def _label_config(services: Services, config_hash: str) -> str:
     return _label_configs[config_hash]
 
 
-def _store(services: Services, row: Suggestion, **values: object) -> None:
+@retried
+def _store(
+    services: Services,
+    row: Suggestion,
+    vectors: Sequence[acquisition.PooledEmbedding] = (),
+    **values: object,
+) -> None:
+    """Store what became of a row, and its images' vectors, in one transaction."""
     if row.interactive:
         # Its answer has just gone out, unless the request had given up before.
         reached = Delivery.DELIVERED if values["state"] == SuggestionState.DONE else Delivery.NONE
         values["delivery"] = case(
             (Suggestion.delivery == Delivery.REPLY, reached), else_=Suggestion.delivery
         )
-    # Not if the lease ran out meanwhile and another worker has the row, or finished it.
-    services.database.update(
-        Suggestion,
-        ours(Suggestion, row),
-        finished_at=now(),
-        lease_until=None,
-        waits_since=None,
-        task_data=needed_later(row.task_data),
-        context=None,
-        **{"error": None, **values},
-    )
+    with services.database.session() as session:
+        acquisition.remember_vectors(session, vectors)
+        # Not if the lease ran out meanwhile and another worker has the row, or finished it.
+        session.execute(
+            update(Suggestion)
+            .where(ours(Suggestion, row))
+            .values(
+                finished_at=now(),
+                lease_until=None,
+                waits_since=None,
+                task_data=needed_later(row.task_data),
+                context=None,
+                **{"error": None, **values},
+            )
+            .execution_options(synchronize_session=False)
+        )
 
 
 def _wake(services: Services, rows: Sequence[Suggestion], message: str = "") -> None:

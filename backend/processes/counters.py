@@ -11,7 +11,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from enum import StrEnum
-from threading import Lock
+from threading import Lock, get_ident
 from time import perf_counter
 
 from redis import Redis
@@ -49,24 +49,26 @@ class StageTimes:
     def __init__(self) -> None:
         self._lock = Lock()
         self._counts: dict[str, float] = defaultdict(float)
-        self._totals: dict[WorkStage, float] = defaultdict(float)
+        # By thread: what a stage took in one is no part of another's.
+        self._totals: dict[tuple[int, WorkStage], float] = defaultdict(float)
 
     def observe(self, stage: WorkStage, seconds: float) -> None:
         """Count one."""
         seconds = max(0.0, seconds)
         bound = next((bound for bound in BOUNDS_S if seconds <= bound), None)
         with self._lock:
-            self._totals[stage] += seconds
+            self._totals[get_ident(), stage] += seconds
             self._counts[bucket_field(stage, bound)] += 1
             self._counts[sum_field(stage)] += seconds
 
     @contextmanager
     def measured(self, stage: WorkStage, *, without: WorkStage | None = None) -> Iterator[None]:
         """Count the block, less what another stage takes in it; not where it raises."""
-        other = self._totals[without] if without else 0.0
+        key = (get_ident(), without or stage)
+        other = self._totals[key]
         began = perf_counter()
         yield
-        inside = self._totals[without] - other if without else 0.0
+        inside = self._totals[key] - other if without else 0.0
         self.observe(stage, perf_counter() - began - inside)
 
     def take(self) -> dict[str, float]:

@@ -41,6 +41,8 @@ INTERACTIVE_KEY = "medsam3:interactive"
 # Prompts that wait or are under way, by the moment at which nobody waits for them any more.
 PROMPTS_KEY = "medsam3:prompts"
 INTERACTIVE_MS = 1500
+# What the ids of jobs at the front of a queue begin with.
+URGENT = "urgent-"
 
 
 class QueueName(StrEnum):
@@ -103,6 +105,7 @@ def enqueue(
     """
     try:
         if at_front:
+            job_id = URGENT + job_id
             redis.set(INTERACTIVE_KEY, 1, px=INTERACTIVE_MS)
         target = queue(redis, name)
         # RQ would put the id of a job that waits already on the list once more, and nobody may
@@ -156,6 +159,16 @@ def prompts_under_way(redis: Redis) -> int:
     """
     redis.zremrangebyscore(PROMPTS_KEY, "-inf", time.time())
     return int(redis.zcard(PROMPTS_KEY))
+
+
+def urgent_job_waits(redis: Redis, name: QueueName) -> bool:
+    """Whether the next job of a queue was put at its front.
+
+    Raises:
+        RedisError: Redis cannot be reached.
+    """
+    first = redis.lindex(queue(redis, name).key, 0)
+    return first is not None and as_text(first).startswith(URGENT)
 
 
 @dataclass(frozen=True)

@@ -34,7 +34,8 @@ class StubModel:
     encoder_hash = "stub"
     dtype = torch.float32
     device = torch.device("cpu")
-    image_size = 216
+    # Of a large model: one task at a time.
+    image_size = 1008
     tracker = None
     settings = DetectionSettings()
 

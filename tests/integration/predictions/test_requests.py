@@ -11,8 +11,9 @@ from flask.testing import FlaskClient
 from prometheus_client.parser import text_string_to_metric_families
 from sqlalchemy import func, select
 
+from backend.predictions.lanes import MOST_AT_MODEL
 from backend.predictions.recover import recover
-from backend.predictions.requests import request_pushes
+from backend.predictions.requests import PredictRequest, request_previews, request_pushes
 from backend.processes.queues import QueueName, waiting_row_ids
 from backend.processes.redis_server import RedisServer
 from backend.services import Services
@@ -22,6 +23,9 @@ from tests.support.images import ellipse_file, inline_tasks
 from tests.support.label_configs import BRAIN_CONFIG
 from tests.support.processes import StartWorker
 from tests.support.waiting import wait_until
+
+# Tasks of a chunk that a worker has begun: those at the model, and one beside them.
+MOST_AT_ONCE = MOST_AT_MODEL + 1
 
 
 def predict(web: FlaskClient, batch: list[dict[str, object]], **body: Any) -> dict[str, Any]:
@@ -191,14 +195,46 @@ def test_a_worker_that_is_told_to_stop_ends_its_task_and_leaves_the_rest_to_anot
         assert asked_for.wait(120)
         told.process.terminate()
         may_go_on.set()
-        assert told.process.wait(240) == 0
+        assert told.process.wait(60) == 0
         done = Suggestion.state == SuggestionState.DONE
-        assert count(services, done) == 1, "the task at hand"
+        finished = count(services, done)
+        assert 1 <= finished <= MOST_AT_ONCE, "the tasks at hand"
         # Nobody else was there who could have found it: a worker that waits takes it at once.
-        assert len(waiting_row_ids(services.redis, QueueName.GPU)) == len(chunk) - 1
+        assert len(waiting_row_ids(services.redis, QueueName.GPU)) == len(chunk) - finished
         start_worker()
         wait_until(lambda: count(services, done) == len(chunk))
     assert count(services, Suggestion.attempts == 1) == len(chunk), "nobody lost a try"
+
+
+def test_a_prompt_waits_for_the_tasks_at_hand_and_not_for_their_chunk(
+    services: Services, start_worker: StartWorker
+) -> None:
+    asked_for, may_go_on = threading.Event(), threading.Event()
+
+    class SlowImages(Handler):
+        def answer(self) -> None:
+            asked_for.set()
+            may_go_on.wait(60)
+            self.send(200, {"Content-Type": "image/png"}, ellipse_file(0, 96, 128))
+
+    def chunk(numbers: range) -> list[dict[str, Any]]:
+        return [
+            {"id": number, "data": {"image": f"/data/upload/7/{number}.png"}} for number in numbers
+        ]
+
+    size = services.settings.chunk_tasks
+    with HttpServer(SlowImages) as label_studio:
+        services.settings.label_studio_url = label_studio.url
+        list(request_pushes(services, chunk(range(size)), 7, BRAIN_CONFIG))
+        start_worker()
+        assert asked_for.wait(120)
+        request_previews(services, PredictRequest(chunk(range(90, 91)), 7, BRAIN_CONFIG))
+        may_go_on.set()
+        wait_until(lambda: count(services, Suggestion.state == SuggestionState.DONE) == size + 1)
+    with services.database.reading() as session:
+        order = list(session.scalars(select(Suggestion.task_id).order_by(Suggestion.finished_at)))
+    assert order.index(90) <= MOST_AT_ONCE
+    assert count(services, Suggestion.attempts == 1) == size + 1
 
 
 def test_an_emptied_and_restarted_redis_loses_nothing(
