@@ -9,6 +9,7 @@ import numpy as np
 from sqlalchemy import select
 
 from backend.tables import Suggestion
+from tests.perf.empty_job import empty_jobs
 from tests.support.processes import Running, memory_mb, running
 
 CONFIG = """
@@ -35,17 +36,23 @@ def measure() -> dict[str, float]:
 
 
 def _overhead(target: Running) -> dict[str, float]:
-    """Latency of an interactive prompt minus what the model itself took, in milliseconds."""
+    """Latency of an interactive prompt minus what the model itself took, in milliseconds.
+
+    Empty jobs are done in turn with the prompts: how many of them the overhead is worth.
+    """
     image = "/data/upload/1.png"
-    latencies = {}
-    for index in range(WARM_UP + PROMPTS):
-        started = time.perf_counter()
-        answer = target.client.post("/predict", json=body(index, image, box(index)))
-        elapsed = time.perf_counter() - started
-        answer.raise_for_status()
-        assert len(answer.json()["results"]) == 1, answer.text
-        if index >= WARM_UP:
-            latencies[index] = elapsed
+    latencies, empty = {}, []
+    with empty_jobs(target.services.settings.redis_socket) as empty_job_s:
+        for index in range(WARM_UP + PROMPTS):
+            empty_s = empty_job_s()
+            started = time.perf_counter()
+            answer = target.client.post("/predict", json=body(index, image, box(index)))
+            elapsed = time.perf_counter() - started
+            answer.raise_for_status()
+            assert len(answer.json()["results"]) == 1, answer.text
+            if index >= WARM_UP:
+                latencies[index] = elapsed
+                empty.append(1000 * empty_s)
     with target.services.database.reading() as session:
         found = session.execute(select(Suggestion.task_id, Suggestion.model_s))
         model_s = dict(found.tuples().all())
@@ -53,6 +60,8 @@ def _overhead(target: Running) -> dict[str, float]:
     return {
         "overhead_p50_ms": round(float(np.percentile(overheads, 50)), 2),
         "overhead_p99_ms": round(float(np.percentile(overheads, 99)), 2),
+        "empty_job_p50_ms": round(float(np.median(empty)), 2),
+        "overhead_over_empty_job": round(float(np.median(overheads) / np.median(empty)), 2),
         "prompt_p50_ms": round(1000 * float(np.median(list(latencies.values()))), 2),
     }
 
