@@ -429,10 +429,11 @@ class Settings(BaseSettings):
     @field_validator("database_url")
     @classmethod
     def _is_database(cls, value: str | None) -> str | None:
-        from sqlalchemy import make_url
-        from sqlalchemy.exc import ArgumentError
-
         if value is not None:
+            # Imported for a value alone: most commands need neither.
+            from sqlalchemy import make_url
+            from sqlalchemy.exc import ArgumentError
+
             try:
                 kind = make_url(value).drivername
             except (ArgumentError, ValueError):  # ValueError: a port that is no number
@@ -444,12 +445,13 @@ class Settings(BaseSettings):
     @field_validator("storage_url")
     @classmethod
     def _is_storage(cls, value: str | None) -> str | None:
-        from fsspec import available_protocols
+        if value and "://" in value:
+            from fsspec import available_protocols
 
-        if value and "://" in value and value.partition("://")[0] not in available_protocols():
-            raise ValueError(
-                "it must be a folder, or begin with a protocol of fsspec such as s3://"
-            )
+            if value.partition("://")[0] not in available_protocols():
+                raise ValueError(
+                    "it must be a folder, or begin with a protocol of fsspec such as s3://"
+                )
         return value
 
     @field_validator("group_pattern")
