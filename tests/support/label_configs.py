@@ -19,3 +19,13 @@ BRIGHT_DISC_CONFIG = """
   </BrushLabels>
 </View>
 """
+
+# For phantoms of the kind "fundus".
+DISC_AND_CUP_CONFIG = """
+<View>
+  <Image name="image" value="$image"/>
+  <BrushLabels name="brush" toName="image">
+    <Label value="Disc" prompt="optic disc"/><Label value="Cup" prompt="optic cup"/>
+  </BrushLabels>
+</View>
+"""

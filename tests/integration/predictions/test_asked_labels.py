@@ -22,6 +22,7 @@ from medsam3_model.pretraining.phantoms.phantoms import phantom
 from tests.support.console import CONSOLE, admin, send
 from tests.support.corrections_stage import CONFIG, Stage
 from tests.support.images import png
+from tests.support.label_configs import DISC_AND_CUP_CONFIG
 
 VESSEL_TOO = CONFIG.replace(
     '<Label value="Cyst"/>', '<Label value="Cyst"/><Label value="Vessel"/>', 1
@@ -215,25 +216,17 @@ def test_labels_that_nobody_has_are_refused_and_a_retry_asks_for_the_same(stage:
 
 
 def test_the_model_is_asked_for_nothing_else(stage: Stage) -> None:
-    config = """
-    <View>
-      <Image name="image" value="$image"/>
-      <BrushLabels name="brush" toName="image">
-        <Label value="Disc" prompt="optic disc"/><Label value="Cup" prompt="optic cup"/>
-      </BrushLabels>
-    </View>
-    """
     task = stage.label_studio.add_task(png(phantom("fundus", 2).image))
     use_services(stage.services)
     inference = Inference(stage.services)
     found = {}
     for labels in ((), ("Disc",)):
         ((id_,),) = request_pushes(
-            stage.services, [stage.label_studio.tasks[task]], 7, config, labels
+            stage.services, [stage.label_studio.tasks[task]], 7, DISC_AND_CUP_CONFIG, labels
         )
         with stage.services.database.reading() as session:
             row = session.get_one(Suggestion, id_)
-        found[labels] = labels_of({"result": inference.predict(row, config).regions})
+        found[labels] = labels_of({"result": inference.predict(row, DISC_AND_CUP_CONFIG).regions})
     use_services(None)
     assert set(found[()]) == {"Cup", "Disc"}
     assert set(found["Disc",]) == {"Disc"}

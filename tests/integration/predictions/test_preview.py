@@ -17,23 +17,15 @@ from backend.tables import Suggestion
 from medsam3_model.pretraining.phantoms.phantoms import phantom
 from tests.support.commands import run
 from tests.support.images import png
+from tests.support.label_configs import DISC_AND_CUP_CONFIG
 from tests.support.processes import StartWorker
 from tests.support.stand_in_label_studio import StandInLabelStudio
-
-CONFIG = """
-<View>
-  <Image name="image" value="$image"/>
-  <BrushLabels name="brush" toName="image">
-    <Label value="Disc" prompt="optic disc"/><Label value="Cup" prompt="optic cup"/>
-  </BrushLabels>
-</View>
-"""
 
 
 @pytest.fixture
 def fundus_project(services: Services) -> Iterator[StandInLabelStudio]:
     """Five retinas and a file that is no image."""
-    with StandInLabelStudio(CONFIG) as server:
+    with StandInLabelStudio(DISC_AND_CUP_CONFIG) as server:
         services.settings.label_studio_url = server.url
         for seed in range(5):
             server.add_task(png(phantom("fundus", seed).image))
