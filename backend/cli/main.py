@@ -207,6 +207,13 @@ def preannotate(
             help="Only this label; again for more. Other labels' regions of a prediction stay."
         ),
     ] = None,
+    tab: Annotated[
+        int | None,
+        typer.Option(
+            help="Only tasks that this tab of the Data Manager shows, by its filters: the number "
+            "after `tab=` in its address."
+        ),
+    ] = None,
     preview: Annotated[
         Path | None,
         typer.Option(
@@ -226,12 +233,13 @@ def preannotate(
 
     Example: `medsam3 preannotate 12 --limit 20 --unlabelled`
     Example: `medsam3 preannotate 12 --label polyp`
+    Example: `medsam3 preannotate 12 --tab 31`
     Example: `medsam3 preannotate 12 --preview sheet.png`
     """
     from backend.predictions import preannotate as preannotation
     from backend.services import open_services
 
-    options = preannotation.PreannotateOptions(limit, unlabelled, tuple(label or ()))
+    options = preannotation.PreannotateOptions(limit, unlabelled, tuple(label or ()), tab)
     if cancel:
         if options != preannotation.EVERYTHING or preview is not None:
             raise BackendError("--cancel cancels all that waits: leave out the other options.")

@@ -61,24 +61,32 @@ class PreannotateOptions:
         unlabelled: only tasks without annotations.
         labels: only regions of these labels, by value; also for tasks whose prediction was made
             without them, and what it has of other labels stays. Empty: all labels.
+        tab: only tasks that this tab of the Data Manager shows, by its id; None: of the project.
 
     Raises:
-        BackendError: the limit is no number of tasks.
+        BackendError: the limit is no number of tasks, or the tab no number of a tab.
     """
 
     limit: int | None = None
     unlabelled: bool = False
     labels: tuple[str, ...] = ()
+    tab: int | None = None
 
     def __post_init__(self) -> None:
         """Refuse what cannot be meant."""
         if self.limit is not None and self.limit < 1:
             raise BackendError("The limit is a number of tasks from 1; leave it out for all tasks.")
+        if self.tab is not None and self.tab < 1:
+            raise BackendError(
+                "A tab is named by the number in its address, after `tab=`; leave it out for all "
+                "tasks of the project."
+            )
         object.__setattr__(self, "labels", tuple(dict.fromkeys(self.labels)))
 
     def __str__(self) -> str:
         which = "unlabelled tasks" if self.unlabelled else "tasks"
         which = f"all {which}" if self.limit is None else f"the first {self.limit} {which}"
+        which = f"{which} of tab {self.tab}" if self.tab is not None else which
         return f"{which}, only {quoted(self.labels)}" if self.labels else which
 
 
@@ -350,6 +358,7 @@ def _ask(services: Services, row: Preannotation) -> Iterator[list[str]]:
     """Make rows of tasks, batch by batch, until there are no more, or the wish is not ours."""
     # Only commands and workers need the client; the web process stays smaller.
     from backend.label_studio.client import LabelStudio
+    from backend.label_studio.tabs import tasks_in_tab
 
     project_id, options = row.project_id, PreannotateOptions(**row.options)
     with LabelStudio.from_settings(services.settings) as client:
@@ -362,6 +371,9 @@ def _ask(services: Services, row: Preannotation) -> Iterator[list[str]]:
             tasks = chain(
                 tasks, without_labels(services, project_id, version, options.labels, others)
             )
+        if options.tab is not None:
+            shown = tasks_in_tab(client, project_id, options.tab)
+            tasks = (task for task in tasks if task["id"] in shown)
         wanted, _ = latest_first(services, project_id, islice(tasks, options.limit))
         config = project["label_config"]
         for batch in request_pushes(services, wanted, project_id, config, options.labels):

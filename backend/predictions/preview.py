@@ -5,7 +5,7 @@ is asked, and the rows are removed with the end of the wait.
 """
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -104,6 +104,7 @@ def _sample(
     """Tasks of a project, spread over the first ones, and its labeling config."""
     # Only commands and workers need the client; the web process stays smaller.
     from backend.label_studio.client import UNLABELLED, LabelStudio
+    from backend.label_studio.tabs import tasks_in_tab
 
     size = options.limit or SAMPLE
     if size > MOST_TASKS:
@@ -112,7 +113,11 @@ def _sample(
         project = client.project(project_id)
         check_labels(project["label_config"], options.labels)
         filters = [UNLABELLED] if options.unlabelled else []
-        tasks = list(islice(client.tasks(project_id, filters=filters), _AMONG))
+        listed: Iterable[dict[str, Any]] = client.tasks(project_id, filters=filters)
+        if options.tab is not None:
+            shown = tasks_in_tab(client, project_id, options.tab)
+            listed = (task for task in listed if task["id"] in shown)
+        tasks = list(islice(listed, _AMONG))
     if not tasks:
         raise BackendError(f"Project {project_id} has no such task to look at.")
     step = max(1, len(tasks) // size)

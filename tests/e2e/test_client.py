@@ -6,8 +6,9 @@ import httpx2
 import pytest
 
 from backend.errors import LabelStudioAuthError, LabelStudioError, LabelStudioUnavailableError
+from backend.label_studio import tabs
 from backend.label_studio.auth import token_expiry
-from backend.label_studio.client import LabelStudio
+from backend.label_studio.client import LabelStudio, task_filter
 from backend.label_studio.server import LabelStudioServer, free_port
 from tests.support.annotating import AnnotatingLabelStudio
 from tests.support.images import disc_file
@@ -158,6 +159,36 @@ def test_predictions_are_pushed_found_and_deleted(
     assert [task["id"] for task in missing] == [second, third]
     label_studio.delete_prediction(stored.id)
     assert label_studio.model_versions(project.id) == {"b": 1}
+
+
+def test_a_tab_of_the_data_manager_shows_what_its_filters_say(
+    label_studio: AnnotatingLabelStudio,
+    make_project: ProjectFactory,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(tabs, "_PAGE", 2)
+    project, other = make_project(images=5), make_project(images=1)
+    first, second, third, fourth, last = project.task_ids
+    label_studio.push_predictions(
+        project.id, [prediction(first, "a"), prediction(first, "b"), prediction(last, "a")]
+    )
+    ids = [task_filter("id", "equal", "Number", id_) for id_ in (first, third, fourth)]
+    for title, conjunction, items in (
+        ("All", "and", []),
+        ("Some", "or", ids),
+        ("Predicted", "and", [task_filter("total_predictions", "greater", "Number", 0)]),
+    ):
+        label_studio.create_tab(
+            project.id,
+            {"title": title, "filters": {"conjunction": conjunction, "items": items}},
+        )
+    made = {tab["data"]["title"]: tab["id"] for tab in label_studio.tabs(project.id)}
+    assert tabs.tasks_in_tab(label_studio, project.id, made["All"]) == {*project.task_ids}
+    assert tabs.tasks_in_tab(label_studio, project.id, made["Some"]) == {first, third, fourth}
+    assert tabs.tasks_in_tab(label_studio, project.id, made["Predicted"]) == {first, last}
+    with pytest.raises(LabelStudioError, match=rf"no tab {made['Some']} .* none yet"):
+        tabs.tasks_in_tab(label_studio, other.id, made["Some"])
+    assert second not in tabs.tasks_in_tab(label_studio, project.id, made["Some"])
 
 
 def test_a_prediction_for_another_projects_task_is_refused(

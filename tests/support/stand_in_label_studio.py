@@ -34,6 +34,7 @@ class StandInLabelStudio:
         self.tasks: dict[int, Json] = {}
         self.annotations: dict[int, Json] = {}
         self.predictions: dict[int, Json] = {}
+        self.tabs: dict[int, list[int]] = {}  # the tasks that each shows
         self.images: dict[str, bytes] = {}
         self.events: list[Json] = []
         self.requests: list[str] = []
@@ -147,6 +148,8 @@ class StandInLabelStudio:
             return _json({"detail": "Not found."}, 404)
         if request.path == f"/api/projects/{self.project_id}/import/predictions":
             return self._import_predictions(request)
+        if request.path == "/api/dm/views/":
+            return _json([{"id": id_, "data": {"title": f"Tab {id_}"}} for id_ in self.tabs])
         if request.path == "/api/predictions/":
             task_id = int(request.args["task"])
             return _json([one for one in self.predictions.values() if one["task"] == task_id])
@@ -202,6 +205,11 @@ class StandInLabelStudio:
         }
 
     def _data_manager(self, request: Request) -> Json:
+        if "view" in request.args:
+            shown = self.tabs[int(request.args["view"])]
+            first = (int(request.args["page"]) - 1) * int(request.args["page_size"])
+            tasks = [{"id": id_} for id_ in shown[first : first + int(request.args["page_size"])]]
+            return {"total": len(shown), "tasks": tasks}
         query = json.loads(request.args["query"])
         rows = [self._row(task) for task in self.tasks.values()]
         if "annotations" in request.args.get("include", ""):

@@ -7,6 +7,7 @@ from flask_wtf import FlaskForm
 from werkzeug.wrappers import Response as AnyResponse
 from wtforms import BooleanField, SelectField, StringField
 from wtforms.fields import SelectChoice
+from wtforms.validators import ValidationError
 
 from backend.errors import BackendError, LabelConfigError
 from backend.labeling.config import parse_label_config
@@ -22,6 +23,11 @@ class PreannotateForm(FlaskForm):  # type: ignore[misc]
     """Which tasks; whether they can be meant is for `PreannotateOptions` to say."""
 
     limit = StringField("The first so many", description="Empty: all of them.")
+    tab = StringField(
+        "Tab of the Data Manager",
+        description="Only tasks that it shows, by its filters: the number after “tab=” in its "
+        "address. Empty: all of the project.",
+    )
     unlabelled = BooleanField("Only tasks without annotations")
     label = SelectField(
         "Labels",
@@ -29,6 +35,29 @@ class PreannotateForm(FlaskForm):  # type: ignore[misc]
         choices=[SelectChoice("", "All labels")],
         default="",
     )
+
+    def validate_limit(self, field: StringField) -> None:
+        """Refuse what is no number of tasks."""
+        _refuse(limit=_number(field.data))
+
+    def validate_tab(self, field: StringField) -> None:
+        """Refuse what is no number of a tab."""
+        _refuse(tab=_number(field.data))
+
+
+def _refuse(**options: int | None) -> None:
+    try:
+        PreannotateOptions(**options)  # type: ignore[arg-type]
+    except BackendError as error:
+        raise ValidationError(str(error)) from error
+
+
+def _number(text: str | None) -> int | None:
+    """What was typed, None for nothing; what is no number is refused like one that means none."""
+    text = (text or "").strip()
+    if not text:
+        return None
+    return int(text) if re.fullmatch("[0-9]{1,9}", text) else 0
 
 
 @blueprint.route("/preannotate/<int:project_id>", methods=["GET", "POST"])
@@ -42,19 +71,13 @@ def preannotate_project(project_id: int) -> AnyResponse | str | tuple[str, int]:
     form = PreannotateForm()
     form.label.choices += [SelectChoice(label, label) for label in _labels(project)]
     if request.method == "POST" and form.validate():
-        text = (form.limit.data or "").strip()
-        # What is no number is refused like one that counts nothing.
-        limit = int(text) if re.fullmatch("[0-9]{1,9}", text) else 0
-        try:
-            options = PreannotateOptions(
-                limit if text else None,
-                form.unlabelled.data,
-                (form.label.data,) if form.label.data else (),
-            )
-        except BackendError as error:
-            form.limit.errors = (*form.limit.errors, str(error))
-        else:
-            return _asked(project_id, options)
+        options = PreannotateOptions(
+            _number(form.limit.data),
+            form.unlabelled.data,
+            (form.label.data,) if form.label.data else (),
+            _number(form.tab.data),
+        )
+        return _asked(project_id, options)
     version = versions.in_service(services(), project_id)
     page = render_template("console/preannotate.html", project=project, version=version, form=form)
     return page, 400 if form.errors else 200

@@ -7,9 +7,10 @@ import pytest
 from flask.testing import FlaskClient
 from sqlalchemy import select
 
-from backend.errors import BackendError
+from backend.errors import BackendError, LabelStudioError
+from backend.label_studio import tabs
 from backend.people import audit
-from backend.predictions import preannotate, requests
+from backend.predictions import preannotate, preview, requests
 from backend.predictions.leased_rows import claim
 from backend.predictions.preannotate import PreannotateOptions, PreannotationProgress
 from backend.predictions.propagations import EVENT
@@ -91,6 +92,31 @@ def test_the_console_asks_for_some_of_the_tasks(stage: Stage, console: FlaskClie
     assert list(states(stage)) == [tasks[0], *tasks[2:]]
     some = ("preannotate", "console", version, "the first 2 unlabelled tasks")
     assert trail(stage) == [some, some, ("preannotate", "console", version, "all tasks")]
+
+
+def test_only_what_a_tab_of_the_data_manager_shows(
+    stage: Stage, console: FlaskClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tabs, "_PAGE", 2)
+    tasks = [stage.label_studio.add_task(b"", text="a patient") for _ in range(6)]
+    # In the tab's own order; a task stands there once for each of its predictions.
+    stage.label_studio.tabs = {31: [tasks[4], tasks[4], tasks[0], tasks[2]], 32: []}
+    for tab in ("none", "0", "-3"):
+        refused = send(console, "/preannotate/7", limit="", tab=tab)
+        assert refused.status_code == 400
+        assert "after `tab=`" in refused.text
+    done = send(console, "/preannotate/7", limit="2", tab="31")
+    assert "reads the first 2 tasks of tab 31 of project 7" in done.text
+    worker_turn(stage)
+    assert list(states(stage)) == [tasks[0], tasks[2]]
+    # A tab that is gone, or another project's, is no reason to predict everything.
+    with pytest.raises(LabelStudioError, match=r"no tab 9 .* its tabs: 31 \(Tab 31\), 32"):
+        preannotate.preannotate(stage.services, 7, PreannotateOptions(tab=9))
+    with pytest.raises(BackendError, match="no such task"):
+        preview.preview(stage.services, 7, PreannotateOptions(tab=32))
+    assert len(rows(stage)) == 2
+    report = preannotate.preannotate(stage.services, 7, PreannotateOptions(tab=32))
+    assert report.progress.total == 0
 
 
 def test_what_waits_is_cancelled_and_what_is_under_way_finishes(
