@@ -21,7 +21,7 @@ from backend.processes.queues import QueueName
 from backend.settings import Settings, get_settings
 
 if TYPE_CHECKING:
-    from backend.predictions.preannotate import PreannotateOptions
+    from backend.predictions.preannotate_options import PreannotateOptions
 
 Host = Annotated[str | None, typer.Option(help="Address to listen on.")]
 Port = Annotated[int | None, typer.Option(help="Port to listen on.")]
@@ -237,11 +237,12 @@ def preannotate(
     Example: `medsam3 preannotate 12 --preview sheet.png`
     """
     from backend.predictions import preannotate as preannotation
+    from backend.predictions.preannotate_options import EVERYTHING, PreannotateOptions
     from backend.services import open_services
 
-    options = preannotation.PreannotateOptions(limit, unlabelled, tuple(label or ()), tab)
+    options = PreannotateOptions(limit, unlabelled, tuple(label or ()), tab)
     if cancel:
-        if options != preannotation.EVERYTHING or preview is not None:
+        if options != EVERYTHING or preview is not None:
             raise BackendError("--cancel cancels all that waits: leave out the other options.")
         print_values({"cancelled": preannotation.cancel(open_services(), project)}, as_json)
         return

@@ -242,7 +242,10 @@ def _store(
                 finished_at=now(),
                 lease_until=None,
                 waits_since=None,
-                task_data=needed_later(row.task_data),
+                # Who looks at a preview needs its image, and removes the row.
+                task_data=row.task_data
+                if row.delivery == Delivery.PREVIEW
+                else needed_later(row.task_data),
                 context=None,
                 **{"error": None, **values},
             )

@@ -27,11 +27,12 @@ from backend.errors import (
     LabelStudioUnavailableError,
     QueueError,
 )
-from backend.labeling.config import quoted
 from backend.models import versions
 from backend.people import audit
 from backend.predictions.asked_labels import check_labels, without_labels
 from backend.predictions.leased_rows import claim, ours, put_back, renew
+from backend.predictions.preannotate_options import EVERYTHING, PreannotateOptions
+from backend.predictions.preview import request_sample
 from backend.predictions.requests import UNFINISHED, latest_first, request_pushes
 from backend.predictions.tables import Preannotation
 from backend.processes.counters import read_counters
@@ -50,47 +51,6 @@ RETRY_LATER_S = 30
 SETTLING_S = 5.0
 # Label Studio answers page by page, and a project may have any number of them.
 _NO_END = -1
-
-
-@dataclass(frozen=True)
-class PreannotateOptions:
-    """Which of the tasks without a prediction of the version in service to predict.
-
-    Attributes:
-        limit: the first so many, by id; None: all.
-        unlabelled: only tasks without annotations.
-        labels: only regions of these labels, by value; also for tasks whose prediction was made
-            without them, and what it has of other labels stays. Empty: all labels.
-        tab: only tasks that this tab of the Data Manager shows, by its id; None: of the project.
-
-    Raises:
-        BackendError: the limit is no number of tasks, or the tab no number of a tab.
-    """
-
-    limit: int | None = None
-    unlabelled: bool = False
-    labels: tuple[str, ...] = ()
-    tab: int | None = None
-
-    def __post_init__(self) -> None:
-        """Refuse what cannot be meant."""
-        if self.limit is not None and self.limit < 1:
-            raise BackendError("The limit is a number of tasks from 1; leave it out for all tasks.")
-        if self.tab is not None and self.tab < 1:
-            raise BackendError(
-                "A tab is named by the number in its address, after `tab=`; leave it out for all "
-                "tasks of the project."
-            )
-        object.__setattr__(self, "labels", tuple(dict.fromkeys(self.labels)))
-
-    def __str__(self) -> str:
-        which = "unlabelled tasks" if self.unlabelled else "tasks"
-        which = f"all {which}" if self.limit is None else f"the first {self.limit} {which}"
-        which = f"{which} of tab {self.tab}" if self.tab is not None else which
-        return f"{which}, only {quoted(self.labels)}" if self.labels else which
-
-
-EVERYTHING = PreannotateOptions()
 
 
 @dataclass(frozen=True)
@@ -361,6 +321,9 @@ def _ask(services: Services, row: Preannotation) -> Iterator[list[str]]:
     from backend.label_studio.tabs import tasks_in_tab
 
     project_id, options = row.project_id, PreannotateOptions(**row.options)
+    if options.sample:
+        yield request_sample(services, project_id, options, row.id)
+        return
     with LabelStudio.from_settings(services.settings) as client:
         project = client.project(project_id)
         version = versions.in_service(services, project_id)

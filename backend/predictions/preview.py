@@ -1,7 +1,8 @@
 """Preview: some tasks predicted for a sheet of pictures, before all of them are.
 
 GPU workers predict them as they do any others, first of all. Nothing goes to Label Studio, no agent
-is asked, and the rows are removed with the end of the wait.
+is asked, and the rows are removed with the end of the wait; those of the console's page, which
+nobody closes, with a later preview.
 """
 
 import time
@@ -11,20 +12,24 @@ from itertools import islice
 from typing import Any
 
 from sqlalchemy import delete, select
+from sqlalchemy.orm import Session
 
 from backend.errors import BackendError
 from backend.labeling.config import LabelConfig, parse_label_config
 from backend.models import versions
 from backend.predictions.asked_labels import check_labels
-from backend.predictions.preannotate import PreannotateOptions
+from backend.predictions.preannotate_options import PreannotateOptions
 from backend.predictions.requests import UNFINISHED, PredictRequest, request_previews
+from backend.predictions.tables import Preannotation
 from backend.services import Services
-from backend.tables import Suggestion
+from backend.tables import Delivery, Suggestion
 
 POLL_S = 0.3
 # Tasks of a preview where nobody says how many, and the first ones that it is spread over.
 SAMPLE, _AMONG = 12, 600
 MOST_TASKS = 60
+# Wishes of a project among which the latest one for a sample is looked for.
+_LOOKED_THROUGH = 50
 
 
 @dataclass(frozen=True)
@@ -76,9 +81,8 @@ def preview(
         BackendError: no such label, no task, too many tasks, or `timeout_s` went by.
         LabelStudioError: the project or its tasks cannot be read.
     """
-    tasks, xml = _sample(services, project_id, options)
+    request = _sample(services, project_id, options)
     version = versions.in_service(services, project_id)
-    request = PredictRequest(tasks, project_id, xml, labels=options.labels)
     ids = request_previews(services, request)
     try:
         rows = _finished(services, ids, on_progress, timeout_s)
@@ -90,18 +94,54 @@ def preview(
                 rows[id_].score or 0.0,
                 rows[id_].error,
             )
-            for task, id_ in zip(tasks, ids, strict=True)
+            for task, id_ in zip(request.tasks, ids, strict=True)
         )
     finally:
         with services.database.session() as session:
             session.execute(delete(Suggestion).where(Suggestion.id.in_(ids)))
-    return Preview(project_id, version, parse_label_config(xml), previewed)
+    return Preview(project_id, version, parse_label_config(request.label_config), previewed)
 
 
-def _sample(
-    services: Services, project_id: int, options: PreannotateOptions
-) -> tuple[list[dict[str, Any]], str]:
-    """Tasks of a project, spread over the first ones, and its labeling config."""
+def request_sample(
+    services: Services, project_id: int, options: PreannotateOptions, wish: str
+) -> list[str]:
+    """Have a sample predicted for the page that shows what became of a wish.
+
+    Args:
+        services, project_id, options: as for `preview`.
+        wish: id of the `Preannotation`, by which `sampled` finds the rows.
+
+    Returns:
+        Ids of the rows.
+
+    Raises:
+        BackendError, LabelStudioError: as `preview`.
+    """
+    with services.database.reading() as session:
+        there = list(session.scalars(select(Suggestion.id).where(Suggestion.request_id == wish)))
+    # A worker that died right after it wrote them down left them to recovery.
+    return there or request_previews(services, _sample(services, project_id, options), wish)
+
+
+def sampled(session: Session, project_id: int) -> tuple[Preannotation | None, list[Suggestion]]:
+    """The latest wish for a sample of a project, and its rows so far, by task."""
+    wishes = session.scalars(
+        select(Preannotation)
+        .where(Preannotation.project_id == project_id)
+        .order_by(Preannotation.created_at.desc())
+        .limit(_LOOKED_THROUGH)
+    )
+    wish = next((wish for wish in wishes if wish.options.get("sample")), None)
+    if wish is None:
+        return None, []
+    mine = select(Suggestion).where(
+        Suggestion.request_id == wish.id, Suggestion.delivery == Delivery.PREVIEW
+    )
+    return wish, list(session.scalars(mine.order_by(Suggestion.task_id)))
+
+
+def _sample(services: Services, project_id: int, options: PreannotateOptions) -> PredictRequest:
+    """Ask for tasks of a project that are spread over the first ones."""
     # Only commands and workers need the client; the web process stays smaller.
     from backend.label_studio.client import UNLABELLED, LabelStudio
     from backend.label_studio.tabs import tasks_in_tab
@@ -121,7 +161,8 @@ def _sample(
     if not tasks:
         raise BackendError(f"Project {project_id} has no such task to look at.")
     step = max(1, len(tasks) // size)
-    return tasks[::step][:size], project["label_config"]
+    config = project["label_config"]
+    return PredictRequest(tasks[::step][:size], project_id, config, labels=options.labels)
 
 
 def _finished(

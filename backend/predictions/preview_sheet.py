@@ -32,8 +32,7 @@ def save_sheet(services: Services, preview: Preview, path: Path) -> None:
     """
     from medsam3_model.errors import MedSAM3Error
 
-    labels = [label.value for label in preview.config.labels]
-    colours = {label: _COLOURS[n % len(_COLOURS)] for n, label in enumerate(labels)}
+    colours = colours_of(preview.config)
     rows = -(-len(preview.tasks) // COLUMNS)
     size = (COLUMNS * (TILE + GAP) + GAP, rows * (TILE + CAPTION + GAP) + 2 * GAP + CAPTION)
     sheet = Image.new("RGB", size, _PAPER)
@@ -45,7 +44,7 @@ def save_sheet(services: Services, preview: Preview, path: Path) -> None:
             top = GAP + CAPTION + number // COLUMNS * (TILE + CAPTION + GAP)
             error = task.error
             try:
-                picture = _picture(services, client, preview, task, colours)
+                picture = picture_of(services, client, preview.project_id, preview.config, task)
                 across, down = (TILE - side for side in picture.size)
                 sheet.paste(picture, (left + across // 2, top + down // 2))
             except (BackendError, MedSAM3Error) as failure:
@@ -79,15 +78,26 @@ def _legend(
         at += pen.textlength(text, font=font) + 2 * GAP
 
 
-def _picture(
+def colours_of(config: LabelConfig) -> dict[str, tuple[int, int, int]]:
+    """The colour of each label's regions, RGB."""
+    labels = [label.value for label in config.labels]
+    return {label: _COLOURS[n % len(_COLOURS)] for n, label in enumerate(labels)}
+
+
+def picture_of(
     services: Services,
     client: LabelStudio,
-    preview: Preview,
+    project_id: int,
+    config: LabelConfig,
     task: PreviewedTask,
-    colours: Mapping[str, tuple[int, int, int]],
 ) -> Image.Image:
-    """The image, or the page with most regions, at the size of a tile."""
-    image, page = _shown(preview.config, task)
+    """The image, or the page with most regions, at the size of a tile.
+
+    Raises:
+        LabelStudioError, ImageSourceError: the image cannot be had.
+        ImageError: it cannot be read.
+    """
+    image, page = _shown(config, task)
     references = image.references(task.data)
     if not references:
         raise ImageSourceError("the task has no image")
@@ -96,11 +106,11 @@ def _picture(
         client=client,
         settings=services.settings,
         task_id=task.task_id,
-        project_id=preview.project_id,
+        project_id=project_id,
     )
     pixels = decode(content, services.settings, task_id=task.task_id)
     here = [r for r in task.regions if (r["to_name"], r.get("item_index")) == (image.name, page)]
-    return _painted(pixels, here, colours)
+    return _painted(pixels, here, colours_of(config))
 
 
 def _shown(config: LabelConfig, task: PreviewedTask) -> tuple[ImageObject, int | None]:

@@ -19,7 +19,7 @@ from itertools import islice
 from typing import Any
 
 from redis.exceptions import RedisError
-from sqlalchemy import ColumnElement, func, select, update
+from sqlalchemy import ColumnElement, delete, func, select, update
 from sqlalchemy.orm import Session
 
 from backend.database import chunked, insert_or_ignore, now_in, retried
@@ -53,6 +53,8 @@ ARRIVES_S = 0.5
 POLL_S = 1.0
 # Tasks to be pushed whose rows are written and queued together.
 BATCH_TASKS = 200
+# Rows of a preview whose reader did not remove them are kept this long at least.
+PREVIEW_S = 3600
 # Finished rows that one job pushes.
 PUSHED_TOGETHER = 25
 
@@ -153,8 +155,16 @@ def request_pushes(
         yield ids
 
 
-def request_previews(services: Services, request: PredictRequest) -> list[str]:
-    """Have tasks predicted for somebody who looks at the answers and then removes their rows.
+def request_previews(
+    services: Services, request: PredictRequest, request_id: str | None = None
+) -> list[str]:
+    """Have tasks predicted for somebody who looks at the answers.
+
+    The rows of earlier previews of the project that are older than `PREVIEW_S` are removed.
+
+    Args:
+        services, request: see `predict`.
+        request_id: by which the rows are found; None: a new one.
 
     Returns:
         Ids of the rows, in the order of the tasks.
@@ -162,8 +172,17 @@ def request_previews(services: Services, request: PredictRequest) -> list[str]:
     Raises:
         QueueError: Redis cannot be reached; the rows are there.
     """
-    version, request_id = versions.in_service(services, request.project_id), new_id()
+    version, request_id = versions.in_service(services, request.project_id), request_id or new_id()
     began = _database_time(services)
+    with services.database.session() as session:
+        session.execute(
+            delete(Suggestion).where(
+                Suggestion.project_id == request.project_id,
+                Suggestion.delivery == Delivery.PREVIEW,
+                Suggestion.created_at < began - timedelta(seconds=PREVIEW_S),
+                Suggestion.state.not_in(UNFINISHED),
+            )
+        )
     ids = _create_rows(services, request, request_id, version, began, delivery=Delivery.PREVIEW)
     # One task per job, so that several workers take part, and before the batches that wait.
     for id_ in ids:

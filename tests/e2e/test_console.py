@@ -2,13 +2,18 @@
 
 import re
 from collections.abc import Iterator
+from dataclasses import asdict
+from datetime import timedelta
 from typing import Literal
 
+import numpy as np
 import pytest
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, Page, expect
 
 from backend.corrections.agreement import compute_agreement
+from backend.predictions.preannotate_options import PreannotateOptions
+from backend.predictions.tables import Preannotation
 from backend.services import Services
 from backend.tables import (
     Delivery,
@@ -16,11 +21,14 @@ from backend.tables import (
     Suggestion,
     SuggestionState,
     config_hash,
+    now,
 )
 from tests.support.agent_rows import RUN, add_agent_runs
 from tests.support.correction_rows import add_corrections
+from tests.support.label_configs import BRAIN_CONFIG
 from tests.support.model_rows import add_versions
 from tests.support.processes import Running, running
+from tests.support.regions import brush
 from tests.support.training_rows import add_runs
 
 PAGES = (
@@ -32,6 +40,7 @@ PAGES = (
     "/console/models/tiny-p7-new/promote/7",
     "/console/models/rollback/7",
     "/console/preannotate/7",
+    "/console/preannotate/7/sample",
     "/console/training/7",
     "/console/training/runs/running",
     "/console/agent",
@@ -54,6 +63,7 @@ def target() -> Iterator[Running]:
         compute_agreement(started.services, 7)
         add_runs(started.services)
         add_agent_runs(started.services)
+        add_sample(started.services)
         yield started
 
 
@@ -72,6 +82,36 @@ def add_failed(services: Services, task_id: int) -> None:
                 error=f"the image of task {task_id} is gone",
             )
         )
+
+
+def add_sample(services: Services) -> None:
+    """A sample that somebody asked for: one task is predicted, one failed, one waits."""
+    mask = np.zeros((512, 512), bool)
+    mask[150:350, 200:330] = True
+    hashed = config_hash(BRAIN_CONFIG)
+    states = (SuggestionState.DONE, SuggestionState.FAILED, SuggestionState.QUEUED)
+    with services.database.session() as session:
+        session.add(LabelConfigText(hash=hashed, xml=BRAIN_CONFIG))
+        options = asdict(PreannotateOptions(limit=3, sample=True))
+        session.add(Preannotation(id="sample", project_id=7, options=options, state="done"))
+        for task_id, state in enumerate(states, 201):
+            session.add(
+                Suggestion(
+                    request_id="sample",
+                    project_id=7,
+                    task_id=task_id,
+                    config_hash=hashed,
+                    task_data={"image": f"/data/upload/{task_id}.png"},
+                    model_version="tiny-1",
+                    state=state,
+                    delivery=Delivery.PREVIEW,
+                    # Not now: nobody but this test is to take it.
+                    lease_until=now() + timedelta(days=1),
+                    error="the image is gone" if state == SuggestionState.FAILED else None,
+                    result=[brush("a", mask, "Brain")] if state == SuggestionState.DONE else None,
+                    score=0.87,
+                )
+            )
 
 
 def open_console(
@@ -117,6 +157,10 @@ def test_every_page_can_be_read_by_everybody(
     for path in PAGES:
         page.goto(target.url + path)
         assert_accessible(page)
+    page.goto(f"{target.url}/console/preannotate/7/sample")
+    expect(page.get_by_text("2 of 3 are predicted")).to_be_visible()
+    picture = page.get_by_alt_text("Task 201 with the regions of its prediction")
+    expect(picture).to_have_js_property("naturalWidth", 300)
     page.goto(f"{target.url}/console/training/7")
     page.get_by_label("Schedule").fill("at dawn")
     page.get_by_role("button", name="Store the choices").click()

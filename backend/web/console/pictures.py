@@ -1,4 +1,4 @@
-"""Pictures of corrections: the suggestion and what became of it, on the image, as a small PNG.
+"""Pictures of corrections and of samples: masks on the image, as a small PNG.
 
 They show patients' images. Nothing of them is kept: not here, not by a browser. One is drawn at a
 time, so that however many a page asks for, one image is in memory.
@@ -16,7 +16,7 @@ from sqlalchemy.orm import Session
 from backend.corrections.tables import RegionMask, RegionOutcome, Revision
 from backend.errors import CorrectionsError
 from backend.services import Services
-from backend.tables import Suggestion
+from backend.tables import Delivery, LabelConfigText, Suggestion, SuggestionState
 
 if TYPE_CHECKING:
     import numpy as np
@@ -79,6 +79,31 @@ def correction_png(services: Services, revision_id: int, ordinal: int) -> bytes:
         for mask in drawn[1:]:
             corrected = corrected | mask
         return draw(image, suggested, corrected)
+
+
+def sample_png(services: Services, row_id: str) -> bytes:
+    """The picture of one task of a sample, with its regions in the colours of their labels.
+
+    Raises:
+        CorrectionsError: there is no such prediction, or no sample's.
+        LabelStudioError, ImageSourceError: the image cannot be had.
+        ImageError: it cannot be read.
+    """
+    from backend.label_studio.client import LabelStudio
+    from backend.labeling.config import parse_label_config
+    from backend.predictions.preview import PreviewedTask
+    from backend.predictions.preview_sheet import picture_of
+
+    with services.database.reading() as session:
+        row = session.get(Suggestion, row_id)
+        if row is None or row.delivery != Delivery.PREVIEW or row.state != SuggestionState.DONE:
+            raise CorrectionsError("This prediction is not kept any more.")
+        config = parse_label_config(session.get_one(LabelConfigText, row.config_hash).xml)
+    task = PreviewedTask(row.task_id or 0, row.task_data, row.result or [], row.score or 0.0, None)
+    with _one_at_a_time, LabelStudio.from_settings(services.settings) as client:
+        buffer = io.BytesIO()
+        picture_of(services, client, row.project_id, config, task).save(buffer, "PNG")
+        return buffer.getvalue()
 
 
 def draw(

@@ -1,8 +1,8 @@
-"""The page *Pre-annotate*: which tasks to predict, after a page that says what that means."""
+"""The page *Pre-annotate*: which tasks to predict, and how the answers look on a sample of them."""
 
 import re
 
-from flask import abort, flash, redirect, render_template, request, url_for
+from flask import Response, abort, flash, redirect, render_template, request, url_for
 from flask_wtf import FlaskForm
 from werkzeug.wrappers import Response as AnyResponse
 from wtforms import BooleanField, SelectField, StringField
@@ -12,11 +12,14 @@ from wtforms.validators import ValidationError
 from backend.errors import BackendError, LabelConfigError
 from backend.labeling.config import parse_label_config
 from backend.models import versions
-from backend.predictions import preannotate
-from backend.predictions.preannotate import PreannotateOptions
+from backend.predictions import preannotate, preview
+from backend.predictions.preannotate_options import PreannotateOptions
+from backend.predictions.requests import UNFINISHED
 from backend.tables import Project
 from backend.web.console.access import blueprint
-from backend.web.requests import checked_id, services
+from backend.web.console.pictures import sample_png
+from backend.web.console.shown import task_address
+from backend.web.requests import checked_id, checked_row_id, services
 
 
 class PreannotateForm(FlaskForm):  # type: ignore[misc]
@@ -76,6 +79,7 @@ def preannotate_project(project_id: int) -> AnyResponse | str | tuple[str, int]:
             form.unlabelled.data,
             (form.label.data,) if form.label.data else (),
             _number(form.tab.data),
+            sample="sample" in request.form,
         )
         return _asked(project_id, options)
     version = versions.in_service(services(), project_id)
@@ -103,5 +107,50 @@ def _labels(project: Project) -> list[str]:
 
 def _asked(project_id: int, options: PreannotateOptions) -> AnyResponse:
     preannotate.request_preannotation(services(), project_id, options)
+    if options.sample:
+        return redirect(url_for("console.preannotation_sample", project_id=project_id))
     flash(f"A worker reads {options} of project {project_id}; they show here as waiting.")
     return redirect(url_for("console.work"))
+
+
+@blueprint.get("/preannotate/<int:project_id>/sample")
+def preannotation_sample(project_id: int) -> str:
+    """The latest sample of a project, as far as it is predicted."""
+    checked_id(project_id, "project")
+    opened = services()
+    with opened.database.reading() as session:
+        project = session.get(Project, project_id)
+        if project is None:
+            abort(404, f"No project {project_id} is connected.")
+        wish, rows = preview.sampled(session, project_id)
+    addresses = {
+        row.id: task_address(opened.settings, project_id, row.task_id)
+        for row in rows
+        if row.task_id is not None
+    }
+    template = "_sample.html" if "fragment" in request.args else "sample.html"
+    return render_template(
+        f"console/{template}",
+        project=project,
+        wish=wish,
+        asked_for=PreannotateOptions(**wish.options) if wish else None,
+        rows=rows,
+        done=sum(row.state not in UNFINISHED for row in rows),
+        addresses=addresses,
+        has_pictures=opened.settings.console_gallery,
+    )
+
+
+@blueprint.get("/preannotate/pictures/<row_id>")
+def sample_picture(row_id: str) -> Response:
+    """A task of a sample with its regions; 404 where pictures are off or it is gone."""
+    from medsam3_model.errors import MedSAM3Error
+
+    if not services().settings.console_gallery:
+        abort(404, "The gallery is off.")
+    checked_row_id(row_id, "prediction")
+    try:
+        content = sample_png(services(), row_id)
+    except (BackendError, MedSAM3Error):
+        abort(404, "This picture cannot be shown.")
+    return Response(content, mimetype="image/png")

@@ -10,7 +10,7 @@ from backend.errors import BackendError
 from backend.label_studio.client import LabelStudio
 from backend.predictions import preannotate
 from backend.predictions.inference import Inference
-from backend.predictions.preannotate import PreannotateOptions
+from backend.predictions.preannotate_options import PreannotateOptions
 from backend.predictions.pushing import push
 from backend.predictions.replacing import replaced
 from backend.predictions.requests import request_pushes

@@ -12,7 +12,8 @@ from backend.label_studio import tabs
 from backend.people import audit
 from backend.predictions import preannotate, preview, requests
 from backend.predictions.leased_rows import claim
-from backend.predictions.preannotate import PreannotateOptions, PreannotationProgress
+from backend.predictions.preannotate import PreannotationProgress
+from backend.predictions.preannotate_options import PreannotateOptions
 from backend.predictions.propagations import EVENT
 from backend.predictions.recover import recover
 from backend.predictions.retry import count_failed

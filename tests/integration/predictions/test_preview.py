@@ -1,25 +1,34 @@
 """A preview: a sheet of pictures of some tasks, of which nothing is left behind."""
 
+import io
+import re
 from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
 
 import numpy as np
 import pytest
+from markupsafe import escape
 from PIL import Image
 from sqlalchemy import func, select
 
 from backend.errors import BackendError
-from backend.predictions.preannotate import PreannotateOptions
+from backend.predictions import preannotate
+from backend.predictions.preannotate_options import PreannotateOptions
 from backend.predictions.preview import preview
 from backend.predictions.preview_sheet import CAPTION, GAP, TILE, save_sheet
-from backend.services import Services
-from backend.tables import Suggestion
+from backend.predictions.requests import PREVIEW_S
+from backend.processes.queues import QueueName, queue
+from backend.services import Services, use_services
+from backend.tables import Delivery, Project, Suggestion, now
 from medsam3_model.pretraining.phantoms.phantoms import phantom
 from tests.support.commands import run
+from tests.support.console import CONSOLE, admin, browser, send
 from tests.support.images import png
 from tests.support.label_configs import DISC_AND_CUP_CONFIG
 from tests.support.processes import StartWorker
 from tests.support.stand_in_label_studio import StandInLabelStudio
+from tests.support.waiting import wait_until
 
 
 @pytest.fixture
@@ -99,3 +108,61 @@ def test_one_label_of_a_few_tasks_by_command(
     with Image.open(sheet) as opened:
         assert opened.size == (4 * (TILE + GAP) + GAP, TILE + CAPTION + 3 * GAP + CAPTION)
     assert not fundus_project.predictions
+
+
+def test_the_console_shows_a_sample_as_it_comes(
+    services: Services, fundus_project: StandInLabelStudio, start_worker: StartWorker
+) -> None:
+    page = f"{CONSOLE}/preannotate/7/sample"
+    use_services(services)
+    console = admin(services)
+    assert console.get(page).status_code == 404
+    with services.database.session() as session:
+        session.add(Project(id=7, title="Retinas", label_config=DISC_AND_CUP_CONFIG))
+    assert "No sample was asked for" in console.get(page).text
+
+    send(console, "/preannotate/7", limit="61", sample="1")
+    worker_turn(services)
+    assert "at most 60 tasks" in console.get(page).text
+    asked = send(console, "/preannotate/7", limit="", sample="1")
+    assert "A worker asks Label Studio for a sample of all tasks" in asked.text
+    worker_turn(services)
+    assert "0 of 6 are predicted" in console.get(page).text
+    start_worker("gpu")
+    wait_until(lambda: "6 of 6 are predicted" in console.get(page).text, 120)
+
+    shown = console.get(page).text
+    pictures = re.findall(r'src="([^"]+/pictures/[^"]+)"', shown)
+    assert len(pictures) == 5
+    with services.database.reading() as session:
+        (reason,) = session.scalars(select(Suggestion.error).where(Suggestion.error.is_not(None)))
+    assert str(escape(reason)) in shown
+    for address in pictures:
+        answer = console.get(address)
+        assert "no-store" in answer.headers["Cache-Control"]
+        with Image.open(io.BytesIO(answer.data)) as opened:
+            colours = np.asarray(opened.convert("RGB")).astype(int)
+        assert (np.abs(colours - (230, 159, 0)).sum(axis=-1) < 60).sum() > 20
+    assert not fundus_project.predictions
+    assert browser(services).get(pictures[0]).status_code != 200
+    assert console.get(f"{CONSOLE}/preannotate/pictures/none").status_code == 404
+
+    # What was for Label Studio is no sample, and one that nobody looks at any more makes room.
+    hidden = pictures[0].rpartition("/")[2]
+    services.database.update(Suggestion, Suggestion.id == hidden, delivery=Delivery.DELIVERED)
+    assert console.get(pictures[0]).status_code == 404
+    services.database.update(
+        Suggestion, Suggestion.id != hidden, created_at=now() - timedelta(seconds=PREVIEW_S + 1)
+    )
+    send(console, "/preannotate/7", limit="1", sample="1")
+    worker_turn(services)
+    with services.database.reading() as session:
+        assert session.scalar(select(func.count()).select_from(Suggestion)) == 2
+    use_services(None)
+
+
+def worker_turn(services: Services) -> None:
+    """The ingest worker's turn at what the console asked for."""
+    for job in queue(services.redis, QueueName.INGEST).jobs:
+        preannotate.start_preannotation(*job.args)
+        job.delete()

@@ -26,7 +26,8 @@ from sqlalchemy.exc import InterfaceError, OperationalError
 from backend.corrections.tables import Annotation, ConceptMask, Revision
 from backend.errors import QueueError
 from backend.models.promotion import promote
-from backend.predictions.preannotate import PreannotateOptions, request_preannotation
+from backend.predictions.preannotate import request_preannotation
+from backend.predictions.preannotate_options import PreannotateOptions
 from backend.processes.health import worker_signs
 from backend.processes.queues import QueueName, waiting_row_ids
 from backend.tables import (
