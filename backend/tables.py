@@ -135,6 +135,8 @@ class Suggestion(Base):
     the place of these labels' regions in the prediction that the task has of the version.
 
     `waits_since` is when its image could not be fetched for the first time, while it waits for it.
+    `delivered_at` is when it was known to be in Label Studio: who listed its task before asks for
+    nothing again.
 
     `agent_run_id` names the agent's run whose answer this is, or which asked for it (see
     `backend.predictions.agent_looks`).
@@ -177,6 +179,7 @@ class Suggestion(Base):
     agent_run_id: Mapped[str | None] = mapped_column(String(32), index=True)
     created_at: Mapped[datetime] = mapped_column(default=now)
     finished_at: Mapped[datetime | None]
+    delivered_at: Mapped[datetime | None]
 
 
 class AgentRun(Base):

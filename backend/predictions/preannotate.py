@@ -33,7 +33,12 @@ from backend.predictions.asked_labels import check_labels, without_labels
 from backend.predictions.leased_rows import claim, ours, put_back, renew
 from backend.predictions.preannotate_options import EVERYTHING, PreannotateOptions
 from backend.predictions.preview import request_sample
-from backend.predictions.requests import UNFINISHED, latest_first, request_pushes
+from backend.predictions.requests import (
+    UNFINISHED,
+    database_time,
+    latest_first,
+    request_pushes,
+)
 from backend.predictions.tables import Preannotation
 from backend.processes.counters import read_counters
 from backend.processes.leases import renewing
@@ -327,6 +332,7 @@ def _ask(services: Services, row: Preannotation) -> Iterator[list[str]]:
     with LabelStudio.from_settings(services.settings) as client:
         project = client.project(project_id)
         version = versions.in_service(services, project_id)
+        listed_at = database_time(services)
         tasks = client.tasks_without_version(project_id, version, unlabelled=options.unlabelled)
         if options.labels:
             check_labels(project["label_config"], options.labels)
@@ -339,7 +345,9 @@ def _ask(services: Services, row: Preannotation) -> Iterator[list[str]]:
             tasks = (task for task in tasks if task["id"] in shown)
         wanted, _ = latest_first(services, project_id, islice(tasks, options.limit))
         config = project["label_config"]
-        for batch in request_pushes(services, wanted, project_id, config, options.labels):
+        for batch in request_pushes(
+            services, wanted, project_id, config, options.labels, listed_at=listed_at
+        ):
             yield batch
             with services.database.session() as session:
                 state = session.scalar(

@@ -235,6 +235,9 @@ def _settle(
         )
         for row in rows:
             row.delivery, row.active_key = delivery, None
+            if delivery == Delivery.DELIVERED:
+                # In the transaction that frees the key: whoever finds it free finds this.
+                row.delivered_at = now_in(session)
             row.lease_until, row.error = None, error
             row.task_data = needed_later(row.task_data)
 

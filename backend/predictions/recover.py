@@ -188,7 +188,9 @@ def _look_after(session: Session, moment: datetime, *, can_ask: bool) -> None:
     due = (Suggestion.delivery == Delivery.ANSWERED) & (Suggestion.lease_until < moment)
     unknown = due if not can_ask else due & Suggestion.task_id.is_(None)
     session.execute(
-        update(Suggestion).where(unknown).values(delivery=Delivery.DELIVERED, active_key=None)
+        update(Suggestion)
+        .where(unknown)
+        .values(delivery=Delivery.DELIVERED, active_key=None, delivered_at=moment)
     )
     session.execute(update(Suggestion).where(due).values(delivery=Delivery.PUSHING))
 

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from backend.database import retried
+from backend.database import now_in, retried
 from backend.label_studio.client import LabelStudio, Prediction
 from backend.labeling.regions import label_values
 from backend.labeling.shapes import Region
@@ -120,4 +120,5 @@ def _has_arrived(session: Session, earlier: Suggestion, stored: list[Prediction]
     if earlier.delivery != Delivery.ANSWERED or not there:
         return False
     earlier.delivery, earlier.active_key, earlier.lease_until = Delivery.DELIVERED, None, None
+    earlier.delivered_at = now_in(session)
     return True

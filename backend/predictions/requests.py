@@ -108,7 +108,7 @@ def predict(services: Services, request: PredictRequest) -> PredictAnswer:
         # The editor says that the prompt was deleted: the suggestion goes with it.
         return PredictAnswer([{"result": [], "score": 0.0, "model_version": version}])
     deadline = time.monotonic() + services.settings.predict_budget_s
-    request_id, began = new_id(), _database_time(services)
+    request_id, began = new_id(), database_time(services)
     ids = _create_rows(services, request, request_id, version, began)
     try:
         if request.context is not None:
@@ -132,22 +132,35 @@ def request_pushes(
     project_id: int,
     label_config: str,
     labels: Sequence[str] = (),
+    *,
+    listed_at: datetime | None = None,
 ) -> Iterator[list[str]]:
     """Have tasks predicted and pushed, without waiting, batch by batch.
 
     Args:
         services, tasks, project_id, label_config, labels: see `PredictRequest`.
+        listed_at: the moment before Label Studio was asked for tasks that lack such a prediction;
+            None: they are wanted whatever they have.
 
     Yields:
-        Ids of a batch's rows, in the order of the tasks; a task that is under way keeps its row.
+        Ids of a batch's rows, in the order of the tasks; a task that is under way, or got what it
+        lacked since it was listed, keeps its row.
     """
     remaining = iter(tasks)
     while batch := list(islice(remaining, BATCH_TASKS)):
         request = PredictRequest(batch, project_id, label_config, labels=labels)
         request_id = new_id()
         version = versions.in_service(services, project_id)
-        began = _database_time(services)
-        ids = _create_rows(services, request, request_id, version, began, delivery=Delivery.PUSH)
+        began = database_time(services)
+        ids = _create_rows(
+            services,
+            request,
+            request_id,
+            version,
+            began,
+            delivery=Delivery.PUSH,
+            listed_at=listed_at,
+        )
         try:
             enqueue_chunks(services, _mine(services, request_id, ids), request_id)
         except QueueError as error:
@@ -173,7 +186,7 @@ def request_previews(
         QueueError: Redis cannot be reached; the rows are there.
     """
     version, request_id = versions.in_service(services, request.project_id), request_id or new_id()
-    began = _database_time(services)
+    began = database_time(services)
     with services.database.session() as session:
         session.execute(
             delete(Suggestion).where(
@@ -269,7 +282,8 @@ def enqueue_pushes(services: Services, ids: Sequence[str]) -> None:
 
 
 @retried
-def _database_time(services: Services) -> datetime:
+def database_time(services: Services) -> datetime:
+    """The moment by the database's clock, UTC."""
     with services.database.reading() as session:
         return now_in(session)
 
@@ -282,8 +296,12 @@ def _create_rows(
     version: str,
     moment: datetime,
     delivery: Delivery = Delivery.REPLY,
+    listed_at: datetime | None = None,
 ) -> list[str]:
-    """Insert one row per task, or find the row of a task that is under way; ids in task order."""
+    """Insert one row per task, or find the row of a task that is under way; ids in task order.
+
+    A row that was delivered after `listed_at` is as good as one that is under way.
+    """
     interactive = request.context is not None
     reply_until = moment + timedelta(seconds=services.settings.predict_budget_s + REPLY_GRACE_S)
     hashed = config_hash(request.label_config)
@@ -327,7 +345,42 @@ def _create_rows(
             named = select(Suggestion.active_key, Suggestion.id)
             rows_of_keys = session.execute(named.where(Suggestion.active_key.in_(chunk)))
             by_key.update((key, id_) for key, id_ in rows_of_keys)
+        if listed_at is not None:
+            # Read after the insertion, which waited for whoever was about to free a key.
+            by_key |= _delivered_since(session, listed_at, rows, by_key)
     return [by_key[row["active_key"]] if row["active_key"] else row["id"] for row in rows]
+
+
+def _delivered_since(
+    session: Session,
+    listed_at: datetime,
+    rows: Sequence[Mapping[str, Any]],
+    by_key: Mapping[str | None, str],
+) -> dict[str | None, str]:
+    """Remove new rows of tasks whose row was delivered since; those rows' ids by their keys."""
+    new = {row["task_id"]: row for row in rows if by_key.get(row["active_key"]) == row["id"]}
+    found: dict[str | None, str] = {}
+    removed: list[str] = []
+    for chunk in chunked(new):
+        first = new[chunk[0]]
+        delivered = session.execute(
+            select(Suggestion.id, Suggestion.task_id, Suggestion.labels).where(
+                Suggestion.project_id == first["project_id"],
+                Suggestion.task_id.in_(chunk),
+                Suggestion.delivered_at >= listed_at,
+                Suggestion.delivery == Delivery.DELIVERED,
+                Suggestion.model_version == first["model_version"],
+                Suggestion.config_hash == first["config_hash"],
+            )
+        )
+        for id_, task_id, labels in delivered:
+            row = new[task_id]
+            if (labels or None) == row["labels"] and row["active_key"] not in found:
+                found[row["active_key"]] = id_
+                removed.append(row["id"])
+    for chunk in chunked(removed):
+        session.execute(delete(Suggestion).where(Suggestion.id.in_(chunk)))
+    return found
 
 
 def _mine(services: Services, request_id: str, ids: Sequence[str]) -> list[str]:

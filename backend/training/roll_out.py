@@ -11,7 +11,7 @@ from backend.label_studio.client import UNLABELLED, LabelStudio, task_filter
 from backend.label_studio.connect import announce_version
 from backend.models.promotion import enqueue_roll_out
 from backend.predictions import acquisition
-from backend.predictions.requests import latest_first, request_pushes
+from backend.predictions.requests import database_time, latest_first, request_pushes
 from backend.services import Services, current_services
 from backend.tables import Promotion, now
 
@@ -82,9 +82,11 @@ def predict_again(services: Services, client: LabelStudio, project_id: int, vers
     The task that was predicted last is the first, because caches still hold its image.
     """
     config = client.project(project_id)["label_config"]
+    listed_at = database_time(services)
     tasks = client.tasks_without_version(project_id, version, unlabelled=True)
     ordered, before = latest_first(services, project_id, tasks)
-    count = sum(len(ids) for ids in request_pushes(services, ordered, project_id, config))
+    batches = request_pushes(services, ordered, project_id, config, listed_at=listed_at)
+    count = sum(map(len, batches))
     if before:
         log.info(
             "project %s: %s of %s tasks are predicted again, the latest first: those are the "

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from datetime import timedelta
+from functools import partial
 
 import pytest
 from flask.testing import FlaskClient
@@ -15,6 +16,7 @@ from backend.predictions.leased_rows import claim
 from backend.predictions.preannotate import PreannotationProgress
 from backend.predictions.preannotate_options import PreannotateOptions
 from backend.predictions.propagations import EVENT
+from backend.predictions.pushing import push
 from backend.predictions.recover import recover
 from backend.predictions.retry import count_failed
 from backend.predictions.tables import Preannotation
@@ -24,7 +26,7 @@ from backend.services import use_services
 from backend.tables import Delivery, Project, Suggestion, SuggestionState, now
 from tests.support.commands import run
 from tests.support.console import CONSOLE, admin, send
-from tests.support.corrections_stage import Stage
+from tests.support.corrections_stage import CONFIG, Stage
 
 
 @pytest.fixture
@@ -118,6 +120,30 @@ def test_only_what_a_tab_of_the_data_manager_shows(
     assert len(rows(stage)) == 2
     report = preannotate.preannotate(stage.services, 7, PreannotateOptions(tab=32))
     assert report.progress.total == 0
+
+
+def test_what_was_delivered_since_the_tasks_were_listed_is_not_predicted_again(
+    stage: Stage,
+) -> None:
+    for _ in range(3):
+        stage.label_studio.add_task(b"", text="a patient")
+    ask = partial(
+        requests.request_pushes, stage.services, list(stage.label_studio.tasks.values()), 7, CONFIG
+    )
+    listed_at = requests.database_time(stage.services)
+    (ids,) = ask(listed_at=listed_at)
+    done = {"state": SuggestionState.DONE, "result": []}
+    stage.services.database.update(Suggestion, Suggestion.id.in_(ids[:2]), **done)
+    push(stage.services, ids[:2])
+    assert len(stage.label_studio.predictions) == 2
+    # As who listed the tasks when they lacked it, and got to them only now.
+    assert list(ask(listed_at=listed_at)) == [ids]
+    assert len(rows(stage)) == 3
+    (of_a_label,) = ask(["Tumor"], listed_at=listed_at)
+    assert not {*of_a_label} & {*ids}
+    # Listed since, they lack it again: somebody deleted it in Label Studio.
+    (later,) = ask(listed_at=requests.database_time(stage.services))
+    assert [id_ in ids for id_ in later] == [False, False, True]
 
 
 def test_what_waits_is_cancelled_and_what_is_under_way_finishes(
