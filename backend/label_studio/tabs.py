@@ -1,9 +1,26 @@
 """Tabs of the Data Manager: which tasks one shows."""
 
+from collections.abc import Iterable
+from typing import Any
+
 from backend.errors import LabelStudioError
 from backend.label_studio.client import LabelStudio
 
 _PAGE = 1000
+
+
+def only_in_tab(
+    studio: LabelStudio, project_id: int, tab_id: int | None, tasks: Iterable[dict[str, Any]]
+) -> Iterable[dict[str, Any]]:
+    """Those of a project's tasks that a tab shows, in their order; without a tab all of them.
+
+    Raises:
+        LabelStudioError: as `tasks_in_tab`.
+    """
+    if tab_id is None:
+        return tasks
+    shown = tasks_in_tab(studio, project_id, tab_id)
+    return (task for task in tasks if task["id"] in shown)
 
 
 def tasks_in_tab(studio: LabelStudio, project_id: int, tab_id: int) -> frozenset[int]:

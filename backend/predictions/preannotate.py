@@ -323,7 +323,7 @@ def _ask(services: Services, row: Preannotation) -> Iterator[list[str]]:
     """Make rows of tasks, batch by batch, until there are no more, or the wish is not ours."""
     # Only commands and workers need the client; the web process stays smaller.
     from backend.label_studio.client import LabelStudio
-    from backend.label_studio.tabs import tasks_in_tab
+    from backend.label_studio.tabs import only_in_tab
 
     project_id, options = row.project_id, PreannotateOptions(**row.options)
     if options.sample:
@@ -340,10 +340,8 @@ def _ask(services: Services, row: Preannotation) -> Iterator[list[str]]:
             tasks = chain(
                 tasks, without_labels(services, project_id, version, options.labels, others)
             )
-        if options.tab is not None:
-            shown = tasks_in_tab(client, project_id, options.tab)
-            tasks = (task for task in tasks if task["id"] in shown)
-        wanted, _ = latest_first(services, project_id, islice(tasks, options.limit))
+        listed = islice(only_in_tab(client, project_id, options.tab, tasks), options.limit)
+        wanted, _ = latest_first(services, project_id, listed)
         config = project["label_config"]
         for batch in request_pushes(
             services, wanted, project_id, config, options.labels, listed_at=listed_at

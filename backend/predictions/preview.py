@@ -2,11 +2,11 @@
 
 GPU workers predict them as they do any others, first of all. Nothing goes to Label Studio, no agent
 is asked, and the rows are removed with the end of the wait; those of the console's page, which
-nobody closes, with a later preview.
+nobody closes, by recovery after an hour.
 """
 
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -144,7 +144,7 @@ def _sample(services: Services, project_id: int, options: PreannotateOptions) ->
     """Ask for tasks of a project that are spread over the first ones."""
     # Only commands and workers need the client; the web process stays smaller.
     from backend.label_studio.client import UNLABELLED, LabelStudio
-    from backend.label_studio.tabs import tasks_in_tab
+    from backend.label_studio.tabs import only_in_tab
 
     size = options.limit or SAMPLE
     if size > MOST_TASKS:
@@ -153,11 +153,8 @@ def _sample(services: Services, project_id: int, options: PreannotateOptions) ->
         project = client.project(project_id)
         check_labels(project["label_config"], options.labels)
         filters = [UNLABELLED] if options.unlabelled else []
-        listed: Iterable[dict[str, Any]] = client.tasks(project_id, filters=filters)
-        if options.tab is not None:
-            shown = tasks_in_tab(client, project_id, options.tab)
-            listed = (task for task in listed if task["id"] in shown)
-        tasks = list(islice(listed, _AMONG))
+        listed = client.tasks(project_id, filters=filters)
+        tasks = list(islice(only_in_tab(client, project_id, options.tab, listed), _AMONG))
     if not tasks:
         raise BackendError(f"Project {project_id} has no such task to look at.")
     step = max(1, len(tasks) // size)

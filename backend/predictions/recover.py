@@ -4,7 +4,7 @@ import logging
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from sqlalchemy import func, or_, select, update
+from sqlalchemy import delete, func, or_, select, update
 from sqlalchemy.orm import Session, load_only
 
 from backend.database import now_in
@@ -29,6 +29,8 @@ PRUNE_EVERY_S = 24 * 3600
 EVENT_SETTLING_S = 30.0
 # A row this young may belong to a request that has not enqueued its jobs yet.
 SETTLING_S = 5.0
+# Rows of a preview that nobody removed are kept this long: with them its images' addresses.
+PREVIEW_S = 3600
 _OF_A_JOB = (Suggestion.id, Suggestion.attempts, Suggestion.interactive, Suggestion.context)
 
 
@@ -55,6 +57,7 @@ def recover(services: Services) -> Repairs:
     given_up = _give_up(services)
     pushed = _push_forgotten(services)
     events = _enqueue_forgotten_events(services)
+    _remove_previews(services)
     wishes = propagations.enqueue_forgotten(services)
     rows = _orphans(services)
     if rows:
@@ -86,6 +89,20 @@ def recover(services: Services) -> Repairs:
     if repairs != Repairs():
         log.info("recovered: %s", repairs)
     return repairs
+
+
+def _remove_previews(services: Services) -> None:
+    """Remove the rows of previews that nobody looks at any more."""
+    with services.database.session() as session:
+        session.execute(
+            delete(Suggestion)
+            .where(
+                Suggestion.delivery == Delivery.PREVIEW,
+                Suggestion.state.in_(FINISHED),
+                Suggestion.created_at < now_in(session) - timedelta(seconds=PREVIEW_S),
+            )
+            .execution_options(synchronize_session=False)
+        )
 
 
 def _orphans(services: Services) -> list[Suggestion]:

@@ -53,8 +53,6 @@ ARRIVES_S = 0.5
 POLL_S = 1.0
 # Tasks to be pushed whose rows are written and queued together.
 BATCH_TASKS = 200
-# Rows of a preview whose reader did not remove them are kept this long at least.
-PREVIEW_S = 3600
 # Finished rows that one job pushes.
 PUSHED_TOGETHER = 25
 
@@ -173,8 +171,6 @@ def request_previews(
 ) -> list[str]:
     """Have tasks predicted for somebody who looks at the answers.
 
-    The rows of earlier previews of the project that are older than `PREVIEW_S` are removed.
-
     Args:
         services, request: see `predict`.
         request_id: by which the rows are found; None: a new one.
@@ -187,15 +183,6 @@ def request_previews(
     """
     version, request_id = versions.in_service(services, request.project_id), request_id or new_id()
     began = database_time(services)
-    with services.database.session() as session:
-        session.execute(
-            delete(Suggestion).where(
-                Suggestion.project_id == request.project_id,
-                Suggestion.delivery == Delivery.PREVIEW,
-                Suggestion.created_at < began - timedelta(seconds=PREVIEW_S),
-                Suggestion.state.not_in(UNFINISHED),
-            )
-        )
     ids = _create_rows(services, request, request_id, version, began, delivery=Delivery.PREVIEW)
     # One task per job, so that several workers take part, and before the batches that wait.
     for id_ in ids:

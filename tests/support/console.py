@@ -5,6 +5,8 @@ import re
 from flask.testing import FlaskClient
 from werkzeug.test import TestResponse
 
+from backend.predictions import preannotate
+from backend.processes.queues import QueueName, queue
 from backend.services import Credentials, Services
 from backend.web.app import create_app
 
@@ -36,6 +38,13 @@ def admin(services: Services) -> FlaskClient:
     client = browser(services)
     assert log_in(client, services.credentials).status_code == 302
     return client
+
+
+def worker_turn(services: Services) -> None:
+    """An ingest worker's turn at the pre-annotations that were asked for."""
+    for job in queue(services.redis, QueueName.INGEST).jobs:
+        preannotate.start_preannotation(*job.args)
+        job.delete()
 
 
 def send(client: FlaskClient, path: str, **values: object) -> TestResponse:

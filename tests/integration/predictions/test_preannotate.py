@@ -25,7 +25,7 @@ from backend.processes.redis_server import RedisServer
 from backend.services import use_services
 from backend.tables import Delivery, Project, Suggestion, SuggestionState, now
 from tests.support.commands import run
-from tests.support.console import CONSOLE, admin, send
+from tests.support.console import CONSOLE, admin, send, worker_turn
 from tests.support.corrections_stage import CONFIG, Stage
 
 
@@ -46,14 +46,6 @@ def rows(stage: Stage) -> list[Suggestion]:
 
 def states(stage: Stage) -> dict[int | None, str]:
     return {row.task_id: row.state for row in rows(stage)}
-
-
-def worker_turn(stage: Stage) -> None:
-    """The ingest worker's turn at what the console asked for."""
-    waiting = queue(stage.services.redis, QueueName.INGEST)
-    for job in waiting.jobs:
-        preannotate.start_preannotation(*job.args)
-        job.delete()
 
 
 def trail(stage: Stage) -> list[tuple[str, str, str | None, str | None]]:
@@ -83,15 +75,15 @@ def test_the_console_asks_for_some_of_the_tasks(stage: Stage, console: FlaskClie
 
     done = send(console, "/preannotate/7", limit="2", unlabelled="y")
     assert "reads the first 2 unlabelled tasks of project 7" in done.text
-    worker_turn(stage)
+    worker_turn(stage.services)
     assert states(stage) == dict.fromkeys(tasks[2:4], SuggestionState.QUEUED)
     assert {row.delivery for row in rows(stage)} == {Delivery.PUSH}
     # Once more: what is under way is not asked for twice.
     send(console, "/preannotate/7", limit="2", unlabelled="y")
-    worker_turn(stage)
+    worker_turn(stage.services)
     assert len(rows(stage)) == 2
     send(console, "/preannotate/7", limit="")
-    worker_turn(stage)
+    worker_turn(stage.services)
     assert list(states(stage)) == [tasks[0], *tasks[2:]]
     some = ("preannotate", "console", version, "the first 2 unlabelled tasks")
     assert trail(stage) == [some, some, ("preannotate", "console", version, "all tasks")]
@@ -110,7 +102,7 @@ def test_only_what_a_tab_of_the_data_manager_shows(
         assert "after `tab=`" in refused.text
     done = send(console, "/preannotate/7", limit="2", tab="31")
     assert "reads the first 2 tasks of tab 31 of project 7" in done.text
-    worker_turn(stage)
+    worker_turn(stage.services)
     assert list(states(stage)) == [tasks[0], tasks[2]]
     # A tab that is gone, or another project's, is no reason to predict everything.
     with pytest.raises(LabelStudioError, match=r"no tab 9 .* its tabs: 31 \(Tab 31\), 32"):
@@ -151,7 +143,7 @@ def test_what_waits_is_cancelled_and_what_is_under_way_finishes(
 ) -> None:
     tasks = [stage.label_studio.add_task(b"", text="a patient") for _ in range(6)]
     send(console, "/preannotate/7", limit="")
-    worker_turn(stage)
+    worker_turn(stage.services)
     ids = [row.id for row in rows(stage)]
     assert claim(stage.services, Suggestion, ids[:1])
     with stage.services.database.session() as session:
@@ -163,7 +155,7 @@ def test_what_waits_is_cancelled_and_what_is_under_way_finishes(
     # Asked for before it is cancelled, and not begun: that is cancelled as well.
     send(console, "/preannotate/7", limit="6")
     assert "2 waiting tasks are cancelled" in send(console, "/preannotate/7/cancel").text
-    worker_turn(stage)
+    worker_turn(stage.services)
     queued, cancelled = SuggestionState.QUEUED, SuggestionState.CANCELLED
     assert list(states(stage).values()) == [
         SuggestionState.RUNNING,
@@ -181,7 +173,7 @@ def test_what_waits_is_cancelled_and_what_is_under_way_finishes(
 
     # Cancelled is not for ever.
     send(console, "/preannotate/7", limit="")
-    worker_turn(stage)
+    worker_turn(stage.services)
     assert [row.state for row in rows(stage) if row.task_id == tasks[5]].count(queued) == 1
     redis_server.stop()
     assert "tasks are cancelled" in send(console, "/preannotate/7/cancel").text
@@ -212,7 +204,7 @@ def test_a_wish_is_not_lost_with_redis(
     assert recover(stage.services).preannotations == 0, "its job may be on the way"
     age(stage)
     assert [recover(stage.services).preannotations for _ in range(2)] == [1, 0]
-    worker_turn(stage)
+    worker_turn(stage.services)
     assert list(states(stage).values()) == [SuggestionState.QUEUED]
     assert (wish(stage).state, wish(stage).error) == (SuggestionState.DONE, None)
     assert recover(stage.services).preannotations == 0
@@ -232,7 +224,7 @@ def test_a_wish_whose_worker_died_is_gone_on_with(stage: Stage, console: FlaskCl
     dead = now() - timedelta(seconds=1)
     age(stage, lease_until=dead)
     assert recover(stage.services).preannotations == 1
-    worker_turn(stage)
+    worker_turn(stage.services)
     assert (len(rows(stage)), wish(stage).state) == (1, SuggestionState.DONE)
     age(stage, state=SuggestionState.RUNNING, lease_until=dead, attempts=row.attempts + 2)
     assert recover(stage.services).preannotations == 0
@@ -265,11 +257,11 @@ def test_a_worker_that_is_told_to_stop_leaves_the_rest_of_a_wish(
     send(console, "/preannotate/7", limit="")
     with monkeypatch.context() as told:
         told.setattr(preannotate.stopping, "is_set", lambda: True)
-        worker_turn(stage)
+        worker_turn(stage.services)
     assert (len(rows(stage)), wish(stage).state) == (1, SuggestionState.QUEUED)
     age(stage)
     assert recover(stage.services).preannotations == 1
-    worker_turn(stage)
+    worker_turn(stage.services)
     assert (len(rows(stage)), wish(stage).state) == (3, SuggestionState.DONE)
 
 
@@ -279,13 +271,13 @@ def test_a_failed_task_whose_retry_is_cancelled_is_still_failed(
     stage.label_studio.add_task(b"", text="a patient")
     for _ in range(2):
         send(console, "/preannotate/7", limit="")
-        worker_turn(stage)
+        worker_turn(stage.services)
         with stage.services.database.session() as session:
             for row in session.scalars(select(Suggestion).where(Suggestion.error.is_(None))):
                 row.state, row.delivery, row.active_key = SuggestionState.FAILED, "none", None
                 row.error = "no image"
     send(console, "/preannotate/7", limit="")
-    worker_turn(stage)
+    worker_turn(stage.services)
     send(console, "/preannotate/7/cancel")
     with stage.services.database.reading() as session:
         assert count_failed(session) == {7: 1}

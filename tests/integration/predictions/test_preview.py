@@ -13,17 +13,15 @@ from PIL import Image
 from sqlalchemy import func, select
 
 from backend.errors import BackendError
-from backend.predictions import preannotate
 from backend.predictions.preannotate_options import PreannotateOptions
 from backend.predictions.preview import preview
 from backend.predictions.preview_sheet import CAPTION, GAP, TILE, save_sheet
-from backend.predictions.requests import PREVIEW_S
-from backend.processes.queues import QueueName, queue
+from backend.predictions.recover import PREVIEW_S, recover
 from backend.services import Services, use_services
 from backend.tables import Delivery, Project, Suggestion, now
 from medsam3_model.pretraining.phantoms.phantoms import phantom
 from tests.support.commands import run
-from tests.support.console import CONSOLE, admin, browser, send
+from tests.support.console import CONSOLE, admin, browser, send, worker_turn
 from tests.support.images import png
 from tests.support.label_configs import DISC_AND_CUP_CONFIG
 from tests.support.processes import StartWorker
@@ -144,7 +142,7 @@ def test_the_console_shows_a_sample_as_it_comes(
             colours = np.asarray(opened.convert("RGB")).astype(int)
         assert (np.abs(colours - (230, 159, 0)).sum(axis=-1) < 60).sum() > 20
     assert not fundus_project.predictions
-    assert browser(services).get(pictures[0]).status_code != 200
+    assert "/console/login" in browser(services).get(pictures[0]).headers["Location"]
     assert console.get(f"{CONSOLE}/preannotate/pictures/none").status_code == 404
 
     # What was for Label Studio is no sample, and one that nobody looks at any more makes room.
@@ -154,15 +152,8 @@ def test_the_console_shows_a_sample_as_it_comes(
     services.database.update(
         Suggestion, Suggestion.id != hidden, created_at=now() - timedelta(seconds=PREVIEW_S + 1)
     )
-    send(console, "/preannotate/7", limit="1", sample="1")
-    worker_turn(services)
+    recover(services)
     with services.database.reading() as session:
-        assert session.scalar(select(func.count()).select_from(Suggestion)) == 2
+        assert list(session.scalars(select(Suggestion.id))) == [hidden]
+    assert "not kept any more" in console.get(page).text
     use_services(None)
-
-
-def worker_turn(services: Services) -> None:
-    """The ingest worker's turn at what the console asked for."""
-    for job in queue(services.redis, QueueName.INGEST).jobs:
-        preannotate.start_preannotation(*job.args)
-        job.delete()

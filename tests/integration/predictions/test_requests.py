@@ -1,7 +1,7 @@
 """/predict through a real queue and a real worker: in time, late, dead workers, dead Redis."""
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from datetime import timedelta
 from functools import partial
 from typing import Any
@@ -171,36 +171,47 @@ def test_a_killed_worker_loses_nothing(
         assert metric(web, "medsam3_stage_seconds_sum", stage=stage) > 0, stage
 
 
-def test_a_worker_that_is_told_to_stop_ends_its_task_and_leaves_the_rest_to_another(
+class SlowImages:
+    """A server of images that answers when it may; `asked_for` are the images so far."""
+
+    def __init__(self) -> None:
+        self.asked_for: set[str] = set()
+        self.may_go_on = threading.Event()
+        slow = self
+
+        class Answering(Handler):
+            def answer(self) -> None:
+                slow.asked_for.add(self.path)
+                slow.may_go_on.wait(60)
+                self.send(200, {"Content-Type": "image/png"}, ellipse_file(0, 96, 128))
+
+        self.handler = Answering
+
+
+def tasks_with_images(numbers: Iterable[int]) -> list[dict[str, Any]]:
+    return [{"id": number, "data": {"image": f"/data/upload/7/{number}.png"}} for number in numbers]
+
+
+def test_a_worker_that_is_told_to_stop_ends_what_it_began_and_leaves_the_rest_to_another(
     services: Services, start_worker: StartWorker
 ) -> None:
     # So long that nobody takes what is still called under way.
     services.settings.lease_s = 300
-    asked_for, may_go_on = threading.Event(), threading.Event()
-
-    class SlowImages(Handler):
-        def answer(self) -> None:
-            asked_for.set()
-            may_go_on.wait(60)
-            self.send(200, {"Content-Type": "image/png"}, ellipse_file(0, 96, 128))
-
-    with HttpServer(SlowImages) as label_studio:
+    chunk, images = tasks_with_images(range(services.settings.chunk_tasks)), SlowImages()
+    with HttpServer(images.handler) as label_studio:
         services.settings.label_studio_url = label_studio.url
-        chunk = [
-            {"id": number, "data": {"image": f"/data/upload/7/{number}.png"}}
-            for number in range(services.settings.chunk_tasks)
-        ]
         list(request_pushes(services, chunk, 7, BRAIN_CONFIG))
         told = start_worker()
-        assert asked_for.wait(120)
+        wait_until(lambda: images.asked_for, 120)
         told.process.terminate()
-        may_go_on.set()
+        images.may_go_on.set()
         assert told.process.wait(60) == 0
         done = Suggestion.state == SuggestionState.DONE
-        finished = count(services, done)
-        assert 1 <= finished <= MOST_AT_ONCE, "the tasks at hand"
+        begun = len(images.asked_for)
+        assert 1 <= begun <= MOST_AT_ONCE
+        assert count(services, done) == begun, "what was begun, and nothing else"
         # Nobody else was there who could have found it: a worker that waits takes it at once.
-        assert len(waiting_row_ids(services.redis, QueueName.GPU)) == len(chunk) - finished
+        assert len(waiting_row_ids(services.redis, QueueName.GPU)) == len(chunk) - begun
         start_worker()
         wait_until(lambda: count(services, done) == len(chunk))
     assert count(services, Suggestion.attempts == 1) == len(chunk), "nobody lost a try"
@@ -209,27 +220,15 @@ def test_a_worker_that_is_told_to_stop_ends_its_task_and_leaves_the_rest_to_anot
 def test_a_prompt_waits_for_the_tasks_at_hand_and_not_for_their_chunk(
     services: Services, start_worker: StartWorker
 ) -> None:
-    asked_for, may_go_on = threading.Event(), threading.Event()
-
-    class SlowImages(Handler):
-        def answer(self) -> None:
-            asked_for.set()
-            may_go_on.wait(60)
-            self.send(200, {"Content-Type": "image/png"}, ellipse_file(0, 96, 128))
-
-    def chunk(numbers: range) -> list[dict[str, Any]]:
-        return [
-            {"id": number, "data": {"image": f"/data/upload/7/{number}.png"}} for number in numbers
-        ]
-
-    size = services.settings.chunk_tasks
-    with HttpServer(SlowImages) as label_studio:
+    size, images = services.settings.chunk_tasks, SlowImages()
+    assert size > MOST_AT_ONCE
+    with HttpServer(images.handler) as label_studio:
         services.settings.label_studio_url = label_studio.url
-        list(request_pushes(services, chunk(range(size)), 7, BRAIN_CONFIG))
+        list(request_pushes(services, tasks_with_images(range(size)), 7, BRAIN_CONFIG))
         start_worker()
-        assert asked_for.wait(120)
-        request_previews(services, PredictRequest(chunk(range(90, 91)), 7, BRAIN_CONFIG))
-        may_go_on.set()
+        wait_until(lambda: images.asked_for, 120)
+        request_previews(services, PredictRequest(tasks_with_images([90]), 7, BRAIN_CONFIG))
+        images.may_go_on.set()
         wait_until(lambda: count(services, Suggestion.state == SuggestionState.DONE) == size + 1)
     with services.database.reading() as session:
         order = list(session.scalars(select(Suggestion.task_id).order_by(Suggestion.finished_at)))
