@@ -138,6 +138,33 @@ def sync(
         )
 
 
+@corrections.command("write-facts")
+def write_facts(
+    project: Annotated[int, typer.Option(help="The Label Studio project.")],
+    as_json: AsJson = False,
+) -> None:
+    """Write what is known of each task into its meta in Label Studio, to filter and export by.
+
+    `medsam3_split`, `medsam3_outcome` and `medsam3_disagreement`; a repeated call brings them up to
+    date.
+
+    Example: `medsam3 corrections write-facts --project 3`
+    """
+    from backend.corrections.task_facts import write_facts as write
+    from backend.label_studio.client import LabelStudio
+
+    with (
+        _services() as services,
+        LabelStudio.from_settings(services.settings) as studio,
+        progress_bar("Writing", quiet=as_json) as show,
+    ):
+        written = write(services, studio, project, show)
+    if as_json:
+        print_json({"project": project, **asdict(written)})
+    else:
+        typer.echo(f"{written.tasks} tasks with facts, {written.changed} changed in Label Studio")
+
+
 @corrections.command()
 def forget(
     task: Annotated[int | None, typer.Option(help="One task, of `--project`.")] = None,

@@ -137,12 +137,28 @@ class TaskAnnotations:
 
 
 def compute_agreement(services: Services, project_id: int) -> Agreement:
-    """The agreement in a project now; it is kept for `kept_agreement`."""
+    """The agreement in a project now; it is kept as an `AgreementReport`."""
+    with services.database.reading() as session:
+        stamp = current_stamp(session, project_id)
+    found = _tally(services, project_id).result(project_id)
+    with services.database.session() as session:
+        row = session.get(AgreementReport, project_id) or AgreementReport(project_id=project_id)
+        row.stamp, row.report, row.computed_at = stamp, asdict(found), now()
+        session.add(row)
+    return found
+
+
+def task_dice(services: Services, project_id: int) -> dict[int, float]:
+    """The mean Dice of every task's annotators, by its id, for the tasks that can be compared."""
+    return _tally(services, project_id).by_task
+
+
+def _tally(services: Services, project_id: int) -> "Tally":
+    """Compare all that several people annotated."""
     from backend.corrections.mask_store import MaskStore
 
     masks = MaskStore(services.settings.storage)
     with services.database.reading() as session:
-        stamp = current_stamp(session, project_id)
         revisions = _compared_revisions(session, project_id)
     tally = Tally()
     for start in range(0, len(revisions), _TASKS_TOGETHER):
@@ -153,12 +169,7 @@ def compute_agreement(services: Services, project_id: int) -> Agreement:
         for task in tasks:
             tally.add(task, shared)
         _keep(services, shared.new)
-    found = tally.result(project_id)
-    with services.database.session() as session:
-        row = session.get(AgreementReport, project_id) or AgreementReport(project_id=project_id)
-        row.stamp, row.report, row.computed_at = stamp, asdict(found), now()
-        session.add(row)
-    return found
+    return tally
 
 
 def compute_job(ids: Sequence[str]) -> None:
@@ -281,7 +292,7 @@ class Tally:
     tasks: int = 0
     left_out: int = 0
     gold_tasks: int = 0
-    scores: list[float] = field(default_factory=list)
+    by_task: dict[int, float] = field(default_factory=dict)
     by_label: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
     by_pair: dict[tuple[int, int], list[float]] = field(default_factory=lambda: defaultdict(list))
     by_annotator: dict[int, list[float]] = field(default_factory=lambda: defaultdict(list))
@@ -337,7 +348,7 @@ class Tally:
             means = {label: fmean(values) for label, values in of_task.items()}
             worst = min(means, key=lambda label: (means[label], label))
             score = fmean(means.values())
-            self.scores.append(score)
+            self.by_task[task.task_id] = score
             if score < 1:
                 self.disputed.append(
                     DisputedTask(task.task_id, len(task.by_annotator), score, worst, means[worst])
@@ -368,7 +379,7 @@ class Tally:
             tasks=self.tasks,
             left_out=self.left_out,
             gold_tasks=self.gold_tasks,
-            dice=_mean(self.scores),
+            dice=_mean(list(self.by_task.values())),
             alpha=nominal_alpha(unit for of_label in units.values() for unit in of_label),
             labels=[
                 LabelAgreement(

@@ -15,7 +15,9 @@ from backend.corrections.mask_store import MaskStore
 from backend.corrections.revisions import current_state, history
 from backend.corrections.submissions import read_annotation
 from backend.corrections.sync import sync_project
+from backend.corrections.task_facts import FactsWritten, write_facts
 from backend.database import Database
+from backend.label_studio.client import task_filter
 from backend.label_studio.connect import connect
 from backend.label_studio.server import LabelStudioServer
 from backend.labeling.region_masks import region_mask
@@ -200,6 +202,36 @@ def test_one_sync_brings_in_a_project_that_was_never_heard_of(
         assert sync_project(ingest, made.id).repaired == 0
         label_studio.delete(f"/api/projects/{made.id}/")
         assert sync_project(ingest, made.id).deleted == 2
+    services.close()
+
+
+def test_facts_are_written_into_the_tasks_meta(
+    make_project: ProjectFactory, label_studio: AnnotatingLabelStudio, settings: Settings
+) -> None:
+    made = make_project(images=3)
+    first, second, third = made.task_ids
+    label_studio.create_annotation(first, [drawn("a", 1)])
+    gone = label_studio.create_annotation(second, [drawn("b", 2)])
+    label_studio.patch(f"/api/tasks/{first}/", {"meta": {"scanner": "A"}})
+    services = open_services(settings)
+
+    def write() -> FactsWritten:
+        with open_ingest(services) as ingest:
+            sync_project(ingest, made.id)
+        return write_facts(services, label_studio, made.id)
+
+    assert write() == FactsWritten(tasks=2, changed=2)
+    meta = label_studio.task(first)["meta"]
+    assert meta.pop("medsam3_split") in ("train", "val")
+    assert meta == {"scanner": "A", "medsam3_outcome": "added"}
+    added = task_filter("meta", "contains", "String", "added")
+    assert [task["id"] for task in label_studio.tasks(made.id, filters=[added])] == [first, second]
+
+    assert write() == FactsWritten(tasks=2, changed=0)
+    label_studio.delete(f"/api/annotations/{gone['id']}/")
+    assert write() == FactsWritten(tasks=1, changed=1)
+    assert not label_studio.task(second)["meta"]
+    assert not label_studio.task(third)["meta"]
     services.close()
 
 

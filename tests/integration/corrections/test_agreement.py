@@ -12,7 +12,9 @@ from sqlalchemy import func, select
 from backend.corrections.agreement import compute_agreement, compute_job, nominal_alpha
 from backend.corrections.privacy import forget
 from backend.corrections.tables import AgreementReport, MaskOverlap
+from backend.corrections.task_facts import task_facts
 from backend.services import use_services
+from medsam3_model.data.samples import split_of_group
 from tests.support.corrections_stage import HEIGHT, WIDTH, Stage, brush, image_file
 
 ANNA, BEN, CLEO = 1, 2, 3
@@ -104,6 +106,28 @@ def test_agreement_equals_what_is_computed_by_hand(
     with stage.services.database.reading() as session:
         row = session.get_one(AgreementReport, 7)
     assert row.report["tasks"] == 2
+
+
+def test_facts_of_a_task_are_split_outcomes_and_disagreement(stage: Stage) -> None:
+    shared, alone, skipped = (
+        stage.label_studio.add_task(image_file(seed), group="patient 1") for seed in range(3)
+    )
+    stage.suggest(shared, [brush("p", strip(0, 10))])
+    stage.label_studio.annotate(shared, [brush("p", strip(0, 10))], completed_by=ANNA)
+    stage.label_studio.annotate(shared, [brush("p", strip(0, 20))], completed_by=BEN)
+    annotate(stage, alone, ANNA, {})
+    annotate(stage, skipped, ANNA, {"Cyst": (0, 10)}, was_cancelled=True)
+    stage.hear_all()
+
+    split = split_of_group("patient 1")
+    assert task_facts(stage.services, 7) == {
+        shared: {
+            "medsam3_split": split,
+            "medsam3_outcome": "accepted, edited",
+            "medsam3_disagreement": pytest.approx(1 / 3, abs=0.001),
+        },
+        alone: {"medsam3_split": split},
+    }
 
 
 def test_alpha_is_that_of_another_library() -> None:
