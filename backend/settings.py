@@ -233,6 +233,12 @@ class Settings(BaseSettings):
     embedding_disk_mb: int = Field(
         20480, ge=0, description="Disk for image embeddings below the data folder."
     )
+    embedding_store_url: str | None = Field(
+        None,
+        description="fsspec URL (folder or s3://bucket/prefix) of image embeddings that all "
+        "machines share, behind each one's disk; empty: none.",
+        examples=["s3://bucket/embeddings"],
+    )
 
     train_after_corrections: int = Field(
         0, ge=0, description="New corrections of a project that start a training run; 0: never."
@@ -442,7 +448,7 @@ class Settings(BaseSettings):
                 raise ValueError("it must be a URL that begins with postgresql:// or sqlite:///")
         return value
 
-    @field_validator("storage_url")
+    @field_validator("storage_url", "embedding_store_url")
     @classmethod
     def _is_storage(cls, value: str | None) -> str | None:
         if value and "://" in value:

@@ -7,6 +7,7 @@ MedSAM3Error                    also: no such device, or another process ended a
 │   └── ImageTooLargeError      it has more pixels or bytes than the limits allow
 ├── PromptError                 a prompt cannot be answered by this model
 ├── ModelMemoryError            memory ran out even for one image; the model stays usable
+├── EmbeddingStoreError         the shared store of embeddings does not answer
 └── DatasetError                images and masks are not as documented, or are missing
 
 A slip in the calling program (a share outside 0 to 1, lists of different lengths) is a ValueError.
@@ -39,6 +40,10 @@ class PromptError(MedSAM3Error):
 
 class ModelMemoryError(MedSAM3Error):
     """Memory ran out even for a single image; the model itself stays usable."""
+
+
+class EmbeddingStoreError(MedSAM3Error):
+    """The shared store of embeddings does not answer; answers do not depend on it."""
 
 
 class DatasetError(MedSAM3Error):

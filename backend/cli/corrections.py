@@ -180,6 +180,7 @@ def forget(
     """
     from backend.corrections.mask_store import MaskStore
     from backend.corrections.privacy import forget as remove
+    from backend.models.encoding import embedding_places
 
     if project is None:
         raise CorrectionsError("say which: --project ID, or --project ID --task ID")
@@ -190,7 +191,7 @@ def forget(
         removed = remove(
             services.database,
             MaskStore(services.settings.storage),
-            services.settings.embedding_dir,
+            embedding_places(services.settings),
             project_id=project,
             task_id=task,
         )

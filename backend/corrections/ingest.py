@@ -51,6 +51,7 @@ from backend.errors import (
     unforeseen,
 )
 from backend.label_studio.client import LabelStudio
+from backend.models.encoding import embedding_places
 from backend.processes.memory import OUT_OF_MEMORY, ran_out_of_memory
 from backend.services import Services
 from backend.settings import Settings
@@ -241,7 +242,8 @@ class Ingest:
                 write_down(session, hashes.values())
         if unwanted:
             # Forgotten while it was read: what was written here must go too.
-            finish_removals(self.database, self.masks, self.settings.embedding_dir, Removed())
+            places = embedding_places(self.settings)
+            finish_removals(self.database, self.masks, places, Removed())
         return changed
 
     def _images(

@@ -9,8 +9,7 @@ import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
-from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from sqlalchemy import ColumnElement, CursorResult, delete, exists, func, select, update
 from sqlalchemy.orm import InstrumentedAttribute, Session
@@ -34,6 +33,7 @@ from backend.corrections.tables import (
     Revision,
 )
 from backend.database import MOST_VALUES, Database, chunked, insert_or_ignore
+from backend.errors import StorageUnavailableError
 from backend.people import audit
 from backend.tables import (
     AgentPicture,
@@ -48,6 +48,9 @@ from backend.tables import (
     now,
 )
 from backend.volumes.tables import Stack
+
+if TYPE_CHECKING:
+    from medsam3_model.embeddings.embedding_cache import EmbeddingPlaces
 
 _MASK, _EMBEDDING = "mask", "embedding"
 # Seconds for which files are removed in one transaction, which every other writer waits for.
@@ -78,7 +81,7 @@ class Removed:
 def forget(
     database: Database,
     masks: MaskStore,
-    embedding_folder: Path,
+    embeddings: "EmbeddingPlaces",
     *,
     project_id: int,
     task_id: int | None = None,
@@ -128,11 +131,13 @@ def forget(
             removed.events += _delete(session, Event, Event.id.in_(chunk))
         if task_id is None:
             _delete(session, ProjectRecord, ProjectRecord.project_id == project_id)
-    finish_removals(database, masks, embedding_folder, removed)
+    finish_removals(database, masks, embeddings, removed)
     return removed
 
 
-def retain(database: Database, masks: MaskStore, embedding_folder: Path, *, days: int) -> Removed:
+def retain(
+    database: Database, masks: MaskStore, embeddings: "EmbeddingPlaces", *, days: int
+) -> Removed:
     """Remove versions that were replaced, and deleted annotations, taken in before `days` days.
 
     Predictions of that age that nobody got, and what agents did, go, too. What a dataset version
@@ -160,7 +165,7 @@ def retain(database: Database, masks: MaskStore, embedding_folder: Path, *, days
             session, AgentRun.finished_at < now() - timedelta(days=days)
         )
         removed.suggestions = _remove_undelivered(session, days)
-    finish_removals(database, masks, embedding_folder, removed)
+    finish_removals(database, masks, embeddings, removed)
     return removed
 
 
@@ -190,7 +195,7 @@ def _remove_undelivered(session: Session, days: int) -> int:
 
 
 def finish_removals(
-    database: Database, masks: MaskStore, embedding_folder: Path, removed: Removed
+    database: Database, masks: MaskStore, embeddings: "EmbeddingPlaces", removed: Removed
 ) -> None:
     """Remove the files that are written down to go and that nothing names any more.
 
@@ -198,7 +203,7 @@ def finish_removals(
     """
     while _remove_masks(database, masks, removed):
         time.sleep(PAUSE_S)
-    _remove_embeddings(database, embedding_folder, removed)
+    _remove_embeddings(database, embeddings, removed)
 
 
 def _remove_masks(database: Database, masks: MaskStore, removed: Removed) -> bool:
@@ -228,9 +233,9 @@ def _remove_masks(database: Database, masks: MaskStore, removed: Removed) -> boo
     return len(done) < len(names) or len(names) == MOST_VALUES
 
 
-def _remove_embeddings(database: Database, folder: Path, removed: Removed) -> None:
+def _remove_embeddings(database: Database, embeddings: "EmbeddingPlaces", removed: Removed) -> None:
     """Remove cached embeddings: no lock is held, because one that is needed is made again."""
-    from medsam3_model.embedding_cache import remove_embeddings
+    from medsam3_model.errors import EmbeddingStoreError
 
     with database.reading() as session:
         hashes = session.scalars(select(Removal.name).where(Removal.kind == _EMBEDDING)).all()
@@ -243,7 +248,13 @@ def _remove_embeddings(database: Database, folder: Path, removed: Removed) -> No
             free = set(chunk) - _named(session, chunk, Image.hash)
             _delete(session, ImageVector, ImageVector.image_hash.in_(free))
             gone |= free
-    files, size = remove_embeddings(folder, gone)
+    try:
+        files, size = embeddings.remove(gone)
+    except EmbeddingStoreError as error:
+        raise StorageUnavailableError(
+            f"{error}: check MEDSAM3_EMBEDDING_STORE_URL, and that it answers; what is left goes "
+            "by itself once it does."
+        ) from error
     removed.embeddings += files
     removed.embedding_bytes += size
     for chunk in chunked(hashes):

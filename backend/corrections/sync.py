@@ -25,7 +25,7 @@ from sqlalchemy.exc import InterfaceError, OperationalError
 
 from backend.corrections import events, store
 from backend.corrections.ingest import Hint, Ingest, open_ingest
-from backend.corrections.privacy import retain
+from backend.corrections.privacy import Removed, finish_removals, retain
 from backend.corrections.source import AnnotatedTask, between, changed_since
 from backend.corrections.sync_report import SyncReport
 from backend.corrections.tables import Annotation, AnnotationState, Forgotten, ProjectRecord
@@ -39,6 +39,7 @@ from backend.errors import (
     Trouble,
 )
 from backend.label_studio.connect import switch_on_webhooks
+from backend.models.encoding import embedding_places
 from backend.people import audit
 from backend.processes.health import note_round
 from backend.services import Services, current_services
@@ -102,9 +103,12 @@ def keep_up(services: Services) -> None:
                 log.warning("project %s was not synced: %s", project_id, error)
             except Exception:
                 log.exception("project %s was not synced", project_id)
+        places = embedding_places(settings)
         if settings.retention_days is not None:
-            embeddings, days = settings.embedding_dir, settings.retention_days
-            retain(services.database, ingest.masks, embeddings, days=days)
+            retain(services.database, ingest.masks, places, days=settings.retention_days)
+        else:
+            # What a removal left behind that could not reach a store.
+            finish_removals(services.database, ingest.masks, places, Removed())
         ingest.masks.remove_drafts()
         remove_drafts(settings.data_dir)
     with services.database.session() as session:

@@ -6,7 +6,7 @@ It changes nothing, starts nothing and imports no torch.
 from contextlib import closing
 
 from backend.doctor.agent import check_agent
-from backend.doctor.caches import check_caches, check_embedding_room
+from backend.doctor.caches import check_caches, check_embedding_room, check_embedding_store
 from backend.doctor.check import Check, Status
 from backend.doctor.database import (
     check_events,
@@ -35,8 +35,8 @@ def run_checks(settings: Settings) -> list[Check]:
         check_web(settings),
         check_caches(settings),
     ]
-    if (agent := check_agent(settings)) is not None:
-        checks.append(agent)
+    optional = (check_embedding_store(settings), check_agent(settings))
+    checks += [check for check in optional if check is not None]
     with closing(connect_redis(settings)) as redis:
         checks.append(check_redis(settings, redis))
         if checks[-1].status is not Status.FAIL:

@@ -57,6 +57,12 @@ def check_embedding_room(settings: Settings, database: Database) -> Check:
     fits = f"{tasks} tasks × {entry_bytes / 2**20:.2f} MB = {needed_mb} MB"
     if needed_mb <= settings.embedding_disk_mb:
         return ok("embeddings", f"{fits}, which fit into {settings.embedding_disk_mb} MB")
+    if settings.embedding_store_url:
+        return ok(
+            "embeddings",
+            f"{fits}; what {settings.embedding_disk_mb} MB of disk do not hold is read from the "
+            "shared store",
+        )
     return warn(
         "embeddings",
         f"{fits}, but MEDSAM3_EMBEDDING_DISK_MB is {settings.embedding_disk_mb}: "
@@ -64,6 +70,24 @@ def check_embedding_room(settings: Settings, database: Database) -> Check:
         "each time that all are predicted",
         f"set MEDSAM3_EMBEDDING_DISK_MB={needed_mb} where the disk has room",
     )
+
+
+def check_embedding_store(settings: Settings) -> Check | None:
+    """Whether the store answers in which machines share embeddings; None where there is none."""
+    from medsam3_model.embeddings.shared_embeddings import SharedEmbeddings
+    from medsam3_model.errors import EmbeddingStoreError
+
+    if settings.embedding_store_url is None:
+        return None
+    try:
+        SharedEmbeddings(settings.embedding_store_url).read("doctor", "doctor")
+    except EmbeddingStoreError as error:
+        return warn(
+            "embedding store",
+            f"{error}: each machine encodes all images for itself",
+            "check MEDSAM3_EMBEDDING_STORE_URL, and what its protocol needs (such as keys of S3)",
+        )
+    return ok("embedding store", "answers; machines share what they encoded")
 
 
 def _entry_bytes(settings: Settings) -> int:

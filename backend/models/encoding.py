@@ -15,18 +15,28 @@ if TYPE_CHECKING:
 
     from medsam3_model import ImageEmbedding, MedSAM3
     from medsam3_model.box_answers import Window
-    from medsam3_model.embedding_cache import EmbeddingCache
+    from medsam3_model.embeddings.embedding_cache import EmbeddingCache, EmbeddingPlaces
 
 
 def embedding_cache(settings: Settings) -> "EmbeddingCache":
     """The cache that the settings describe; all processes of a machine share its folder."""
-    from medsam3_model.embedding_cache import EmbeddingCache
+    from medsam3_model.embeddings.embedding_cache import EmbeddingCache
+    from medsam3_model.embeddings.shared_embeddings import SharedEmbeddings
 
+    shared_url = settings.embedding_store_url
     return EmbeddingCache(
         settings.embedding_dir,
         memory_bytes=cache_limits(settings).embeddings,
         disk_bytes=settings.embedding_disk_mb * 2**20,
+        shared=SharedEmbeddings(shared_url) if shared_url else None,
     )
+
+
+def embedding_places(settings: Settings) -> "EmbeddingPlaces":
+    """Where the embeddings lie that go when an image is forgotten."""
+    from medsam3_model.embeddings.embedding_cache import EmbeddingPlaces
+
+    return EmbeddingPlaces(settings.embedding_dir, settings.embedding_store_url)
 
 
 class EncodedImage:

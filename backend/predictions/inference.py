@@ -111,7 +111,7 @@ class Inference:
     """
 
     def __init__(self, services: Services) -> None:
-        from medsam3_model.embedding_cache import TextCache
+        from medsam3_model.embeddings.embedding_cache import TextCache
 
         settings = services.settings
         self._services = services

@@ -43,9 +43,11 @@ PLUGINS = ("backend.training.metrics:training_metrics",)
 COUNTERS = {
     "embedding_memory_hits": "Images whose embedding was in a worker's memory",
     "embedding_disk_hits": "Images whose embedding was on disk",
+    "embedding_shared_hits": "Images whose embedding was in the shared store",
     "embedding_misses": "Images that had to be encoded",
-    "embedding_entries_dropped": "Embeddings dropped from disk to stay below the limit",
-    "embedding_disk_errors": "Embeddings that could not be read from or written to disk",
+    "embedding_entries_dropped": "Embeddings that were damaged and are made again",
+    "embedding_disk_errors": "Embeddings that could not be written to disk",
+    "embedding_shared_errors": "Times that the shared store of embeddings did not answer",
     "text_embedding_hits": "Phrases whose embedding was in a worker's memory",
     "text_embedding_misses": "Phrases that had to be encoded",
 }

@@ -33,7 +33,7 @@ def measure() -> dict[str, float]:
 
 def _speed(model: "MedSAM3", folder: Path) -> dict[str, float]:
     """The same steps with embeddings from the cache and with every view encoded each time."""
-    from medsam3_model.embedding_cache import EmbeddingCache
+    from medsam3_model.embeddings.embedding_cache import EmbeddingCache
 
     def run(cache: EmbeddingCache) -> tuple[float, list[float]]:
         from medsam3_model.training.fine_tuning import TrainingSettings, fine_tune
@@ -66,7 +66,7 @@ def _speed(model: "MedSAM3", folder: Path) -> dict[str, float]:
 
 def _forgetting(model: "MedSAM3", folder: Path) -> dict[str, float]:
     """Train one new concept with and without replay; how the mean Dice of the known ones falls."""
-    from medsam3_model.embedding_cache import EmbeddingCache
+    from medsam3_model.embeddings.embedding_cache import EmbeddingCache
     from medsam3_model.training.fine_tuning import TrainingSettings, fine_tune
     from medsam3_model.training.replay import bundled_replay
 

@@ -22,7 +22,7 @@ def measure() -> dict[str, float]:
     box has the image looked at once more, closer.
     """
     from medsam3_model import MedSAM3
-    from medsam3_model.embedding_cache import EmbeddingCache, TextCache
+    from medsam3_model.embeddings.embedding_cache import EmbeddingCache, TextCache
     from medsam3_model.images.reading import read_image
     from medsam3_model.prompting import SpatialPrompt, segment_prompted
     from tests.support.images import ellipse_file

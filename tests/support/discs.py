@@ -11,7 +11,7 @@ from transformers import Sam3Model
 
 from medsam3_model.checkpoints.presets import tiny_config
 from medsam3_model.checkpoints.tokenizer import build_tokenizer
-from medsam3_model.embedding_cache import EmbeddingCache
+from medsam3_model.embeddings.embedding_cache import EmbeddingCache
 from medsam3_model.predictor import MedSAM3
 from medsam3_model.pretraining.initialisation import initialise
 from medsam3_model.pretraining.phrases import all_phrases

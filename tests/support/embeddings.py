@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from medsam3_model import ImageEmbedding, MedSAM3
-from medsam3_model.embedding_cache import EmbeddingCache
+from medsam3_model.embeddings.embedding_cache import EmbeddingCache
 from medsam3_model.types import stored_form
 
 MB = 2**20

@@ -20,7 +20,7 @@ PRELOADED = [
     "backend.web.app",
     # What a worker imports when it loads its model, and an ingest worker when it stores a mask.
     "medsam3_model.checkpoints.loading",
-    "medsam3_model.embedding_cache",
+    "medsam3_model.embeddings.embedding_cache",
     "medsam3_model.predictor",
     "medsam3_model.training.fine_tuning",
     "s3fs",

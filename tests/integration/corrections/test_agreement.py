@@ -15,6 +15,7 @@ from backend.corrections.tables import AgreementReport, MaskOverlap
 from backend.corrections.task_facts import task_facts
 from backend.services import use_services
 from medsam3_model.data.samples import split_of_group
+from medsam3_model.embeddings.embedding_cache import EmbeddingPlaces
 from tests.support.corrections_stage import HEIGHT, WIDTH, Stage, brush, image_file
 
 ANNA, BEN, CLEO = 1, 2, 3
@@ -99,7 +100,13 @@ def test_agreement_equals_what_is_computed_by_hand(
         patch.setattr("backend.corrections.mask_store.MaskStore.get", None)
         assert compute_agreement(stage.services, 7) == found
     use_services(stage.services)
-    forget(stage.services.database, stage.masks, Path("none"), project_id=7, task_id=tasks[0])
+    forget(
+        stage.services.database,
+        stage.masks,
+        EmbeddingPlaces(Path("none")),
+        project_id=7,
+        task_id=tasks[0],
+    )
     assert count_overlaps(stage) == 1
     compute_job(["7"])
     use_services(None)

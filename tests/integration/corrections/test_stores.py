@@ -21,6 +21,7 @@ from backend.corrections.statistics import compute
 from backend.corrections.submissions import read_annotation
 from backend.corrections.tables import DatasetVersion, Image, Removal, Revision
 from backend.errors import MaskError
+from backend.models.encoding import embedding_places
 from backend.services import open_services
 from backend.settings import Settings
 from backend.tables import Event, ImageVector, Suggestion, TaskRank, now
@@ -182,7 +183,7 @@ def test_forget_removes_a_task_for_good(stage: Stage) -> None:
     removed = forget(
         stage.services.database,
         stage.masks,
-        stage.services.settings.embedding_dir,
+        embedding_places(stage.services.settings),
         project_id=project,
         task_id=task,
     )
@@ -206,7 +207,7 @@ def test_forget_removes_a_task_for_good(stage: Stage) -> None:
     removed = forget(
         stage.services.database,
         stage.masks,
-        stage.services.settings.embedding_dir,
+        embedding_places(stage.services.settings),
         project_id=project,
         task_id=twin,
     )
@@ -223,7 +224,7 @@ def test_forgotten_while_it_is_read_leaves_no_file(stage: Stage) -> None:
         number = store.observe(session)
     record = read_annotation(ingest.source.annotation(id_))
     draft = ingest.draft(record, CONFIG, stage.label_studio.tasks[task]["data"])
-    embeddings = stage.services.settings.embedding_dir
+    embeddings = embedding_places(stage.services.settings)
     forget(stage.services.database, stage.masks, embeddings, project_id=project, task_id=task)
     assert ingest.save(number, draft) is None
     assert stage.state() == []
@@ -248,7 +249,7 @@ def test_forget_waits_for_whoever_stores(stage: Stage, monkeypatch: pytest.Monke
         forget(
             stage.services.database,
             stage.masks,
-            stage.services.settings.embedding_dir,
+            embedding_places(stage.services.settings),
             project_id=stage.label_studio.project_id,
         )
         heard.result()
@@ -268,7 +269,7 @@ def test_forgetting_a_project_leaves_no_file(stage: Stage) -> None:
     removed = forget(
         stage.services.database,
         stage.masks,
-        stage.services.settings.embedding_dir,
+        embedding_places(stage.services.settings),
         project_id=stage.label_studio.project_id,
     )
     assert (removed.annotations, removed.masks) == (3, 3)
@@ -290,9 +291,11 @@ def test_removal_cut_short_is_finished_by_the_next(
     with monkeypatch.context() as patch:
         patch.setattr(MaskStore, "remove", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
-            forget(stage.services.database, stage.masks, settings.embedding_dir, project_id=project)
+            forget(
+                stage.services.database, stage.masks, embedding_places(settings), project_id=project
+            )
     assert len(stage.mask_names()) == 1
-    retain(stage.services.database, stage.masks, settings.embedding_dir, days=1000)
+    retain(stage.services.database, stage.masks, embedding_places(settings), days=1000)
     assert stage.mask_names() == []
     with stage.services.database.reading() as session:
         assert session.scalars(select(Removal)).all() == []
@@ -326,7 +329,7 @@ def test_whoever_stores_gets_in_while_files_are_removed(
     monkeypatch.setattr(MaskStore, "remove", removing)
     monkeypatch.setattr(privacy, "HOLD_S", 0.0)
     project = stage.label_studio.project_id
-    removed = forget(database, stage.masks, settings.embedding_dir, project_id=project)
+    removed = forget(database, stage.masks, embedding_places(settings), project_id=project)
     writer.join()
     assert removed.masks == len(gone) == 8
     assert stage.mask_names() == []
@@ -356,7 +359,7 @@ def test_more_values_than_a_statement_holds(stage: Stage) -> None:
     stage.label_studio.delete(id_)
     stage.work(event.id)
     assert stage.state() == []
-    removed = forget(database, stage.masks, settings.embedding_dir, project_id=project)
+    removed = forget(database, stage.masks, embedding_places(settings), project_id=project)
     assert removed.images == count + 1
     with database.reading() as session:
         assert session.scalars(select(Removal)).all() == []
@@ -374,7 +377,7 @@ def test_retention_removes_what_was_replaced_and_deleted(stage: Stage) -> None:
     stage.label_studio.delete(kept)
     stage.hear_all()
     settings = stage.services.settings
-    late = retain(stage.services.database, stage.masks, settings.embedding_dir, days=0)
+    late = retain(stage.services.database, stage.masks, embedding_places(settings), days=0)
     # Version two of the first annotation; version one and the deleted one are in "named".
     assert (late.revisions, late.masks, late.annotations) == (1, 1, 0)
     assert np.array_equal(stage.mask_of("Tumor"), drawn(9))
@@ -393,7 +396,7 @@ def test_retention_removes_predictions_that_nobody_got(stage: Stage) -> None:
     with database.session() as session:
         for hash_ in ("shared", "alone"):
             session.add(ImageVector(image_hash=hash_, encoder_hash="e", vector=b"v"))
-    removed = retain(database, stage.masks, settings.embedding_dir, days=30)
+    removed = retain(database, stage.masks, embedding_places(settings), days=30)
     assert removed.suggestions == 2
     with database.reading() as session:
         assert set(session.scalars(select(Suggestion.id))) == kept

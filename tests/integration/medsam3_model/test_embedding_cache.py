@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from medsam3_model import MedSAM3
-from medsam3_model.embedding_cache import EmbeddingCache
+from medsam3_model.embeddings.embedding_cache import EmbeddingCache
 from tests.support import sam3_reference
 from tests.support.embeddings import Encoder, entries, from_disk, same
 from tests.support.repository import ROOT

@@ -14,6 +14,7 @@ from backend.corrections.mask_store import MaskStore
 from backend.corrections.privacy import forget
 from backend.errors import AgentError
 from backend.label_studio.client import LabelStudio
+from backend.models.encoding import embedding_places
 from backend.predictions.agent_runs import check_budget
 from backend.predictions.pushing import push
 from backend.predictions.replacing import replaced
@@ -226,7 +227,7 @@ def test_what_an_agent_did_is_forgotten_with_its_task(services: Services) -> Non
         session.add(AgentPicture(run_id=run.id, sha256="0" * 64, jpeg=b"x"))
     masks = MaskStore(services.settings.storage)
     removed = forget(
-        services.database, masks, services.settings.embedding_dir, project_id=7, task_id=5
+        services.database, masks, embedding_places(services.settings), project_id=7, task_id=5
     )
     assert removed.agent_runs == 1
     with services.database.reading() as session:

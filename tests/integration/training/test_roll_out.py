@@ -16,7 +16,7 @@ from backend.settings import Settings
 from backend.tables import Suggestion, SuggestionState, now
 from backend.training.roll_out import predict_again
 from medsam3_model import MedSAM3
-from medsam3_model.embedding_cache import EmbeddingCache
+from medsam3_model.embeddings.embedding_cache import EmbeddingCache
 from tests.support.embeddings import SmallestModel, entries
 from tests.support.stand_in_label_studio import StandInLabelStudio
 

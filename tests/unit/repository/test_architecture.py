@@ -22,7 +22,12 @@ ROOMS: tuple[tuple[str, ...], ...] = (
     ("medsam3_model.errors",),
     ("medsam3_model.images",),
     # Serving: the predictor with all that it asks, and where its weights come from.
-    ("medsam3_model", "medsam3_model.checkpoints", "medsam3_model.video"),
+    (
+        "medsam3_model",
+        "medsam3_model.checkpoints",
+        "medsam3_model.embeddings",
+        "medsam3_model.video",
+    ),
     ("medsam3_model.proposals",),
     ("medsam3_model.data",),
     ("medsam3_model.evaluation",),

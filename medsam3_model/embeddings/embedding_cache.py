@@ -7,7 +7,8 @@ encoder's time. What was just encoded is rounded likewise: the same image has th
 whether a cache had it or not, and a training run that begins again goes on with the same numbers.
 
 Several processes may share a folder: entries appear by an atomic rename, carry a checksum, and a
-damaged or vanished one counts as absent. A full disk costs speed, never an answer.
+damaged or vanished one counts as absent. A full disk costs speed, never an answer. Behind the disk
+there may be a tier that all machines share, see `shared_embeddings`.
 
 The module imports without torch, so that entries can be removed by processes that have no model.
 """
@@ -24,9 +25,12 @@ import time
 import zlib
 from collections import Counter, OrderedDict, deque
 from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from medsam3_model.embeddings.shared_embeddings import SharedEmbeddings
+from medsam3_model.errors import EmbeddingStoreError
 from medsam3_model.types import ImageEmbedding, TextEmbedding, stored_form
 
 if TYPE_CHECKING:
@@ -108,11 +112,19 @@ class TextCache(_Counted):
 class EmbeddingCache(_Counted):
     """Image embeddings, least recently used ones dropped first.
 
-    Its counts are `embedding_memory_hits`, `embedding_disk_hits`, `embedding_misses`,
-    `embedding_entries_dropped` (damaged) and `embedding_disk_errors`.
+    Its counts are `embedding_memory_hits`, `embedding_disk_hits`, `embedding_shared_hits`,
+    `embedding_misses`, `embedding_entries_dropped` (damaged), `embedding_disk_errors` and
+    `embedding_shared_errors`.
     """
 
-    def __init__(self, folder: Path | None, *, memory_bytes: int, disk_bytes: int) -> None:
+    def __init__(
+        self,
+        folder: Path | None,
+        *,
+        memory_bytes: int,
+        disk_bytes: int,
+        shared: SharedEmbeddings | None = None,
+    ) -> None:
         """Open or create a cache.
 
         Args:
@@ -120,11 +132,13 @@ class EmbeddingCache(_Counted):
             memory_bytes: limit of what this process keeps in memory (the device's memory, where
                 the model is on a GPU); at least the latest embedding is kept.
             disk_bytes: limit of the folder, over all processes; 0 writes nothing.
+            shared: the tier behind the disk, if there is one.
         """
         super().__init__()
         self._folder = folder if disk_bytes > 0 else None
         self._memory_bytes = memory_bytes
         self._disk_bytes = disk_bytes
+        self._shared = shared
         self._images: OrderedDict[str, ImageEmbedding] = OrderedDict()
         self._image_bytes = 0
         self._disk_used = 0
@@ -158,13 +172,11 @@ class EmbeddingCache(_Counted):
                 self._count("embedding_memory_hits")
                 return embedding
         # Unlocked: two threads may encode one image, but none waits for another's image.
-        embedding = self._read(model, key)
-        if embedding is not None:
-            self._count("embedding_disk_hits")
-        else:
+        embedding = self._read(model, key) or self._read_shared(model, key, image_key)
+        if embedding is None:
             self._count("embedding_misses")
             embedding = _rounded(model, encode())
-            self._write(key, image_key, embedding)
+            self._keep(key, image_key, embedding)
         if in_memory:
             self._remember(key, embedding)
         return embedding
@@ -185,9 +197,6 @@ class EmbeddingCache(_Counted):
         return self._folder and self._folder / key[:2] / f"{key}.safetensors"
 
     def _read(self, model: MedSAM3, key: str) -> ImageEmbedding | None:
-        from safetensors import SafetensorError
-        from safetensors.torch import load
-
         path = self._path(key)
         if path is None:
             return None
@@ -195,6 +204,37 @@ class EmbeddingCache(_Counted):
             content = path.read_bytes()
         except OSError:
             return None
+        embedding = self._unpacked(model, content)
+        if embedding is None:
+            _unlink(path)
+            return None
+        with contextlib.suppress(OSError):
+            _used_now(path)
+        self._count("embedding_disk_hits")
+        return embedding
+
+    def _read_shared(self, model: MedSAM3, key: str, image_key: str) -> ImageEmbedding | None:
+        """From the shared tier; the disk has it from now on."""
+        if self._shared is None:
+            return None
+        try:
+            content = self._shared.read(key, image_key)
+        except EmbeddingStoreError as error:
+            log.warning("%s: images are encoded again.", error)
+            self._count("embedding_shared_errors")
+            return None
+        embedding = None if content is None else self._unpacked(model, content)
+        if content is None or embedding is None:
+            return None
+        self._count("embedding_shared_hits")
+        self._write(key, content)
+        return embedding
+
+    def _unpacked(self, model: MedSAM3, content: bytes) -> ImageEmbedding | None:
+        """An entry's embedding; None where it is damaged."""
+        from safetensors import SafetensorError
+        from safetensors.torch import load
+
         try:
             tensors = load(content)
             notes = json.loads(bytes(tensors["notes"].tolist()))
@@ -205,18 +245,15 @@ class EmbeddingCache(_Counted):
         except (SafetensorError, KeyError, ValueError, TypeError):
             log.warning("A damaged image embedding was dropped; the image is encoded again.")
             self._count("embedding_entries_dropped")
-            _unlink(path)
             return None
-        with contextlib.suppress(OSError):
-            _used_now(path)
         return model.restore_embedding(hidden, (height, width))
 
-    def _write(self, key: str, image_key: str, embedding: ImageEmbedding) -> None:
+    def _keep(self, key: str, image_key: str, embedding: ImageEmbedding) -> None:
+        """Write an entry to the disk and to the shared tier, as far as there are such."""
         import torch
         from safetensors.torch import save
 
-        path = self._path(key)
-        if path is None:
+        if self._folder is None and self._shared is None:
             return
         hidden = stored_form(embedding.last_hidden_state).to("cpu", copy=True).contiguous()
         notes = {
@@ -226,6 +263,14 @@ class EmbeddingCache(_Counted):
         }
         packed = torch.tensor(list(json.dumps(notes).encode()), dtype=torch.uint8)
         content = save({"last_hidden_state": hidden, "notes": packed})
+        self._write(key, content)
+        if self._shared is not None:
+            self._shared.write(key, image_key, content)
+
+    def _write(self, key: str, content: bytes) -> None:
+        path = self._path(key)
+        if path is None:
+            return
         # A reader sees the old entry or the new one; the name tells apart processes and threads
         # that write the same one at once.
         unfinished = path.with_name(f".{key}.{os.getpid()}.{threading.get_ident()}")
@@ -292,29 +337,48 @@ class EmbeddingCache(_Counted):
         return entries
 
 
-def remove_embeddings(folder: Path, image_hashes: Collection[str]) -> tuple[int, int]:
-    """Remove the cached embeddings of images, without loading them.
+@dataclass(frozen=True)
+class EmbeddingPlaces:
+    """Where an installation's embeddings lie: a machine's own folder, and the shared tier, if any.
 
-    Args:
-        folder: of an `EmbeddingCache`; may be missing.
-        image_hashes: the images' hashes, with which their cache keys begin.
-
-    Returns:
-        How many files went, and how many bytes.
+    folder: of `EmbeddingCache`s; may be missing. shared_url: of `SharedEmbeddings`.
     """
-    files = size = 0
-    hashes, lengths = set(image_hashes), {len(hash_) for hash_ in image_hashes}
-    for path in folder.glob("*/*.safetensors") if hashes else ():
-        try:
-            key = str(_notes(path).get("image_key", ""))
-            if not any(key[:length] in hashes for length in lengths):
-                continue
-            entry_bytes = path.stat().st_size
-            path.unlink()
-        except OSError:
-            continue  # another process dropped it
-        files, size = files + 1, size + entry_bytes
-    return files, size
+
+    folder: Path
+    shared_url: str | None = None
+
+    def remove(self, image_hashes: Collection[str]) -> tuple[int, int]:
+        """Remove the cached embeddings of images, without loading them.
+
+        Args:
+            image_hashes: the images' hashes, with which their cache keys begin.
+
+        Returns:
+            How many files went, and how many bytes.
+
+        Raises:
+            EmbeddingStoreError: the shared tier does not answer; the folder's part is done.
+        """
+        files, size = self._remove_from_folder(set(image_hashes))
+        if self.shared_url is None or not image_hashes:
+            return files, size
+        more, their_size = SharedEmbeddings(self.shared_url).remove(image_hashes)
+        return files + more, size + their_size
+
+    def _remove_from_folder(self, hashes: set[str]) -> tuple[int, int]:
+        files = size = 0
+        lengths = {len(hash_) for hash_ in hashes}
+        for path in self.folder.glob("*/*.safetensors") if hashes else ():
+            try:
+                key = str(_notes(path).get("image_key", ""))
+                if not any(key[:length] in hashes for length in lengths):
+                    continue
+                entry_bytes = path.stat().st_size
+                path.unlink()
+            except OSError:
+                continue  # another process dropped it
+            files, size = files + 1, size + entry_bytes
+        return files, size
 
 
 def _rounded(model: MedSAM3, embedding: ImageEmbedding) -> ImageEmbedding:

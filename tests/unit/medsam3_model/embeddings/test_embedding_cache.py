@@ -10,8 +10,9 @@ import torch
 from safetensors.torch import save, save_file
 from transformers import Sam3Config
 
-from medsam3_model import ImageEmbedding, MedSAM3, embedding_cache
-from medsam3_model.embedding_cache import TextCache, remove_embeddings
+from medsam3_model import ImageEmbedding, MedSAM3
+from medsam3_model.embeddings import embedding_cache
+from medsam3_model.embeddings.embedding_cache import EmbeddingPlaces, TextCache
 from medsam3_model.errors import PromptError
 from medsam3_model.training.replay import bundled_replay
 from tests.support import sam3_reference
@@ -242,7 +243,7 @@ def test_only_the_named_images_go(tmp_path: Path) -> None:
     first = entry(tmp_path / "aa" / "1.safetensors", "f" * 64)
     page = entry(tmp_path / "ab" / "2.safetensors", "f" * 64 + ":1")
     entry(tmp_path / "ac" / "3.safetensors", "e" * 64)
-    assert remove_embeddings(tmp_path, {"f" * 64}) == (2, first + page)
+    assert EmbeddingPlaces(tmp_path).remove({"f" * 64}) == (2, first + page)
     assert [path.name for path in tmp_path.glob("*/*")] == ["3.safetensors"]
 
 
@@ -250,9 +251,9 @@ def test_damaged_and_foreign_files_are_left_alone(tmp_path: Path) -> None:
     (tmp_path / "aa").mkdir()
     (tmp_path / "aa" / "x.safetensors").write_bytes(b"\xff" * 40)
     (tmp_path / "aa" / "y.safetensors").write_bytes(b"")
-    assert remove_embeddings(tmp_path, {"f" * 64}) == (0, 0)
+    assert EmbeddingPlaces(tmp_path).remove({"f" * 64}) == (0, 0)
     assert len(list(tmp_path.glob("*/*"))) == 2
 
 
 def test_a_missing_folder_holds_nothing(tmp_path: Path) -> None:
-    assert remove_embeddings(tmp_path / "none", {"f" * 64}) == (0, 0)
+    assert EmbeddingPlaces(tmp_path / "none").remove({"f" * 64}) == (0, 0)
