@@ -15,17 +15,19 @@ ACCEPTED_DICE = 0.9
 # As `backend.simulation.simulate.simulate` returns them and figures.json holds them.
 Figures = dict[str, Any]
 
-# One question: concept, group, Dice, and for ours the added path length in pixels.
-_Answer = tuple[Any, ...]
+JudgedAnswer = tuple[Any, ...]
+"""One question: concept, group, Dice, and for ours the added path length in pixels."""
 
 _COLUMNS = (
     *("set", "concept", "strategy", "corrected", "Dice before", "after one round", "after"),
-    *("U-Net, same time", "difference", "accepted", "path to draw"),
+    *("U-Net, same time", "difference", "accepted", "uncalibrated", "path to draw"),
 )
 
 
 def markdown(figures: Figures, name: str) -> str:
     """A table with a row for each concept and strategy; intervals are 95 %, over groups of images.
+
+    "uncalibrated" is the share that was accepted with the model's own threshold for every label.
 
     Args:
         figures: of `simulate`.
@@ -63,23 +65,26 @@ def _row(figures: Figures, name: str, strategy: str, concept: str) -> str:
         unet,
         difference,
         " → ".join(f"{100 * _accepted(answers):.0f}" for answers in (before, after)) + " %",
+        f"{100 * _accepted(_answers(figures, strategy, -1, concept, 'uncalibrated')):.0f} %",
         " → ".join(f"{fmean(one[3] for one in answers):.0f}" for answers in (before, after))
         + " px",
     )
     return _line((name, concept, strategy, *cells))
 
 
-def _answers(figures: Figures, strategy: str, at: int, concept: str | None = None) -> list[_Answer]:
+def _answers(
+    figures: Figures, strategy: str, at: int, concept: str | None = None, kind: str = "answers"
+) -> list[JudgedAnswer]:
     """The answers of one round, of all seeds; all of them, or those about one concept."""
     return [
         tuple(answer)
         for rows in figures[strategy].values()
-        for answer in rows[min(at, len(rows) - 1)]["answers"]
+        for answer in rows[min(at, len(rows) - 1)][kind]
         if concept in (None, answer[0])
     ]
 
 
-def _accepted(answers: Sequence[_Answer]) -> float:
+def _accepted(answers: Sequence[JudgedAnswer]) -> float:
     """The share that an annotator leaves as it is."""
     return fmean(answer[2] >= ACCEPTED_DICE for answer in answers)
 

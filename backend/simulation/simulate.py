@@ -35,7 +35,7 @@ from backend.processes.redis_server import RedisServer
 from backend.services import Services, open_services, use_services
 from backend.settings import read_settings
 from backend.simulation import baseline_unet, report
-from backend.simulation.report import Figures
+from backend.simulation.report import Figures, JudgedAnswer
 from backend.tables import (
     Delivery,
     LabelConfigText,
@@ -133,7 +133,8 @@ def simulate(options: SimulationOptions, out: Path, say: Callable[[str], None]) 
     Returns:
         `{strategy: {seed: [{round, corrected, dice, apl, accepted, seconds, ...}]}, "baseline":
         {seed: {dice, seconds, ...}}}`; `answers` are the (concept, group, Dice, added path
-        length in pixels) behind a mean; the U-Net's without the last.
+        length in pixels) behind a mean; the U-Net's without the last. `uncalibrated` are those of
+        the last round with the model's own threshold for every label.
     """
     from medsam3_model.data.datasets import load_dataset
     from medsam3_model.evaluation.evaluation import parse_prompts
@@ -215,14 +216,7 @@ class _Play:
             database_url=None,
             storage_url=None,
         )
-        labels = "".join(
-            f"<Label value={quoteattr(name)} prompt={quoteattr(phrase)}/>"
-            for name, phrase in prompts.items()
-        )
-        self.config = (
-            '<View><Image name="image" value="$image"/><BrushLabels name="mask" toName="image">'
-            f"{labels}</BrushLabels></View>"
-        )
+        self.prompts, self.config = prompts, _config(prompts)
         rng = np.random.default_rng(seed)
         samples = {split: list(dataset.split(split)) for split in ("train", "val")}
         most = {"train": 4 * options.rounds * options.per_round, "val": options.validation}
@@ -247,8 +241,15 @@ class _Play:
             with services.database.session() as session:
                 session.add(Project(id=PROJECT, label_config=self.config))
                 session.add(TrainingPolicy(project_id=PROJECT, strategy=self.strategy))
-                session.add(LabelConfigText(hash=config_hash(self.config), xml=self.config))
             inference = Inference(services)
+            own = inference.model(versions.in_service(services, PROJECT)).settings.score_threshold
+            # A label's own threshold goes before the calibrated one.
+            self.uncalibrated = _config(self.prompts, own)
+            with services.database.session() as session:
+                session.add_all(
+                    LabelConfigText(hash=config_hash(config), xml=config)
+                    for config in (self.config, self.uncalibrated)
+                )
             ingest = Ingest(
                 services.database,
                 MaskStore(self.settings.storage),
@@ -266,6 +267,7 @@ class _Play:
                 rows.append(self._measure(services, inference, number, spent))
                 took = time.monotonic() - started
                 say(f"round {number}: Dice {rows[-1]['dice']:.3f} ({took:.0f} s)")
+            rows[-1]["uncalibrated"] = self._answers(services, inference, self.uncalibrated)
             return rows
         finally:
             use_services(None)
@@ -294,19 +296,22 @@ class _Play:
             ],
         }
 
-    def _predict(self, services: Services, inference: "Inference", id_: int) -> Suggestion:
+    def _predict(
+        self, services: Services, inference: "Inference", id_: int, config: str | None = None
+    ) -> Suggestion:
         """A task's prediction by the version in service, stored as the worker stores it."""
+        config = config or self.config
         row = Suggestion(
             project_id=PROJECT,
             task_id=id_,
-            config_hash=config_hash(self.config),
+            config_hash=config_hash(config),
             task_data=self.tasks[id_].data,
             model_version=versions.in_service(services, PROJECT),
             state=SuggestionState.DONE,
             delivery=Delivery.NONE,
             finished_at=datetime(2025, 12, 31, tzinfo=UTC),
         )
-        outcome = inference.predict(row, self.config)
+        outcome = inference.predict(row, config)
         row.result, row.score, row.image_hash = outcome.regions, outcome.score, outcome.image_hash
         with services.database.session() as session:
             session.add(row)
@@ -357,28 +362,47 @@ class _Play:
     def _measure(
         self, services: Services, inference: "Inference", number: int, seconds: float
     ) -> Figures:
-        from medsam3_model.evaluation.metrics import score_mask
-
-        scores, answers = [], []
-        for id_ in self.judged:
-            task = self.tasks[id_]
-            result = self._predict(services, inference, id_).result or []
-            for label, truth in task.masks.items():
-                mask = union_mask(_with_label(result, label), *truth.shape)
-                score = score_mask(mask, truth)
-                scores.append(score)
-                dice, path = round(score.dice, 4), score.added_path_length
-                answers.append((label, task.sample.group, dice, path))
+        answers = self._answers(services, inference)
+        dices, paths = [answer[2] for answer in answers], [answer[3] for answer in answers]
         return {
             "round": number,
             "corrected": len(self.corrected),
             "version": versions.in_service(services, PROJECT),
-            "dice": float(np.mean([score.dice for score in scores])),
-            "apl": float(np.mean([score.added_path_length for score in scores])),
-            "accepted": float(np.mean([score.dice >= report.ACCEPTED_DICE for score in scores])),
+            "dice": float(np.mean(dices)),
+            "apl": float(np.mean(paths)),
+            "accepted": float(np.mean([dice >= report.ACCEPTED_DICE for dice in dices])),
             "seconds": seconds,
             "answers": answers,
         }
+
+    def _answers(
+        self, services: Services, inference: "Inference", config: str | None = None
+    ) -> list[JudgedAnswer]:
+        """Concept, group, Dice and added path length (pixels) of every validation image."""
+        from medsam3_model.evaluation.metrics import score_mask
+
+        answers = []
+        for id_ in self.judged:
+            task = self.tasks[id_]
+            result = self._predict(services, inference, id_, config).result or []
+            for label, truth in task.masks.items():
+                score = score_mask(union_mask(_with_label(result, label), *truth.shape), truth)
+                dice, path = round(score.dice, 4), score.added_path_length
+                answers.append((label, task.sample.group, dice, path))
+        return answers
+
+
+def _config(prompts: Mapping[str, str], score_threshold: float | None = None) -> str:
+    """A labeling config that asks for every concept; a threshold goes before calibrated ones."""
+    shown = "" if score_threshold is None else f' score_threshold="{score_threshold}"'
+    labels = "".join(
+        f"<Label value={quoteattr(name)} prompt={quoteattr(phrase)}{shown}/>"
+        for name, phrase in prompts.items()
+    )
+    return (
+        '<View><Image name="image" value="$image"/><BrushLabels name="mask" toName="image">'
+        f"{labels}</BrushLabels></View>"
+    )
 
 
 def _task(id_: int, sample: "Sample", prompts: Mapping[str, str]) -> _Task:

@@ -31,7 +31,7 @@ from medsam3_model.training.prompts import DrawnPrompt
 from medsam3_model.types import ImageEmbedding, TextEmbedding
 
 if TYPE_CHECKING:
-    from medsam3_model.embedding_cache import EmbeddingCache
+    from medsam3_model.embeddings.embedding_cache import EmbeddingCache
     from medsam3_model.predictor import MedSAM3
 
 # Below this many images none is spared for deciding when to stop.
@@ -137,6 +137,10 @@ class TrainingData:
             self._viewed[image.key, view] = viewed
         unpacked = torch.from_numpy(viewed.unpacked().astype(np.int64))
         return dict(zip(viewed.phrases, unpacked, strict=True))
+
+    def phrases(self, image: TrainingImage) -> tuple[str, ...]:
+        """What the image says something about."""
+        return self._layers[image.key].phrases
 
     def truth(self, image: TrainingImage) -> dict[str, NDArray[np.bool_]]:
         """The masks by phrase, bool (H, W)."""

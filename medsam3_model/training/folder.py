@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from medsam3_model.checkpoints.presets import PRESETS
 from medsam3_model.data.datasets import load_dataset
 from medsam3_model.data.samples import Dataset, Sample
-from medsam3_model.embedding_cache import EmbeddingCache
+from medsam3_model.embeddings.embedding_cache import EmbeddingCache
 from medsam3_model.evaluation.evaluation import parse_prompts
 from medsam3_model.predictor import MedSAM3
 from medsam3_model.training import processes

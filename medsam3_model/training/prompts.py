@@ -39,12 +39,12 @@ SOUGHT = 0.3
 """Of the absent concepts that pre-training asks about, those that were looked for in the image."""
 
 # The prompts about corrections.
-_ABSENT_SHARE = 0.4
+_ABSENT_SHARE = 0.2
 """Of the prompts: presence learns from nothing else."""
 _FOREIGN_SHARE = 0.3
 """Of these, where an absent concept is known: an everyday thing instead; else all of them. Where
 every image holds what is asked for, a detector would otherwise learn to answer to any name."""
-_BOXED_SHARE = 0.4
+_BOXED_SHARE = 0.3
 """Of the prompts for what is there."""
 _GENERIC_SHARE = 0.25
 """Of the boxes: asked without the concept's name, as from somebody who only draws."""

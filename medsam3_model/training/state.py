@@ -11,7 +11,7 @@ from torch import Tensor
 
 from medsam3_model.checkpoints.weight_files import replacing
 
-_FORMAT = 3
+_FORMAT = 4
 
 
 @dataclass
@@ -27,7 +27,8 @@ class TrainingState:
         losses: of the latest steps.
         history: (step, mean loss, validation Dice or None).
         average: the moving average of the detector's tensors.
-        best: validation Dice and the detector's tensors, once there was a validation.
+        scores: of each validation, by which the weights that it looked at are compared.
+        best: the best mean of these, and the detector's tensors, once there was a validation.
     """
 
     step: int = 0
@@ -36,6 +37,7 @@ class TrainingState:
     losses: list[float] = field(default_factory=list)
     history: list[tuple[int, float, float | None]] = field(default_factory=list)
     average: Mapping[str, Tensor] = field(default_factory=dict)
+    scores: list[list[float]] = field(default_factory=list)
     best: tuple[float, Mapping[str, Tensor]] | None = None
 
 

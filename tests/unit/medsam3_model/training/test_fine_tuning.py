@@ -98,23 +98,49 @@ def test_the_saved_detector_loads_with_the_same_answers(model: MedSAM3, tmp_path
     np.testing.assert_array_equal(first.scores, second.scores)
 
 
+DISCS = [disc_image(seed) for seed in range(14)]
+
+
+def on_unseen_discs(model: MedSAM3) -> float:
+    unseen = [disc(seed) for seed in range(100, 106)]
+    text = model.encode_text(["optic disc"])
+    found = [model.detect_all(model.encode_image(image), text)[0] for image, _ in unseen]
+    pairs = zip(found, unseen, strict=True)
+    return float(np.mean([dice(one.concept_mask()[0], mask) for one, (_, mask) in pairs]))
+
+
 def test_a_new_concept_is_learned(model: MedSAM3, tmp_path: Path) -> None:
     settings = TrainingSettings(
         steps=80, views=1, learning_rate=4e-3, validate_every=40, images_per_step=4
     )
-    images = [disc_image(seed) for seed in range(14)]
-    tuned = run(model, tmp_path, settings=settings, images=images)
-    unseen = [disc(seed) for seed in range(100, 106)]
-    text = model.encode_text(["optic disc"])
-
-    def mean(one: MedSAM3) -> float:
-        found = [one.detect_all(one.encode_image(image), text)[0] for image, _ in unseen]
-        pairs = zip(found, unseen, strict=True)
-        return float(np.mean([dice(one.concept_mask()[0], mask) for one, (_, mask) in pairs]))
-
-    assert mean(tuned.model) > mean(model) + 0.3
+    tuned = run(model, tmp_path, settings=settings, images=DISCS)
+    assert on_unseen_discs(tuned.model) > on_unseen_discs(model) + 0.3
     assert [row[0] for row in tuned.history] == [40, 80]
     assert tuned.stopped == "steps"  # the ceiling: it was still learning
+
+
+def test_what_is_taught_anew_does_not_count_as_forgotten(model: MedSAM3, tmp_path: Path) -> None:
+    text = model.encode_text(["optic disc"])
+
+    def elsewhere(number: int) -> TrainingImage:
+        """An image about which the model is right, as far as it goes."""
+        image, _ = disc(200 + number)
+        answer = model.detect_all(model.encode_image(image), text)[0].concept_mask()[0]
+        layers = {"optic disc": answer.astype(np.int32)}
+        return TrainingImage(f"old-{number}", lambda: image, lambda: layers)
+
+    settings = TrainingSettings(
+        steps=60,
+        views=1,
+        learning_rate=4e-3,
+        validate_every=1,  # at the first step nothing is forgotten, and nothing learned
+        patience=99,
+        images_per_step=4,
+        replay_share=0,
+    )
+    replay = [elsewhere(number) for number in range(12)]
+    tuned = run(model, tmp_path, settings=settings, images=DISCS, replay=replay)
+    assert on_unseen_discs(tuned.model) > on_unseen_discs(model) + 0.3
 
 
 def test_cached_embeddings_give_the_losses_of_encoding_each_step(
@@ -220,9 +246,9 @@ def test_it_stops_when_validation_no_longer_improves(model: MedSAM3, tmp_path: P
 
 def test_the_learning_rate_rises_and_suits_the_width() -> None:
     settings = TrainingSettings(warm_up=10)
-    assert settings.rate(9, 64) == settings.rate(500, 64) == pytest.approx(1e-3)
-    assert settings.rate(0, 64) == pytest.approx(1e-4)
-    assert settings.rate(9, 256) == pytest.approx(2.5e-4)
+    assert settings.rate(9, 64) == settings.rate(500, 64) == pytest.approx(4e-4)
+    assert settings.rate(0, 64) == pytest.approx(4e-5)
+    assert settings.rate(9, 256) == pytest.approx(1e-4)
     assert TrainingSettings(learning_rate=0.5).rate(99, 256) == 0.5
 
 
@@ -259,14 +285,14 @@ def test_prompts_of_an_image(model: MedSAM3) -> None:
     absent = [one for one in prompts if not one.target.present]
     boxed = [one for one in prompts if one.box is not None]
     by_text = [one for one in prompts if one.target.present and one.box is None]
-    assert 55 < len(absent) < 105
+    assert 25 < len(absent) < 57
     assert all(one.box is None for one in absent)
     foreign = [one for one in absent if one.phrase != "polyp"]
-    assert 10 < len(foreign) < 40
+    assert 4 < len(foreign) < 22
     assert all(one.phrase in EVERYDAY_PHRASES for one in foreign)
     assert not any(one.wants_masks for one in foreign)
     assert not any(one.target.semantic.any() for one in absent)
-    assert 30 < len(boxed) < 70
+    assert 32 < len(boxed) < 66
     # A box asks for its own object alone, text for all of that name.
     assert all(len(one.target.boxes) == 1 for one in boxed)
     assert all((one.box - one.target.boxes[0]).abs().max() < 0.2 for one in boxed)
@@ -274,7 +300,7 @@ def test_prompts_of_an_image(model: MedSAM3) -> None:
     assert all(one.phrase == "cell nucleus" for one in by_text)
     assert all(len(one.target.boxes) == 2 for one in by_text)
     assert all(one.wants_masks for one in (*boxed, *by_text))
-    assert 5 < sum(one.wants_masks for one in absent) < 45
+    assert 1 < sum(one.wants_masks for one in absent) < 22
 
 
 def test_what_is_only_looked_for_is_asked(model: MedSAM3) -> None:
