@@ -11,9 +11,10 @@ import hashlib
 import logging
 import threading
 import time
-from collections.abc import Collection
-from concurrent.futures import Future, ThreadPoolExecutor, wait
-from typing import Any
+import uuid
+from collections.abc import Callable, Collection
+from concurrent.futures import Future, wait
+from typing import Any, TypeVar
 
 from medsam3_model.errors import EmbeddingStoreError
 
@@ -23,11 +24,12 @@ log = logging.getLogger(__name__)
 _PATIENCE_S = 5.0
 # Seconds for which a store that failed is not asked again.
 _LEAVE_ALONE_S = 30.0
-_THREADS = 4
 # Entries that wait to be written; a store that is slower than the encoder misses some.
 _MOST_WAITING = 16
 # The keys of images begin with the SHA-256 of the file, of so many digits.
 _IMAGE_HASH_DIGITS = 64
+
+_Answer = TypeVar("_Answer")
 
 
 class SharedEmbeddings:
@@ -43,7 +45,6 @@ class SharedEmbeddings:
         """
         self._url = url
         self._lock = threading.Lock()
-        self._pool: ThreadPoolExecutor | None = None
         self._waiting: set[Future[None]] = set()
         self._left_alone_until = 0.0
 
@@ -64,7 +65,7 @@ class SharedEmbeddings:
                 return None
             return content
 
-        asked = self._threads().submit(fetch)
+        asked = _beside(fetch)
         wait([asked], _PATIENCE_S)
         error = asked.exception() if asked.done() else TimeoutError()
         if error is not None:
@@ -87,7 +88,7 @@ class SharedEmbeddings:
                 files.pipe_file(path, content)
                 return
             # Beside it first: a reader of a shared folder sees a whole entry or none.
-            draft = f"{path}.{threading.get_ident()}.{time.time_ns()}"
+            draft = f"{path}.{uuid.uuid4().hex}"
             files.makedirs(path.rpartition("/")[0], exist_ok=True)
             files.pipe_file(draft, content)
             files.mv(draft, path)
@@ -96,8 +97,7 @@ class SharedEmbeddings:
             self._waiting = {one for one in self._waiting if not one.done()}
             if len(self._waiting) >= _MOST_WAITING:
                 return False
-        future = self._threads().submit(store)
-        with self._lock:
+            future = _beside(store)
             self._waiting.add(future)
         future.add_done_callback(self._written)
         return True
@@ -146,13 +146,6 @@ class SharedEmbeddings:
         files, root = fsspec.core.url_to_fs(self._url)
         return files, str(root).rstrip("/")
 
-    def _threads(self) -> ThreadPoolExecutor:
-        # Made where it is used: threads do not survive a fork.
-        with self._lock:
-            if self._pool is None:
-                self._pool = ThreadPoolExecutor(_THREADS, thread_name_prefix="embeddings")
-            return self._pool
-
     def _written(self, future: "Future[None]") -> None:
         error = future.exception()
         if error is not None:
@@ -161,6 +154,20 @@ class SharedEmbeddings:
 
     def _left_alone(self) -> bool:
         return time.monotonic() < self._left_alone_until
+
+
+def _beside(action: Callable[[], _Answer]) -> "Future[_Answer]":
+    """Do it in a thread that keeps no process from ending, whatever the store does."""
+    future: Future[_Answer] = Future()
+
+    def run() -> None:
+        try:
+            future.set_result(action())
+        except BaseException as error:  # noqa: BLE001 - whoever waits gets it
+            future.set_exception(error)
+
+    threading.Thread(target=run, name="embeddings", daemon=True).start()
+    return future
 
 
 def _path(root: str, key: str, image_key: str) -> str:

@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from medsam3_model import ImageEmbedding
 from tests.support.masks import dice
 from tests.support.sam3_reference import full_keys
 
@@ -80,6 +81,7 @@ def measure(checkpoint: Path, dtype: str, results: Path) -> None:
     from medsam3_model import MedSAM3
     from medsam3_model.detector import detector_outputs
     from medsam3_model.preprocessing import model_boxes, per_phrase_boxes
+    from medsam3_model.types import stored_form
 
     started = time.perf_counter()
     model = MedSAM3.from_pretrained(checkpoint, device="cpu", dtype=dtype)
@@ -103,15 +105,21 @@ def measure(checkpoint: Path, dtype: str, results: Path) -> None:
     peak_gb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
 
     text = model.encode_text(PHRASES[:1])
-    with torch.no_grad():
-        outputs = detector_outputs(
-            model.model,
-            image.fpn_hidden_states,
-            text.features,
-            text.attention_mask,
-            *model_boxes(*per_phrase_boxes(None, None, 1), image.original_size),
-            model.dtype,
-        )
+
+    def answers(embedding: ImageEmbedding) -> dict[str, torch.Tensor]:
+        with torch.no_grad():
+            return detector_outputs(
+                model.model,
+                embedding.fpn_hidden_states,
+                text.features,
+                text.attention_mask,
+                *model_boxes(*per_phrase_boxes(None, None, 1), embedding.original_size),
+                model.dtype,
+            )
+
+    outputs = answers(image)
+    kept = stored_form(image.last_hidden_state)
+    from_disk = answers(model.restore_embedding(kept, image.original_size))
     np.savez(
         results,
         figures=json.dumps(
@@ -122,6 +130,9 @@ def measure(checkpoint: Path, dtype: str, results: Path) -> None:
                 "cached_prompt_s": statistics.median(cached),
                 "restore_from_disk_s": restore_s,
                 "peak_gb": peak_gb,
+                "embedding_mib": kept.nbytes / 2**20,
+                "from_disk_mask_dice": mean_dice(*both(outputs, from_disk, "pred_masks")),
+                "from_disk_semantic_dice": mean_dice(*both(outputs, from_disk, "semantic_seg")),
             }
         ),
         logits=outputs["pred_logits"].float().numpy(),
@@ -129,6 +140,14 @@ def measure(checkpoint: Path, dtype: str, results: Path) -> None:
         semantic=(outputs["semantic_seg"] > 0).numpy(),
         boxes=outputs["pred_boxes"].float().numpy(),
     )
+
+
+def both(
+    one: dict[str, torch.Tensor], other: dict[str, torch.Tensor], name: str
+) -> tuple[np.ndarray, np.ndarray]:
+    """The masks (N, h, w) of one phrase in two answers."""
+    first, second = ((outputs[name][0] > 0).numpy() for outputs in (one, other))
+    return first, second
 
 
 def empty_full_model() -> Any:

@@ -16,16 +16,18 @@ from sqlalchemy import insert, select
 from backend.corrections import privacy, store
 from backend.corrections.datasets import open_version
 from backend.corrections.mask_store import MaskStore
-from backend.corrections.privacy import forget, retain
+from backend.corrections.privacy import Removed, finish_removals, forget, retain
 from backend.corrections.statistics import compute
 from backend.corrections.submissions import read_annotation
 from backend.corrections.tables import DatasetVersion, Image, Removal, Revision
-from backend.errors import MaskError
+from backend.errors import MaskError, StorageUnavailableError
 from backend.models.encoding import embedding_places
 from backend.services import open_services
 from backend.settings import Settings
 from backend.tables import Event, ImageVector, Suggestion, TaskRank, now
 from backend.volumes.tables import Stack
+from medsam3_model.embeddings.embedding_cache import EmbeddingPlaces
+from medsam3_model.embeddings.shared_embeddings import SharedEmbeddings
 from tests.support.corrections_stage import CONFIG, Stage, act, brush, drawn, image_file, stage_at
 from tests.support.s3 import s3_server
 from tests.support.stand_in_label_studio import StandInLabelStudio
@@ -213,6 +215,24 @@ def test_forget_removes_a_task_for_good(stage: Stage) -> None:
     )
     assert removed.masks == 3  # two regions and their union
     assert not stage.masks.has(shared)
+
+
+def test_embeddings_in_a_store_that_is_away_go_later(stage: Stage, tmp_path: Path) -> None:
+    task, _ = annotated(stage, 1)
+    stage.hear_all()
+    database, project = stage.services.database, stage.label_studio.project_id
+    with database.reading() as session:
+        image_hash = session.scalars(select(Image.hash)).one()
+    shared = SharedEmbeddings(str(tmp_path / "shared"))
+    shared.write("entry", f"{image_hash}-mirrored", b"1234")
+    shared.flush()
+    own = embedding_places(stage.services.settings).folder
+    away = EmbeddingPlaces(own, f"zip://{tmp_path}/missing")
+    with pytest.raises(StorageUnavailableError, match="MEDSAM3_EMBEDDING_STORE_URL"):
+        forget(database, stage.masks, away, project_id=project, task_id=task)
+    removed = Removed()
+    finish_removals(database, stage.masks, EmbeddingPlaces(own, str(tmp_path / "shared")), removed)
+    assert (removed.embeddings, removed.embedding_bytes) == (1, 4)
 
 
 def test_forgotten_while_it_is_read_leaves_no_file(stage: Stage) -> None:
