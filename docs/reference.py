@@ -161,7 +161,7 @@ def _endpoint(name: str, shown: dict[str, Any]) -> str:
     answers = {status: one for status, one in shown["responses"].items() if "content" in one}
     statuses = " or ".join(answers)
     lines.append(f"Answer: {statuses}, {_media(next(iter(answers.values()))['content'])}.")
-    # 401, 403 and 415 are those of all endpoints.
+    # 401, 403, 415 and 503 are those of all endpoints.
     own = [status for status in shown["responses"] if status in ("400", "404", "409", "413")]
     if own:
         lines.append(f"Refused with {', '.join(own)}.")

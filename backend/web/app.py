@@ -2,20 +2,31 @@
 
 import logging
 
-from flask import Flask
+from flask import Flask, Response, jsonify, request
+from redis.exceptions import RedisError
+from sqlalchemy.exc import InterfaceError, OperationalError
 from werkzeug.exceptions import HTTPException
 from werkzeug.utils import import_string
 
+from backend.errors import QueueError
 from backend.people.audit import Refusals
 from backend.services import Services, open_services
 from backend.web import contract, openapi
 from backend.web.api import agent, corrections, models, predictions, propagations
-from backend.web.auth import refuse_foreign_pages, refuse_viewers, require_credentials
+from backend.web.auth import (
+    is_console,
+    refuse_foreign_pages,
+    refuse_viewers,
+    require_credentials,
+)
 
 log = logging.getLogger(__name__)
 
 # Endpoints of rooms above this one, by name: serving does not depend on training.
 PLUGINS = ("backend.training.api",)
+# Seconds after which whoever was refused for a server that is away should come back.
+COME_BACK_S = 5
+
 CONSOLE = "backend.web.console.access:add_console"
 
 
@@ -43,11 +54,27 @@ def create_app(services: Services | None = None) -> Flask:
     app.before_request(refuse_viewers)
     app.register_error_handler(HTTPException, _http_error)
     app.register_error_handler(Exception, _unexpected)
+    for away in (OperationalError, InterfaceError, RedisError, QueueError):
+        app.register_error_handler(away, _away)
     return app
 
 
 def _http_error(error: HTTPException) -> tuple[dict[str, str | None], int]:
     return {"error": error.description}, error.code or 500
+
+
+def _away(error: Exception) -> Response:
+    """A server behind this one does not answer: no fault of the request, which may come again."""
+    of_database = isinstance(error, OperationalError | InterfaceError)
+    who = "The database" if of_database else "Redis"
+    # The text of the error would hold the statement's values.
+    log.warning("%s does not answer (%s): a request was refused", who, type(error).__name__)
+    reason = f"{who} does not answer; try again in {COME_BACK_S} seconds."
+    # The console's pages ask the database who is there.
+    plain = is_console(request.path)
+    answer = Response(reason, mimetype="text/plain") if plain else jsonify(error=reason)
+    answer.status_code, answer.headers["Retry-After"] = 503, str(COME_BACK_S)
+    return answer
 
 
 def _unexpected(error: Exception) -> tuple[dict[str, str], int]:

@@ -61,6 +61,7 @@ _REFUSALS: dict[int, str] = {
     409: "Refused on purpose: the sentence says why.",
     413: "The body is too large, or holds too much.",
     415: "The body is not declared as JSON.",
+    503: "The database or Redis does not answer: come back after `Retry-After` seconds.",
 }
 
 
@@ -135,6 +136,7 @@ def _refusal_responses(schema: dict[str, Any]) -> dict[str, Any]:
     }
     challenge = {"WWW-Authenticate": {"schema": {"type": "string"}}}
     responses["Refused401"]["headers"] = challenge
+    responses["Refused503"]["headers"] = {"Retry-After": {"schema": {"type": "integer"}}}
     return responses
 
 
@@ -212,7 +214,7 @@ def _refusals(method: str, rule: Rule, said: ApiOperation) -> set[int]:
     """The statuses with which an operation may be refused."""
     refused = set(said.refusals)
     if rule.rule not in OPEN_PATHS:
-        refused.add(401)
+        refused |= {401, 503}
     if method not in READING:
         refused |= {403, 415}
     if said.body is not None:
