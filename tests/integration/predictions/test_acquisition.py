@@ -7,6 +7,7 @@ from sqlalchemy import select
 
 from backend.corrections.mask_store import MaskStore
 from backend.corrections.privacy import forget
+from backend.models.encoding import embedding_places
 from backend.predictions import acquisition
 from backend.services import Services
 from backend.tables import (
@@ -45,8 +46,8 @@ def test_others_write_while_tasks_are_ordered(
     def order(points: NDArray[np.float32], covered: NDArray[np.float32] | None = None) -> list[int]:
         # It would wait for its own transaction, were one open.
         masks = MaskStore(services.settings.storage)
-        folder = services.settings.embedding_dir
-        forget(services.database, masks, folder, project_id=PROJECT, task_id=3)
+        places = embedding_places(services.settings)
+        forget(services.database, masks, places, project_id=PROJECT, task_id=3)
         return ordered(points, covered)
 
     monkeypatch.setattr(acquisition, "k_center_order", order)
