@@ -13,6 +13,7 @@ from medsam3_model.checkpoints.hashes import is_detector
 from medsam3_model.errors import DatasetError
 from medsam3_model.predictor import MedSAM3
 from medsam3_model.pretraining.phrases import EVERYDAY_PHRASES, GENERIC_PHRASES
+from medsam3_model.training import fine_tuning
 from medsam3_model.training.data import TrainingData, TrainingImage
 from medsam3_model.training.fine_tuning import (
     FineTuned,
@@ -264,6 +265,19 @@ def test_few_images_take_a_fixed_number_of_steps(model: MedSAM3, tmp_path: Path)
     tuned = run(model, tmp_path, settings=settings)
     assert (tuned.stopped, tuned.steps) == ("unjudged", 2)
     assert tuned.model.detector_hash != model.detector_hash
+
+
+def test_few_images_of_what_is_known_move_it_a_part_of_the_way(
+    model: MedSAM3, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def tuned_where_known_is(dice: float) -> dict[str, torch.Tensor]:
+        with monkeypatch.context() as patch:
+            patch.setattr(fine_tuning, "_KNOWN", dice)
+            return tensors(run(model, tmp_path).model)
+
+    start, all_of_it = tensors(model), tuned_where_known_is(2.0)
+    for key, value in tuned_where_known_is(0.0).items():
+        torch.testing.assert_close(value, start[key].lerp(all_of_it[key], 0.7))
 
 
 def test_the_ceiling_of_minutes_ends_a_run(model: MedSAM3, tmp_path: Path) -> None:
