@@ -8,6 +8,7 @@ import hashlib
 import itertools
 import re
 from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,8 @@ from playwright.sync_api import Browser, Page, expect
 
 from backend.label_studio.connect import connect
 from backend.label_studio.server import LabelStudioServer
-from backend.services import load_credentials
+from backend.processes.queues import INTERACTIVE_KEY
+from backend.services import connect_redis, load_credentials
 from medsam3_model.data.samples import split_of_group
 from tests.support.annotating import AnnotatingLabelStudio
 from tests.support.processes import BackendServer
@@ -113,7 +115,7 @@ def test_an_admin_sees_work_move_trains_promotes_and_rolls_back(
     train(page, console, project.id)
     opened(work, console)
     promote_and_roll_back(page, console, project.id)
-    cancel_a_run(page, work, console, project.id)
+    cancel_a_run(page, work, console, project.id, console_backend)
     context.close()
     assert complaints == []
 
@@ -157,17 +159,29 @@ def promote_and_roll_back(page: Page, console: str, project_id: int) -> None:
     expect(page.get_by_role("status")).to_contain_text(f"serves project {project_id} again.")
 
 
-def cancel_a_run(page: Page, work: Page, console: str, project_id: int) -> None:
+@contextmanager
+def an_annotator_at_work(backend: BackendServer) -> Iterator[None]:
+    """Somebody is between two prompts: a run takes no step meanwhile, so it can be cancelled."""
+    with closing(connect_redis(backend.settings)) as redis:
+        redis.set(INTERACTIVE_KEY, 1, px=PATIENCE_MS)
+        yield
+        redis.delete(INTERACTIVE_KEY)
+
+
+def cancel_a_run(
+    page: Page, work: Page, console: str, project_id: int, backend: BackendServer
+) -> None:
     """A second run, which *Work* shows by itself, and which is cancelled there."""
     page.goto(f"{console}/training/{project_id}")
     page.evaluate("window.stays = true")
-    page.get_by_role("button", name="Start training").click()
-    work.get_by_role("button", name=f"Cancel the run of project {project_id}").click(
-        timeout=PATIENCE_MS
-    )
-    expect(work.get_by_role("status")).to_contain_text(
-        re.compile("The run is cancelled|The run ends at its next step")
-    )
+    with an_annotator_at_work(backend):
+        page.get_by_role("button", name="Start training").click()
+        work.get_by_role("button", name=f"Cancel the run of project {project_id}").click(
+            timeout=PATIENCE_MS
+        )
+        expect(work.get_by_role("status")).to_contain_text(
+            re.compile("The run is cancelled|The run ends at its next step")
+        )
     expect(page.get_by_role("region", name="Earlier runs")).to_contain_text(
         "cancelled", timeout=PATIENCE_MS
     )
