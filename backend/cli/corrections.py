@@ -163,6 +163,8 @@ def write_facts(
         print_json({"project": project, **asdict(written)})
     else:
         typer.echo(f"{written.tasks} tasks with facts, {written.changed} changed in Label Studio")
+        for task_id in written.left_out:
+            typer.echo(f"task {task_id}: left out, its meta is no JSON object")
 
 
 @corrections.command()

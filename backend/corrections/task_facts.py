@@ -1,7 +1,7 @@
 """What the corrections know of each task, written into the task's `meta` in Label Studio.
 
-A task's meta is shown with the task, exported with it and can be filtered by. Only keys of our own
-are touched, and only tasks whose facts changed are written.
+Label Studio's API gives a task's meta with the task and filters by it. Only keys of our own are
+touched, and only tasks whose facts changed are written.
 """
 
 from collections import defaultdict
@@ -23,16 +23,21 @@ from backend.label_studio.client import LabelStudio
 from backend.services import Services
 
 SPLIT, OUTCOME, DISAGREEMENT = "medsam3_split", "medsam3_outcome", "medsam3_disagreement"
+_KEYS = frozenset({SPLIT, OUTCOME, DISAGREEMENT})
 
 Facts = Mapping[str, str | float]
 
 
 @dataclass(frozen=True)
 class FactsWritten:
-    """How many tasks have facts, and how many of them were changed in Label Studio."""
+    """How many tasks have facts, and how many were changed in Label Studio.
+
+    left_out: tasks whose meta is no JSON object, so that nothing can be added to it.
+    """
 
     tasks: int
     changed: int
+    left_out: tuple[int, ...] = ()
 
 
 def task_facts(services: Services, project_id: int) -> dict[int, Facts]:
@@ -82,19 +87,19 @@ def write_facts(
     """
     facts = task_facts(services, project_id)
     tasks = list(studio.tasks(project_id, include=("id", "meta")))
-    changed = 0
+    changed, left_out = 0, []
     for done, task in enumerate(tasks, start=1):
+        progress(done, len(tasks))
         before = task.get("meta") or {}
+        if not isinstance(before, dict):
+            left_out.append(task["id"])
+            continue
         after = {key: value for key, value in before.items() if key not in _KEYS}
         after |= facts.get(task["id"], {})
         if after != before:
             studio.patch(f"/api/tasks/{task['id']}/", {"meta": after})
             changed += 1
-        progress(done, len(tasks))
-    return FactsWritten(len(facts), changed)
-
-
-_KEYS = frozenset({SPLIT, OUTCOME, DISAGREEMENT})
+    return FactsWritten(len(facts), changed, tuple(left_out))
 
 
 def _groups(session: Session, project_id: int) -> dict[int, str]:

@@ -3,7 +3,8 @@
 import logging
 
 from flask import Flask, Response, jsonify, request
-from redis.exceptions import RedisError
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import TimeoutError as RedisTimeoutError
 from sqlalchemy.exc import InterfaceError, OperationalError
 from werkzeug.exceptions import HTTPException
 from werkzeug.utils import import_string
@@ -26,6 +27,13 @@ log = logging.getLogger(__name__)
 PLUGINS = ("backend.training.api",)
 # Seconds after which whoever was refused for a server that is away should come back.
 COME_BACK_S = 5
+_AWAY = (
+    OperationalError,
+    InterfaceError,
+    RedisConnectionError,
+    RedisTimeoutError,
+    QueueError,
+)
 
 CONSOLE = "backend.web.console.access:add_console"
 
@@ -54,7 +62,7 @@ def create_app(services: Services | None = None) -> Flask:
     app.before_request(refuse_viewers)
     app.register_error_handler(HTTPException, _http_error)
     app.register_error_handler(Exception, _unexpected)
-    for away in (OperationalError, InterfaceError, RedisError, QueueError):
+    for away in _AWAY:
         app.register_error_handler(away, _away)
     return app
 
@@ -67,8 +75,8 @@ def _away(error: Exception) -> Response:
     """A server behind this one does not answer: no fault of the request, which may come again."""
     of_database = isinstance(error, OperationalError | InterfaceError)
     who = "The database" if of_database else "Redis"
-    # The text of the error would hold the statement's values.
-    log.warning("%s does not answer (%s): a request was refused", who, type(error).__name__)
+    # With the traceback: what a database calls operational may be its own fault.
+    log.warning("%s does not answer: a request was refused", who, exc_info=error)
     reason = f"{who} does not answer; try again in {COME_BACK_S} seconds."
     # The console's pages ask the database who is there.
     plain = is_console(request.path)

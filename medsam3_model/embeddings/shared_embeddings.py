@@ -73,13 +73,13 @@ class SharedEmbeddings:
             raise _failure(error)
         return asked.result()
 
-    def write(self, key: str, image_key: str, content: bytes) -> bool:
-        """Have an entry written beside what the caller goes on with; returns whether it will be.
+    def write(self, key: str, image_key: str, content: bytes) -> None:
+        """Have an entry written beside what the caller goes on with.
 
         Too many that wait, or a store that failed, leave it out: another machine encodes again.
         """
         if self._left_alone():
-            return False
+            return
 
         def store() -> None:
             files, root = self._opened()
@@ -96,11 +96,10 @@ class SharedEmbeddings:
         with self._lock:
             self._waiting = {one for one in self._waiting if not one.done()}
             if len(self._waiting) >= _MOST_WAITING:
-                return False
+                return
             future = _beside(store)
             self._waiting.add(future)
         future.add_done_callback(self._written)
-        return True
 
     def flush(self) -> None:
         """Wait until what was handed to `write` is written or has failed."""

@@ -229,9 +229,10 @@ def test_facts_are_written_into_the_tasks_meta(
 
     assert write() == FactsWritten(tasks=2, changed=0)
     label_studio.delete(f"/api/annotations/{gone['id']}/")
-    assert write() == FactsWritten(tasks=1, changed=1)
+    label_studio.patch(f"/api/tasks/{third}/", {"meta": ["not", "an", "object"]})
+    assert write() == FactsWritten(tasks=1, changed=1, left_out=(third,))
     assert not label_studio.task(second)["meta"]
-    assert not label_studio.task(third)["meta"]
+    assert label_studio.task(third)["meta"] == ["not", "an", "object"]
     services.close()
 
 

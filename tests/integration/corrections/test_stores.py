@@ -29,22 +29,15 @@ from backend.volumes.tables import Stack
 from medsam3_model.embeddings.embedding_cache import EmbeddingPlaces
 from medsam3_model.embeddings.shared_embeddings import SharedEmbeddings
 from tests.support.corrections_stage import CONFIG, Stage, act, brush, drawn, image_file, stage_at
-from tests.support.s3 import s3_server
+from tests.support.s3 import s3_bucket
 from tests.support.stand_in_label_studio import StandInLabelStudio
 
 
 @pytest.fixture(scope="session")
 def s3_url() -> Iterator[str]:
     """A bucket of an S3 server of this run's own."""
-    with s3_server() as url, pytest.MonkeyPatch.context() as patch:
-        patch.setenv("AWS_ENDPOINT_URL", url)
-        patch.setenv("AWS_ACCESS_KEY_ID", "test")
-        patch.setenv("AWS_SECRET_ACCESS_KEY", "test")
-        patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-        import s3fs
-
-        s3fs.S3FileSystem().mkdir("masks")
-        yield "s3://masks"
+    with s3_bucket("masks") as url:
+        yield url
 
 
 @pytest.fixture(params=["sqlite and folder", "postgresql and s3"])

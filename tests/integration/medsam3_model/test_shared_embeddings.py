@@ -13,7 +13,7 @@ from medsam3_model.embeddings.embedding_cache import EmbeddingCache, EmbeddingPl
 from medsam3_model.embeddings.shared_embeddings import SharedEmbeddings
 from medsam3_model.errors import EmbeddingStoreError
 from tests.support.embeddings import MB, SmallestModel, entries
-from tests.support.s3 import s3_server
+from tests.support.s3 import s3_bucket
 
 IMAGE, OTHER = "a" * 64, "b" * 64
 MODEL = SmallestModel()
@@ -21,15 +21,8 @@ MODEL = SmallestModel()
 
 @pytest.fixture(scope="module")
 def bucket() -> Iterator[str]:
-    with s3_server() as url, pytest.MonkeyPatch.context() as patch:
-        patch.setenv("AWS_ENDPOINT_URL", url)
-        patch.setenv("AWS_ACCESS_KEY_ID", "test")
-        patch.setenv("AWS_SECRET_ACCESS_KEY", "test")
-        patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-        import s3fs
-
-        s3fs.S3FileSystem(skip_instance_cache=True).mkdir("embeddings")
-        yield "s3://embeddings"
+    with s3_bucket("embeddings") as url:
+        yield url
 
 
 @pytest.fixture(params=["folder", "s3"])
