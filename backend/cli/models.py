@@ -81,15 +81,15 @@ def show(version: Version) -> None:
     from sqlalchemy import select
 
     from backend.errors import ModelVersionError
-    from backend.models import card
+    from backend.models import card, promotion
     from backend.services import open_services
-    from backend.tables import GateVerdict, ModelVersion, Promotion
+    from backend.tables import ModelVersion, Promotion
 
     with open_services().database.reading() as session:
         row = session.scalar(select(ModelVersion).where(ModelVersion.version == version))
         if row is None:
             raise ModelVersionError(f"There is no version {version}: `medsam3 models list`.")
-        verdict = session.get(GateVerdict, row.run_id) if row.run_id else None
+        verdict = promotion.verdict_of(session, row)
         served = session.scalars(
             select(Promotion).where(Promotion.version == version).order_by(Promotion.id)
         ).all()

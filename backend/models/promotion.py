@@ -147,7 +147,25 @@ def _put_into_service(
     return made
 
 
+def verdict_of(session: Session, row: ModelVersion) -> GateVerdict | None:
+    """What the gate said about a version; of one half of the way to which another passed, too."""
+    verdict = session.get(GateVerdict, row.run_id) if row.run_id else None
+    if verdict is None or verdict.candidate == row.version:
+        return verdict
+    as_trained = verdict.figures.get("as_trained")
+    if as_trained is None or as_trained["version"] != row.version:
+        return None
+    return GateVerdict(
+        run_id=verdict.run_id,
+        candidate=row.version,
+        incumbent=verdict.incumbent,
+        passed=False,
+        reasons=as_trained["reasons"],
+        figures=as_trained["figures"],
+    )
+
+
 def has_passed(session: Session, row: ModelVersion) -> bool:
     """Whether the gate let a version pass."""
-    verdict = session.get(GateVerdict, row.run_id) if row.run_id else None
-    return verdict is not None and verdict.passed and verdict.candidate == row.version
+    verdict = verdict_of(session, row)
+    return verdict is not None and verdict.passed

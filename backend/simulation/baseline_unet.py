@@ -28,6 +28,7 @@ def unet_dice(
     *,
     seconds: float,
     seed: int,
+    sided: bool,
 ) -> list[list[float]]:
     """Train one net for all concepts for a wall-clock time; Dice on other images, at their size.
 
@@ -36,6 +37,7 @@ def unet_dice(
         judge: likewise.
         seconds: of training; at least one step is made.
         seed: of weights, order and flips.
+        sided: a concept is on the left or right only: images are turned upside down, not mirrored.
 
     Returns:
         For each image of `judge` the Dice of each concept.
@@ -66,7 +68,7 @@ def unet_dice(
     while True:
         rows = rng.integers(len(images), size=_BATCH)
         batch, truth = images[rows], masks[rows]
-        for axis in (2, 3):
+        for axis in (2,) if sided else (2, 3):
             if rng.random() < 0.5:
                 batch, truth = batch.flip(axis), truth.flip(axis)
         optimiser.zero_grad()

@@ -275,6 +275,8 @@ class _Play:
 
     def baseline(self, rows: Sequence[Figures]) -> Figures:
         """The U-Net on the same corrected images, for the seconds that training took."""
+        from medsam3_model.training.data import tells_sides
+
         seconds = sum(row["seconds"] for row in rows)
         labels = list(next(iter(self.tasks.values())).masks)
 
@@ -283,7 +285,11 @@ class _Play:
             return [(task.rgb, np.stack([task.masks[label] for label in labels])) for task in tasks]
 
         scores = baseline_unet.unet_dice(
-            pairs(self.corrected), pairs(self.judged), seconds=seconds, seed=self.seed
+            pairs(self.corrected),
+            pairs(self.judged),
+            seconds=seconds,
+            seed=self.seed,
+            sided=tells_sides(self.prompts.values()),
         )
         groups = [self.tasks[id_].sample.group for id_ in self.judged]
         return {

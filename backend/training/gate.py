@@ -8,7 +8,7 @@ of things that no medical image shows: a fine-tuned detector may come to answer 
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from statistics import fmean
 from typing import TYPE_CHECKING, Any, Literal
@@ -76,6 +76,9 @@ class Verdict:
         overall: each image's mean over its questions; None without any.
         parts: by phrase and mode.
         foreign: of how many foreign names (`asked`) candidate and incumbent answered how many.
+        by_enough: there were enough images to judge by.
+        as_trained: where this is about the version half of the way to a candidate, the verdict on
+            that: its `version`, `reasons` and `figures`.
     """
 
     passed: bool
@@ -83,10 +86,31 @@ class Verdict:
     overall: Comparison | None
     parts: Mapping[tuple[str, GateMode], Comparison]
     foreign: Mapping[str, int]
+    by_enough: bool = True
+    as_trained: Mapping[str, Any] | None = None
+
+    def in_place_of(self, version: str, refused: "Verdict") -> "Verdict":
+        """The verdict on the version half of the way to a candidate that was refused."""
+        reasons = (
+            f"as it was trained ({version}) it did not pass: {'; '.join(refused.reasons)}",
+            "half of the way from the version in service to it does:",
+            *self.reasons,
+        )
+        as_trained = {
+            "version": version,
+            "reasons": list(refused.reasons),
+            "figures": refused.figures(),
+        }
+        return replace(self, reasons=reasons, as_trained=as_trained)
+
+    def and_half_way(self, second: "Verdict") -> "Verdict":
+        """This verdict, with what was said about the version half of the way."""
+        said = f"nor does the version half of the way to it: {'; '.join(second.reasons)}"
+        return replace(self, reasons=(*self.reasons, said))
 
     def figures(self) -> dict[str, Any]:
         """As JSON has it."""
-        return {
+        figures = {
             "overall": asdict(self.overall) if self.overall else None,
             "concepts": [
                 {"concept": phrase, "mode": mode, **asdict(part)}
@@ -94,6 +118,7 @@ class Verdict:
             ],
             "foreign_names": dict(self.foreign),
         }
+        return figures | ({} if self.as_trained is None else {"as_trained": dict(self.as_trained)})
 
 
 def decide(
@@ -121,8 +146,9 @@ def decide(
         against.append(
             f"{len(images)} validation images are too few to judge by, {min_images} are needed"
         )
+    by_enough = not against
     if not images:
-        return Verdict(False, tuple(against), None, {}, foreign)
+        return Verdict(False, tuple(against), None, {}, foreign, by_enough=False)
     parts = {
         key: _compare([pair for pair in pairs if (pair[0].phrase, pair[0].mode) == key])
         for key in dict.fromkeys((answer.phrase, answer.mode) for answer in candidate.given)
@@ -155,7 +181,7 @@ def decide(
             f"{foreign['incumbent']} times"
         )
     if against:
-        return Verdict(False, (*against, *notes), overall, parts, foreign)
+        return Verdict(False, (*against, *notes), overall, parts, foreign, by_enough)
     passed = (
         f"mean Dice {overall.incumbent:.3f} → {overall.candidate:.3f} on {overall.images} "
         f"validation images (95 % interval of the change {overall.low:+.3f} to {overall.high:+.3f})"

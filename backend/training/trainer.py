@@ -17,6 +17,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from sqlalchemy import select
 from sqlalchemy.exc import InterfaceError, OperationalError
 
 from backend.corrections import store
@@ -40,11 +41,12 @@ from backend.processes.stopping import stopping
 from backend.processes.worker import work
 from backend.services import Services, current_services
 from backend.tables import GateVerdict, ModelVersion, PromotionKind
-from backend.training import examples, gate, roll_out, runs, triggers
+from backend.training import examples, roll_out, runs, triggers
 from backend.training.examples import Images
-from backend.training.learn import fine_tune, wait_for_annotators
+from backend.training.judging import Judge
+from backend.training.learn import fine_tune
 from backend.training.options import RunOptions
-from backend.training.run_log import RunLog, note, waited
+from backend.training.run_log import RunLog, note
 from backend.training.tables import RunState, Stage, TrainingRun
 
 log = logging.getLogger(__name__)
@@ -180,8 +182,9 @@ class _Stages:
         candidate = self._candidate(training_set)
         if candidate is None:
             return
-        if self._passed(candidate, training_set.of("val")) and self._options.auto_promote:
-            self._promote(candidate)
+        accepted = self._accepted(candidate, training_set)
+        if accepted is not None and self._options.auto_promote:
+            self._promote(accepted)
 
     def _begin(self, stage: Stage, doing: str) -> None:
         """Enter a stage, and say so in the log."""
@@ -232,73 +235,76 @@ class _Stages:
         trained = fine_tune(
             self._services, self._run, model, source, training_set, self._images, folder, self._log
         )
-        DetectorStore(self._services.settings).publish(trained.file, trained.version)
+        card = _card(training_set, self._options, trained.figures)
+        self._register(trained.file, trained.version, card)
         with self._services.database.session() as session:
-            insert_or_ignore(
-                session,
-                ModelVersion,
-                {
-                    "version": trained.version,
-                    "checkpoint": source.checkpoint,
-                    "adapter": source.adapter,
-                    "detector": trained.version,
-                    "project_id": self._run.project_id,
-                    "parent": parent,
-                    "run_id": self._run.id,
-                    "card": _card(training_set, self._options, trained.figures),
-                },
-            )
             run = session.get_one(TrainingRun, self._run.id)
             run.candidate, run.stopped = trained.version, trained.figures["stopped"]
             self._run = run
         return trained.version if trained.version != parent else None
 
-    def _passed(self, candidate: str, judged_by: Sequence[examples.Example]) -> bool:
-        """Compare candidate and incumbent, or read the verdict from before the trainer died."""
+    def _register(self, draft: Path, version: str, card: Mapping[str, Any]) -> None:
+        """Publish a version's detector, and make its row; both may be there already."""
+        DetectorStore(self._services.settings).publish(draft, version)
+        parent = self._run.incumbent or ""
+        source = self._models.source(parent)
+        with self._services.database.session() as session:
+            insert_or_ignore(
+                session,
+                ModelVersion,
+                {
+                    "version": version,
+                    "checkpoint": source.checkpoint,
+                    "adapter": source.adapter,
+                    "detector": version,
+                    "project_id": self._run.project_id,
+                    "parent": parent,
+                    "run_id": self._run.id,
+                    "card": card,
+                },
+            )
+
+    def _accepted(self, candidate: str, training_set: examples.TrainingSet) -> str | None:
+        """The version that passes the gate, if one does; read, if it was judged already."""
         incumbent = self._run.incumbent or ""
         self._begin(Stage.GATE, f"gate: compares {candidate} with {incumbent}")
         with self._services.database.reading() as session:
             known = session.get(GateVerdict, self._run.id)
         if known is not None:
-            return known.passed
-        waits: list[float] = []
-
-        def on_image() -> None:
-            waits.append(wait_for_annotators(self._services))
-            runs.at_stage(self._services, self._run.id, Stage.GATE)
-
-        answers = [
-            gate.answers(
-                self._models.get(version),
-                judged_by,
-                self._images,
-                self._options.consensus,
-                on_image=on_image,
-            )
-            for version in (candidate, incumbent)
-        ]
-        verdict = gate.decide(
-            *answers,
-            tolerance=self._options.gate_tolerance,
-            min_images=self._options.gate_min_images,
-        )
-        log.info("%s: %s", candidate, "; ".join(verdict.reasons))
-        said = "passed" if verdict.passed else "not passed"
-        self._log.note(f"gate: {said}: {'; '.join(verdict.reasons)}{waited(sum(waits))}")
+            return known.candidate if known.passed else None
+        judge = Judge(self._services, self._run, self._images, self._log, training_set.of("val"))
+        base = self._models.source(incumbent).checkpoint
+        judged = judge.judge(self._models.get(candidate), self._models.get(incumbent), base)
+        if judged.half_way is not None:
+            draft = _state_folder(self._services, self._run.id) / "half_way.safetensors"
+            draft.parent.mkdir(parents=True, exist_ok=True)
+            judged.save(draft, self._run, base)
+            self._register(draft, judged.version, self._card_half_way(candidate))
+        verdict = judged.verdict
         with self._services.database.session() as session:
             insert_or_ignore(
                 session,
                 GateVerdict,
                 {
                     "run_id": self._run.id,
-                    "candidate": candidate,
+                    "candidate": judged.version,
                     "incumbent": incumbent,
                     "passed": verdict.passed,
                     "reasons": list(verdict.reasons),
                     "figures": verdict.figures(),
                 },
             )
-        return verdict.passed
+            run = session.get_one(TrainingRun, self._run.id)
+            run.candidate = judged.version
+            self._run = run
+        return judged.version if verdict.passed else None
+
+    def _card_half_way(self, candidate: str) -> dict[str, Any]:
+        """The candidate's card, for the version half of the way to it."""
+        with self._services.database.reading() as session:
+            row = session.scalar(select(ModelVersion).where(ModelVersion.version == candidate))
+        card = dict((row.card if row else None) or {})
+        return card | {"training": card.get("training", {}) | {"half_way_to": candidate}}
 
     def _promote(self, candidate: str) -> None:
         self._begin(Stage.PROMOTION, f"promotion of {candidate}")

@@ -8,7 +8,7 @@ instance maps are kept, compressed.
 import math
 import re
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -42,6 +42,11 @@ _SPARED = 6
 _MOST_SPARED = 24
 # Mirroring an image makes the left lung a right one.
 _SIDED = re.compile(r"\b(left|right)\b")
+
+
+def tells_sides(phrases: Iterable[str]) -> bool:
+    """Whether a phrase tells left from right, so that a mirrored image would be named wrongly."""
+    return any(_SIDED.search(phrase) for phrase in phrases)
 
 
 @dataclass(frozen=True)
@@ -112,7 +117,7 @@ class TrainingData:
             )
             return WHOLE, plain
         layers = self._layers[image.key]
-        sided = any(_SIDED.search(phrase) for phrase in layers.phrases)
+        sided = tells_sides(layers.phrases)
         # The same numbers draw geometry and look, here and in every later run.
         rng = np.random.default_rng([zlib.crc32(image.key.encode()), number])
         _, height, width = layers.shape

@@ -26,6 +26,7 @@ from medsam3_model.detector import answer_prompts
 from medsam3_model.errors import DatasetError, MedSAM3Error
 from medsam3_model.evaluation.metrics import dice
 from medsam3_model.training.data import TrainingData, TrainingImage, spare
+from medsam3_model.training.interpolation import between
 from medsam3_model.training.losses import LossWeights, detector_loss
 from medsam3_model.training.processes import joined
 from medsam3_model.training.prompts import DrawnPrompt, correction_prompt
@@ -334,8 +335,7 @@ class _Run:
         tuned = self.averaged()
         if self._dice(self.start, self.images) < _KNOWN:
             return tuned
-        start = detector_state(self.start.model)
-        return {key: start[key].lerp(tuned[key], _WAY) for key in tuned}
+        return between(detector_state(self.start.model), tuned, _WAY)
 
     def report(self, file: Path | None, on_progress: Callable[[TrainingProgress], None]) -> None:
         """Tell of the step; where that raises, all processes save and end together."""
@@ -437,16 +437,15 @@ class _Run:
 
         Where there is something to forget, weights on the way back to the start are tried too.
         """
-        start = detector_state(self.start.model)
         tuned = self.averaged()
         averaged = self._version(tuned)
         learned = self._dice(averaged, self.spared)
         scores, candidates = [learned - self._forgotten(averaged)], [tuned]
         if self.spared_replay:
-            between = {key: start[key].lerp(tuned[key], _WAY) for key in tuned}
-            model = self._version(between)
+            part = between(detector_state(self.start.model), tuned, _WAY)
+            model = self._version(part)
             scores.append(self._dice(model, self.spared) - self._forgotten(model))
-            candidates.append(between)
+            candidates.append(part)
         state = self.state
         state.history.append((state.step, _mean(state.losses), learned))
         state.scores.append(scores)

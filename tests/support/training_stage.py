@@ -1,12 +1,13 @@
 """A project whose annotator marks bright discs, and a small untrained model that can learn them."""
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from backend.corrections.ingest import Hint, open_ingest
@@ -75,6 +76,19 @@ def publish(
     """Register a version of a project, with the base's weights scaled; returns its name."""
     loaded = MedSAM3.from_pretrained(checkpoint)
     state = {key: value * scale for key, value in detector_state(loaded.model).items()}
+    return publish_weights(services, checkpoint, project_id, state, passed=passed)
+
+
+def publish_weights(
+    services: Services,
+    checkpoint: str,
+    project_id: int,
+    state: Mapping[str, torch.Tensor],
+    *,
+    passed: bool,
+) -> str:
+    """Register a version of a project with these weights of the detector; returns its name."""
+    loaded = MedSAM3.from_pretrained(checkpoint)
     name, draft = f"tiny-p{project_id}", services.settings.data_dir / "draft"
     made = save_detector(draft, state, encoder_hash=loaded.encoder_hash, base=checkpoint, name=name)
     version = loaded.with_detector(load_detector(draft)).version

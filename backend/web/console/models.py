@@ -44,13 +44,14 @@ def models() -> str:
     """Every version, and which one serves which project."""
     with services().database.reading() as session:
         serving = versions_in_service(session)
-        verdicts = {row.run_id: row.passed for row in session.scalars(select(GateVerdict))}
         rows = session.scalars(select(ModelVersion).order_by(ModelVersion.id.desc())).all()
+        known = session.scalars(select(GateVerdict)).all()  # one query instead of one a version
+        verdicts = {row.version: promotion.verdict_of(session, row) for row in rows if known}
     listed = [
         VersionRow(
             row.version,
             row,
-            verdicts.get(row.run_id or ""),
+            verdict.passed if (verdict := verdicts.get(row.version)) else None,
             [served.project_id for served in serving if served.version == row.version],
         )
         for row in rows
@@ -64,7 +65,7 @@ def model(version: str) -> str:
     """One version: what it was made from, the gate's figures, and where it may go into service."""
     with services().database.reading() as session:
         row = _version(session, version)
-        verdict = session.get(GateVerdict, row.run_id) if row.run_id else None
+        verdict = promotion.verdict_of(session, row)
         served = session.scalars(
             select(Promotion).where(Promotion.version == version).order_by(Promotion.id.desc())
         ).all()
@@ -91,7 +92,7 @@ def promote(version: str, project_id: int) -> AnyResponse | str:
         row = _version(session, version)
         # Only what was trained here was to pass; a checkpoint that the setting names serves anyway.
         is_forced = bool(row.detector) and not promotion.has_passed(session, row)
-        verdict = session.get(GateVerdict, row.run_id) if row.run_id else None
+        verdict = promotion.verdict_of(session, row)
         serving = _project(session, project_id)
     if request.method == "POST":
         force = request.form.get("force") == "yes"

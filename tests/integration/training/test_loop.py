@@ -4,11 +4,12 @@ import json
 import re
 from collections import Counter
 
+import torch
 from safetensors.numpy import load_file
 from sqlalchemy import select
 
 from backend.corrections.tables import Revision
-from backend.models import versions
+from backend.models import promotion, versions
 from backend.models.detectors import DetectorStore
 from backend.services import Services
 from backend.tables import GateVerdict, ModelVersion, Promotion
@@ -16,7 +17,8 @@ from backend.training import runs
 from backend.training.run_log import log_of
 from backend.training.tables import RunState, TrainingRun, Trigger
 from backend.training.trainer import train_run
-from tests.support.training_stage import TrainingStage
+from medsam3_model.checkpoints.detectors import load_detector
+from tests.support.training_stage import TrainingStage, publish_weights
 
 
 def finished(services: Services, run_id: str) -> TrainingRun:
@@ -118,3 +120,62 @@ def test_a_run_fetches_an_image_once_and_none_whose_embeddings_are_there(
     once = train()
     assert len(once) == 14, "the size of every training image has to be read"
     assert set(once.values()) == {1}
+
+
+def test_of_a_candidate_that_is_refused_the_weights_half_of_the_way_are_judged(
+    stage: TrainingStage,
+) -> None:
+    """A version in service and a candidate that lie on two sides of a good one."""
+    services, project = stage.services, stage.project_id
+    stage.annotate(train=14, val=6)
+    options = {"steps": 48, "learning_rate": 2e-3}
+    first = runs.request_run(services, project, Trigger.COMMAND, **options)
+    train_run(services, first.run_id)
+    good = finished(services, first.run_id).candidate
+    assert good is not None
+    weights = load_detector(DetectorStore(services.settings).path(good)).state
+    rng = torch.Generator().manual_seed(0)
+    aside = {
+        key: torch.randn(tensor.shape, generator=rng) * tensor.abs().mean()
+        for key, tensor in weights.items()
+    }
+
+    def version(share: float) -> str:
+        state = {key: tensor + share * aside[key] for key, tensor in weights.items()}
+        base = services.settings.model
+        return publish_weights(services, base, project, state, passed=False)
+
+    second = runs.request_run(services, project, Trigger.COMMAND, **options)
+    incumbent, candidate = version(1.0), version(-1.2)
+    promotion.promote(services, project, incumbent, force=True)
+    made_by = {"run_id": second.run_id}
+    services.database.update(ModelVersion, ModelVersion.version == candidate, **made_by)
+    services.database.update(TrainingRun, TrainingRun.id == second.run_id, candidate=candidate)
+    train_run(services, second.run_id)
+
+    run = finished(services, second.run_id)
+    assert run.state == RunState.DONE, run.error
+    assert run.candidate not in (incumbent, candidate, good)
+    assert versions.in_service(services, project) == run.candidate
+    with services.database.reading() as session:
+        verdict = session.get_one(GateVerdict, run.id)
+        rows = {
+            row.version: (row, promotion.verdict_of(session, row))
+            for row in session.scalars(
+                select(ModelVersion).where(ModelVersion.version.in_([candidate, run.candidate]))
+            )
+        }
+    assert verdict.passed
+    assert verdict.reasons[0].startswith(f"as it was trained ({candidate}) it did not pass: mean")
+    made, of_it = rows[run.candidate]
+    assert of_it is verdict
+    assert made.card is not None
+    assert made.card["training"]["half_way_to"] == candidate
+    _, of_candidate = rows[candidate]
+    assert of_candidate is not None
+    assert not of_candidate.passed
+    assert (
+        of_candidate.figures["overall"]["difference"]
+        < 0.1
+        < verdict.figures["overall"]["difference"]
+    )
