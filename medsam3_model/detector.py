@@ -36,11 +36,30 @@ def vision_hidden(model: Sam3Model, pixel_values: Tensor) -> Tensor:
 
 def feature_levels(model: Sam3Model, hidden: Tensor) -> tuple[Tensor, ...]:
     """The neck: three feature levels (B, D, h, w), finest first, of the transformer's output."""
-    config: Any = model.config.vision_config
-    side = int(config.image_size) // int(config.backbone_config.patch_size)
-    spatial = hidden.view(hidden.shape[0], side, side, -1).permute(0, 3, 1, 2)
+    spatial = _spatial(model, hidden)
     # SAM 3's fourth is never read, and SAM 3.1 has none.
     return tuple(layer(spatial) for layer in model.vision_encoder.neck.fpn_layers[:3])
+
+
+def feature_levels_for_masks(model: Sam3Model, hidden: Tensor, images: Tensor) -> list[Tensor]:
+    """As `feature_levels`, but the finer levels are made for some images only, and 0 for others.
+
+    Finer levels serve the masks alone, and are most of the neck's cost. `images`: int64, distinct.
+    """
+    spatial = _spatial(model, hidden)
+    *finer, coarsest = model.vision_encoder.neck.fpn_layers[:3]
+    levels = []
+    for layer in finer:
+        made = layer(spatial[images])
+        levels.append(made.new_zeros(len(hidden), *made.shape[1:]).index_copy(0, images, made))
+    return [*levels, coarsest(spatial).float()]  # the detector's residual stream starts here
+
+
+def _spatial(model: Sam3Model, hidden: Tensor) -> Tensor:
+    """The transformer's output (B, patches, C) as (B, C, h, w)."""
+    config: Any = model.config.vision_config
+    side = int(config.image_size) // int(config.backbone_config.patch_size)
+    return hidden.view(hidden.shape[0], side, side, -1).permute(0, 3, 1, 2)
 
 
 def text_features(model: Sam3Model, input_ids: Tensor, attention_mask: Tensor) -> Tensor:

@@ -19,8 +19,8 @@ from medsam3_model import device as devices
 from medsam3_model import preprocessing
 from medsam3_model.checkpoints import detectors, loading, pretrained
 from medsam3_model.checkpoints.detectors import DetectorCheckpoint
-from medsam3_model.checkpoints.hashes import WeightsHash, of_state
-from medsam3_model.errors import PromptError
+from medsam3_model.checkpoints.hashes import WeightsHash, is_neck, of_detector, of_state
+from medsam3_model.errors import CheckpointError, PromptError
 from medsam3_model.postprocessing import SAM3_SETTINGS, DetectionSettings, to_detections
 from medsam3_model.tracker import Tracker
 from medsam3_model.types import Detections, ImageEmbedding, TextEmbedding, stored_form
@@ -52,7 +52,8 @@ class MedSAM3:
         version: name and 8 hexadecimal digits of a hash of the weights, "tiny-1a2b3c4d".
         encoder_hash: SHA-256 of the frozen encoders' weights; embeddings are valid as long as
             this stays the same.
-        detector_hash: SHA-256 of the detector's weights.
+        detector_hash: SHA-256 of the detector's weights, and of its neck's where it has its own.
+        neck_hash: the same for models that read the encoder through the same neck.
         settings: thresholds that hold unless it is given others.
         device, dtype: where and in which precision the model computes.
         tracker: answers clicks, where the checkpoint holds SAM 3's tracker; else None.
@@ -74,6 +75,7 @@ class MedSAM3:
         tracker: Tracker | None = None,
         takes_exemplars: bool = True,
         thresholds: Mapping[str, float] | None = None,
+        neck_hash: str | None = None,
     ) -> None:
         """Wrap a ready `Sam3Model`; most callers want `from_pretrained`.
 
@@ -91,6 +93,7 @@ class MedSAM3:
             tracker: of the same checkpoint.
             takes_exemplars: see the class.
             thresholds: lowest score of a shown instance by phrase, before that of `settings`.
+            neck_hash: where the neck is not the base's.
         """
         self.device = devices.resolve_device(device)
         self.dtype = devices.resolve_dtype(dtype, self.device)
@@ -102,6 +105,7 @@ class MedSAM3:
         self.tokenizer = tokenizer
         hashes = hashes or of_state(model.state_dict())
         self.encoder_hash, self.detector_hash = hashes.encoder, hashes.detector
+        self.neck_hash = neck_hash or self.encoder_hash
         self.version = version or f"{name}-{hashes.combined[:8]}"
 
         self.model = model
@@ -187,8 +191,14 @@ class MedSAM3:
             settings: thresholds for all phrases instead; default this model's.
 
         Raises:
-            CheckpointError: the detector was trained on another encoder.
+            CheckpointError: the detector was trained on another encoder, or it reads through the
+                base's neck, and this model has another one.
         """
+        if not detector.has_neck and self.neck_hash != self.encoder_hash:
+            raise CheckpointError(
+                f"the detector {detector.name!r} reads through the neck of {detector.base!r}, "
+                f"which {self.version} has replaced: load it with its own base"
+            )
         return type(self)(
             detectors.with_detector(self.model, detector, self.encoder_hash),
             self.tokenizer,
@@ -200,6 +210,39 @@ class MedSAM3:
             tracker=self.tracker,
             takes_exemplars=self.takes_exemplars,
             thresholds=detector.thresholds if settings is None else {},
+            neck_hash=detector.detector_hash if detector.has_neck else None,
+        )
+
+    def with_weights(
+        self,
+        state: Mapping[str, torch.Tensor],
+        *,
+        base: str,
+        name: str,
+        thresholds: Mapping[str, float],
+    ) -> MedSAM3:
+        """As `with_detector`, from weights that no file holds yet.
+
+        Args:
+            state: as `detectors.detector_state` has them.
+            base: the checkpoint that holds the encoders, see `DetectorCheckpoint.base`.
+            name: first part of the version.
+            thresholds: by phrase.
+        """
+        # The neck computes in the encoders' precision: rounded before its hash is taken, the
+        # version is the same when it comes back from a file.
+        state = {
+            key: tensor.to(self.dtype).float() if is_neck(key) else tensor
+            for key, tensor in state.items()
+        }
+        if self.neck_hash == self.encoder_hash:
+            neck = {k: v for k, v in detectors.detector_state(self.model).items() if is_neck(k)}
+            if all(torch.equal(state[key], tensor) for key, tensor in neck.items()):
+                # The base's: the same weights as the base's are the same version.
+                state = {key: tensor for key, tensor in state.items() if key not in neck}
+        hash_ = of_detector(state)
+        return self.with_detector(
+            DetectorCheckpoint(state, self.encoder_hash, hash_, base, name, thresholds=thresholds)
         )
 
     def threshold_of(self, phrase: str) -> float:
@@ -268,7 +311,7 @@ class MedSAM3:
         levels = forward.feature_levels(self.model, hidden)
 
         sizes = [(rgb.shape[0], rgb.shape[1]) for rgb in images]
-        return ImageEmbedding.of_batch(levels, hidden, sizes, self.encoder_hash)
+        return ImageEmbedding.of_batch(levels, hidden, sizes, self.encoder_hash, self.neck_hash)
 
     def restore_embedding(
         self, last_hidden_state: torch.Tensor, original_size: tuple[int, int]
@@ -281,7 +324,15 @@ class MedSAM3:
         with torch.no_grad():
             hidden = last_hidden_state.to(self.device, self.dtype)
             levels = forward.feature_levels(self.model, hidden)
-            return ImageEmbedding(levels, hidden, original_size, self.encoder_hash)
+            return ImageEmbedding(levels, hidden, original_size, self.encoder_hash, self.neck_hash)
+
+    @torch.no_grad()
+    def levels(self, image_embedding: ImageEmbedding) -> tuple[torch.Tensor, ...]:
+        """An image's feature levels as this model's neck makes them, each (1, D, h, w)."""
+        if image_embedding.neck_hash == self.neck_hash:
+            return image_embedding.fpn_hidden_states
+        hidden = image_embedding.last_hidden_state.to(self.device, self.dtype)
+        return forward.feature_levels(self.model, hidden)
 
     def encode_text(self, phrases: Sequence[str]) -> TextEmbedding:
         """Run the frozen text encoder on phrases of a few words ("breast tumor").
@@ -350,7 +401,7 @@ class MedSAM3:
                     f"a {type(embedding).__name__} of another encoder was given to {self.version}: "
                     "encode again with this model"
                 )
-        size = image_embedding.original_size
+        size, levels = image_embedding.original_size, self.levels(image_embedding)
 
         def detections(outputs: Mapping[str, torch.Tensor], row: int, index: int) -> Any:
             phrase = text_embedding.phrases[index]
@@ -364,7 +415,7 @@ class MedSAM3:
         def run(indices: Sequence[int]) -> list[Reading]:
             outputs = forward.detector_outputs(
                 self.model,
-                image_embedding.fpn_hidden_states,
+                levels,
                 text_embedding.features[list(indices)],
                 text_embedding.attention_mask[list(indices)],
                 *preprocessing.model_boxes(
@@ -375,7 +426,7 @@ class MedSAM3:
             # Read within the pass: the masks of all phrases at once may not fit in memory.
             return [read(outputs, row, index) for row, index in enumerate(indices)]
 
-        finest = image_embedding.fpn_hidden_states[0]
+        finest = levels[0]
         per_pass = _FINEST_LEVEL_BYTES_PER_PASS // (finest.numel() * finest.element_size())
         return devices.in_batches(run, range(len(text_embedding)), max(1, per_pass))
 

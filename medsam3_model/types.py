@@ -33,12 +33,15 @@ class ImageEmbedding:
             can be computed again; what the disk cache keeps, being the smallest.
         original_size: (height, width) of the image in pixels.
         encoder_hash: the encoder weights that made it; another encoder refuses it.
+        neck_hash: the neck that made the levels, which a trained version may have of its own; a
+            version with another one makes them again.
     """
 
     fpn_hidden_states: tuple[torch.Tensor, ...]
     last_hidden_state: torch.Tensor
     original_size: tuple[int, int]
     encoder_hash: str
+    neck_hash: str
 
     @classmethod
     def of_batch(
@@ -47,6 +50,7 @@ class ImageEmbedding:
         hidden: torch.Tensor,
         sizes: Sequence[tuple[int, int]],
         encoder_hash: str,
+        neck_hash: str,
     ) -> list[ImageEmbedding]:
         """One for each of B images: levels (B, hidden_size, H_i, W_i), hidden (B, patches, C)."""
 
@@ -60,6 +64,7 @@ class ImageEmbedding:
                 image_of(hidden, row),
                 size,
                 encoder_hash,
+                neck_hash,
             )
             for row, size in enumerate(sizes)
         ]

@@ -1,8 +1,9 @@
-"""Detector checkpoints, the project's own: the detector alone, for a known frozen encoder.
+"""Detector checkpoints, the project's own: the detector and its neck, for a known frozen encoder.
 
-Fine-tuning changes the detector only, 4 % of the model, so a version is a small safetensors file.
-Its metadata name the encoder that it was trained on; another one is refused, for the detector
-would read features that mean something else.
+Fine-tuning changes the detector and the neck through which it reads the vision transformer, a small
+part of the model, so a version is a small safetensors file. Its metadata name the encoder that it
+was trained on; another one is refused, for the detector would read features that mean something
+else.
 """
 
 from __future__ import annotations
@@ -18,12 +19,13 @@ from safetensors.torch import save_file
 from transformers import Sam3Model
 
 from medsam3_model.checkpoints import hashes
-from medsam3_model.checkpoints.hashes import is_detector
+from medsam3_model.checkpoints.hashes import is_detector, is_neck, is_tuned
 from medsam3_model.checkpoints.loading import DETECTOR_FORMAT, Layout, empty_model, layout_of
 from medsam3_model.checkpoints.weight_files import open_tensors, replacing
 from medsam3_model.errors import CheckpointError
 
-_FORMAT_VERSION = "1"
+# In the first format the neck was the base's.
+_FORMAT_VERSION, _READ_FORMATS = "2", ("1", "2")
 
 
 @dataclass(frozen=True)
@@ -31,7 +33,8 @@ class DetectorCheckpoint:
     """A detector's parameters and where they belong.
 
     Attributes:
-        state: the detector's tensors, float32, named as in `Sam3Model`.
+        state: the detector's and the neck's tensors, float32, named as in `Sam3Model`; without any
+            of the neck the base's serves.
         encoder_hash: of the frozen encoders it was trained on.
         detector_hash: of `state`.
         base: the checkpoint that holds that encoder, as it was given ("tiny", a path, a hub id).
@@ -49,13 +52,18 @@ class DetectorCheckpoint:
     notes: Mapping[str, Any] = field(default_factory=dict)
     thresholds: Mapping[str, float] = field(default_factory=dict)
 
+    @property
+    def has_neck(self) -> bool:
+        """Whether it has a neck of its own."""
+        return any(is_neck(key) for key in self.state)
+
 
 def detector_state(model: Sam3Model) -> dict[str, torch.Tensor]:
-    """Copies of the detector's parameters, float32 on the CPU."""
+    """Copies of the detector's and its neck's parameters, float32 on the CPU."""
     return {
         key: tensor.detach().to("cpu", torch.float32, copy=True).contiguous()
         for key, tensor in model.state_dict().items()
-        if is_detector(key)
+        if is_tuned(key)
     }
 
 
@@ -81,7 +89,7 @@ def save_detector(
         thresholds: by phrase, see `DetectorCheckpoint`.
     """
     path = Path(path)
-    detector_hash = hashes.of_state(state).detector
+    detector_hash = hashes.of_detector(state)
     metadata = {
         "format": DETECTOR_FORMAT,
         "format_version": _FORMAT_VERSION,
@@ -114,10 +122,10 @@ def load_detector(path: Path | str) -> DetectorCheckpoint:
             f"{path.name} seems to be {layout.value}, not a detector of this project"
         )
     notes = file.metadata
-    if notes.get("format_version") != _FORMAT_VERSION:
+    if notes.get("format_version") not in _READ_FORMATS:
         raise CheckpointError(
             f"{path.name} has format version {notes.get('format_version')}, this program reads "
-            f"{_FORMAT_VERSION}: use the program that wrote it, or a newer one"
+            f"{' and '.join(_READ_FORMATS)}: use the program that wrote it, or a newer one"
         )
     try:
         state = {key: file.read(key).to(torch.float32, copy=True) for key in file.shapes}
@@ -132,7 +140,7 @@ def load_detector(path: Path | str) -> DetectorCheckpoint:
         )
     except (KeyError, ValueError) as error:
         raise CheckpointError(f"{path.name} lacks a part of its metadata: {error}") from error
-    if hashes.of_state(state).detector != loaded.detector_hash:
+    if hashes.of_detector(state) != loaded.detector_hash:
         raise CheckpointError(f"{path.name} is damaged: its weights are not those that were saved")
     return loaded
 
@@ -148,7 +156,7 @@ def _thresholds(text: str) -> dict[str, float]:
 
 
 def with_detector(base: Sam3Model, detector: DetectorCheckpoint, encoder_hash: str) -> Sam3Model:
-    """A model with another detector on the same encoders, which are shared and not copied.
+    """A model with another detector, and its neck, on the same encoders, which are shared.
 
     Args:
         base: the model whose encoders are used; it stays as it is.
@@ -165,16 +173,25 @@ def with_detector(base: Sam3Model, detector: DetectorCheckpoint, encoder_hash: s
             f"{encoder_hash[:8]}: load it with its own base"
         )
     model = empty_model(base.config)
-    for name in ("vision_encoder", "text_encoder", "text_projection"):
+    for name in ("text_encoder", "text_projection"):
         setattr(model, name, getattr(base, name))
+    vision, of_base = model.vision_encoder, base.vision_encoder
+    vision.backbone = of_base.backbone
     # A detector of another size would be a different architecture, whatever its encoder hash says.
-    expected = {key: value.shape for key, value in model.state_dict().items() if is_detector(key)}
+    its_own = is_tuned if detector.has_neck else is_detector
+    expected = {key: value.shape for key, value in model.state_dict().items() if its_own(key)}
     for key in expected.keys() ^ detector.state.keys():
         kind = "lacks" if key in expected else "has an unknown"
         raise CheckpointError(f"the detector {detector.name!r} {kind} {key}")
     for key, shape in expected.items():
         if detector.state[key].shape != shape:
             raise CheckpointError(f"the detector {detector.name!r} has another shape of {key}")
+    if detector.has_neck:
+        read = {int(key.split(".")[3]) for key in expected if is_neck(key)}
+        for level in set(range(len(vision.neck.fpn_layers))) - read:
+            vision.neck.fpn_layers[level] = of_base.neck.fpn_layers[level]
+    else:
+        vision.neck = of_base.neck
     device = next(base.parameters()).device
     state = {key: tensor.to(device) for key, tensor in detector.state.items()}
     # Not strict: the encoders' tensors are there already, and the detector's keys were compared.

@@ -22,12 +22,28 @@ DETECTOR_MODULES = (
     "mask_decoder",
     "dot_product_scoring",
 )
-"""The parts of `Sam3Model` that MedSAM-3 trains; the rest is frozen."""
+"""The parts of `Sam3Model` that MedSAM-3 trains."""
+_NECK = "vision_encoder.neck.fpn_layers."
+_LEVELS_READ = ("0.", "1.", "2.")  # SAM 3's fourth level is never read
 
 
 def is_detector(key: str) -> bool:
     """Whether a parameter's name belongs to the detector."""
     return key.split(".", 1)[0] in DETECTOR_MODULES
+
+
+def is_neck(key: str) -> bool:
+    """Whether a parameter belongs to the neck through which the detector reads the encoder."""
+    return key.startswith(_NECK) and key.removeprefix(_NECK).startswith(_LEVELS_READ)
+
+
+def is_tuned(key: str) -> bool:
+    """Whether fine-tuning changes a parameter: the detector's and the neck's; the rest is frozen.
+
+    The neck is small, comes after what embeddings keep, and nothing but the detector reads it: the
+    tracker has one of its own.
+    """
+    return is_detector(key) or is_neck(key)
 
 
 @dataclass(frozen=True)
@@ -59,9 +75,21 @@ def of_digests(digests: Mapping[str, bytes]) -> WeightsHash:
     return WeightsHash(encoder.hexdigest(), detector.hexdigest())
 
 
+def of_detector(state: Mapping[str, torch.Tensor]) -> str:
+    """SHA-256 of a detector's tensors, and of those of its own neck where there is one."""
+    digest = hashlib.sha256()
+    for _, each in sorted(_digests(state).items()):
+        digest.update(each)
+    return digest.hexdigest()
+
+
 def of_state(state: Mapping[str, torch.Tensor]) -> WeightsHash:
     """The hash of a state dict in the Hugging Face layout."""
+    return of_digests(_digests(state))
+
+
+def _digests(state: Mapping[str, torch.Tensor]) -> dict[str, bytes]:
     # hashlib releases the interpreter's lock, so threads do help.
     with ThreadPoolExecutor(available_cpus()) as pool:
         digests = pool.map(of_tensor, state.keys(), state.values())
-        return of_digests(dict(zip(state.keys(), digests, strict=True)))
+        return dict(zip(state.keys(), digests, strict=True))

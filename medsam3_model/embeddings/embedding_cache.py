@@ -139,7 +139,7 @@ class EmbeddingCache(_Counted):
         self._memory_bytes = memory_bytes
         self._disk_bytes = disk_bytes
         self._shared = shared
-        self._images: OrderedDict[str, ImageEmbedding] = OrderedDict()
+        self._images: OrderedDict[tuple[str, str], ImageEmbedding] = OrderedDict()
         self._image_bytes = 0
         self._disk_used = 0
         self._unseen: float | None = None  # bytes written since the folder was looked at
@@ -165,10 +165,12 @@ class EmbeddingCache(_Counted):
                 push out what somebody works on.
         """
         key = _key(model, image_key)
+        # The disk keeps what no neck has touched; memory also what this version's made of it.
+        in_memory_key = key, model.neck_hash
         with self._lock:
-            embedding = self._images.get(key)
+            embedding = self._images.get(in_memory_key)
             if embedding is not None:
-                self._images.move_to_end(key)
+                self._images.move_to_end(in_memory_key)
                 self._count("embedding_memory_hits")
                 return embedding
         # Unlocked: two threads may encode one image, but none waits for another's image.
@@ -178,10 +180,10 @@ class EmbeddingCache(_Counted):
             embedding = _rounded(model, encode())
             self._keep(key, image_key, embedding)
         if in_memory:
-            self._remember(key, embedding)
+            self._remember(in_memory_key, embedding)
         return embedding
 
-    def _remember(self, key: str, embedding: ImageEmbedding) -> None:
+    def _remember(self, key: tuple[str, str], embedding: ImageEmbedding) -> None:
         with self._lock:
             # Another thread may have made the same one meanwhile.
             replaced = self._images.pop(key, None)

@@ -73,7 +73,7 @@ def segment_like(
         raise PromptError("nothing is seen in the exemplar boxes: draw them tightly around objects")
     named = _named(model, image, text, encode_window)
     found = [*named, *distinct(click_each(model, image, _grid(image, shown)), 500)]
-    features = F.normalize(image.fpn_hidden_states[0][0].float().cpu(), dim=0)
+    features = F.normalize(model.levels(image)[0][0].float().cpu(), dim=0)
     likes = [_mean_feature(features, mask) for mask in shown]
     unlikes = [_mean_feature(features, mask) for mask in refused]
     areas = [mask.mean() for mask in shown]

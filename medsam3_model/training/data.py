@@ -167,14 +167,9 @@ class TrainingData:
             attention_mask=self._text.attention_mask[rows],
         )
 
-    def levels(self, embeddings: Sequence[ImageEmbedding]) -> list[Tensor]:
-        """The feature levels of a batch of images, as the detector reads them."""
-        levels = [
-            torch.cat([embedding.fpn_hidden_states[index] for embedding in embeddings])
-            for index in range(len(embeddings[0].fpn_hidden_states))
-        ]
-        levels[-1] = levels[-1].float()  # the detector's residual stream starts here
-        return levels
+    def hidden(self, embeddings: Sequence[ImageEmbedding]) -> Tensor:
+        """The vision transformer's output about a batch of images, (B, patches, C)."""
+        return torch.cat([embedding.last_hidden_state for embedding in embeddings])
 
     def prompts(self, drawn: Sequence[tuple[int, DrawnPrompt]]) -> Prompts:
         """A batch of (position of the image, prompt); without a box it gets a padded one."""

@@ -1,11 +1,14 @@
 """Fine-tuning of the detector on corrected images; both encoders stay frozen, as in MedSAM-3.
 
-Since the encoders never change, a step costs the detector alone (see `training.data`). Every choice
+The neck learns with the detector, which alone reads the vision transformer through it: there is
+decided what a frozen encoder's features are worth for a new concept. Since the encoders never
+change, a step costs the detector and its neck alone (see `training.data`). Every choice
 (images, views, prompts) follows from seed and step, so a run that was killed goes on from its last
 saved state and ends with the weights that it would have had; and several processes
 (`processes.join`) that share a step's images learn what one would.
 """
 
+import copy
 import hashlib
 import math
 import time
@@ -21,8 +24,8 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from medsam3_model import device as devices
 from medsam3_model.checkpoints import hashes
-from medsam3_model.checkpoints.detectors import DetectorCheckpoint, detector_state
-from medsam3_model.detector import answer_prompts
+from medsam3_model.checkpoints.detectors import detector_state
+from medsam3_model.detector import answer_prompts, feature_levels_for_masks
 from medsam3_model.errors import DatasetError, MedSAM3Error
 from medsam3_model.evaluation.metrics import dice
 from medsam3_model.training.data import TrainingData, TrainingImage, spare
@@ -229,6 +232,9 @@ class _Run:
         self.settings, self.name, self.base = settings, name, base
         self.start, self.processes = model, joined()
         self.model = self._version(detector_state(model.model))
+        # A neck of its own, in full precision: what learns must not round its steps.
+        vision = self.model.model.vision_encoder
+        vision.neck = copy.deepcopy(vision.neck).float()
         self.images, self.spared = spare(images)
         self.replay, spared_replay = spare(replay)
         self.data = TrainingData(model, (*images, *replay), cache)
@@ -240,7 +246,7 @@ class _Run:
         self.parameters = [
             parameter.requires_grad_(True)
             for key, parameter in self.model.model.named_parameters()
-            if hashes.is_detector(key)
+            if hashes.is_tuned(key)
         ]
         plain = [parameter for parameter in self.parameters if parameter.ndim < 2]
         decayed = [parameter for parameter in self.parameters if parameter.ndim >= 2]
@@ -258,7 +264,7 @@ class _Run:
         self.current = {
             key: tensor
             for key, tensor in self.model.model.state_dict().items()
-            if hashes.is_detector(key)
+            if hashes.is_tuned(key)
         }
         self.state = TrainingState(average=self._on_device(detector_state(model.model)))
         self.known_before: float | None = None
@@ -390,14 +396,16 @@ class _Run:
         everybodys = self.processes.sum(counts.clone())
         if not prompts:
             return torch.zeros((), device=device)
-        masked = [position for position, prompt in enumerate(prompts) if prompt.wants_masks]
+        masked = torch.tensor(
+            [position for position, prompt in enumerate(prompts) if prompt.wants_masks],
+            dtype=torch.long,
+            device=device,
+        )
+        model, hidden = self.model.model, self.data.hidden(batch.embeddings)
         with devices.autocast(device, self.model.dtype):
-            output = answer_prompts(
-                self.model.model,
-                self.data.levels(batch.embeddings),
-                self.data.prompts(batch.prompts),
-                torch.tensor(masked, dtype=torch.long, device=device),
-            )
+            # Each prompt of a step is about an image of its own.
+            levels = feature_levels_for_masks(model, hidden, masked)
+            output = answer_prompts(model, levels, self.data.prompts(batch.prompts), masked)
         targets = [prompt.target.to(device) for prompt in prompts]
         terms = detector_loss(output, targets, self.settings.loss)
         # Each term is a mean over what this process holds: weighed by how much that is of all.
@@ -542,21 +550,19 @@ class _Run:
     def _identity(self) -> str:
         """The same for the same start, data and settings."""
         keys = [[image.key for image in images] for images in (self.images, self.replay)]
-        text = repr((self.start.encoder_hash, self.start.detector_hash, self.settings, keys))
+        learns = sorted(self.current)
+        text = repr(
+            (self.start.encoder_hash, self.start.detector_hash, self.settings, keys, learns)
+        )
         return hashlib.sha256(text.encode()).hexdigest()
 
     def _version(
         self, state: Mapping[str, Tensor], thresholds: Mapping[str, float] | None = None
     ) -> "MedSAM3":
         """The model with these weights of the detector, and these thresholds or those before."""
-        encoder, detector = self.start.encoder_hash, hashes.of_state(state).detector
         if thresholds is None:
             thresholds = self.start.thresholds
-        return self.start.with_detector(
-            DetectorCheckpoint(
-                state, encoder, detector, self.base, self.name, thresholds=thresholds
-            )
-        )
+        return self.start.with_weights(state, base=self.base, name=self.name, thresholds=thresholds)
 
 
 def _mean(values: Sequence[float]) -> float:

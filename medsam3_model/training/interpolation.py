@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from medsam3_model.checkpoints import hashes
-from medsam3_model.checkpoints.detectors import DetectorCheckpoint, detector_state
+from medsam3_model.checkpoints.detectors import detector_state
 
 if TYPE_CHECKING:
     from medsam3_model.predictor import MedSAM3
@@ -32,13 +31,4 @@ def model_between(start: "MedSAM3", end: "MedSAM3", share: float, *, base: str) 
         base: the checkpoint that holds the encoders, see `DetectorCheckpoint.base`.
     """
     state = between(detector_state(start.model), detector_state(end.model), share)
-    return start.with_detector(
-        DetectorCheckpoint(
-            state,
-            start.encoder_hash,
-            hashes.of_state(state).detector,
-            base,
-            end.name,
-            thresholds=end.thresholds,
-        )
-    )
+    return start.with_weights(state, base=base, name=end.name, thresholds=end.thresholds)

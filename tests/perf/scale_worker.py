@@ -31,7 +31,7 @@ class StubModel:
 
     seconds: float
     version = "stub"
-    encoder_hash = "stub"
+    encoder_hash = neck_hash = "stub"
     dtype = torch.float32
     device = torch.device("cpu")
     # Of a large model: one task at a time.
@@ -48,7 +48,9 @@ class StubModel:
 
     def restore_embedding(self, hidden: torch.Tensor, size: tuple[int, int]) -> ImageEmbedding:
         """Without a neck."""
-        return ImageEmbedding((torch.zeros(1, 1, 1, 1),), hidden.float(), size, self.encoder_hash)
+        return ImageEmbedding(
+            (torch.zeros(1, 1, 1, 1),), hidden.float(), size, self.encoder_hash, self.neck_hash
+        )
 
     def encode_text(self, phrases: Sequence[str]) -> TextEmbedding:
         """Nothing but the phrases."""

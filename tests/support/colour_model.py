@@ -45,7 +45,7 @@ class ColourModel:
         self.encoded.append(rgb.shape[:2])
         pixels = torch.from_numpy(rgb.copy())
         patches = torch.zeros(1, self.patches**2, 1)
-        return ImageEmbedding((pixels,), patches, (rgb.shape[0], rgb.shape[1]), "")
+        return ImageEmbedding((pixels,), patches, (rgb.shape[0], rgb.shape[1]), "", "")
 
     def encode_text(self, phrases: Sequence[str]) -> TextEmbedding:
         """Which channel each phrase names."""

@@ -38,13 +38,16 @@ class SmallestModel:
     """What a cache needs of a model, with an embedding of two numbers: for thousands of images."""
 
     encoder_hash: str = "smallest"
+    neck_hash: str = "smallest"
     dtype: torch.dtype = torch.float32
     image_size: int = 1
 
     def restore_embedding(
         self, last_hidden_state: torch.Tensor, original_size: tuple[int, int]
     ) -> ImageEmbedding:
-        return ImageEmbedding((), last_hidden_state, original_size, self.encoder_hash)
+        return ImageEmbedding(
+            (), last_hidden_state, original_size, self.encoder_hash, self.neck_hash
+        )
 
     def encode_image(self) -> ImageEmbedding:
         return self.restore_embedding(torch.ones(1, 1, 2), (1, 1))

@@ -43,7 +43,7 @@ def _text(*phrases: str) -> TextEmbedding:
 
 
 def _embedding() -> ImageEmbedding:
-    return ImageEmbedding((), torch.zeros(1, PATCHES**2, 4), (SIDE, SIDE), "hash")
+    return ImageEmbedding((), torch.zeros(1, PATCHES**2, 4), (SIDE, SIDE), "hash", "hash")
 
 
 def _spots(side: int, apart: int = 30) -> NDArray[np.uint8]:

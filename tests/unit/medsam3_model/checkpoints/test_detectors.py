@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from medsam3_model import MedSAM3
 from medsam3_model.checkpoints.detectors import load_detector, save_detector
+from medsam3_model.checkpoints.hashes import is_detector, of_state
 from medsam3_model.errors import CheckpointError, PromptError
 from medsam3_model.postprocessing import DetectionSettings
 from tests.support import sam3_reference
@@ -55,9 +56,11 @@ def answer(model: MedSAM3) -> np.ndarray:
     return found[0].semantic
 
 
-def test_file_holds_the_detector_only(saved: Path, model: MedSAM3) -> None:
-    heads = {key.split(".")[0] for key in load_file(saved)}
-    assert heads == {
+def test_file_holds_the_detector_and_the_neck_it_reads_through(saved: Path, model: MedSAM3) -> None:
+    keys = set(load_file(saved))
+    neck = {key for key in keys if key.startswith("vision_encoder.neck.fpn_layers.")}
+    assert {key.split(".")[3] for key in neck} == {"0", "1", "2"}
+    assert {key.split(".")[0] for key in keys - neck} == {
         "geometry_encoder",
         "detr_encoder",
         "detr_decoder",
@@ -105,12 +108,34 @@ def test_detectors_are_swapped_without_touching_the_encoder(model: MedSAM3, save
         tuned.save_detector(saved.with_name("same.safetensors"), base="b", name="n")
     )
 
-    assert tuned.model.vision_encoder is model.model.vision_encoder
+    assert tuned.model.vision_encoder.backbone is model.model.vision_encoder.backbone
+    assert tuned.model.text_encoder is model.model.text_encoder
     assert tuned.version.startswith("polyps-")
     assert tuned.version != model.version
     assert not np.allclose(answer(tuned), before)
     np.testing.assert_array_equal(answer(back), answer(tuned))
     np.testing.assert_array_equal(answer(model), before)
+
+
+def test_a_file_without_a_neck_reads_through_the_base_s(model: MedSAM3, saved: Path) -> None:
+    """As earlier releases wrote them; their hash was taken without it, too."""
+    whole = load_detector(saved)
+    alone = {key: tensor for key, tensor in whole.state.items() if is_detector(key)}
+    earlier = saved.with_name("earlier.safetensors")
+    encoder = model.encoder_hash
+    save_detector(earlier, alone, encoder_hash=encoder, base=whole.base, name="polyps")
+    with safe_open(earlier, "pt") as file:
+        metadata = file.metadata() | {"format_version": "1"}
+    assert metadata["detector_hash"] == of_state(alone).detector
+    save_file(load_file(earlier), earlier, metadata)
+
+    loaded = load_detector(earlier)
+    old = model.with_detector(loaded)
+    assert old.model.vision_encoder.neck is model.model.vision_encoder.neck
+    tuned = model.with_detector(whole)
+    assert not np.allclose(answer(old), answer(tuned))
+    with pytest.raises(CheckpointError, match="load it with its own base"):
+        tuned.with_detector(loaded)
 
 
 def test_embeddings_serve_every_detector(model: MedSAM3, saved: Path) -> None:
