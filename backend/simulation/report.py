@@ -21,13 +21,15 @@ JudgedAnswer = tuple[Any, ...]
 _COLUMNS = (
     *("set", "concept", "strategy", "corrected", "Dice before", "after one round", "after"),
     *("U-Net, same time", "difference", "accepted", "uncalibrated", "path to draw"),
+    *("with a box", "change with a box"),
 )
 
 
 def markdown(figures: Figures, name: str) -> str:
     """A table with a row for each concept and strategy; intervals are 95 %, over groups of images.
 
-    "uncalibrated" is the share that was accepted with the model's own threshold for every label.
+    "uncalibrated" is the share that was accepted with the model's own threshold for every label,
+    "with a box" the Dice of what boxes as a person draws them are answered, before and after.
 
     Args:
         figures: of `simulate`.
@@ -48,6 +50,10 @@ def _row(figures: Figures, name: str, strategy: str, concept: str) -> str:
 
     before, early, after = (_answers(figures, strategy, at, concept) for at in (0, 1, -1))
     groups, dices = [answer[1] for answer in after], [answer[2] for answer in after]
+    # The same images and boxes: only where the concept is, in the same order.
+    boxed = [_answers(figures, strategy, at, concept, "boxed") for at in (0, -1)]
+    drawn_before, drawn_after = ([answer[2] for answer in answers] for answers in boxed)
+    boxed_groups = [answer[1] for answer in boxed[0]]
     unet = difference = "–"
     if figures["baseline"]:
         theirs = [
@@ -68,6 +74,8 @@ def _row(figures: Figures, name: str, strategy: str, concept: str) -> str:
         f"{100 * _accepted(_answers(figures, strategy, -1, concept, 'uncalibrated')):.0f} %",
         " → ".join(f"{fmean(one[3] for one in answers):.0f}" for answers in (before, after))
         + " px",
+        " → ".join(f"{fmean(one[2] for one in answers):.3f}" for answers in boxed),
+        _interval(paired_bootstrap(drawn_after, drawn_before, boxed_groups), sign="+"),
     )
     return _line((name, concept, strategy, *cells))
 

@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from itertools import product, repeat
 from pathlib import Path
@@ -51,7 +51,7 @@ from backend.training.trainer import train_run
 
 if TYPE_CHECKING:
     from backend.predictions.inference import Inference
-    from medsam3_model.data.samples import Sample
+    from medsam3_model.data.samples import Dataset, Sample
 
 PROJECT = 1
 _Played = tuple[list[Figures], Figures | None]
@@ -133,8 +133,9 @@ def simulate(options: SimulationOptions, out: Path, say: Callable[[str], None]) 
     Returns:
         `{strategy: {seed: [{round, corrected, dice, apl, accepted, seconds, ...}]}, "baseline":
         {seed: {dice, seconds, ...}}}`; `answers` are the (concept, group, Dice, added path
-        length in pixels) behind a mean; the U-Net's without the last. `uncalibrated` are those of
-        the last round with the model's own threshold for every label.
+        length in pixels) behind a mean; the U-Net's without the last. `boxed` are those of the
+        first and the last round to drawn boxes, `uncalibrated` those of the last round with the
+        model's own threshold for every label.
     """
     from medsam3_model.data.datasets import load_dataset
     from medsam3_model.evaluation.evaluation import parse_prompts
@@ -204,7 +205,7 @@ class _Play:
         strategy: str,
         seed: int,
         folder: Path,
-        dataset: Any,
+        dataset: "Dataset",
     ) -> None:
         self.options, self.strategy, self.seed = options, strategy, seed
         self.settings = read_settings(
@@ -230,6 +231,7 @@ class _Play:
                 self.tasks[task.id] = task
                 into.append(task.id)
         self.corrected: list[int] = []
+        self.dataset = dataset
         self.studio = _Studio(self.config, self.tasks)
 
     def run(self, say: Callable[[str], None]) -> list[Figures]:
@@ -260,6 +262,7 @@ class _Play:
             for task_id in self.judged:
                 self._annotate(ingest, task_id, [])
             rows = [self._measure(services, inference, 0, 0.0)]
+            rows[0]["boxed"] = self._boxed(services, inference)
             for number in range(1, self.options.rounds + 1):
                 started = time.monotonic()
                 self._correct(services, inference, ingest)
@@ -267,6 +270,7 @@ class _Play:
                 rows.append(self._measure(services, inference, number, spent))
                 took = time.monotonic() - started
                 say(f"round {number}: Dice {rows[-1]['dice']:.3f} ({took:.0f} s)")
+            rows[-1]["boxed"] = self._boxed(services, inference)
             rows[-1]["uncalibrated"] = self._answers(services, inference, self.uncalibrated)
             return rows
         finally:
@@ -396,6 +400,24 @@ class _Play:
                 dice, path = round(score.dice, 4), score.added_path_length
                 answers.append((label, task.sample.group, dice, path))
         return answers
+
+    def _boxed(self, services: Services, inference: "Inference") -> list[JudgedAnswer]:
+        """The same where each object is asked for by a box as a person draws it, with its name."""
+        from medsam3_model.evaluation.evaluation import evaluate
+
+        judged = tuple(self.tasks[id_].sample for id_ in self.judged)
+        report = evaluate(
+            inference.model(versions.in_service(services, PROJECT)),
+            replace(self.dataset, samples=judged),
+            self.prompts,
+            "ti-jitter",
+            seed=self.seed,
+        )
+        return [
+            (one.concept, one.group, round(one.scores.dice, 4), one.scores.added_path_length)
+            for one in report.images
+            if one.scores is not None
+        ]
 
 
 def _config(prompts: Mapping[str, str], score_threshold: float | None = None) -> str:

@@ -139,6 +139,7 @@ def test_simulate_plays_rounds_and_writes_what_came_of_them(
         rows = figures[strategy]["0"]
         assert [(row["round"], row["corrected"]) for row in rows] == [(0, 0), (1, 2), (2, 4)]
         assert all(0 <= row["dice"] <= 1 and row["apl"] >= 0 for row in rows)
+        assert [len(row.get("boxed", [])) for row in rows] == [3, 0, 3]
     assert 0 <= figures["baseline"]["0"]["dice"] <= 1
     with (out / "figures.csv").open(newline="") as file:
         assert len(list(csv.DictReader(file))) == 6

@@ -21,6 +21,7 @@ def row(number: int, dices: list[float], concept: str = "polyp") -> dict[str, An
         "answers": [
             (concept, f"patient{at}", dice, 100 * (1 - dice)) for at, dice in enumerate(dices)
         ],
+        "boxed": [(concept, f"patient{at}", 0.5 + dice / 2, 5.0) for at, dice in enumerate(dices)],
         "uncalibrated": [(concept, "patient0", 0.95, 5.0), (concept, "patient1", 0.5, 50.0)],
     }
 
@@ -48,24 +49,28 @@ def cells(line: str) -> list[str]:
 
 def test_a_row_for_each_strategy_with_the_baseline_beside_it() -> None:
     header, rule, random, tta = map(cells, markdown(FIGURES, "polyps").splitlines())
-    assert len(header) == len(rule) == len(random) == 12
+    assert len(header) == len(rule) == len(random) == 14
     assert random[:6] == ["polyps", "polyp", "random", "10", "0.200", "0.750"]
     # Of patients 0 to 2: 0.7, 0.95 and 0.6; resampled, no mean leaves their range.
     assert random[6].startswith("0.750 (0.6")
     assert random[7] == "0.600 (0.600 to 0.600)"
     assert random[8].startswith("+0.150 (")
-    assert random[9:] == ["0 → 33 %", "50 %", "80 → 25 px"]
+    assert random[9:12] == ["0 → 33 %", "50 %", "80 → 25 px"]
+    assert random[12] == "0.600 → 0.875"
+    # Of patients 0 to 2: +0.25, +0.275 and +0.3.
+    assert random[13].startswith("+0.275 (+0.2")
     assert tta[6] == "0.900 (0.900 to 0.900)"
     assert tta[8] == "+0.300 (+0.300 to +0.300)"
 
 
 def test_each_concept_is_compared_by_itself() -> None:
     last, learned = row(1, [0.8, 0.8, 0.8]), unet([0.5, 0.5, 0.5])
-    for kind in ("answers", "uncalibrated"):
+    for kind in ("answers", "uncalibrated", "boxed"):
         last[kind] += row(1, [0.1, 0.1, 0.1], "instrument")[kind]
     learned["answers"] += row(1, [0.3, 0.3, 0.3], "instrument")["answers"]
     first = row(0, [0.0, 0.0, 0.0])
-    first["answers"] += row(0, [0.2, 0.2, 0.2], "instrument")["answers"]
+    for kind in ("answers", "boxed"):
+        first[kind] += row(0, [0.2, 0.2, 0.2], "instrument")[kind]
     played = {"random": {"0": [first, last]}, "baseline": {"0": learned}}
     polyp, instrument = map(cells, markdown(played, "colon").splitlines()[-2:])
     assert (polyp[1], polyp[4]) == ("polyp", "0.000")
