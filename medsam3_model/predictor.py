@@ -75,6 +75,7 @@ class MedSAM3:
         tracker: Tracker | None = None,
         takes_exemplars: bool = True,
         thresholds: Mapping[str, float] | None = None,
+        second_looks: Mapping[str, float] | None = None,
         neck_hash: str | None = None,
     ) -> None:
         """Wrap a ready `Sam3Model`; most callers want `from_pretrained`.
@@ -93,12 +94,14 @@ class MedSAM3:
             tracker: of the same checkpoint.
             takes_exemplars: see the class.
             thresholds: lowest score of a shown instance by phrase, before that of `settings`.
+            second_looks: by phrase, see `second_look_of`.
             neck_hash: where the neck is not the base's.
         """
         self.device = devices.resolve_device(device)
         self.dtype = devices.resolve_dtype(dtype, self.device)
         self.settings = settings
         self.thresholds = dict(thresholds or {})
+        self.second_looks = {k.casefold(): room for k, room in (second_looks or {}).items()}
         self.name = name
         self.tracker = tracker
         self.takes_exemplars = takes_exemplars
@@ -176,6 +179,7 @@ class MedSAM3:
             hashes=loaded.hashes,
             tracker=pretrained.tracker_of(weights, loaded, config, where, precision),
             takes_exemplars=preset.exemplars,
+            second_looks=preset.second_looks,
         )
         return model if detector is None else model.with_detector(detectors.load_detector(detector))
 
@@ -187,7 +191,7 @@ class MedSAM3:
         Embeddings of this model stay valid for the other one.
 
         Args:
-            detector: its parameters, and thresholds of phrases.
+            detector: its parameters, thresholds and second looks of phrases.
             settings: thresholds for all phrases instead; default this model's.
 
         Raises:
@@ -210,6 +214,7 @@ class MedSAM3:
             tracker=self.tracker,
             takes_exemplars=self.takes_exemplars,
             thresholds=detector.thresholds if settings is None else {},
+            second_looks=detector.second_looks,
             neck_hash=detector.detector_hash if detector.has_neck else None,
         )
 
@@ -220,6 +225,7 @@ class MedSAM3:
         base: str,
         name: str,
         thresholds: Mapping[str, float],
+        second_looks: Mapping[str, float],
     ) -> MedSAM3:
         """As `with_detector`, from weights that no file holds yet.
 
@@ -227,7 +233,7 @@ class MedSAM3:
             state: as `detectors.detector_state` has them.
             base: the checkpoint that holds the encoders, see `DetectorCheckpoint.base`.
             name: first part of the version.
-            thresholds: by phrase.
+            thresholds, second_looks: by phrase, see `DetectorCheckpoint`.
         """
         # The neck computes in the encoders' precision: rounded before its hash is taken, the
         # version is the same when it comes back from a file.
@@ -242,12 +248,24 @@ class MedSAM3:
                 state = {key: tensor for key, tensor in state.items() if key not in neck}
         hash_ = of_detector(state)
         return self.with_detector(
-            DetectorCheckpoint(state, self.encoder_hash, hash_, base, name, thresholds=thresholds)
+            DetectorCheckpoint(
+                state,
+                self.encoder_hash,
+                hash_,
+                base,
+                name,
+                thresholds=thresholds,
+                second_looks=second_looks,
+            )
         )
 
     def threshold_of(self, phrase: str) -> float:
         """Lowest score at which an instance of a phrase is shown: as calibrated, else the same."""
         return self.thresholds.get(phrase, self.settings.score_threshold)
+
+    def second_look_of(self, phrase: str) -> float | None:
+        """Side of the square in which a phrase's object is looked at again, see `second_look`."""
+        return self.second_looks.get(phrase.casefold())
 
     def save_detector(
         self, path: str | Path, *, base: str, name: str, notes: Mapping[str, Any] | None = None
@@ -261,6 +279,7 @@ class MedSAM3:
             name=name,
             notes=notes,
             thresholds=self.thresholds,
+            second_looks=self.second_looks,
         )
 
     @property

@@ -35,7 +35,7 @@ _OVERLAP = 0.15
 _FADE = 20
 
 
-def look_closer(
+def look_at_quarters(
     model: "MedSAM3",
     image: ImageEmbedding,
     text: TextEmbedding,

@@ -110,7 +110,7 @@ class ModelSegmenter:
         """The model's answer to a phrase, and the same with weaker instances."""
         from dataclasses import replace
 
-        from medsam3_model.small_objects import look_closer
+        from medsam3_model.second_look import look_closer
 
         text = self._text if phrase == self._phrase else self._model.encode_text([phrase])
         # What the label suggests is there in any case, however low its threshold is.

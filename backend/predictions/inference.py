@@ -340,7 +340,7 @@ class Inference:
         from medsam3_model.prompting import segment_prompted
         from medsam3_model.proposals.everything import propose_everything
         from medsam3_model.proposals.exemplars import segment_like
-        from medsam3_model.small_objects import look_closer
+        from medsam3_model.second_look import look_closer
 
         if not concepts:
             return []  # The image is encoded by now, which is all that a prewarming asks for.

@@ -231,7 +231,7 @@ class _Judge:
 
     def ask(self, example: Example) -> None:
         """By text for each phrase, by foreign names, and with a box around each object."""
-        from medsam3_model.small_objects import look_closer
+        from medsam3_model.second_look import look_closer
 
         model, image = self._model, self._images.encoded(example)
         embedding = image.whole(model)

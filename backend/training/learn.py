@@ -128,6 +128,7 @@ def fine_tune(
         "images": len(current),
         "replayed_images": len(replay),
         "thresholds": tuned.model.thresholds,
+        "second_looks": tuned.model.second_looks,
         "history": [list(row) for row in tuned.history],
     }
     return Trained(draft, tuned.model.version, figures)
@@ -196,7 +197,10 @@ def _training_image(images: Images, rule: Consensus, example: examples.Example) 
 
     # Both are called when they are needed: an image whose embeddings are in the cache is not read.
     return TrainingImage(
-        example.key, partial(images.rgb, example), partial(images.layers, example, rule)
+        example.key,
+        partial(images.rgb, example),
+        partial(images.layers, example, rule),
+        example.group,
     )
 
 

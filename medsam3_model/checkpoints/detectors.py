@@ -26,6 +26,8 @@ from medsam3_model.errors import CheckpointError
 
 # In the first format the neck was the base's.
 _FORMAT_VERSION, _READ_FORMATS = "2", ("1", "2")
+LARGEST_LOOK = 20.0
+"""More around an object than this is the whole image."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,8 @@ class DetectorCheckpoint:
         notes: whatever the training run wrote down (concepts, figures); JSON values.
         thresholds: lowest score of a shown instance by phrase, 0 to 1, where it is not the model's
             own.
+        second_looks: sides of the square in which a phrase's object is looked at again, as
+            multiples of the object's longer side, see `second_look`; other phrases have none.
     """
 
     state: Mapping[str, torch.Tensor]
@@ -51,6 +55,7 @@ class DetectorCheckpoint:
     name: str
     notes: Mapping[str, Any] = field(default_factory=dict)
     thresholds: Mapping[str, float] = field(default_factory=dict)
+    second_looks: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def has_neck(self) -> bool:
@@ -76,6 +81,7 @@ def save_detector(
     name: str,
     notes: Mapping[str, Any] | None = None,
     thresholds: Mapping[str, float] | None = None,
+    second_looks: Mapping[str, float] | None = None,
 ) -> DetectorCheckpoint:
     """Write a detector; the file appears complete or not at all.
 
@@ -86,7 +92,7 @@ def save_detector(
         base: the checkpoint that holds the encoder, for `from_pretrained` of the file alone.
         name: first part of the version.
         notes: JSON values to keep with it.
-        thresholds: by phrase, see `DetectorCheckpoint`.
+        thresholds, second_looks: by phrase, see `DetectorCheckpoint`.
     """
     path = Path(path)
     detector_hash = hashes.of_detector(state)
@@ -99,11 +105,19 @@ def save_detector(
         "name": name,
         "notes": json.dumps(dict(notes or {}), sort_keys=True),
         "thresholds": json.dumps(dict(thresholds or {}), sort_keys=True),
+        "second_looks": json.dumps(dict(second_looks or {}), sort_keys=True),
     }
     with replacing(path) as unfinished:
         save_file(dict(state), unfinished, metadata)
     return DetectorCheckpoint(
-        dict(state), encoder_hash, detector_hash, base, name, notes or {}, thresholds or {}
+        dict(state),
+        encoder_hash,
+        detector_hash,
+        base,
+        name,
+        notes or {},
+        thresholds or {},
+        second_looks or {},
     )
 
 
@@ -136,7 +150,8 @@ def load_detector(path: Path | str) -> DetectorCheckpoint:
             notes["base"],
             notes["name"],
             json.loads(notes["notes"]),
-            _thresholds(notes.get("thresholds", "{}")),
+            _by_phrase("thresholds", notes, 0, 1),
+            _by_phrase("second_looks", notes, 1, LARGEST_LOOK),
         )
     except (KeyError, ValueError) as error:
         raise CheckpointError(f"{path.name} lacks a part of its metadata: {error}") from error
@@ -145,13 +160,14 @@ def load_detector(path: Path | str) -> DetectorCheckpoint:
     return loaded
 
 
-def _thresholds(text: str) -> dict[str, float]:
-    """Raises ValueError for anything but numbers from 0 to 1 by phrase."""
+def _by_phrase(name: str, notes: Mapping[str, str], low: float, high: float) -> dict[str, float]:
+    """Raises ValueError for anything but numbers between two by phrase."""
+    text = notes.get(name, "{}")
     values = json.loads(text)
     if not isinstance(values, dict) or not all(
-        isinstance(value, int | float) and 0 <= value <= 1 for value in values.values()
+        isinstance(value, int | float) and low <= value <= high for value in values.values()
     ):
-        raise ValueError(f"thresholds {text[:80]!r} are not numbers from 0 to 1 by phrase")
+        raise ValueError(f"{name} {text[:80]!r} are not numbers from {low} to {high} by phrase")
     return {phrase: float(value) for phrase, value in values.items()}
 
 

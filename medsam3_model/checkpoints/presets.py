@@ -7,8 +7,8 @@ how they are used.
 """
 
 import json
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,6 +33,7 @@ class BundleInfo:
     use_presence: scores are σ(logit)·σ(presence), as SAM 3 defines them.
     exemplars: a box shows what is meant all over the image; else it asks for the object in it.
     semantic_share: of the semantic map in every instance's mask, see `DetectionSettings`.
+    second_looks: by phrase, see `second_look`.
     """
 
     preset: str
@@ -46,6 +47,7 @@ class BundleInfo:
     use_presence: bool
     exemplars: bool
     semantic_share: float
+    second_looks: Mapping[str, float] = field(default_factory=dict)
 
 
 def tiny_config(input_size: int = 216) -> "Sam3Config":

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -39,12 +39,14 @@ class Preset:
         version: where the weights came with one; else it follows from their hash.
         exemplars: a box shows what is meant all over the image, as SAM 3 takes it; else it asks
             for the object in it.
+        second_looks: by phrase, see `second_look`.
     """
 
     name: str
     settings: DetectionSettings
     version: str | None = None
     exemplars: bool = True
+    second_looks: Mapping[str, float] = field(default_factory=dict)
 
     def to_json(self) -> str:
         """For a file's metadata; `preset_from_json` reads it."""
@@ -126,7 +128,7 @@ def _bundle_preset(folder: Path) -> Preset:
         mask_threshold=info.mask_threshold,
         semantic_share=info.semantic_share,
     )
-    return Preset(info.preset, settings, info.version, info.exemplars)
+    return Preset(info.preset, settings, info.version, info.exemplars, info.second_looks)
 
 
 def tokenizer_of(weights: Path, config: Sam3Config) -> PreTrainedTokenizerBase:

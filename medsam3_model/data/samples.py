@@ -157,8 +157,13 @@ def split_of_group(group: str, *, seed: int = 0, val_fraction: float = VAL_FRACT
     """
     if not 0 <= val_fraction <= 1:
         raise ValueError(f"val_fraction is a share between 0 and 1, not {val_fraction}.")
+    return "val" if lot_of_group(group, seed) < val_fraction else "train"
+
+
+def lot_of_group(group: str, seed: int) -> float:
+    """What a group draws, in [0, 1): its name and the seed alone decide."""
     digest = hashlib.sha256(f"{seed}:{group}".encode()).digest()
-    return "val" if int.from_bytes(digest[:8], "big") / 2**64 < val_fraction else "train"
+    return int.from_bytes(digest[:8], "big") / 2**64
 
 
 def read_groups(root: Path) -> dict[str, dict[str, str]]:

@@ -39,7 +39,7 @@ from medsam3_model.evaluation.report import (
     Mode,
 )
 from medsam3_model.prompting import SpatialPrompt, segment_prompted
-from medsam3_model.small_objects import look_closer
+from medsam3_model.second_look import look_closer
 from medsam3_model.types import Detections, ImageEmbedding, MaskRule, TextEmbedding, Window
 
 if TYPE_CHECKING:

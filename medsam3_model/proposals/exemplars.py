@@ -19,7 +19,7 @@ from torch import Tensor
 from medsam3_model.errors import PromptError
 from medsam3_model.prompting import SpatialPrompt, segment_prompted
 from medsam3_model.proposals.everything import Proposal, as_detections, click_each, distinct
-from medsam3_model.small_objects import look_closer
+from medsam3_model.second_look import look_closer
 from medsam3_model.types import Detections, EncodeWindow, ImageEmbedding, TextEmbedding
 
 if TYPE_CHECKING:

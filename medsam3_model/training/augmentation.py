@@ -13,6 +13,8 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
+from medsam3_model.types import Window
+
 # Families whose pictures have an up and a down (and, where flipping would swap left and right
 # organs, a left and a right).
 _UPRIGHT = frozenset({"chest", "cardiac", "brain", "breast"})
@@ -67,6 +69,25 @@ def random_view(rng: np.random.Generator, family: str, aspect: float) -> View:
     matrix = (
         (float(cosine * out_x / aspect), float(-sine * out_y / aspect), float(shift[0])),
         (float(sine * out_x), float(cosine * out_y), float(shift[1])),
+    )
+    return View(matrix, mirrored_outside=rng.random() < 0.5)
+
+
+def view_of_window(
+    window: Window, size: tuple[int, int], rng: np.random.Generator, sided: bool
+) -> View:
+    """A part of an image of (height, width), turned a little, and mirrored half of the time.
+
+    sided: mirroring it would name left what is right.
+    """
+    (x0, y0, x1, y1), (height, width) = window, size
+    flip = 1.0 if sided or rng.random() < 0.5 else -1.0
+    turn = rng.normal(0, np.radians(8))
+    cosine, sine, aspect = np.cos(turn), np.sin(turn), width / height
+    across, down = flip * (x1 - x0) / width, (y1 - y0) / height
+    matrix = (
+        (float(cosine * across), float(-sine * down / aspect), float((x0 + x1) / width - 1)),
+        (float(sine * across * aspect), float(cosine * down), float((y0 + y1) / height - 1)),
     )
     return View(matrix, mirrored_outside=rng.random() < 0.5)
 

@@ -5,7 +5,6 @@ views, so each is computed once, for this run and all later ones. Images are rea
 instance maps are kept, compressed.
 """
 
-import math
 import re
 import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -17,8 +16,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from medsam3_model.box_answers import enlarged
+from medsam3_model.boxes import tight_box
+from medsam3_model.data.samples import lot_of_group
 from medsam3_model.detector import Prompts
 from medsam3_model.pretraining.phrases import EVERYDAY_PHRASES, GENERIC_PHRASES
+from medsam3_model.second_look import FEW_PATCHES, ROOMS
 from medsam3_model.training.augmentation import (
     WHOLE,
     View,
@@ -26,6 +29,7 @@ from medsam3_model.training.augmentation import (
     random_view,
     sample_image,
     sample_labels,
+    view_of_window,
 )
 from medsam3_model.training.prompts import DrawnPrompt
 from medsam3_model.types import ImageEmbedding, TextEmbedding
@@ -34,12 +38,18 @@ if TYPE_CHECKING:
     from medsam3_model.embeddings.embedding_cache import EmbeddingCache
     from medsam3_model.predictor import MedSAM3
 
-# Below this many images none is spared for deciding when to stop.
-_LEAST_FOR_STOPPING = 12
-# One image of so many is spared.
-_SPARED = 6
-# No more images than this are spared: validation is to stay a small part of the run.
-_MOST_SPARED = 24
+# This share of the groups is spared, by a lot of their own: another one than that of the gate's.
+_SPARED, _SPARED_LOT = 1 / 6, 6
+# No more images are spared than this share of them, and than so many: learning comes first.
+_MOST_SHARE, _MOST_SPARED = 1 / 4, 24
+# With fewer images, or fewer spared ones, nothing is judged by them.
+_LEAST_FOR_STOPPING, _LEAST_JUDGED = 12, 2
+# With fewer groups the images are drawn one by one.
+_LEAST_GROUPS = 6
+# Of an image's views, the first that may be enlarged.
+_FIRST_ENLARGED = 2
+# Standard error of an enlarged object's place, as a share of its longer side.
+_BESIDE = 0.12
 # Mirroring an image makes the left lung a right one.
 _SIDED = re.compile(r"\b(left|right)\b")
 
@@ -55,6 +65,7 @@ class TrainingImage:
 
     Attributes:
         key: identifies the pixels in the embedding cache.
+        group: what belongs together, such as a patient's images; empty: the image is by itself.
         read: the image, RGB uint8 (H, W, 3).
         layers: instance numbers by phrase, integers (H, W); all 0: the concept is absent.
     """
@@ -62,6 +73,7 @@ class TrainingImage:
     key: str
     read: Callable[[], NDArray[np.uint8]]
     layers: Callable[[], Mapping[str, NDArray[np.int32]]]
+    group: str = ""
 
 
 @dataclass(frozen=True)
@@ -108,8 +120,9 @@ class TrainingData:
     def view(self, image: TrainingImage, number: int) -> tuple[View, ImageEmbedding]:
         """View `number` of an image with its embedding; 0 is the image as it is.
 
-        A view follows from the image's key and the number alone, so every run finds it in the
-        cache.
+        From the second on they are of a small object and its surroundings, where there is one: a
+        second look sees no more (`second_look`). A view follows from image, masks and number
+        alone, so every run finds it in the cache.
         """
         if number == 0:
             plain = self._cache.get(
@@ -120,16 +133,38 @@ class TrainingData:
         sided = tells_sides(layers.phrases)
         # The same numbers draw geometry and look, here and in every later run.
         rng = np.random.default_rng([zlib.crc32(image.key.encode()), number])
-        _, height, width = layers.shape
-        view = random_view(rng, "chest" if sided else "", width / height)
+        view = self._enlarged(layers, rng, sided) if number >= _FIRST_ENLARGED else None
+        window = "" if view is None else f"-{zlib.crc32(repr(view).encode()):08x}"
+        if view is None:
+            _, height, width = layers.shape
+            view = random_view(rng, "chest" if sided else "", width / height)
 
         def encode() -> ImageEmbedding:
             pixels = sample_image(image.read(), view, self._model.image_size)
             looked = (random_look(pixels, rng) * 255).round().to(torch.uint8)
             return self._model.encode_image(looked.permute(1, 2, 0).contiguous().numpy())
 
-        key = f"{image.key}-{'sided' if sided else 'free'}-view{number}"
+        key = f"{image.key}-{'sided' if sided else 'free'}-view{number}{window}"
         return view, self._cache.get(self._model, key, encode)
+
+    def _enlarged(self, layers: _Layers, rng: np.random.Generator, sided: bool) -> View | None:
+        """A small object in a square of random size around it, as a second look sees it."""
+        _, height, width = layers.shape
+        boxes = [tight_box(mask) for mask in layers.unpacked() > 0 if mask.any()]
+        share = FEW_PATCHES * 4 / self.mask_size  # of the image's side
+        small = [
+            box
+            for box in boxes
+            if max((box[2] - box[0]) / width, (box[3] - box[1]) / height) < share
+        ]
+        if not small:
+            return None
+        box = small[int(rng.integers(len(small)))].astype(np.float32)
+        # Found by the model, not given: it is a little beside the object, and of another size.
+        off = rng.normal(0, _BESIDE * max(box[2] - box[0], box[3] - box[1]), 2)
+        room = float(np.exp(rng.uniform(np.log(min(ROOMS) * 0.9), np.log(max(ROOMS) * 1.1))))
+        window = enlarged(box + np.tile(off, 2).astype(np.float32), (height, width), room)
+        return view_of_window(window, (height, width), rng, sided)
 
     def labels(self, image: TrainingImage, view: View) -> dict[str, Tensor]:
         """Instance numbers in a view by phrase, int64 (S, S), S twice the masks' side."""
@@ -186,11 +221,24 @@ class TrainingData:
 def spare(images: Sequence[TrainingImage]) -> tuple[list[TrainingImage], list[TrainingImage]]:
     """Images to learn from and images to judge by, in the order of their keys.
 
-    The second part is empty where there are too few.
+    Groups are spared by their names alone, so that one which is spared in one run is spared in all:
+    a run that was judged by what the one before it had learned would seem to get worse. Few images
+    are too few to judge by; the spared ones of them still wait for a later run.
     """
     ordered = sorted(images, key=lambda image: image.key)
-    if len(ordered) < _LEAST_FOR_STOPPING:
-        return ordered, []
-    apart = max(_SPARED, math.ceil(len(ordered) / _MOST_SPARED))
-    spared = ordered[apart - 1 :: apart]
-    return [image for n, image in enumerate(ordered) if n % apart != apart - 1], spared
+    by_group: dict[str, list[TrainingImage]] = {}
+    for image in ordered:
+        by_group.setdefault(image.group or image.key, []).append(image)
+    if len(by_group) < _LEAST_GROUPS:
+        by_group = {image.key: [image] for image in ordered}
+    drawn = sorted((lot_of_group(group, _SPARED_LOT), group) for group in by_group)
+    most = min(_MOST_SPARED, int(_MOST_SHARE * len(ordered)))
+    spared: set[str] = set()
+    for lot, group in drawn:
+        keys = {image.key for image in by_group[group]}
+        if lot < _SPARED and len(spared) + len(keys) <= most:
+            spared |= keys
+    judged = [image for image in ordered if image.key in spared]
+    learned = [image for image in ordered if image.key not in spared]
+    enough = len(ordered) >= _LEAST_FOR_STOPPING and len(judged) >= _LEAST_JUDGED
+    return learned, judged if enough else []

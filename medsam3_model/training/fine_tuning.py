@@ -28,13 +28,13 @@ from medsam3_model.checkpoints.detectors import detector_state
 from medsam3_model.detector import answer_prompts, feature_levels_for_masks
 from medsam3_model.errors import DatasetError, MedSAM3Error
 from medsam3_model.evaluation.metrics import dice
+from medsam3_model.training.calibration import Calibration
 from medsam3_model.training.data import TrainingData, TrainingImage, spare
 from medsam3_model.training.interpolation import between
 from medsam3_model.training.losses import LossWeights, detector_loss
 from medsam3_model.training.processes import joined
 from medsam3_model.training.prompts import DrawnPrompt, correction_prompt
 from medsam3_model.training.state import TrainingState, load_state, save_state
-from medsam3_model.training.thresholds import CANDIDATES, agreements, calibrated
 from medsam3_model.types import ImageEmbedding
 
 if TYPE_CHECKING:
@@ -170,13 +170,13 @@ def fine_tune(
 ) -> FineTuned:
     """Train a copy of a model's detector.
 
-    Of twelve images or more, and of as many to replay, every sixth (24 at most) is spared, and the
-    run goes on as long as its averaged weights get better on them. The weights with the best Dice
-    by text on the spared ones, less what was lost beyond .02 on replayed phrases that are not
-    taught now, in the mean over three validations, are returned: the tuned ones, or ones 70 % of
-    the way from the start to them, which keep more of what was known (Wortsman et al. 2022, arXiv
-    2109.01903). With fewer images the latest ones are returned, or 70 % of the way to them where
-    the start answers with a Dice of .5 and more already.
+    A sixth of the groups (24 images at most) is spared, see `data.spare`, and with twelve images or
+    more the run goes on as long as its averaged weights get better on them. The weights with the
+    best Dice by text on the spared ones, less what was lost beyond .02 on replayed phrases that are
+    not taught now, in the mean over three validations, are returned: the tuned ones, or ones 70 %
+    of the way from the start to them, which keep more of what was known (Wortsman et al. 2022,
+    arXiv 2109.01903). With fewer images the latest ones are returned, or 70 % of the way to them
+    where the start answers with a Dice of .5 and more already.
     Called by every process of a group that was joined with `processes.join`, it trains once,
     together, and returns the same to all.
 
@@ -327,8 +327,10 @@ class _Run:
         if not state.history or state.history[-1][0] != state.step:
             state.history.append((state.step, _mean(state.losses), None))
         weights = state.best[1] if state.best else self.unjudged()
-        thresholds = self.thresholds(self._version(weights))
-        model = self._version(weights, thresholds)
+        calibration = Calibration(self.start, self.spared, self.data, self.processes, self.make_way)
+        thresholds = calibration.thresholds(self._version(weights))
+        second_looks = calibration.second_looks(self._version(weights, thresholds))
+        model = self._version(weights, thresholds, second_looks)
         return FineTuned(model, state.step, tuple(state.history), stopped)
 
     def unjudged(self) -> dict[str, Tensor]:
@@ -501,28 +503,6 @@ class _Run:
             by_phrase.setdefault(phrase, []).append(value)
         return _mean([_mean(values) for values in by_phrase.values()])
 
-    def thresholds(self, model: "MedSAM3") -> dict[str, float]:
-        """The lowest scores of each phrase that agree best with the spared images."""
-        own = model.settings.score_threshold
-        settings = replace(model.settings, score_threshold=min(own, *CANDIDATES))
-        scored: list[tuple[str, dict[float, float]]] = []
-        for _, image in self.processes.mine(self.spared):
-            self.make_way()
-            truth = self.data.instances(image)
-            _, embedding = self.data.view(image, 0)
-            text = self.data.text(tuple(truth))
-            answers = model.detect_all(embedding, text, settings=settings)
-            scored += [
-                (phrase, agreements(answer, layer, own))
-                for (phrase, layer), answer in zip(truth.items(), answers, strict=True)
-                if layer.any()
-            ]
-        everybodys = [row for part in self.processes.gather(scored) for row in part]
-        judged = {phrase for phrase, _ in everybodys}
-        # What this run does not ask about keeps the thresholds of an earlier one.
-        kept = {name: at for name, at in self.start.thresholds.items() if name not in judged}
-        return kept | calibrated(everybodys, own)
-
     # -- state ------------------------------------------------------------------------------
 
     def save(self, file: Path | None) -> None:
@@ -557,12 +537,20 @@ class _Run:
         return hashlib.sha256(text.encode()).hexdigest()
 
     def _version(
-        self, state: Mapping[str, Tensor], thresholds: Mapping[str, float] | None = None
+        self,
+        state: Mapping[str, Tensor],
+        thresholds: Mapping[str, float] | None = None,
+        second_looks: Mapping[str, float] | None = None,
     ) -> "MedSAM3":
-        """The model with these weights of the detector, and these thresholds or those before."""
-        if thresholds is None:
-            thresholds = self.start.thresholds
-        return self.start.with_weights(state, base=self.base, name=self.name, thresholds=thresholds)
+        """The model with these weights of the detector; thresholds and looks, or those before."""
+        start = self.start
+        return start.with_weights(
+            state,
+            base=self.base,
+            name=self.name,
+            thresholds=start.thresholds if thresholds is None else thresholds,
+            second_looks=start.second_looks if second_looks is None else second_looks,
+        )
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -49,6 +49,7 @@ def training_images(dataset: Dataset, prompts: Mapping[str, str]) -> list[Traini
             f"{dataset.root.resolve()}/{sample.name}",
             sample.image,
             partial(_layers, sample, dict(prompts)),
+            sample.group,
         )
         for sample in dataset.split("train")
     ]

@@ -26,9 +26,15 @@ def model_between(start: "MedSAM3", end: "MedSAM3", share: float, *, base: str) 
 
     Args:
         start: a version.
-        end: one that was trained from it; its name and thresholds are kept.
+        end: one that was trained from it; its name, thresholds and second looks are kept.
         share: 0 is `start`, 1 is `end`.
         base: the checkpoint that holds the encoders, see `DetectorCheckpoint.base`.
     """
     state = between(detector_state(start.model), detector_state(end.model), share)
-    return start.with_weights(state, base=base, name=end.name, thresholds=end.thresholds)
+    return start.with_weights(
+        state,
+        base=base,
+        name=end.name,
+        thresholds=end.thresholds,
+        second_looks=end.second_looks,
+    )

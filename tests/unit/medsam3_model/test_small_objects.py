@@ -7,7 +7,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from medsam3_model.small_objects import look_closer
+from medsam3_model.small_objects import look_at_quarters
 from medsam3_model.types import Detections, ImageEmbedding, TextEmbedding
 
 SIDE, PATCHES = 120, 10  # a patch is 12 pixels wide
@@ -63,7 +63,7 @@ def _ask(image: NDArray[np.uint8], *first: Detections) -> tuple[Looker, list[Det
         assert (x1 - x0) < 0.6 * SIDE > (y1 - y0)
         return image[y0:y1, x0:x1]
 
-    answers = look_closer(looker, _embedding(), text, first, part)  # type: ignore[arg-type]
+    answers = look_at_quarters(looker, _embedding(), text, first, part)  # type: ignore[arg-type]
     return looker, answers
 
 

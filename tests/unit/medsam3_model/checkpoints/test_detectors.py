@@ -92,10 +92,24 @@ def test_thresholds_of_phrases_come_with_a_detector(model: MedSAM3, saved: Path)
     assert [len(one) for one in tuned.detect_all(image, text, settings=strict)] == [0, 0]
 
 
-@pytest.mark.parametrize("text", ['{"polyp": 2}', '{"polyp": "high"}', "[0.5]", "{", '{"a": NaN}'])
-def test_thresholds_that_are_none_are_refused(saved: Path, text: str) -> None:
+def test_second_looks_come_with_a_detector(model: MedSAM3, saved: Path) -> None:
+    path = saved.with_name("looks.safetensors")
+    model.with_detector(replace(load_detector(saved), second_looks={"Polyp": 1.6})).save_detector(
+        path, base="b", name="polyps"
+    )
+    tuned = model.with_detector(load_detector(path))
+    assert [tuned.second_look_of(phrase) for phrase in ("polyp", "POLYP", "cyst")] == [
+        1.6,
+        1.6,
+        None,
+    ]
+
+
+@pytest.mark.parametrize("name", ["thresholds", "second_looks"])
+@pytest.mark.parametrize("text", ['{"a": 21}', '{"polyp": "high"}', "[0.5]", "{", '{"a": NaN}'])
+def test_figures_of_phrases_that_are_none_are_refused(saved: Path, name: str, text: str) -> None:
     with safe_open(saved, "pt") as file:
-        metadata = file.metadata() | {"thresholds": text}
+        metadata = file.metadata() | {name: text}
     save_file(load_file(saved), saved, metadata)
     with pytest.raises(CheckpointError, match=r"tuned\.safetensors"):
         load_detector(saved)

@@ -331,3 +331,21 @@ def test_views_of_left_and_right_are_not_mirrored(model: MedSAM3, tmp_path: Path
     for number in range(1, 5):
         (a, b, _), (c, d, _) = data.view(image, number)[0].matrix
         assert a * d - b * c > 0
+
+
+def test_from_the_second_view_on_a_small_object_is_enlarged(model: MedSAM3, tmp_path: Path) -> None:
+    small = np.zeros((SIDE, SIDE), np.int32)
+    small[30:38, 40:46] = 1
+    source = disc_image(1)
+    image = TrainingImage("x", source.read, lambda: {"optic disc": small})
+    data = TrainingData(model, [image], cache_in(tmp_path))
+    seen = []
+    for number in range(2, 8):
+        view, _ = data.view(image, number)
+        labels = data.labels(image, view)["optic disc"]
+        shares = [(labels > 0).float().mean().sqrt().item(), view.pixels_per_pixel]
+        seen.append(shares)
+        # 8 pixels of 72 are a ninth of the side; at 4.4 times their length around them, a quarter.
+        assert shares[0] > 0.15
+        assert 0.15 < shares[1] < 0.5
+    assert len({round(share, 3) for share, _ in seen}) > 3
