@@ -128,7 +128,13 @@ def fine_tune(
         "images": len(current),
         "replayed_images": len(replay),
         "thresholds": tuned.model.thresholds,
-        "second_looks": tuned.model.second_looks,
+        "second_looks": {
+            phrase: room
+            for phrase in sorted(
+                {phrase for example in training_set.examples for phrase in example.masks}
+            )
+            if (room := tuned.model.second_look_of(phrase)) is not None
+        },
         "history": [list(row) for row in tuned.history],
     }
     return Trained(draft, tuned.model.version, figures)

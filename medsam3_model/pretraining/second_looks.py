@@ -11,6 +11,7 @@ and in a bundle's `preset.json`. Without `--write` it prints what it finds.
 
 import argparse
 import json
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -72,7 +73,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         dataset.check_concepts([concept])
         rows = agreements(model, dataset, concept, phrase)
         means = {room: float(np.mean([row[room] for row in rows])) for row in rows for room in row}
-        print(phrase, len(rows), {room: round(mean, 4) for room, mean in means.items()})
+        shown = ", ".join(f"{room:g}: {mean:.4f}" for room, mean in means.items())
+        sys.stdout.write(f"{phrase}, {len(rows)} images: {shown}\n")
         found = calibrated([(phrase, row) for row in rows], _NO_LOOK)
         for name in (phrase, *CONCEPT_PHRASES[phrase]):
             looks.pop(name, None)

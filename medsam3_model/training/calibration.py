@@ -5,17 +5,13 @@ What a run does not ask about, and what too few spared images show, keeps what a
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import cache, partial
+from functools import partial
 from typing import TYPE_CHECKING
-
-import numpy as np
-from numpy.typing import NDArray
 
 from medsam3_model.second_look import ROOMS, look_again
 from medsam3_model.training.data import TrainingData, TrainingImage
 from medsam3_model.training.processes import Processes
 from medsam3_model.training.thresholds import CANDIDATES, agreement, agreements, calibrated
-from medsam3_model.types import ImageEmbedding, Window
 
 if TYPE_CHECKING:
     from medsam3_model.predictor import MedSAM3
@@ -69,7 +65,7 @@ class Calibration:
             self.make_way()
             truth = self.data.instances(image)
             _, embedding = self.data.view(image, 0)
-            encode_window = partial(_encode_part, model, cache(image.read))
+            encode_window = partial(self.data.part, model, image)
             answers = model.detect_all(embedding, self.data.text(tuple(truth)))
             for (phrase, layer), answer in zip(truth.items(), answers, strict=True):
                 if not layer.any():
@@ -88,10 +84,3 @@ class Calibration:
         """What all processes scored, and the phrases that it is about."""
         everybodys = [row for part in self.processes.gather(scored) for row in part]
         return everybodys, {phrase for phrase, _ in everybodys}
-
-
-def _encode_part(
-    model: "MedSAM3", read: Callable[[], NDArray[np.uint8]], window: Window
-) -> ImageEmbedding:
-    x0, y0, x1, y1 = window
-    return model.encode_image(read()[y0:y1, x0:x1])

@@ -32,16 +32,16 @@ from medsam3_model.training.augmentation import (
     view_of_window,
 )
 from medsam3_model.training.prompts import DrawnPrompt
-from medsam3_model.types import ImageEmbedding, TextEmbedding
+from medsam3_model.types import ImageEmbedding, TextEmbedding, Window
 
 if TYPE_CHECKING:
     from medsam3_model.embeddings.embedding_cache import EmbeddingCache
     from medsam3_model.predictor import MedSAM3
 
 # This share of the groups is spared, by a lot of their own: another one than that of the gate's.
-_SPARED, _SPARED_LOT = 1 / 6, 6
-# No more images are spared than this share of them, and than so many: learning comes first.
-_MOST_SHARE, _MOST_SPARED = 1 / 4, 24
+_SPARED, _SPARED_LOT = 1 / 6, 28
+# No more images are spared than so many, and never more than half: learning comes first.
+_MOST_SPARED = 24
 # With fewer images, or fewer spared ones, nothing is judged by them.
 _LEAST_FOR_STOPPING, _LEAST_JUDGED = 12, 2
 # With fewer groups the images are drawn one by one.
@@ -166,6 +166,17 @@ class TrainingData:
         window = enlarged(box + np.tile(off, 2).astype(np.float32), (height, width), room)
         return view_of_window(window, (height, width), rng, sided)
 
+    def part(self, model: "MedSAM3", image: TrainingImage, window: Window) -> ImageEmbedding:
+        """The embedding of a part of an image, by a version of the run's model."""
+        x0, y0, x1, y1 = window
+        name = "-".join(map(str, window))
+        return self._cache.get(
+            model,
+            f"{image.key}-window-{name}",
+            lambda: model.encode_image(image.read()[y0:y1, x0:x1], rounded=True),
+            in_memory=False,
+        )
+
     def labels(self, image: TrainingImage, view: View) -> dict[str, Tensor]:
         """Instance numbers in a view by phrase, int64 (S, S), S twice the masks' side."""
         viewed = self._viewed.get((image.key, view))
@@ -232,7 +243,7 @@ def spare(images: Sequence[TrainingImage]) -> tuple[list[TrainingImage], list[Tr
     if len(by_group) < _LEAST_GROUPS:
         by_group = {image.key: [image] for image in ordered}
     drawn = sorted((lot_of_group(group, _SPARED_LOT), group) for group in by_group)
-    most = min(_MOST_SPARED, int(_MOST_SHARE * len(ordered)))
+    most = min(_MOST_SPARED, len(ordered) // 2)
     spared: set[str] = set()
     for lot, group in drawn:
         keys = {image.key for image in by_group[group]}

@@ -11,14 +11,28 @@ from sqlalchemy import select
 from backend.corrections.tables import Revision
 from backend.models import promotion, versions
 from backend.models.detectors import DetectorStore
+from backend.models.loading import Models
 from backend.services import Services
 from backend.tables import GateVerdict, ModelVersion, Promotion
 from backend.training import runs
 from backend.training.run_log import log_of
 from backend.training.tables import RunState, TrainingRun, Trigger
 from backend.training.trainer import train_run
+from medsam3_model import MedSAM3
 from medsam3_model.checkpoints.detectors import load_detector
+from medsam3_model.evaluation.metrics import dice
+from tests.support.discs import disc
 from tests.support.training_stage import TrainingStage, publish_weights
+
+
+def on_unseen_discs(model: MedSAM3) -> float:
+    text = model.encode_text(["optic disc"])
+    scores = []
+    for seed in range(500, 512):
+        image, mask = disc(seed)
+        (found,) = model.detect_all(model.encode_image(image), text)
+        scores.append(dice(found.concept_mask()[0], mask))
+    return sum(scores) / len(scores)
 
 
 def finished(services: Services, run_id: str) -> TrainingRun:
@@ -146,7 +160,11 @@ def test_of_a_candidate_that_is_refused_the_weights_half_of_the_way_are_judged(
         return publish_weights(services, base, project, state, passed=False)
 
     second = runs.request_run(services, project, Trigger.COMMAND, **options)
-    incumbent, candidate = version(1.0), version(-1.2)
+    # The worse side is the candidate: it cannot pass as it is.
+    models = Models(services)
+    candidate, incumbent = sorted(
+        (version(1.0), version(-1.0)), key=lambda one: on_unseen_discs(models.get(one))
+    )
     promotion.promote(services, project, incumbent, force=True)
     made_by = {"run_id": second.run_id}
     services.database.update(ModelVersion, ModelVersion.version == candidate, **made_by)
