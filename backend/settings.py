@@ -20,7 +20,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from backend.errors import SettingsError
 
 Consensus = Literal["latest", "majority", "staple"]
-Strategy = Literal["uncertainty", "tta", "diversity", "random", "random-foreground"]
+Strategy = Literal["uncertainty", "random"]
 
 # Written with commas or as a JSON list; see `Settings._listed`.
 _Names = Annotated[tuple[str, ...], NoDecode]

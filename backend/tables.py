@@ -356,23 +356,3 @@ class TrainingPolicy(Base):
     auto_promote: Mapped[bool | None]
     agent: Mapped[bool | None]
     scheduled_at: Mapped[datetime | None]
-
-
-class ImageVector(Base):
-    """An image's embedding, averaged over its patches: float16, as many as the encoder has."""
-
-    __tablename__ = "image_vectors"
-
-    image_hash: Mapped[str] = mapped_column(String(64), primary_key=True)
-    encoder_hash: Mapped[str] = mapped_column(String(64), primary_key=True)
-    vector: Mapped[bytes] = mapped_column(LargeBinary)
-
-
-class TaskRank(Base):
-    """A task's place in the order of labelling, 0 (next) to 1, where a strategy looks at all."""
-
-    __tablename__ = "task_ranks"
-
-    project_id: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
-    task_id: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
-    rank: Mapped[float]

@@ -41,10 +41,8 @@ from backend.tables import (
     Base,
     Delivery,
     Event,
-    ImageVector,
     Suggestion,
     SuggestionState,
-    TaskRank,
     now,
 )
 from backend.volumes.tables import Stack
@@ -70,7 +68,6 @@ class Removed:
     suggestions: int = 0
     agent_runs: int = 0
     events: int = 0
-    ranks: int = 0
     stacks: int = 0
     images: int = 0
     embeddings: int = 0
@@ -117,7 +114,6 @@ def forget(
         removed.images = _delete(session, Image, *mine(Image))
         removed.agent_runs = _remove_runs(session, *mine(AgentRun))
         removed.suggestions = _delete(session, Suggestion, *mine(Suggestion))
-        removed.ranks = _delete(session, TaskRank, *mine(TaskRank))
         # It names tasks, and is computed again.
         _delete(session, AgreementReport, AgreementReport.project_id == project_id)
         # Where a volume's pages came from: a path may name a patient, the geometry has UIDs.
@@ -239,15 +235,9 @@ def _remove_embeddings(database: Database, embeddings: "EmbeddingPlaces", remove
 
     with database.reading() as session:
         hashes = session.scalars(select(Removal.name).where(Removal.kind == _EMBEDDING)).all()
+        gone = set(hashes) - _named(session, hashes, Image.hash)
     if not hashes:
         return
-    gone: set[str] = set()
-    for chunk in chunked(hashes):
-        with database.session() as session:
-            store.lock_files(session, shared=False)
-            free = set(chunk) - _named(session, chunk, Image.hash)
-            _delete(session, ImageVector, ImageVector.image_hash.in_(free))
-            gone |= free
     try:
         files, size = embeddings.remove(gone)
     except EmbeddingStoreError as error:

@@ -90,16 +90,6 @@ class EncodedImage:
         key = f"{self.key}-window-{x0}-{y0}-{x1}-{y1}" if keep else None
         return self._timed(key, model, encode)
 
-    def mirrored(self) -> "EncodedImage":
-        """The image with left and right exchanged."""
-
-        def read() -> "NDArray[np.uint8]":
-            return self.rgb[:, ::-1].copy()
-
-        return EncodedImage(
-            self._cache, f"{self.key}-mirrored", read, self._times, in_memory=self._in_memory
-        )
-
     def _timed(
         self, key: str | None, model: "MedSAM3", encode: Callable[[], "ImageEmbedding"]
     ) -> "ImageEmbedding":

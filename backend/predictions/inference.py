@@ -67,7 +67,6 @@ class TaskPrediction:
         model_s: seconds that the model took, decoding and encoding of the image included.
         answered: what an agent may be asked about it; see `backend.predictions.agent_runs`.
         instruction: what an annotator typed for the agent, or nothing.
-        vectors: of its images, to be kept for `diversity`.
     """
 
     regions: list[dict[str, Any]]
@@ -76,7 +75,6 @@ class TaskPrediction:
     model_s: float
     answered: tuple[AgentQuestion, ...] = ()
     instruction: str = ""
-    vectors: tuple[acquisition.PooledEmbedding, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -96,10 +94,8 @@ class _PageAnswer:
     size: tuple[int, int]
     image_hash: str
     detections: "list[Detections]"
-    mirrored: "list[Detections]"
     found: PageInstances
     model_s: float
-    vector: acquisition.PooledEmbedding | None
 
 
 class Inference:
@@ -154,7 +150,7 @@ class Inference:
         for page in _pages(config, row.task_data, prompt):
             asked = [concept for concept in concepts if concept.controls_of(page.image.name)]
             if asked or (prompt is not None and prompt.prewarm):
-                answers.append(self._predict_page(model, row, page, asked, prompt, strategy))
+                answers.append(self._predict_page(model, row, page, asked, prompt))
                 answered += _questions(page, asked, answers[-1].detections)
         regions = _regions(answers, minimum, most_controls=1 if prompt else None)
         if prompt is not None and prompt.propagate and concepts and answers:
@@ -162,14 +158,7 @@ class Inference:
         validate(regions, label_config)
         detections = [concept for answer in answers for concept in answer.detections]
         if strategy is not None:
-            score = acquisition.score(
-                self._services,
-                strategy,
-                row.project_id,
-                row.task_id,
-                detections,
-                [concept for answer in answers for concept in answer.mirrored],
-            )
+            score = acquisition.score(strategy, row.project_id, row.task_id, detections)
         else:
             score = fmean(map(confidence, detections)) if detections else 0.0
         return TaskPrediction(
@@ -179,7 +168,6 @@ class Inference:
             sum(answer.model_s for answer in answers),
             tuple(answered) if prompt is None or prompt.instruction else (),
             prompt.instruction if prompt is not None else "",
-            tuple(answer.vector for answer in answers if answer.vector is not None),
         )
 
     def look(self, row: Suggestion) -> TaskPrediction:
@@ -212,7 +200,6 @@ class Inference:
         page: TaskPage,
         concepts: Sequence[Concept],
         prompt: InteractivePrompt | None,
-        strategy: Strategy | None,
     ) -> _PageAnswer:
         in_memory = _somebody_looks(row)
         image = self._image(row.project_id, row.task_id, page.reference, in_memory=in_memory)
@@ -226,24 +213,8 @@ class Inference:
             with self.times.measured(WorkStage.DETECT, without=WorkStage.ENCODE):
                 detections = self._detect(model, whole, concepts, prompt, closer_look, kept)
             model_s = perf_counter() - started
-        vector = acquisition.pooled(image.key, whole) if strategy is not None else None
         found = smallest_first(zip(concepts, detections, strict=True))
-        mirrored: list[Detections] = []
-        if strategy == "tta":
-            # Here and not with the score: later the pixels of all pages would be in memory.
-            mirror = image.mirrored()
-            closer_look = partial(mirror.part, model, keep=False)
-            with self.lanes.at_model():
-                seen = mirror.whole(model)
-                answers = self._detect(model, seen, concepts, None, closer_look, None)
-            mirrored = [
-                replace(
-                    concept, masks=concept.masks[:, :, ::-1], semantic=concept.semantic[:, ::-1]
-                )
-                for concept in answers
-            ]
-        size = whole.original_size
-        return _PageAnswer(page, size, image.key, detections, mirrored, found, model_s, vector)
+        return _PageAnswer(page, whole.original_size, image.key, detections, found, model_s)
 
     def _minimum_volumes(
         self, session: Session, row: Suggestion, config: LabelConfig
@@ -334,7 +305,7 @@ class Inference:
         concepts: Sequence[Concept],
         prompt: InteractivePrompt | None,
         closer_look: "EncodeWindow",
-        kept: RedisAnswers | None,
+        kept: RedisAnswers,
     ) -> "list[Detections]":
         """What the model detects of each concept, thresholds of the labeling config applied."""
         from medsam3_model.prompting import segment_prompted

@@ -20,7 +20,6 @@ from backend.errors import (
     unforeseen,
 )
 from backend.labeling.config import parse_label_config
-from backend.predictions import acquisition
 from backend.predictions.agent_runs import enqueue_run, request_run
 from backend.predictions.leased_rows import claim, ours, put_back, renew
 from backend.predictions.requests import (
@@ -165,7 +164,6 @@ def _store_outcome(
     _store(
         services,
         row,
-        outcome.vectors,
         state=SuggestionState.DONE,
         result=outcome.regions,
         score=outcome.score,
@@ -219,13 +217,8 @@ def _label_config(services: Services, config_hash: str) -> str:
 
 
 @retried
-def _store(
-    services: Services,
-    row: Suggestion,
-    vectors: Sequence[acquisition.PooledEmbedding] = (),
-    **values: object,
-) -> None:
-    """Store what became of a row, and its images' vectors, in one transaction."""
+def _store(services: Services, row: Suggestion, **values: object) -> None:
+    """Store what became of a row, in one transaction."""
     if row.interactive:
         # Its answer has just gone out, unless the request had given up before.
         reached = Delivery.DELIVERED if values["state"] == SuggestionState.DONE else Delivery.NONE
@@ -233,7 +226,6 @@ def _store(
             (Suggestion.delivery == Delivery.REPLY, reached), else_=Suggestion.delivery
         )
     with services.database.session() as session:
-        acquisition.remember_vectors(session, vectors)
         # Not if the lease ran out meanwhile and another worker has the row, or finished it.
         session.execute(
             update(Suggestion)

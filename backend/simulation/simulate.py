@@ -20,7 +20,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from itertools import product, repeat
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 from xml.sax.saxutils import quoteattr
 
 import numpy as np
@@ -28,12 +28,13 @@ from numpy.typing import NDArray
 
 from backend.corrections.ingest import Hint, Ingest
 from backend.corrections.mask_store import MaskStore
+from backend.errors import BackendError
 from backend.labeling import brush_rle
 from backend.labeling.region_masks import union_mask
 from backend.models import versions
 from backend.processes.redis_server import RedisServer
 from backend.services import Services, open_services, use_services
-from backend.settings import read_settings
+from backend.settings import Strategy, read_settings
 from backend.simulation import baseline_unet, report
 from backend.simulation.report import Figures, JudgedAnswer
 from backend.tables import (
@@ -136,11 +137,17 @@ def simulate(options: SimulationOptions, out: Path, say: Callable[[str], None]) 
         length in pixels) behind a mean; the U-Net's without the last. `boxed` are those of the
         first and the last round to drawn boxes, `uncalibrated` those of the last round with the
         model's own threshold for every label.
+
+    Raises:
+        BackendError, MedSAM3Error: with a sentence that says what to change.
     """
     from medsam3_model.data.datasets import load_dataset
     from medsam3_model.evaluation.evaluation import parse_prompts
 
-    # What is wrong with data, prompts or installation is said before anything is started.
+    # What is wrong with options, data or installation is said before anything is started.
+    if unknown := [name for name in options.strategies if name not in get_args(Strategy)]:
+        offered = ", ".join(get_args(Strategy))
+        raise BackendError(f"There is no strategy {unknown[0]!r}; there are {offered}.")
     parse_prompts(options.prompts, load_dataset(options.data))
     if options.baseline:
         baseline_unet.check_installed()
@@ -331,11 +338,6 @@ class _Play:
         """Take the next tasks by their scores; accept what is good, redraw the rest."""
         left = [id_ for id_ in self.pool if id_ not in self.corrected]
         rows = {id_: self._predict(services, inference, id_) for id_ in left}
-        if self.strategy == "diversity":
-            from backend.predictions.acquisition import rank_by_diversity
-
-            rank_by_diversity(services, PROJECT, set(left))
-            rows = {id_: self._predict(services, inference, id_) for id_ in left}
         order = sorted(left, key=lambda id_: (rows[id_].score or 0.0, id_))
         for id_ in order[: self.options.per_round]:
             self._annotate(ingest, id_, rows[id_].result or [])

@@ -7,10 +7,9 @@ from datetime import timedelta
 from sqlalchemy import func, select
 
 from backend.errors import BackendError
-from backend.label_studio.client import UNLABELLED, LabelStudio, task_filter
+from backend.label_studio.client import LabelStudio, task_filter
 from backend.label_studio.connect import announce_version
 from backend.models.promotion import enqueue_roll_out
-from backend.predictions import acquisition
 from backend.predictions.requests import database_time, latest_first, request_pushes
 from backend.services import Services, current_services
 from backend.tables import Promotion, now
@@ -115,13 +114,10 @@ def _roll_out(services: Services, promotion_id: int) -> None:
         row.attempts += 1
         row.tried_at = now()
         project_id, version = row.project_id, row.version
-        strategy = acquisition.strategy_of(session, services.settings, project_id)
     error: str | None = None
     try:
         with LabelStudio.from_settings(services.settings) as client:
             announce_version(client, project_id, services.credentials)
-            if strategy == "diversity":
-                _rank(services, client, project_id)
             count = predict_again(services, client, project_id, version)
         log.info("version %s: project %s told, %s tasks queued", version, project_id, count)
     except BackendError as failure:
@@ -132,8 +128,3 @@ def _roll_out(services: Services, promotion_id: int) -> None:
         row.error = error
         if error is None:
             row.rolled_out_at = now()
-
-
-def _rank(services: Services, client: LabelStudio, project_id: int) -> None:
-    unlabelled = {task["id"] for task in client.tasks(project_id, filters=[UNLABELLED])}
-    acquisition.rank_by_diversity(services, project_id, unlabelled)

@@ -32,12 +32,12 @@ from sqlalchemy import func, insert, select
 from sqlalchemy.orm import Session
 
 from backend.label_studio.server import free_port
-from backend.predictions import acquisition, preannotate
+from backend.predictions import preannotate
 from backend.processes.redis_server import RedisServer
 from backend.processes.stopping import end_processes
 from backend.services import Services, open_services
 from backend.settings import Settings
-from backend.tables import ImageVector, Suggestion, SuggestionState, new_id, now
+from backend.tables import Suggestion, SuggestionState, new_id, now
 from tests.perf.scale_label_studio import ManyTasks, serve
 from tests.support.console import CONSOLE, admin
 from tests.support.images import png
@@ -167,7 +167,7 @@ def warm_up(running: Backend, project: ManyTasks) -> None:
 
 
 def growth(server: str, tasks: int) -> dict[str, float]:
-    """What a task, a page, a list and an order cost in a project that grows to `tasks` tasks."""
+    """What a task, a page and a list cost in a project that grows to `tasks` tasks."""
     content = png(_drawn("fundus", 0))
 
     def image(task: int) -> bytes:
@@ -181,11 +181,11 @@ def growth(server: str, tasks: int) -> dict[str, float]:
     ):
         warm_up(running, project)
         project.count = FEW
-        few = {**_task_ms(running, project), **_pages(running, project)}
+        few = {**_task_ms(running, project), **_pages(running)}
         _say("1,000 tasks", few)
         _fill(running.services, project, tasks - FEW)
         project.count = tasks
-        many = {**_task_ms(running, project), **_pages(running, project)}
+        many = {**_task_ms(running, project), **_pages(running)}
         _say(f"{tasks:,} tasks", many)
         all_waiting.count = tasks
         waiting = _while_the_rest_waits(running, all_waiting)
@@ -201,7 +201,6 @@ def growth(server: str, tasks: int) -> dict[str, float]:
         "scale_task_ratio_while_all_wait": waiting["task_ms"] / few["task_ms"],
         "scale_task_processor_ratio_while_all_wait": waiting["task_processor_ms"]
         / few["task_processor_ms"],
-        "scale_rank_ratio": many["rank_task_ms"] / few["rank_task_ms"],
     }
 
 
@@ -213,14 +212,11 @@ def _task_ms(running: Backend, project: ManyTasks) -> dict[str, float]:
     return {"task_ms": 1000 * task_s, "task_processor_ms": 1000 * busy_s}
 
 
-def _pages(running: Backend, project: ManyTasks) -> dict[str, float]:
-    """The slowest page, list and the metrics in ms; the order of labelling; memory in MB."""
+def _pages(running: Backend) -> dict[str, float]:
+    """The slowest page, list and the metrics in ms; memory in MB."""
     services = running.services
     client = admin(services)
     header = {"Authorization": f"Bearer {services.credentials.api_token}"}
-    started = time.perf_counter()
-    ranked = acquisition.rank_by_diversity(services, project.number, set(project.predicted))
-    rank_s = time.perf_counter() - started
     return {
         "console_page_ms": max(_median_ms(lambda page=page: client.get(page)) for page in PAGES),
         "list_ms": max(
@@ -228,7 +224,6 @@ def _pages(running: Backend, project: ManyTasks) -> dict[str, float]:
             for end in LISTS
         ),
         "metrics_ms": _median_ms(lambda: client.get("/metrics", headers=header)),
-        "rank_task_ms": 1000 * rank_s / ranked,
         **{f"{name}_rss_mb": value for name, value in running.memory().items()},
     }
 
@@ -244,13 +239,11 @@ def _median_ms(ask: Callable[[], Any]) -> float:
 
 
 def _fill(services: Services, project: ManyTasks, until: int) -> None:
-    """Rows of tasks that were predicted, copies of one that was; vectors of their images."""
-    random = np.random.default_rng(0)
+    """Rows of tasks that were predicted, copies of one that was."""
     with services.database.reading() as session:
         row = session.scalars(
             select(Suggestion).where(Suggestion.state == SuggestionState.DONE).limit(1)
         ).one()
-        vector = session.scalars(select(ImageVector).limit(1)).one()
     copied = {
         name: getattr(row, name)
         for name in [column.name for column in Suggestion.__table__.columns]
@@ -259,23 +252,11 @@ def _fill(services: Services, project: ManyTasks, until: int) -> None:
     began = now()
     for first in range(len(project.predicted) + 1, until + 1, BULK):
         numbers = range(first, min(first + BULK, until + 1))
-        noise = random.normal(0, 1, (len(numbers), len(vector.vector) // 2)).astype(np.float16)
         with services.database.session() as session:
             session.execute(
                 insert(Suggestion),
                 [
                     _finished(copied, task, began - timedelta(seconds=until - task))
-                    for task in numbers
-                ],
-            )
-            session.execute(
-                insert(ImageVector),
-                [
-                    {
-                        "image_hash": f"{task:064x}",
-                        "encoder_hash": vector.encoder_hash,
-                        "vector": noise[task - first].tobytes(),
-                    }
                     for task in numbers
                 ],
             )

@@ -7,10 +7,11 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file
 from sqlalchemy import insert, select
 
 from backend.corrections import privacy, store
@@ -21,14 +22,16 @@ from backend.corrections.statistics import compute
 from backend.corrections.submissions import read_annotation
 from backend.corrections.tables import DatasetVersion, Image, Removal, Revision
 from backend.errors import MaskError, StorageUnavailableError
-from backend.models.encoding import embedding_places
+from backend.models.encoding import embedding_cache, embedding_places
 from backend.services import open_services
 from backend.settings import Settings
-from backend.tables import Event, ImageVector, Suggestion, TaskRank, now
+from backend.tables import Event, Suggestion, now
 from backend.volumes.tables import Stack
+from medsam3_model import MedSAM3
 from medsam3_model.embeddings.embedding_cache import EmbeddingPlaces
 from medsam3_model.embeddings.shared_embeddings import SharedEmbeddings
 from tests.support.corrections_stage import CONFIG, Stage, act, brush, drawn, image_file, stage_at
+from tests.support.embeddings import SmallestModel, entries
 from tests.support.s3 import s3_bucket
 from tests.support.stand_in_label_studio import StandInLabelStudio
 
@@ -61,6 +64,20 @@ def annotated(stage: Stage, seed: int, **data: object) -> tuple[int, int]:
     task = stage.label_studio.add_task(image_file(seed), **data)
     stage.suggest(task, [brush(f"k{task}", drawn(seed)), brush(f"r{task}", ~drawn(seed))])
     return task, stage.label_studio.annotate(task, [brush(f"k{task}", drawn(seed))])
+
+
+def keep_embeddings(stage: Stage, *image_hashes: str) -> None:
+    """Have images' embeddings on disk, as if they had been predicted."""
+    cache, model = embedding_cache(stage.services.settings), SmallestModel()
+    for image_hash in image_hashes:
+        cache.get(cast(MedSAM3, model), image_hash, model.encode_image)
+
+
+def kept_embeddings(stage: Stage) -> list[str]:
+    """The images whose embeddings are on disk."""
+    paths = entries(stage.services.settings.embedding_dir)
+    notes = (load_file(path)["notes"] for path in paths)
+    return sorted(json.loads(note.tobytes())["image_key"] for note in notes)
 
 
 def test_life_of_a_correction(stage: Stage) -> None:
@@ -162,9 +179,6 @@ def test_forget_removes_a_task_for_good(stage: Stage) -> None:
     with stage.services.database.session() as session:
         open_version(session, project, "before")
         session.add_all(
-            [TaskRank(project_id=project, task_id=one, rank=0.5) for one in (task, other)]
-        )
-        session.add_all(
             Stack(
                 project_id=project,
                 task_id=one,
@@ -184,7 +198,7 @@ def test_forget_removes_a_task_for_good(stage: Stage) -> None:
     )
     assert (removed.annotations, removed.revisions, removed.suggestions) == (1, 1, 1)
     assert (removed.images, removed.dataset_entries) == (1, 1)
-    assert (removed.ranks, removed.events, removed.stacks) == (1, 1, 1)
+    assert (removed.events, removed.stacks) == (1, 1)
     # The other task drew the same region, so its file is still needed.
     assert removed.masks == 0
     assert stage.masks.has(shared)
@@ -194,7 +208,6 @@ def test_forget_removes_a_task_for_good(stage: Stage) -> None:
         (version,) = session.scalars(select(DatasetVersion))
         assert version.forgotten == 1
         assert session.scalars(select(Suggestion.task_id)).all() == [other]
-        assert session.scalars(select(TaskRank.task_id)).all() == [other]
         assert session.scalars(select(Stack.task_id)).all() == [other]
         heard = [ids for (ids,) in session.execute(select(Event.task_ids))]
         assert [task] not in heard
@@ -217,7 +230,7 @@ def test_embeddings_in_a_store_that_is_away_go_later(stage: Stage, tmp_path: Pat
     with database.reading() as session:
         image_hash = session.scalars(select(Image.hash)).one()
     shared = SharedEmbeddings(str(tmp_path / "shared"))
-    shared.write("entry", f"{image_hash}-mirrored", b"1234")
+    shared.write("entry", f"{image_hash}-window-0-0-8-8", b"1234")
     shared.flush()
     own = embedding_places(stage.services.settings).folder
     away = EmbeddingPlaces(own, f"zip://{tmp_path}/missing")
@@ -275,9 +288,7 @@ def test_forgetting_a_project_leaves_no_file(stage: Stage) -> None:
         annotated(stage, seed)
     stage.hear_all()
     (image,) = stage.state()[0]["revision"]["images"]
-    with stage.services.database.session() as session:
-        session.add(ImageVector(image_hash=image["hash"], encoder_hash="e", vector=b"v"))
-        session.add(ImageVector(image_hash="another", encoder_hash="e", vector=b"v"))
+    keep_embeddings(stage, image["hash"], "another")
     assert stage.mask_names()
     removed = forget(
         stage.services.database,
@@ -285,10 +296,9 @@ def test_forgetting_a_project_leaves_no_file(stage: Stage) -> None:
         embedding_places(stage.services.settings),
         project_id=stage.label_studio.project_id,
     )
-    assert (removed.annotations, removed.masks) == (3, 3)
+    assert (removed.annotations, removed.masks, removed.embeddings) == (3, 3, 1)
     assert stage.mask_names() == []
-    with stage.services.database.reading() as session:
-        assert session.scalars(select(ImageVector.image_hash)).all() == ["another"]
+    assert kept_embeddings(stage) == ["another"]
     stage.hear_all()
     stage.sync()
     assert stage.state() == []
@@ -406,14 +416,12 @@ def test_retention_removes_predictions_that_nobody_got(stage: Stage) -> None:
     stage.suggest(1, [], now=old, delivery="none", image_hash="shared")
     stage.suggest(1, [], now=old, delivery="none", state="failed", image_hash="alone")
     database, settings = stage.services.database, stage.services.settings
-    with database.session() as session:
-        for hash_ in ("shared", "alone"):
-            session.add(ImageVector(image_hash=hash_, encoder_hash="e", vector=b"v"))
+    keep_embeddings(stage, "shared", "alone")
     removed = retain(database, stage.masks, embedding_places(settings), days=30)
-    assert removed.suggestions == 2
+    assert (removed.suggestions, removed.embeddings) == (2, 1)
     with database.reading() as session:
         assert set(session.scalars(select(Suggestion.id))) == kept
-        assert session.scalars(select(ImageVector.image_hash)).all() == ["shared"]
+    assert kept_embeddings(stage) == ["shared"]
 
 
 def test_state_is_plain_json(stage: Stage) -> None:

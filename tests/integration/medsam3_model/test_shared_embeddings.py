@@ -65,7 +65,7 @@ def test_what_one_machine_encoded_the_others_read(url: str, tmp_path: Path) -> N
 
 def test_forgotten_images_go_from_disk_and_store(url: str, tmp_path: Path) -> None:
     machine = Machine(tmp_path / "1", url)
-    for key in (IMAGE, f"{IMAGE}-mirrored", OTHER):
+    for key in (IMAGE, f"{IMAGE}-window-0-0-8-8", OTHER):
         machine.get(key)
     size = sum(path.stat().st_size for path in entries(tmp_path / "1"))
     places = EmbeddingPlaces(tmp_path / "1", url)

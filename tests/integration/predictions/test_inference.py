@@ -74,14 +74,18 @@ def test_an_image_is_decoded_once_however_often_it_is_looked_at(
     assert len(decoded) == 1, "all embeddings are there"
 
 
-def test_the_mirrored_image_is_not_decoded_again(services: Services, decoded: list[bytes]) -> None:
-    with services.database.session() as session:
-        session.add(TrainingPolicy(project_id=7, strategy="tta"))
+def test_tasks_are_ordered_as_their_project_chose(services: Services) -> None:
     inference = Inference(services)
-    row = nuclei(services)
-    assert 0 < inference.predict(row, CONFIG).score < 1
-    assert encoded(services) == 6
-    assert len(decoded) == 1
+    row = task_of(services, "fundus")
+    unsure = inference.predict(row, CONFIG).score
+    with services.database.session() as session:
+        session.add(TrainingPolicy(project_id=7, strategy="random"))
+    at_random = inference.predict(row, CONFIG).score
+    assert at_random != unsure
+    row.task_id = 2
+    assert inference.predict(row, CONFIG).score != at_random
+    row.project_id = 8
+    assert inference.predict(row, CONFIG).score == unsure
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import pytest
 from sqlalchemy import event, insert
 
 from backend.corrections.baselines import suggestions_of
-from backend.predictions import acquisition, retry
+from backend.predictions import retry
 from backend.predictions.leased_rows import claim, put_back, renew
 from backend.predictions.pushing import push
 from backend.predictions.recover import recover
@@ -122,7 +122,6 @@ def test_no_hot_path_reads_all_suggestions(
             with services.database.reading() as session:
                 suggestions_of(session, 7, 7 * TASKS)
                 retry.failed_rows(session, 50)
-            acquisition.rank_by_diversity(services, 7, set())
             work_in_hand(services)
             last = f"before={7 * TASKS:032x}"
             for query in ("", "project=7", f"project=7&task={7 * TASKS}", "state=failed", last):

@@ -154,13 +154,14 @@ def test_a_version_that_is_not_there_or_never_served(script: FlaskClient) -> Non
 
 def test_a_project_has_choices_of_its_own(stage: TrainingStage, script: FlaskClient) -> None:
     address = f"{API}/projects/7/training"
-    chosen = {"strategy": "diversity", "after_corrections": 5, "schedule": "0 3 * * 1"}
+    chosen = {"strategy": "random", "after_corrections": 5, "schedule": "0 3 * * 1"}
     answer = script.put(address, json=chosen)
     rest = {"consensus": None, "auto_promote": None, "agent": None}
     assert answer.get_json() == {"project": 7, **chosen, **rest}
-    assert script.put(address, json={"schedule": None}).get_json()["strategy"] == "diversity"
+    assert script.put(address, json={"schedule": None}).get_json()["strategy"] == "random"
     for wrong in (
         {"strategy": "guess"},
+        {"strategy": "diversity"},
         {"schedule": "at dawn"},
         {"schedule": "0 0 30 2 *"},
         {"schedule": "0 0 1 1 * 0 2020"},

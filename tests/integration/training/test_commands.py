@@ -131,11 +131,11 @@ def test_simulate_plays_rounds_and_writes_what_came_of_them(
         "simulate",
         *("--data", data, "--prompt", "optic disc", "--out", out),
         *("--rounds", 2, "--per-round", 2, "--steps", 3, "--validation", 3),
-        *("--strategies", "random,diversity", "--baseline", "unet"),
+        *("--strategies", "random,uncertainty", "--baseline", "unet"),
     )
     assert figures == json.loads((out / "figures.json").read_text())
-    assert figures.keys() == {"random", "diversity", "baseline"}
-    for strategy in ("random", "diversity"):
+    assert figures.keys() == {"random", "uncertainty", "baseline"}
+    for strategy in ("random", "uncertainty"):
         rows = figures[strategy]["0"]
         assert [(row["round"], row["corrected"]) for row in rows] == [(0, 0), (1, 2), (2, 4)]
         assert all(0 <= row["dice"] <= 1 and row["apl"] >= 0 for row in rows)

@@ -5,7 +5,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from alembic import command
 from alembic.script import ScriptDirectory
+from sqlalchemy import inspect, text
 
 from backend.database import (
     MOST_VALUES,
@@ -88,3 +90,29 @@ def test_the_newest_migration_is_the_one_that_alembic_would_go_to(tmp_path: Path
         opened = open_database(settings)
         assert opened.revision() == newest_revision()
         opened.dispose()
+
+
+def test_a_project_that_chose_a_removed_strategy_goes_by_the_setting(tmp_path: Path) -> None:
+    database = Database(Settings(data_dir=tmp_path).database)
+    config = alembic_config(database.url)
+    removed = {"image_vectors", "task_ranks"}
+    with database.engine.begin() as connection:
+        config.attributes["connection"] = connection
+        command.upgrade(config, "0015")
+        assert removed <= {*inspect(connection).get_table_names()}
+        chosen = ("tta", "diversity", "random-foreground", "random", "uncertainty", None)
+        connection.execute(
+            text("INSERT INTO training_policies (project_id, strategy) VALUES (:project, :chosen)"),
+            [{"project": number, "chosen": name} for number, name in enumerate(chosen)],
+        )
+    database.migrate()
+    with database.engine.begin() as connection:
+        assert not removed & {*inspect(connection).get_table_names()}
+        left = text("SELECT strategy FROM training_policies ORDER BY project_id")
+        assert connection.scalars(left).all() == [None, None, None, "random", "uncertainty", None]
+        config.attributes["connection"] = connection
+        command.downgrade(config, "0015")
+        assert removed <= {*inspect(connection).get_table_names()}
+    database.migrate()
+    assert database.revision() == newest_revision()
+    database.dispose()

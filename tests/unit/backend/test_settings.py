@@ -30,7 +30,11 @@ def clean(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
     [
         ("MEDSAM3_PORT", "http", "a valid integer, for example MEDSAM3_PORT=9090"),
         ("MEDSAM3_PORT", "70000", "less than or equal to 65535"),
-        ("MEDSAM3_STRATEGY", "foo", "'uncertainty', .* MEDSAM3_STRATEGY=uncertainty"),
+        (
+            "MEDSAM3_STRATEGY",
+            "diversity",
+            "'uncertainty' or 'random', for example MEDSAM3_STRATEGY=uncertainty",
+        ),
         ("MEDSAM3_AUTO_PROMOTE", "perhaps", "a valid boolean"),
         ("MEDSAM3_IMAGE_TIMEOUT_S", "inf", "a finite number"),
         ("MEDSAM3_IMAGE_TIMEOUT_S", "nan", "a finite number"),

@@ -72,7 +72,6 @@ LEVELS = {name: level for level, names in enumerate(ROOMS) for name in names}
 DOORS = {
     ("backend.training", "backend.predictions"): {
         "backend.predictions.requests",
-        "backend.predictions.acquisition",
         "backend.predictions.propagations",
     },
 }

@@ -15,7 +15,7 @@ from tests.support.console import CONSOLE, admin, send
 CHOSEN = {
     "after_corrections": "5",
     "schedule": "0 3 * * 1",
-    "strategy": "diversity",
+    "strategy": "random",
     "consensus": "",
     "auto_promote": "no",
     "agent": "",
@@ -51,21 +51,21 @@ def test_choices_are_stored_or_refused_beside_their_fields(services: Services) -
     add_project(services)
     page = words(console, "/training")
     assert "as the setting: uncertainty" in page
-    assert "random-foreground" in page
+    assert '<option value="random">random</option>' in page
 
     assert "are stored" in send(console, "/training/7", **CHOSEN).text
     row = chosen(services)
     assert row is not None
     assert (row.after_corrections, row.schedule) == (5, "0 3 * * 1")
     assert (row.strategy, row.consensus, row.auto_promote, row.agent) == (
-        "diversity",
+        "random",
         None,
         False,
         None,
     )
     page = words(console, "/training/7")
     assert 'value="0 3 * * 1"' in page
-    assert '<option selected value="diversity">' in page
+    assert '<option selected value="random">' in page
 
     for name, value, reason in (
         ("after_corrections", "many", "valid integer"),

@@ -35,7 +35,7 @@ FIGURES = {
         "0": [row(0, [0.2, 0.4, 0.0]), row(1, [0.8, 0.95, 0.5])],
         "1": [row(0, [0.2, 0.4, 0.0]), row(1, [0.6, 0.95, 0.7])],
     },
-    "tta": {
+    "uncertainty": {
         "0": [row(0, [0.2, 0.4, 0.0]), row(1, [0.9, 0.9, 0.9])],
         "1": [row(0, [0.2, 0.4, 0.0]), row(1, [0.9, 0.9, 0.9])],
     },
@@ -48,7 +48,7 @@ def cells(line: str) -> list[str]:
 
 
 def test_a_row_for_each_strategy_with_the_baseline_beside_it() -> None:
-    header, rule, random, tta = map(cells, markdown(FIGURES, "polyps").splitlines())
+    header, rule, random, uncertainty = map(cells, markdown(FIGURES, "polyps").splitlines())
     assert len(header) == len(rule) == len(random) == 14
     assert random[:6] == ["polyps", "polyp", "random", "10", "0.200", "0.750"]
     # Of patients 0 to 2: 0.7, 0.95 and 0.6; resampled, no mean leaves their range.
@@ -59,8 +59,8 @@ def test_a_row_for_each_strategy_with_the_baseline_beside_it() -> None:
     assert random[12] == "0.600 → 0.875"
     # Of patients 0 to 2: +0.25, +0.275 and +0.3.
     assert random[13].startswith("+0.275 (+0.2")
-    assert tta[6] == "0.900 (0.900 to 0.900)"
-    assert tta[8] == "+0.300 (+0.300 to +0.300)"
+    assert uncertainty[6] == "0.900 (0.900 to 0.900)"
+    assert uncertainty[8] == "+0.300 (+0.300 to +0.300)"
 
 
 def test_each_concept_is_compared_by_itself() -> None:
