@@ -128,16 +128,17 @@ def fine_tune(
         "images": len(current),
         "replayed_images": len(replay),
         "thresholds": tuned.model.thresholds,
-        "second_looks": {
-            phrase: room
-            for phrase in sorted(
-                {phrase for example in training_set.examples for phrase in example.masks}
-            )
-            if (room := tuned.model.second_look_of(phrase)) is not None
-        },
+        "second_looks": _second_looks(tuned.model, training_set),
         "history": [list(row) for row in tuned.history],
     }
     return Trained(draft, tuned.model.version, figures)
+
+
+def _second_looks(model: "MedSAM3", training_set: examples.TrainingSet) -> dict[str, float]:
+    """Those of the phrases that the run was about."""
+    phrases = {phrase for example in training_set.examples for phrase in example.masks}
+    looks = {phrase: model.second_look_of(phrase) for phrase in sorted(phrases)}
+    return {phrase: room for phrase, room in looks.items() if room is not None}
 
 
 class _Reporter:

@@ -61,6 +61,9 @@ class StubModel:
         """The same for every phrase."""
         return self.settings.score_threshold
 
+    def second_look_of(self, phrase: str) -> None:
+        """No phrase has one."""
+
     def detect_all(
         self, image_embedding: ImageEmbedding, text_embedding: TextEmbedding, **_: Any
     ) -> list[Detections]:

@@ -56,6 +56,9 @@ class ColourModel:
         """The same for every phrase."""
         return self.settings.score_threshold
 
+    def second_look_of(self, phrase: str) -> None:
+        """No phrase has one."""
+
     def detect_all(
         self,
         image_embedding: ImageEmbedding,
