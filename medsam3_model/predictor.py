@@ -53,7 +53,8 @@ class MedSAM3:
         encoder_hash: SHA-256 of the frozen encoders' weights; embeddings are valid as long as
             this stays the same.
         detector_hash: SHA-256 of the detector's weights, and of its neck's where it has its own.
-        neck_hash: the same for models that read the encoder through the same neck.
+        neck_hash: tells whose neck made an embedding's levels: `encoder_hash` where it is the
+            base's, else `detector_hash`.
         settings: thresholds that hold unless it is given others.
         device, dtype: where and in which precision the model computes.
         tracker: answers clicks, where the checkpoint holds SAM 3's tracker; else None.
@@ -271,9 +272,12 @@ class MedSAM3:
         self, path: str | Path, *, base: str, name: str, notes: Mapping[str, Any] | None = None
     ) -> DetectorCheckpoint:
         """Write this model's detector; see `checkpoints.detectors.save_detector`."""
+        state = detectors.detector_state(self.model)
+        if self.neck_hash == self.encoder_hash:  # the base's, which is not this version's own
+            state = {key: tensor for key, tensor in state.items() if not is_neck(key)}
         return detectors.save_detector(
             path,
-            detectors.detector_state(self.model),
+            state,
             encoder_hash=self.encoder_hash,
             base=base,
             name=name,

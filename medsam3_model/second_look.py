@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import ndimage
 
 from medsam3_model.box_answers import closer_look
 from medsam3_model.boxes import tight_box
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 
 ROOMS = (1.6, 2.5, 4.0)
 """Sides of the square that are tried, as multiples of the object's longer side."""
-FEW_PATCHES = 14
+SMALL_PATCHES = 14
 """An object is looked at again where its longer side has fewer of the encoder's patches."""
 # A pixel's probability is never surer than this in one look.
 _SURE = 1e-4
@@ -77,7 +78,7 @@ def look_again(
     if len(answer) > 1 or not mask.any():
         return answer
     height, width = image.original_size
-    window = closer_look(image, tight_box(mask), room, FEW_PATCHES)
+    window = closer_look(image, tight_box(mask), room, SMALL_PATCHES)
     if window == (0, 0, width, height):
         return answer
     (again,) = model.detect_all(encode_window(window), text)
@@ -86,6 +87,10 @@ def look_again(
     evidence = (_log_odds(answer.semantic[y0:y1, x0:x1]) + _log_odds(again.semantic)) / 2
     found = np.zeros_like(mask)
     found[y0:y1, x0:x1] = evidence > 0
+    if len(answer):
+        # What lies beside the instance is another one, which the thresholds left out.
+        pieces, _ = ndimage.label(found)
+        found &= np.isin(pieces, pieces[mask & found])
     if not found.any():
         return answer
     semantic = answer.semantic.copy()

@@ -54,7 +54,11 @@ def _row(figures: Figures, name: str, strategy: str, concept: str) -> str:
     boxed = [_answers(figures, strategy, at, concept, "boxed") for at in (0, -1)]
     drawn_before, drawn_after = ([answer[2] for answer in answers] for answers in boxed)
     boxed_groups = [answer[1] for answer in boxed[0]]
-    unet = difference = "–"
+    unet = difference = with_box = change_with_box = "–"
+    if boxed_groups:
+        with_box = " → ".join(f"{fmean(dices):.3f}" for dices in (drawn_before, drawn_after))
+        change = paired_bootstrap(drawn_after, drawn_before, boxed_groups)
+        change_with_box = _interval(change, sign="+")
     if figures["baseline"]:
         theirs = [
             answer[2]
@@ -74,8 +78,8 @@ def _row(figures: Figures, name: str, strategy: str, concept: str) -> str:
         f"{100 * _accepted(_answers(figures, strategy, -1, concept, 'uncalibrated')):.0f} %",
         " → ".join(f"{fmean(one[3] for one in answers):.0f}" for answers in (before, after))
         + " px",
-        " → ".join(f"{fmean(one[2] for one in answers):.3f}" for answers in boxed),
-        _interval(paired_bootstrap(drawn_after, drawn_before, boxed_groups), sign="+"),
+        with_box,
+        change_with_box,
     )
     return _line((name, concept, strategy, *cells))
 

@@ -81,6 +81,15 @@ class GateFigures(Answer):
     overall: GateComparison | None
     concepts: list[ConceptComparison]
     foreign_names: ForeignNames | None = None
+    as_trained: "AsTrained | None" = None
+
+
+class AsTrained(Answer):
+    """The refused version, where the one half of the way to it passed."""
+
+    version: str
+    reasons: list[str]
+    figures: GateFigures
 
 
 class GateAnswerShown(Answer):

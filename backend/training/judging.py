@@ -8,7 +8,6 @@ was known (`medsam3_model.training.interpolation`), so they are judged, too, by 
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from backend.services import Services
@@ -36,12 +35,6 @@ class Judged:
     version: str
     verdict: Verdict
     half_way: "MedSAM3 | None" = None
-
-    def save(self, draft: Path, run: TrainingRun, base: str) -> None:
-        """Write the detector of the version half of the way."""
-        assert self.half_way is not None
-        notes = {"project": run.project_id, "run": run.id, "parent": run.incumbent}
-        self.half_way.save_detector(draft, base=base, name=self.half_way.name, notes=notes)
 
 
 class Judge:

@@ -278,7 +278,9 @@ class _Stages:
         if judged.half_way is not None:
             draft = _state_folder(self._services, self._run.id) / "half_way.safetensors"
             draft.parent.mkdir(parents=True, exist_ok=True)
-            judged.save(draft, self._run, base)
+            notes = {"project": self._run.project_id, "run": self._run.id, "parent": incumbent}
+            name = judged.half_way.name
+            judged.half_way.save_detector(draft, base=base, name=name, notes=notes)
             self._register(draft, judged.version, self._card_half_way(candidate))
         verdict = judged.verdict
         with self._services.database.session() as session:

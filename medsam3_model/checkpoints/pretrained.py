@@ -54,6 +54,7 @@ class Preset:
             "name": self.name,
             "settings": asdict(self.settings),
             "exemplars": self.exemplars,
+            "second_looks": dict(self.second_looks),
         }
         return json.dumps(content, sort_keys=True)
 
@@ -68,7 +69,9 @@ def preset_from_json(text: str) -> Preset:
         known = {field.name for field in fields(DetectionSettings)}
         given = {k: v for k, v in content.get("settings", {}).items() if k in known}
         exemplars = bool(content.get("exemplars", True))
-        return Preset(str(content["name"]), DetectionSettings(**given), exemplars=exemplars)
+        looks = {str(name): float(v) for name, v in content.get("second_looks", {}).items()}
+        settings = DetectionSettings(**given)
+        return Preset(str(content["name"]), settings, exemplars=exemplars, second_looks=looks)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"the preset of the checkpoint cannot be read: {error}") from error
 

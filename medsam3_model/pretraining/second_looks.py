@@ -23,7 +23,7 @@ from medsam3_model.data.samples import Dataset
 from medsam3_model.predictor import MedSAM3
 from medsam3_model.pretraining.phrases import CONCEPT_PHRASES
 from medsam3_model.second_look import ROOMS, look_again
-from medsam3_model.training.thresholds import agreement, calibrated
+from medsam3_model.training.thresholds import LEAST_IMAGES, agreement, calibrated
 from medsam3_model.types import ImageEmbedding, Window
 
 _NO_LOOK = 0.0
@@ -36,7 +36,7 @@ def agreements(
     text, rows = model.encode_text([phrase]), []
     for sample in dataset.split("val"):
         truth = sample.read(concept)
-        if truth is None:
+        if truth is None or not truth.labels.any():
             continue
         rgb = sample.image()
 
@@ -71,10 +71,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for asked in options.concept:
         concept, _, phrase = asked.partition("=")
         dataset.check_concepts([concept])
+        if phrase not in CONCEPT_PHRASES:
+            parser.error(
+                f"'{asked}' names no concept of the bundled model: {list(CONCEPT_PHRASES)}"
+            )
         rows = agreements(model, dataset, concept, phrase)
         means = {room: float(np.mean([row[room] for row in rows])) for row in rows for room in row}
         shown = ", ".join(f"{room:g}: {mean:.4f}" for room, mean in means.items())
         sys.stdout.write(f"{phrase}, {len(rows)} images: {shown}\n")
+        if len(rows) < LEAST_IMAGES:
+            continue
         found = calibrated([(phrase, row) for row in rows], _NO_LOOK)
         for name in (phrase, *CONCEPT_PHRASES[phrase]):
             looks.pop(name, None)

@@ -3,15 +3,26 @@
 What a run does not ask about, and what too few spared images show, keeps what an earlier run found.
 """
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING
 
+import numpy as np
+from numpy.typing import NDArray
+
 from medsam3_model.second_look import ROOMS, look_again
 from medsam3_model.training.data import TrainingData, TrainingImage
 from medsam3_model.training.processes import Processes
-from medsam3_model.training.thresholds import CANDIDATES, agreement, agreements, calibrated
+from medsam3_model.training.thresholds import (
+    CANDIDATES,
+    LEAST_IMAGES,
+    agreement,
+    agreements,
+    calibrated,
+)
+from medsam3_model.types import ImageEmbedding, Window
 
 if TYPE_CHECKING:
     from medsam3_model.predictor import MedSAM3
@@ -60,16 +71,27 @@ class Calibration:
 
     def second_looks(self, model: "MedSAM3") -> dict[str, float]:
         """The squares in which a second look at each phrase's object pays on the spared images."""
+        present = Counter(
+            phrase
+            for image in self.spared
+            for phrase, layer in self.data.instances(image).items()
+            if layer.any()
+        )
         scored: _Scored = []
         for _, image in self.processes.mine(self.spared):
             self.make_way()
-            truth = self.data.instances(image)
+            layers = {
+                phrase: layer
+                for phrase, layer in self.data.instances(image).items()
+                if layer.any() and present[phrase] >= LEAST_IMAGES
+            }
+            if not layers:
+                continue
             _, embedding = self.data.view(image, 0)
-            encode_window = partial(self.data.part, model, image)
-            answers = model.detect_all(embedding, self.data.text(tuple(truth)))
-            for (phrase, layer), answer in zip(truth.items(), answers, strict=True):
-                if not layer.any():
-                    continue
+            # Not kept: where the version looks again, no other one does.
+            encode_window = partial(_encode_part, model, image.read())
+            answers = model.detect_all(embedding, self.data.text(tuple(layers)))
+            for (phrase, layer), answer in zip(layers.items(), answers, strict=True):
                 text, row = self.data.text([phrase]), {_NO_LOOK: agreement(answer, layer)}
                 for room in ROOMS:
                     again = look_again(model, embedding, text, answer, room, encode_window)
@@ -81,6 +103,12 @@ class Calibration:
         return kept | calibrated(everybodys, _NO_LOOK)
 
     def _gathered(self, scored: _Scored) -> tuple[_Scored, set[str]]:
-        """What all processes scored, and the phrases that it is about."""
+        """What all processes scored, and the phrases of which that is enough to judge by."""
         everybodys = [row for part in self.processes.gather(scored) for row in part]
-        return everybodys, {phrase for phrase, _ in everybodys}
+        counts = Counter(phrase for phrase, _ in everybodys)
+        return everybodys, {phrase for phrase, count in counts.items() if count >= LEAST_IMAGES}
+
+
+def _encode_part(model: "MedSAM3", rgb: NDArray[np.uint8], window: Window) -> ImageEmbedding:
+    x0, y0, x1, y1 = window
+    return model.encode_image(rgb[y0:y1, x0:x1])

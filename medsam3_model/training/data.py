@@ -21,7 +21,7 @@ from medsam3_model.boxes import tight_box
 from medsam3_model.data.samples import lot_of_group
 from medsam3_model.detector import Prompts
 from medsam3_model.pretraining.phrases import EVERYDAY_PHRASES, GENERIC_PHRASES
-from medsam3_model.second_look import FEW_PATCHES, ROOMS
+from medsam3_model.second_look import ROOMS, SMALL_PATCHES
 from medsam3_model.training.augmentation import (
     WHOLE,
     View,
@@ -32,20 +32,22 @@ from medsam3_model.training.augmentation import (
     view_of_window,
 )
 from medsam3_model.training.prompts import DrawnPrompt
-from medsam3_model.types import ImageEmbedding, TextEmbedding, Window
+from medsam3_model.types import ImageEmbedding, TextEmbedding
 
 if TYPE_CHECKING:
     from medsam3_model.embeddings.embedding_cache import EmbeddingCache
     from medsam3_model.predictor import MedSAM3
 
-# This share of the groups is spared, by a lot of their own: another one than that of the gate's.
+# This share of the groups is withheld, by a lot of their own: another one than that of the gate's.
 _SPARED, _SPARED_LOT = 1 / 6, 28
-# No more images are spared than so many, and never more than half: learning comes first.
-_MOST_SPARED = 24
-# With fewer images, or fewer spared ones, nothing is judged by them.
+# No more than this share is withheld, however the lots fall, and of a handful none.
+_MOST_WITHHELD, _LEAST_TO_WITHHOLD = 0.6, 6
+# So many images of what is withheld judge; validation is to stay a small part of the run.
+_MOST_JUDGED = 24
+# With fewer images, or fewer withheld ones, nothing is judged by them.
 _LEAST_FOR_STOPPING, _LEAST_JUDGED = 12, 2
 # With fewer groups the images are drawn one by one.
-_LEAST_GROUPS = 6
+_LEAST_GROUPS = 3
 # Of an image's views, the first that may be enlarged.
 _FIRST_ENLARGED = 2
 # Standard error of an enlarged object's place, as a share of its longer side.
@@ -110,6 +112,7 @@ class TrainingData:
         self._model, self._cache = model, cache
         self._layers = {image.key: _Layers.of(image.layers()) for image in images}
         self._viewed: dict[tuple[str, View], _Layers] = {}
+        self._small: dict[str, list[NDArray[np.float32]]] = {}
         phrases = {phrase for layers in self._layers.values() for phrase in layers.phrases}
         ordered = sorted(phrases | set(GENERIC_PHRASES) | set(EVERYDAY_PHRASES))
         self._text = model.encode_text(ordered)
@@ -133,7 +136,7 @@ class TrainingData:
         sided = tells_sides(layers.phrases)
         # The same numbers draw geometry and look, here and in every later run.
         rng = np.random.default_rng([zlib.crc32(image.key.encode()), number])
-        view = self._enlarged(layers, rng, sided) if number >= _FIRST_ENLARGED else None
+        view = self._enlarged(image.key, layers, rng, sided) if number >= _FIRST_ENLARGED else None
         window = "" if view is None else f"-{zlib.crc32(repr(view).encode()):08x}"
         if view is None:
             _, height, width = layers.shape
@@ -147,35 +150,33 @@ class TrainingData:
         key = f"{image.key}-{'sided' if sided else 'free'}-view{number}{window}"
         return view, self._cache.get(self._model, key, encode)
 
-    def _enlarged(self, layers: _Layers, rng: np.random.Generator, sided: bool) -> View | None:
+    def _small_boxes(self, key: str, layers: _Layers) -> list[NDArray[np.float32]]:
+        """Tight boxes of an image's small concepts; found once, for they are drawn at each step."""
+        if key not in self._small:
+            _, height, width = layers.shape
+            boxes = [tight_box(mask) for mask in layers.unpacked() > 0 if mask.any()]
+            share = SMALL_PATCHES * 4 / self.mask_size  # of the image's side
+            self._small[key] = [
+                np.asarray(box, np.float32)
+                for box in boxes
+                if max((box[2] - box[0]) / width, (box[3] - box[1]) / height) < share
+            ]
+        return self._small[key]
+
+    def _enlarged(
+        self, key: str, layers: _Layers, rng: np.random.Generator, sided: bool
+    ) -> View | None:
         """A small object in a square of random size around it, as a second look sees it."""
         _, height, width = layers.shape
-        boxes = [tight_box(mask) for mask in layers.unpacked() > 0 if mask.any()]
-        share = FEW_PATCHES * 4 / self.mask_size  # of the image's side
-        small = [
-            box
-            for box in boxes
-            if max((box[2] - box[0]) / width, (box[3] - box[1]) / height) < share
-        ]
+        small = self._small_boxes(key, layers)
         if not small:
             return None
-        box = small[int(rng.integers(len(small)))].astype(np.float32)
+        box = small[int(rng.integers(len(small)))]
         # Found by the model, not given: it is a little beside the object, and of another size.
         off = rng.normal(0, _BESIDE * max(box[2] - box[0], box[3] - box[1]), 2)
         room = float(np.exp(rng.uniform(np.log(min(ROOMS) * 0.9), np.log(max(ROOMS) * 1.1))))
         window = enlarged(box + np.tile(off, 2).astype(np.float32), (height, width), room)
         return view_of_window(window, (height, width), rng, sided)
-
-    def part(self, model: "MedSAM3", image: TrainingImage, window: Window) -> ImageEmbedding:
-        """The embedding of a part of an image, by a version of the run's model."""
-        x0, y0, x1, y1 = window
-        name = "-".join(map(str, window))
-        return self._cache.get(
-            model,
-            f"{image.key}-window-{name}",
-            lambda: model.encode_image(image.read()[y0:y1, x0:x1], rounded=True),
-            in_memory=False,
-        )
 
     def labels(self, image: TrainingImage, view: View) -> dict[str, Tensor]:
         """Instance numbers in a view by phrase, int64 (S, S), S twice the masks' side."""
@@ -232,9 +233,12 @@ class TrainingData:
 def spare(images: Sequence[TrainingImage]) -> tuple[list[TrainingImage], list[TrainingImage]]:
     """Images to learn from and images to judge by, in the order of their keys.
 
-    Groups are spared by their names alone, so that one which is spared in one run is spared in all:
-    a run that was judged by what the one before it had learned would seem to get worse. Few images
-    are too few to judge by; the spared ones of them still wait for a later run.
+    Groups are withheld by their names alone, so that what is withheld from one run was withheld
+    from all before it, from the first run on that had three groups: a run that was judged by what
+    the one before it had learned would seem to get worse. The groups that drew the lowest lots
+    always are among them, as many as it takes to judge at all, but for such as would leave too
+    little to learn from. Few images are too few to judge by; what is withheld of them still waits
+    for a later run.
     """
     ordered = sorted(images, key=lambda image: image.key)
     by_group: dict[str, list[TrainingImage]] = {}
@@ -242,14 +246,15 @@ def spare(images: Sequence[TrainingImage]) -> tuple[list[TrainingImage], list[Tr
         by_group.setdefault(image.group or image.key, []).append(image)
     if len(by_group) < _LEAST_GROUPS:
         by_group = {image.key: [image] for image in ordered}
-    drawn = sorted((lot_of_group(group, _SPARED_LOT), group) for group in by_group)
-    most = min(_MOST_SPARED, len(ordered) // 2)
-    spared: set[str] = set()
-    for lot, group in drawn:
-        keys = {image.key for image in by_group[group]}
-        if lot < _SPARED and len(spared) + len(keys) <= most:
-            spared |= keys
-    judged = [image for image in ordered if image.key in spared]
-    learned = [image for image in ordered if image.key not in spared]
+    most = _MOST_WITHHELD * len(ordered) if len(ordered) >= _LEAST_TO_WITHHOLD else 0
+    withheld: list[TrainingImage] = []
+    for lot, group in sorted((lot_of_group(group, _SPARED_LOT), group) for group in by_group):
+        is_drawn = lot < _SPARED or len(withheld) < _LEAST_JUDGED
+        if is_drawn and len(withheld) + len(by_group[group]) <= most:
+            withheld += by_group[group]
+    keys = {image.key for image in withheld}
+    learned = [image for image in ordered if image.key not in keys]
+    judged = sorted(withheld, key=lambda image: lot_of_group(image.key, _SPARED_LOT))[:_MOST_JUDGED]
+    judged.sort(key=lambda image: image.key)
     enough = len(ordered) >= _LEAST_FOR_STOPPING and len(judged) >= _LEAST_JUDGED
     return learned, judged if enough else []

@@ -16,7 +16,7 @@ CANDIDATES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7)
 """The thresholds that are tried."""
 # A phrase keeps the model's own threshold with fewer images that hold it, and where another one is
 # no better than by so much.
-_LEAST_IMAGES, _LEAST_GAIN = 4, 0.005
+LEAST_IMAGES, _LEAST_GAIN = 4, 0.005
 # Masks that overlap by more are the same object (Kirillov et al. 2019, arXiv 1801.00868).
 _SAME_OBJECT_IOU = 0.5
 
@@ -86,6 +86,6 @@ def calibrated(scored: Iterable[tuple[str, Mapping[float, float]]], own: float) 
         means = {one: float(np.mean([row[one] for row in rows])) for one in rows[0]}
         # Of equals the one nearest to the model's own.
         best = max(means, key=lambda one: (round(means[one], 6), -abs(one - own)))
-        if len(rows) >= _LEAST_IMAGES and means[best] > means[own] + _LEAST_GAIN:
+        if len(rows) >= LEAST_IMAGES and means[best] > means[own] + _LEAST_GAIN:
             found[phrase] = best
     return found

@@ -81,6 +81,18 @@ def test_what_is_seen_from_near_mends_the_mask(instances: int) -> None:
     assert mended.presence == 0.9
 
 
+def test_another_object_beside_the_instance_stays_another_one() -> None:
+    """It scored too low to be shown, but the semantic map has it."""
+    beside: Window = (150, 120, 170, 160)
+    first = answer((96, 116, 146, 166), sure=0.99)
+    first = replace(first, semantic=np.where(square(beside), 0.999, first.semantic))
+    looker = Looker(room=2.5, sure=0.8)
+    mended = asked(looker, first)
+    assert looker.looks
+    assert not (mended.masks[0] & square(beside)).any()
+    assert np.array_equal(mended.masks, first.masks)
+
+
 def test_the_surer_look_decides() -> None:
     first = answer((96, 116, 146, 166), sure=0.9)
     assert np.array_equal(asked(Looker(2.5, sure=0.7), first).masks, first.masks)

@@ -152,6 +152,15 @@ def test_a_file_without_a_neck_reads_through_the_base_s(model: MedSAM3, saved: P
         tuned.with_detector(loaded)
 
 
+def test_a_version_without_a_neck_of_its_own_is_saved_without(model: MedSAM3, saved: Path) -> None:
+    whole = load_detector(saved)
+    alone = {key: tensor for key, tensor in whole.state.items() if is_detector(key)}
+    old = model.with_detector(replace(whole, state=alone, detector_hash=of_state(alone).detector))
+    again = old.save_detector(saved.with_name("again.safetensors"), base="b", name="polyps")
+    assert not again.has_neck
+    assert model.with_detector(again).version == old.version
+
+
 def test_embeddings_serve_every_detector(model: MedSAM3, saved: Path) -> None:
     tuned = model.with_detector(load_detector(saved))
     rgb = np.zeros((50, 70, 3), np.uint8)
