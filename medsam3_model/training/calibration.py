@@ -70,7 +70,10 @@ class Calibration:
         return kept | calibrated(everybodys, own)
 
     def second_looks(self, model: "MedSAM3") -> dict[str, float]:
-        """The squares in which a second look at each phrase's object pays on the spared images."""
+        """The squares in which a second look at each phrase's object pays on the spared images.
+
+        A phrase keeps what it had, also none, unless another square is better there.
+        """
         present = Counter(
             phrase
             for image in self.spared
@@ -93,14 +96,21 @@ class Calibration:
             answers = model.detect_all(embedding, self.data.text(tuple(layers)))
             for (phrase, layer), answer in zip(layers.items(), answers, strict=True):
                 text, row = self.data.text([phrase]), {_NO_LOOK: agreement(answer, layer)}
-                for room in ROOMS:
+                for room in {*ROOMS, self._before(phrase)} - {_NO_LOOK}:
                     again = look_again(model, embedding, text, answer, room, encode_window)
                     row[room] = agreement(again, layer)
                 scored.append((phrase, row))
         everybodys, judged = self._gathered(scored)
-        judged = {phrase.casefold() for phrase in judged}
-        kept = {name: at for name, at in self.start.second_looks.items() if name not in judged}
-        return kept | calibrated(everybodys, _NO_LOOK)
+        looks = dict(self.start.second_looks)
+        for phrase in judged:
+            rows = [scores for scores in everybodys if scores[0] == phrase]
+            looks |= {
+                phrase.casefold(): room for room in calibrated(rows, self._before(phrase)).values()
+            }
+        return {phrase: room for phrase, room in looks.items() if room != _NO_LOOK}
+
+    def _before(self, phrase: str) -> float:
+        return self.start.second_look_of(phrase) or _NO_LOOK
 
     def _gathered(self, scored: _Scored) -> tuple[_Scored, set[str]]:
         """What all processes scored, and the phrases of which that is enough to judge by."""

@@ -1,6 +1,8 @@
 """What the spared images of a run decide, and what they are too few for."""
 
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -8,10 +10,13 @@ from numpy.typing import NDArray
 
 from medsam3_model.checkpoints.detectors import detector_state
 from medsam3_model.predictor import MedSAM3
+from medsam3_model.second_look import ROOMS
+from medsam3_model.training import calibration
 from medsam3_model.training.calibration import Calibration
 from medsam3_model.training.data import TrainingData, TrainingImage
 from medsam3_model.training.processes import Processes
 from medsam3_model.training.thresholds import LEAST_IMAGES
+from medsam3_model.types import Detections
 from tests.support.discs import SIDE, cache_in, disc, small_model
 
 
@@ -42,11 +47,36 @@ def test_too_few_images_keep_what_an_earlier_run_found(
 ) -> None:
     images = [absent_from(seed) for seed in range(count)]
     data = TrainingData(model, images, cache_in(tmp_path))
-    calibration = Calibration(model, images, data, Processes(), lambda: None)
-    thresholds, looks = calibration.thresholds(model), calibration.second_looks(model)
+    calibrate = Calibration(model, images, data, Processes(), lambda: None)
+    thresholds, looks = calibrate.thresholds(model), calibrate.second_looks(model)
     assert (thresholds["polyp"], looks["polyp"]) == (0.32, 3.2)
-    # With enough of them, nothing that is tried is better than the model's own threshold, and than
-    # no second look.
-    kept = count < LEAST_IMAGES
-    assert thresholds.get("optic disc") == (0.31 if kept else None)
-    assert looks.get("optic disc") == (3.1 if kept else None)
+    # With enough of them, nothing that is tried is better than the model's own threshold.
+    assert thresholds.get("optic disc") == (0.31 if count < LEAST_IMAGES else None)
+    # Nor is any square better than the one that the phrase had.
+    assert looks["optic disc"] == 3.1
+
+
+def test_the_square_that_agrees_best_is_chosen_where_it_is_better(
+    model: MedSAM3, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images = [absent_from(seed) for seed in range(LEAST_IMAGES)]
+    data = TrainingData(model, images, cache_in(tmp_path))
+    calibrate = Calibration(model, images, data, Processes(), lambda: None).second_looks
+    looked = calibration.look_again
+
+    def chosen(best: float) -> float | None:
+        """Where the look in this square alone is right: 0: the first look is."""
+
+        def look_again(*arguments: Any) -> Detections:
+            answer = looked(*arguments)
+            return replace(answer, phrase="right" if arguments[4] == best else "wrong")
+
+        def agreement(answer: Detections, truth: NDArray[np.int32]) -> float:
+            is_first = answer.phrase == "optic disc"
+            return float(answer.phrase == "right" or (is_first and best == 0))
+
+        monkeypatch.setattr(calibration, "look_again", look_again)
+        monkeypatch.setattr(calibration, "agreement", agreement)
+        return calibrate(model).get("optic disc")
+
+    assert [chosen(best) for best in (*ROOMS, 3.1, 0)] == [*ROOMS, 3.1, None]
