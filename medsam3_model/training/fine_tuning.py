@@ -44,6 +44,8 @@ if TYPE_CHECKING:
 _WAY = 0.7  # from the weights at the start to the tuned ones, see `fine_tune`
 _KNOWN = 0.5  # Dice from which on the start knows what it is taught, see `_Run.unjudged`
 _FORGIVEN = 0.02  # Dice on what was known before that may be lost without counting
+# Adam walks as far with rounding errors as with any gradient; below this it does not.
+_LEAST_GRADIENT = 1e-6
 _MEAN_OVER = 50  # steps that the reported loss is averaged over
 # With 1e-3 the bundled model learned little faster and forgot four times as much. As with Adam in
 # general, the best rate falls with the width of the layers.
@@ -255,6 +257,7 @@ class _Run:
                 {"params": decayed, "weight_decay": settings.weight_decay},
                 {"params": plain, "weight_decay": 0.0},
             ],
+            eps=_LEAST_GRADIENT,
             fused=True,
         )
         self.width = int(model.config.detr_decoder_config.hidden_size)
