@@ -44,7 +44,15 @@ def feature_levels(model: Sam3Model, hidden: Tensor) -> tuple[Tensor, ...]:
 def feature_levels_for_masks(model: Sam3Model, hidden: Tensor, images: Tensor) -> list[Tensor]:
     """As `feature_levels`, but the finer levels are made for some images only, and 0 for others.
 
-    Finer levels serve the masks alone, and are most of the neck's cost. `images`: int64, distinct.
+    Finer levels serve the masks alone, and are most of the neck's cost.
+
+    Args:
+        model: whose neck is used; it may be in training.
+        hidden: the vision transformer's output (B, patches, C).
+        images: int64 (R,), distinct, whose finer levels are made.
+
+    Returns:
+        Three levels (B, D, h, w), finest first, the coarsest in float32.
     """
     spatial = _spatial(model, hidden)
     *finer, coarsest = model.vision_encoder.neck.fpn_layers[:3]

@@ -40,15 +40,8 @@ def look_closer(
 ) -> list[Detections]:
     """The same detections, with better masks of what is small.
 
-    Args:
-        model: who gave the answers.
-        image: the encoded image.
-        text: the phrases that were asked for.
-        detections: the answer to each of them.
-        encode_window: encodes a part of the image.
-
-    Returns:
-        One per phrase. Presence, scores, and which instances there are, stay as they were.
+    First as `look_at_quarters`, with the same arguments; then each phrase's single object again.
+    Presence, scores, and which instances there are, stay as they were.
     """
     answers = look_at_quarters(model, image, text, detections, encode_window)
     for index, answer in enumerate(answers):
@@ -69,7 +62,7 @@ def look_again(
     """An answer about a single object, weighed with what is seen in a square around it.
 
     Args:
-        model, image, encode_window: as in `look_closer`.
+        model, image, encode_window: as in `look_at_quarters`.
         text: the phrase that was asked for.
         answer: to it; with several instances, with none, or with a large one, it stays as it is.
         room: side of the square as a multiple of the object's longer side.

@@ -11,7 +11,7 @@ from backend.agent.tools import Box, Point
 
 if TYPE_CHECKING:
     from medsam3_model import Detections, ImageEmbedding, MedSAM3
-    from medsam3_model.types import EncodeWindow
+    from medsam3_model.types import EncodeWindow, TextEmbedding
 
 # Instances from this score on can be chosen, although the model itself would not answer with them.
 _LOWEST_SCORE = 0.1
@@ -42,7 +42,7 @@ class ModelSegmenter:
         self._threshold = model.threshold_of(phrase) if score_threshold is None else score_threshold
         self._phrase = phrase
         self._text = model.encode_text([phrase])
-        self._first = self._look(phrase)
+        self._first = self._first_look()
 
     @property
     def size(self) -> tuple[int, int]:
@@ -70,8 +70,7 @@ class ModelSegmenter:
         """Everything that a phrase names."""
         if phrase == self._phrase:
             return self.first_look()
-        _, weak = self._look(phrase)
-        return self._all(weak)
+        return self._all(self._weak(self._model.encode_text([phrase])))
 
     def by_boxes(self, boxes: Sequence[Box]) -> Found:
         """One object in each box."""
@@ -106,21 +105,25 @@ class ModelSegmenter:
             segment_prompted(self._model, self._embedding, self._text, prompt, self._encode_window)
         )
 
-    def _look(self, phrase: str) -> "tuple[Detections, Detections]":
-        """The model's answer to a phrase, and the same with weaker instances."""
-        from dataclasses import replace
-
+    def _first_look(self) -> "tuple[Detections, Detections]":
+        """The model's answer to the label's phrase, and the same with weaker instances."""
         from medsam3_model.second_look import look_closer
 
-        text = self._text if phrase == self._phrase else self._model.encode_text([phrase])
+        weak = self._weak(self._text)
+        own = [weak.above(self._threshold)]
+        if self._encode_window is not None:
+            own = look_closer(self._model, self._embedding, self._text, own, self._encode_window)
+        return own[0], weak
+
+    def _weak(self, text: "TextEmbedding") -> "Detections":
+        """What the model answers a phrase with, weaker instances included."""
+        from dataclasses import replace
+
         # What the label suggests is there in any case, however low its threshold is.
         lowest = min(_LOWEST_SCORE, self._threshold)
         settings = replace(self._model.settings, score_threshold=lowest)
         (weak,) = self._model.detect_all(self._embedding, text, settings=settings)
-        own = [weak.above(self._threshold)]
-        if self._encode_window is not None:
-            own = look_closer(self._model, self._embedding, text, own, self._encode_window)
-        return own[0], weak
+        return weak
 
     def _all(self, detections: "Detections") -> Found:
         pairs = zip(detections.masks, detections.scores, strict=True)

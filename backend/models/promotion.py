@@ -148,8 +148,16 @@ def _put_into_service(
 
 
 def verdict_of(session: Session, row: ModelVersion) -> GateVerdict | None:
-    """What the gate said about a version; of one half of the way to which another passed, too."""
-    verdict = session.get(GateVerdict, row.run_id) if row.run_id else None
+    """What the gate said about a version; None where it was not asked."""
+    return verdict_about(row, session.get(GateVerdict, row.run_id) if row.run_id else None)
+
+
+def verdict_about(row: ModelVersion, verdict: GateVerdict | None) -> GateVerdict | None:
+    """What the verdict on a version's run says about the version itself.
+
+    A run may have made two: the one that was refused as it was trained, and the one half of the way
+    to it, which the run's verdict is about.
+    """
     if verdict is None or verdict.candidate == row.version:
         return verdict
     as_trained = verdict.figures.get("as_trained")

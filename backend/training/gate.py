@@ -76,7 +76,7 @@ class Verdict:
         overall: each image's mean over its questions; None without any.
         parts: by phrase and mode.
         foreign: of how many foreign names (`asked`) candidate and incumbent answered how many.
-        by_enough: there were enough images to judge by.
+        enough_images: there were enough images to judge by.
         as_trained: where this is about the version half of the way to a candidate, the verdict on
             that: its `version`, `reasons` and `figures`.
     """
@@ -86,7 +86,7 @@ class Verdict:
     overall: Comparison | None
     parts: Mapping[tuple[str, GateMode], Comparison]
     foreign: Mapping[str, int]
-    by_enough: bool = True
+    enough_images: bool = True
     as_trained: Mapping[str, Any] | None = None
 
     def in_place_of(self, version: str, refused: "Verdict") -> "Verdict":
@@ -146,9 +146,9 @@ def decide(
         against.append(
             f"{len(images)} validation images are too few to judge by, {min_images} are needed"
         )
-    by_enough = not against
+    enough_images = not against
     if not images:
-        return Verdict(False, tuple(against), None, {}, foreign, by_enough=False)
+        return Verdict(False, tuple(against), None, {}, foreign, enough_images=False)
     parts = {
         key: _compare([pair for pair in pairs if (pair[0].phrase, pair[0].mode) == key])
         for key in dict.fromkeys((answer.phrase, answer.mode) for answer in candidate.given)
@@ -181,7 +181,7 @@ def decide(
             f"{foreign['incumbent']} times"
         )
     if against:
-        return Verdict(False, (*against, *notes), overall, parts, foreign, by_enough)
+        return Verdict(False, (*against, *notes), overall, parts, foreign, enough_images)
     passed = (
         f"mean Dice {overall.incumbent:.3f} → {overall.candidate:.3f} on {overall.images} "
         f"validation images (95 % interval of the change {overall.low:+.3f} to {overall.high:+.3f})"
@@ -206,7 +206,7 @@ def answers(
         rule: what several annotators' masks become.
         on_image: called after each.
     """
-    judge = _Judge(model, images, rule)
+    judge = _Examiner(model, images, rule)
     for example in examples:
         if example.masks:
             judge.ask(example)
@@ -220,7 +220,7 @@ def foreign_names(phrases: Sequence[str]) -> tuple[str, ...]:
     return tuple(name for name in FOREIGN_NAMES if name not in own)[:_FOREIGN_ASKED]
 
 
-class _Judge:
+class _Examiner:
     """Asks one model about one image after the other."""
 
     def __init__(self, model: "MedSAM3", images: Images, rule: Consensus) -> None:

@@ -63,7 +63,7 @@ class Judge:
 
         to_beat = self._answers(incumbent)
         verdict = self._verdict(candidate, to_beat)
-        if verdict.passed or not verdict.by_enough:
+        if verdict.passed or not verdict.enough_images:
             return Judged(candidate.version, verdict)
         half_way = model_between(incumbent, candidate, HALF, base=base)
         second = self._verdict(half_way, to_beat)

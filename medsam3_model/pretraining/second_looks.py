@@ -16,22 +16,16 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 from medsam3_model.data.datasets import load_dataset
 from medsam3_model.data.samples import Dataset
 from medsam3_model.predictor import MedSAM3
 from medsam3_model.pretraining.phrases import CONCEPT_PHRASES
-from medsam3_model.second_look import ROOMS, look_again
-from medsam3_model.training.thresholds import LEAST_IMAGES, agreement, calibrated
-from medsam3_model.types import ImageEmbedding, Window
-
-_NO_LOOK = 0.0
+from medsam3_model.training.calibration import NO_LOOK, look_agreements
+from medsam3_model.training.thresholds import LEAST_IMAGES, calibrated
 
 
-def agreements(
-    model: MedSAM3, dataset: Dataset, concept: str, phrase: str
-) -> list[dict[float, float]]:
+def judged(model: MedSAM3, dataset: Dataset, concept: str, phrase: str) -> list[dict[float, float]]:
     """How well each validation image with a concept is answered, by the square of a second look."""
     text, rows = model.encode_text([phrase]), []
     for sample in dataset.split("val"):
@@ -39,17 +33,9 @@ def agreements(
         if truth is None or not truth.labels.any():
             continue
         rgb = sample.image()
-
-        def part(window: Window, rgb: NDArray[np.uint8] = rgb) -> ImageEmbedding:
-            x0, y0, x1, y1 = window
-            return model.encode_image(rgb[y0:y1, x0:x1])
-
         image = model.encode_image(rgb)
         (answer,) = model.detect_all(image, text)
-        row = {_NO_LOOK: agreement(answer, truth.labels)}
-        for room in ROOMS:
-            row[room] = agreement(look_again(model, image, text, answer, room, part), truth.labels)
-        rows.append(row)
+        rows.append(look_agreements(model, image, rgb, text, answer, truth.labels))
     return rows
 
 
@@ -75,13 +61,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
             parser.error(
                 f"'{asked}' names no concept of the bundled model: {list(CONCEPT_PHRASES)}"
             )
-        rows = agreements(model, dataset, concept, phrase)
+        rows = judged(model, dataset, concept, phrase)
         means = {room: float(np.mean([row[room] for row in rows])) for row in rows for room in row}
         shown = ", ".join(f"{room:g}: {mean:.4f}" for room, mean in means.items())
         sys.stdout.write(f"{phrase}, {len(rows)} images: {shown}\n")
         if len(rows) < LEAST_IMAGES:
             continue
-        found = calibrated([(phrase, row) for row in rows], _NO_LOOK)
+        found = calibrated([(phrase, row) for row in rows], NO_LOOK)
         for name in (phrase, *CONCEPT_PHRASES[phrase]):
             looks.pop(name, None)
             if phrase in found:

@@ -4,9 +4,8 @@ What a run does not ask about, and what too few spared images show, keeps what a
 """
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -22,13 +21,14 @@ from medsam3_model.training.thresholds import (
     agreements,
     calibrated,
 )
-from medsam3_model.types import ImageEmbedding, Window
+from medsam3_model.types import Detections, ImageEmbedding, TextEmbedding, Window
 
 if TYPE_CHECKING:
     from medsam3_model.predictor import MedSAM3
 
 _Scored = list[tuple[str, dict[float, float]]]
-_NO_LOOK = 0.0
+NO_LOOK = 0.0
+"""The square of a phrase without a second look."""
 
 
 @dataclass(frozen=True)
@@ -91,14 +91,11 @@ class Calibration:
             if not layers:
                 continue
             _, embedding = self.data.view(image, 0)
-            # Not kept: where the version looks again, no other one does.
-            encode_window = partial(_encode_part, model, image.read())
+            rgb = image.read()
             answers = model.detect_all(embedding, self.data.text(tuple(layers)))
             for (phrase, layer), answer in zip(layers.items(), answers, strict=True):
-                text, row = self.data.text([phrase]), {_NO_LOOK: agreement(answer, layer)}
-                for room in {*ROOMS, self._before(phrase)} - {_NO_LOOK}:
-                    again = look_again(model, embedding, text, answer, room, encode_window)
-                    row[room] = agreement(again, layer)
+                text, rooms = self.data.text([phrase]), {*ROOMS, self._before(phrase)}
+                row = look_agreements(model, embedding, rgb, text, answer, layer, rooms)
                 scored.append((phrase, row))
         everybodys, judged = self._gathered(scored)
         looks = dict(self.start.second_looks)
@@ -107,10 +104,10 @@ class Calibration:
             looks |= {
                 phrase.casefold(): room for room in calibrated(rows, self._before(phrase)).values()
             }
-        return {phrase: room for phrase, room in looks.items() if room != _NO_LOOK}
+        return {phrase: room for phrase, room in looks.items() if room != NO_LOOK}
 
     def _before(self, phrase: str) -> float:
-        return self.start.second_look_of(phrase) or _NO_LOOK
+        return self.start.second_look_of(phrase) or NO_LOOK
 
     def _gathered(self, scored: _Scored) -> tuple[_Scored, set[str]]:
         """What all processes scored, and the phrases of which that is enough to judge by."""
@@ -119,6 +116,33 @@ class Calibration:
         return everybodys, {phrase for phrase, count in counts.items() if count >= LEAST_IMAGES}
 
 
-def _encode_part(model: "MedSAM3", rgb: NDArray[np.uint8], window: Window) -> ImageEmbedding:
-    x0, y0, x1, y1 = window
-    return model.encode_image(rgb[y0:y1, x0:x1])
+def look_agreements(
+    model: "MedSAM3",
+    image: ImageEmbedding,
+    rgb: NDArray[np.uint8],
+    text: TextEmbedding,
+    answer: Detections,
+    truth: NDArray[np.integer],
+    rooms: Iterable[float] = ROOMS,
+) -> dict[float, float]:
+    """How well an answer agrees without and with a second look, 0 to 1, by its square.
+
+    Args:
+        model: who gave the answer.
+        image: the encoded image.
+        rgb: the same, uint8 (H, W, 3). What is encoded of it is not kept: where this version looks
+            again, no other one does.
+        text: the phrase.
+        answer: to it.
+        truth: instance numbers (H, W).
+        rooms: sides of the squares, see `second_look`.
+    """
+
+    def encode_window(window: Window) -> ImageEmbedding:
+        x0, y0, x1, y1 = window
+        return model.encode_image(rgb[y0:y1, x0:x1])
+
+    row = {NO_LOOK: agreement(answer, truth)}
+    for room in set(rooms) - {NO_LOOK}:
+        row[room] = agreement(look_again(model, image, text, answer, room, encode_window), truth)
+    return row

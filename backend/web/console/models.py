@@ -44,18 +44,14 @@ def models() -> str:
     """Every version, and which one serves which project."""
     with services().database.reading() as session:
         serving = versions_in_service(session)
+        verdicts = {row.run_id: row for row in session.scalars(select(GateVerdict))}
         rows = session.scalars(select(ModelVersion).order_by(ModelVersion.id.desc())).all()
-        known = session.scalars(select(GateVerdict)).all()  # one query instead of one a version
-        verdicts = {row.version: promotion.verdict_of(session, row) for row in rows if known}
-    listed = [
-        VersionRow(
-            row.version,
-            row,
-            verdict.passed if (verdict := verdicts.get(row.version)) else None,
-            [served.project_id for served in serving if served.version == row.version],
-        )
-        for row in rows
-    ]
+    listed = []
+    for row in rows:
+        verdict = promotion.verdict_about(row, verdicts.get(row.run_id or ""))
+        passed = verdict.passed if verdict else None
+        served = [one.project_id for one in serving if one.version == row.version]
+        listed.append(VersionRow(row.version, row, passed, served))
     template = "_models.html" if "fragment" in request.args else "models.html"
     return render_template(f"console/{template}", versions=listed, serving=serving)
 
