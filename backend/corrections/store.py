@@ -28,11 +28,10 @@ from backend.corrections.tables import (
     RegionMask,
     RegionOutcome,
     Revision,
-    table_of,
 )
 from backend.database import insert_or_ignore
 from backend.errors import Trouble
-from backend.tables import LabelConfigText, config_hash
+from backend.tables import LabelConfigText, config_hash, table_of
 
 # Any number that no one else uses for PostgreSQL's advisory locks.
 _FILES_LOCK = 72616374

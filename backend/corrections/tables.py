@@ -8,14 +8,13 @@ order hold the same corrections.
 
 from datetime import datetime
 from enum import StrEnum
-from typing import Any, cast
+from typing import Any
 
 from sqlalchemy import (
     ColumnElement,
     ForeignKey,
     Index,
     String,
-    Table,
     Text,
     UniqueConstraint,
     and_,
@@ -49,11 +48,6 @@ class Relation(StrEnum):
     SPLIT = "split"  # one suggestion became several regions
     MERGED = "merged"  # several suggestions became one region
     NONE = "none"  # rejected or added
-
-
-def table_of(entity: type[Base]) -> Table:
-    """The table of a mapped class, for statements that need no objects."""
-    return cast(Table, entity.__table__)
 
 
 class Annotation(Base):

@@ -5,11 +5,11 @@ import json
 from functools import lru_cache
 from pathlib import Path
 
-from sqlalchemy import select
+from sqlalchemy import Connection, select
 
 from backend.database import insert_or_ignore
 from backend.services import Services
-from backend.tables import ModelVersion, Project
+from backend.tables import ModelVersion, Project, table_of
 
 BUNDLED = ("tiny",)
 # Enough of a weights file to tell it from every other, cheap enough for a 3 s deadline.
@@ -19,8 +19,14 @@ FINGERPRINT_BYTES = 2**20
 def in_service(services: Services, project_id: int) -> str:
     """The version whose predictions a project gets: its own, else the default model's."""
     with services.database.reading() as session:
-        version = session.scalar(select(Project.model_version).where(Project.id == project_id))
-    return version or default_version(services)
+        return in_service_now(services, session.connection(), project_id)
+
+
+def in_service_now(services: Services, connection: Connection, project_id: int) -> str:
+    """As `in_service`, in a transaction that is under way."""
+    projects = table_of(Project)
+    query = select(projects.c.model_version).where(projects.c.id == project_id)
+    return connection.scalar(query) or default_version(services)
 
 
 def register_project(services: Services, project_id: int, label_config: str) -> str:

@@ -41,6 +41,7 @@ from backend.tables import (
     SuggestionState,
     new_id,
     now,
+    table_of,
 )
 
 if TYPE_CHECKING:
@@ -48,6 +49,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+_SUGGESTIONS = table_of(Suggestion)
 # How long a task waits when a server that it needs cannot be reached, before it is tried again.
 RETRY_LATER_S = 30
 # The database or Redis is away, or was a moment ago: any other task would have met it, too.
@@ -81,7 +83,8 @@ def predict_chunk(ids: Sequence[str]) -> None:
     _wake(services, [row for row in finished if not row.interactive])
     # Before the rows go on: who waits until they are pushed reads counts that include them.
     inference.publish_counts()
-    _after(services, ids)
+    prompts = {row.id for row in rows if row.interactive}
+    _after(services, [id_ for id_ in ids if id_ not in prompts])
     _hand_on(services, left)
 
 
@@ -222,13 +225,12 @@ def _store(services: Services, row: Suggestion, **values: object) -> None:
     if row.interactive:
         # Its answer has just gone out, unless the request had given up before.
         reached = Delivery.DELIVERED if values["state"] == SuggestionState.DONE else Delivery.NONE
-        values["delivery"] = case(
-            (Suggestion.delivery == Delivery.REPLY, reached), else_=Suggestion.delivery
-        )
-    with services.database.session() as session:
+        delivery = _SUGGESTIONS.c.delivery
+        values["delivery"] = case((delivery == Delivery.REPLY, reached), else_=delivery)
+    with services.database.transaction() as connection:
         # Not if the lease ran out meanwhile and another worker has the row, or finished it.
-        session.execute(
-            update(Suggestion)
+        connection.execute(
+            update(_SUGGESTIONS)
             .where(ours(Suggestion, row))
             .values(
                 finished_at=now(),
@@ -241,7 +243,6 @@ def _store(services: Services, row: Suggestion, **values: object) -> None:
                 context=None,
                 **{"error": None, **values},
             )
-            .execution_options(synchronize_session=False)
         )
 
 
@@ -258,21 +259,24 @@ def _wake(services: Services, rows: Sequence[Suggestion], message: str = "") -> 
 
 @retried
 def _after(services: Services, ids: Sequence[str]) -> None:
-    """Have pushed what nobody waits for any more."""
+    """Have pushed what nobody waits for any more; of prompts' answers nothing ever is."""
+    if not ids:
+        return
     # Read after the results are stored: a request that gave up before has handed its rows over,
     # one that gives up later pushes what it finds done.
-    with services.database.session() as session:
-        rows = session.execute(
-            select(Suggestion.id, Suggestion.state, Suggestion.delivery)
-            .where(Suggestion.id.in_(list(ids)))
-            .order_by(Suggestion.task_id)
+    columns = _SUGGESTIONS.c
+    with services.database.transaction() as connection:
+        rows = connection.execute(
+            select(columns.id, columns.state, columns.delivery)
+            .where(columns.id.in_(list(ids)))
+            .order_by(columns.task_id)
         ).all()
-        session.execute(
-            update(Suggestion)
+        connection.execute(
+            update(_SUGGESTIONS)
             .where(
-                Suggestion.id.in_(list(ids)),
-                Suggestion.state == SuggestionState.FAILED,
-                Suggestion.delivery == Delivery.PUSH,
+                columns.id.in_(list(ids)),
+                columns.state == SuggestionState.FAILED,
+                columns.delivery == Delivery.PUSH,
             )
             .values(delivery=Delivery.NONE, active_key=None)
         )

@@ -7,14 +7,15 @@ can tell that the row is no longer its own.
 
 from collections.abc import Sequence
 from datetime import timedelta
+from functools import cache
 from typing import Any, TypeVar
 
-from sqlalchemy import ColumnElement, and_, or_, update
+from sqlalchemy import ColumnElement, Executable, and_, bindparam, or_, update
 
 from backend.database import now_in, retried
 from backend.predictions.tables import Preannotation
 from backend.services import Services
-from backend.tables import AgentRun, Suggestion, SuggestionState
+from backend.tables import AgentRun, Suggestion, SuggestionState, table_of
 
 Row = TypeVar("Row", Suggestion, AgentRun, Preannotation)
 
@@ -26,33 +27,41 @@ def claim(services: Services, table: type[Row], ids: Sequence[str]) -> list[Row]
     One statement decides: of two workers with the same job, the database lets the second one see
     the state that the first one wrote.
     """
-    with services.database.session() as session:
-        moment = now_in(session)
-        free = or_(
-            table.state == SuggestionState.QUEUED,
-            (table.state == SuggestionState.RUNNING) & (table.lease_until < moment),
-        )
-        taken = session.scalars(
-            update(table)
-            .where(table.id.in_(list(ids)), free)
-            .values(
-                state=SuggestionState.RUNNING,
-                attempts=table.attempts + 1,
-                lease_until=moment + timedelta(seconds=services.settings.lease_s),
-            )
-            .returning(table)
-            .execution_options(synchronize_session=False)
-        )
-        rows = {row.id: row for row in taken}
-        session.expunge_all()
+    with services.database.transaction() as connection:
+        moment = now_in(connection)
+        lease = timedelta(seconds=services.settings.lease_s)
+        values = {"free_ids": list(ids), "moment": moment, "until": moment + lease}
+        taken = connection.execute(_claiming(table), values).mappings()
+        rows = {row["id"]: table(**row) for row in taken}
     return [rows[id_] for id_ in ids if id_ in rows]
+
+
+@cache
+def _claiming(table: type[Row]) -> Executable:
+    """The statement of `claim`, made once: an annotator waits for it."""
+    columns = table_of(table).c
+    free = or_(
+        columns.state == SuggestionState.QUEUED,
+        (columns.state == SuggestionState.RUNNING) & (columns.lease_until < bindparam("moment")),
+    )
+    return (
+        update(table_of(table))
+        .where(columns.id.in_(bindparam("free_ids", expanding=True)), free)
+        .values(
+            state=SuggestionState.RUNNING,
+            attempts=columns.attempts + 1,
+            lease_until=bindparam("until"),
+        )
+        .returning(*columns)
+    )
 
 
 def ours(table: type[Row], *rows: Row) -> ColumnElement[bool]:
     """Rows that no other worker has taken since they were claimed."""
+    columns = table_of(table).c
     return and_(
-        table.state == SuggestionState.RUNNING,
-        or_(*((table.id == row.id) & (table.attempts == row.attempts) for row in rows)),
+        columns.state == SuggestionState.RUNNING,
+        or_(*((columns.id == row.id) & (columns.attempts == row.attempts) for row in rows)),
     )
 
 

@@ -19,7 +19,7 @@ from itertools import islice
 from typing import Any
 
 from redis.exceptions import RedisError
-from sqlalchemy import ColumnElement, delete, func, select, update
+from sqlalchemy import ColumnElement, Connection, delete, func, select, update
 from sqlalchemy.orm import Session
 
 from backend.database import chunked, insert_or_ignore, now_in, retried
@@ -27,7 +27,7 @@ from backend.errors import QueueError
 from backend.labeling.concepts import PROMPT_FIELDS
 from backend.labeling.prompts import is_prewarm
 from backend.models import versions
-from backend.processes.queues import Handler, QueueName, enqueue, prompt_under_way, wait
+from backend.processes.queues import Handler, QueueName, Waiting, enqueue, wait
 from backend.services import Services
 from backend.tables import (
     Delivery,
@@ -36,10 +36,12 @@ from backend.tables import (
     SuggestionState,
     config_hash,
     new_id,
+    table_of,
 )
 
 log = logging.getLogger(__name__)
 
+_SUGGESTIONS = table_of(Suggestion)
 UNFINISHED = (SuggestionState.QUEUED, SuggestionState.RUNNING)
 FINISHED = tuple(state for state in SuggestionState if state not in UNFINISHED)
 # Longer than any answer takes to travel: only a dead web process leaves a row waiting past it.
@@ -97,31 +99,41 @@ def predict(services: Services, request: PredictRequest) -> PredictAnswer:
     """
     if not request.tasks:
         return PredictAnswer()
-    version = versions.in_service(services, request.project_id)
-    if (
-        request.context is not None
-        and not request.context.get("result")
-        and not is_prewarm(request.context)
-    ):
-        # The editor says that the prompt was deleted: the suggestion goes with it.
-        return PredictAnswer([{"result": [], "score": 0.0, "model_version": version}])
+    if request.context is not None:
+        return _answer_prompt(services, request, request.context)
     deadline = time.monotonic() + services.settings.predict_budget_s
+    # Before the rows: see `_claimable`.
     request_id, began = new_id(), database_time(services)
-    ids = _create_rows(services, request, request_id, version, began)
+    ids = _create_rows(services, request, request_id)
     try:
-        if request.context is not None:
-            budget_s = services.settings.predict_budget_s
-            with prompt_under_way(services.redis, request_id, budget_s):
-                enqueue_chunks(services, ids, request_id, interactive=True)
-                message = _answer(services, request_id, deadline)
-            if message:
-                return PredictAnswer(**json.loads(message))
-        else:
-            enqueue_chunks(services, _mine(services, request_id, ids), request_id)
-            _wait(services, request_id, sorted(set(ids)), deadline)
+        enqueue_chunks(services, _mine(services, request_id, ids), request_id)
+        _wait(services, request_id, sorted(set(ids)), deadline)
     except (QueueError, RedisError) as error:
         log.warning("request %s: %s", request_id, error)
     return _finish(services, request, request_id, ids, began)
+
+
+def _answer_prompt(
+    services: Services, request: PredictRequest, context: Mapping[str, Any]
+) -> PredictAnswer:
+    """An annotator waits: one transaction, one message to the worker and one back."""
+    if not context.get("result") and not is_prewarm(context):
+        # The editor says that the prompt was deleted: the suggestion goes with it.
+        version = versions.in_service(services, request.project_id)
+        return PredictAnswer([{"result": [], "score": 0.0, "model_version": version}])
+    budget_s = services.settings.predict_budget_s
+    deadline = time.monotonic() + budget_s
+    request_id = new_id()
+    ids = _create_rows(services, request, request_id)
+    try:
+        enqueue_chunks(
+            services, ids, request_id, interactive=True, waiting=Waiting(request_id, budget_s)
+        )
+        if message := _answer(services, request_id, deadline):
+            return PredictAnswer(**json.loads(message))
+    except (QueueError, RedisError) as error:
+        log.warning("request %s: %s", request_id, error)
+    return _finish(services, request, request_id, ids, database_time(services))
 
 
 def request_pushes(
@@ -148,16 +160,8 @@ def request_pushes(
     while batch := list(islice(remaining, BATCH_TASKS)):
         request = PredictRequest(batch, project_id, label_config, labels=labels)
         request_id = new_id()
-        version = versions.in_service(services, project_id)
-        began = database_time(services)
         ids = _create_rows(
-            services,
-            request,
-            request_id,
-            version,
-            began,
-            delivery=Delivery.PUSH,
-            listed_at=listed_at,
+            services, request, request_id, delivery=Delivery.PUSH, listed_at=listed_at
         )
         try:
             enqueue_chunks(services, _mine(services, request_id, ids), request_id)
@@ -181,9 +185,7 @@ def request_previews(
     Raises:
         QueueError: Redis cannot be reached; the rows are there.
     """
-    version, request_id = versions.in_service(services, request.project_id), request_id or new_id()
-    began = database_time(services)
-    ids = _create_rows(services, request, request_id, version, began, delivery=Delivery.PREVIEW)
+    ids = _create_rows(services, request, request_id or new_id(), delivery=Delivery.PREVIEW)
     # One task per job, so that several workers take part, and before the batches that wait.
     for id_ in ids:
         enqueue_chunks(services, [id_], id_, interactive=True)
@@ -229,8 +231,9 @@ def enqueue_chunks(
     *,
     interactive: bool = False,
     timeout_s: int | None = None,
+    waiting: Waiting | None = None,
 ) -> None:
-    """Put rows on the `gpu` queue, a few tasks per job; `timeout_s` as for `enqueue`.
+    """Put rows on the `gpu` queue, a few tasks per job; `timeout_s`, `waiting` as for `enqueue`.
 
     Raises:
         QueueError: Redis cannot be reached; the rows stay queued in the database.
@@ -245,6 +248,7 @@ def enqueue_chunks(
             job_id=f"predict-{name}-{start // size}",
             at_front=interactive,
             timeout_s=timeout_s,
+            waiting=waiting,
         )
 
 
@@ -280,8 +284,6 @@ def _create_rows(
     services: Services,
     request: PredictRequest,
     request_id: str,
-    version: str,
-    moment: datetime,
     delivery: Delivery = Delivery.REPLY,
     listed_at: datetime | None = None,
 ) -> list[str]:
@@ -289,15 +291,40 @@ def _create_rows(
 
     A row that was delivered after `listed_at` is as good as one that is under way.
     """
-    interactive = request.context is not None
-    reply_until = moment + timedelta(seconds=services.settings.predict_budget_s + REPLY_GRACE_S)
+    with services.database.transaction() as connection:
+        version = versions.in_service_now(services, connection, request.project_id)
+        rows = _new_rows(request, version, delivery)
+        moment = now_in(connection)
+        wait_s = services.settings.predict_budget_s + REPLY_GRACE_S
+        until = moment + timedelta(seconds=wait_s) if delivery == Delivery.REPLY else None
+        known = {"request_id": request_id, "created_at": moment, "reply_until": until}
+        # In one order for all requests, or two of them would wait for each other's rows.
+        ordered = sorted(rows, key=lambda row: row["active_key"] or "")
+        text = {"hash": config_hash(request.label_config), "xml": request.label_config}
+        insert_or_ignore(connection, LabelConfigText, text)
+        insert_or_ignore(connection, Suggestion, [row | known for row in ordered])
+        keys = [row["active_key"] for row in rows if row["active_key"]]
+        by_key: dict[str | None, str] = {}
+        for chunk in chunked(keys):
+            # The row of this request, or of one that was first: the unique key decides.
+            named = select(_SUGGESTIONS.c.active_key, _SUGGESTIONS.c.id)
+            rows_of_keys = connection.execute(named.where(_SUGGESTIONS.c.active_key.in_(chunk)))
+            by_key.update((key, id_) for key, id_ in rows_of_keys)
+        if listed_at is not None:
+            # Read after the insertion, which waited for whoever was about to free a key.
+            by_key |= _delivered_since(connection, listed_at, rows, by_key)
+    return [by_key[row["active_key"]] if row["active_key"] else row["id"] for row in rows]
+
+
+def _new_rows(request: PredictRequest, version: str, delivery: Delivery) -> list[dict[str, Any]]:
+    """A row for each task, with the key that all have in common who ask for the same."""
     hashed = config_hash(request.label_config)
     rows: list[dict[str, Any]] = []
     for task in request.tasks:
         data = dict(task.get("data") or {})
         key = None
         # What is being brought to Label Studio by others is no preview, and the other way round.
-        is_shared = not interactive and delivery != Delivery.PREVIEW
+        is_shared = request.context is None and delivery != Delivery.PREVIEW
         if is_shared and task.get("id") is not None:
             asked = [request.project_id, task["id"], version, hashed, data]
             text = json.dumps([*asked, sorted(request.labels)] if request.labels else asked)
@@ -306,40 +333,22 @@ def _create_rows(
             {
                 "id": new_id(),
                 "active_key": key,
-                "request_id": request_id,
                 "project_id": request.project_id,
                 "task_id": task.get("id"),
-                "interactive": interactive,
+                "interactive": request.context is not None,
                 "config_hash": hashed,
                 "task_data": needed_now(data, request.label_config),
                 "context": dict(request.context) if request.context is not None else None,
                 "labels": list(request.labels) or None,
                 "model_version": version,
                 "delivery": delivery,
-                "reply_until": reply_until if delivery == Delivery.REPLY else None,
-                "created_at": moment,
             }
         )
-    with services.database.session() as session:
-        insert_or_ignore(session, LabelConfigText, [{"hash": hashed, "xml": request.label_config}])
-        # In one order for all requests, or two of them would wait for each other's rows.
-        ordered = sorted(rows, key=lambda row: row["active_key"] or "")
-        insert_or_ignore(session, Suggestion, ordered)
-        keys = [row["active_key"] for row in rows if row["active_key"]]
-        by_key: dict[str | None, str] = {}
-        for chunk in chunked(keys):
-            # The row of this request, or of one that was first: the unique key decides.
-            named = select(Suggestion.active_key, Suggestion.id)
-            rows_of_keys = session.execute(named.where(Suggestion.active_key.in_(chunk)))
-            by_key.update((key, id_) for key, id_ in rows_of_keys)
-        if listed_at is not None:
-            # Read after the insertion, which waited for whoever was about to free a key.
-            by_key |= _delivered_since(session, listed_at, rows, by_key)
-    return [by_key[row["active_key"]] if row["active_key"] else row["id"] for row in rows]
+    return rows
 
 
 def _delivered_since(
-    session: Session,
+    connection: Connection,
     listed_at: datetime,
     rows: Sequence[Mapping[str, Any]],
     by_key: Mapping[str | None, str],
@@ -350,14 +359,14 @@ def _delivered_since(
     removed: list[str] = []
     for chunk in chunked(new):
         first = new[chunk[0]]
-        delivered = session.execute(
-            select(Suggestion.id, Suggestion.task_id, Suggestion.labels).where(
-                Suggestion.project_id == first["project_id"],
-                Suggestion.task_id.in_(chunk),
-                Suggestion.delivered_at >= listed_at,
-                Suggestion.delivery == Delivery.DELIVERED,
-                Suggestion.model_version == first["model_version"],
-                Suggestion.config_hash == first["config_hash"],
+        delivered = connection.execute(
+            select(_SUGGESTIONS.c.id, _SUGGESTIONS.c.task_id, _SUGGESTIONS.c.labels).where(
+                _SUGGESTIONS.c.project_id == first["project_id"],
+                _SUGGESTIONS.c.task_id.in_(chunk),
+                _SUGGESTIONS.c.delivered_at >= listed_at,
+                _SUGGESTIONS.c.delivery == Delivery.DELIVERED,
+                _SUGGESTIONS.c.model_version == first["model_version"],
+                _SUGGESTIONS.c.config_hash == first["config_hash"],
             )
         )
         for id_, task_id, labels in delivered:
@@ -366,7 +375,7 @@ def _delivered_since(
                 found[row["active_key"]] = id_
                 removed.append(row["id"])
     for chunk in chunked(removed):
-        session.execute(delete(Suggestion).where(Suggestion.id.in_(chunk)))
+        connection.execute(delete(_SUGGESTIONS).where(_SUGGESTIONS.c.id.in_(chunk)))
     return found
 
 

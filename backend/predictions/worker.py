@@ -3,6 +3,7 @@
 from backend.predictions.recover import recovery
 from backend.processes.memory import limit_memory
 from backend.processes.queues import QueueName
+from backend.processes.spinning import spin_briefly
 from backend.processes.worker import work
 from backend.services import Services, use_services
 
@@ -20,6 +21,7 @@ def run_worker(services: Services, name: QueueName, *, burst: bool = False) -> N
     """
     use_services(services)
     if name == QueueName.GPU:
+        spin_briefly()
         from backend.predictions.inference import current_inference
 
         current_inference()

@@ -9,8 +9,8 @@ Jobs carry ids of database rows and nothing else.
 
 import time
 import zlib
-from collections.abc import Collection, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Collection, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
@@ -43,6 +43,19 @@ PROMPTS_KEY = "medsam3:prompts"
 INTERACTIVE_MS = 1500
 # What the ids of jobs at the front of a queue begin with.
 URGENT = "urgent-"
+
+
+@dataclass(frozen=True)
+class Waiting:
+    """Somebody who waits for a prompt's answer; until `wake` names the request, or in vain.
+
+    Attributes:
+        request_id: of the prompt.
+        at_most_s: seconds after which nobody does any more, whatever became of the processes.
+    """
+
+    request_id: str
+    at_most_s: float
 
 
 class QueueName(StrEnum):
@@ -88,6 +101,7 @@ def enqueue(
     job_id: str,
     at_front: bool = False,
     timeout_s: int | None = None,
+    waiting: Waiting | None = None,
 ) -> None:
     """Put `handler(ids)` on a queue.
 
@@ -99,6 +113,7 @@ def enqueue(
         job_id: deterministic, so that the same work enqueued twice is one job, and waits once.
         at_front: before everything that waits (interactive work).
         timeout_s: seconds that the job may take, -1 without end; default `JOB_TIMEOUT_S`.
+        waiting: who waits for it: training makes room as long.
 
     Raises:
         QueueError: Redis cannot be reached.
@@ -106,49 +121,38 @@ def enqueue(
     try:
         if at_front:
             job_id = URGENT + job_id
-            redis.set(INTERACTIVE_KEY, 1, px=INTERACTIVE_MS)
         target = queue(redis, name)
         # RQ would put the id of a job that waits already on the list once more, and nobody may
         # be there to take any.
-        # Whether there is such a job at all is known at once; the list is gone through for few.
-        if redis.exists(Job.key_for(job_id)) and redis.lpos(target.key, job_id) is not None:
+        # Whether there is such a job at all is known at once; the list is gone through for few, and
+        # a prompt that somebody waits for has never been there.
+        known = waiting is None and redis.exists(Job.key_for(job_id))
+        if known and redis.lpos(target.key, job_id) is not None:
             return
-        target.enqueue_call(
-            str(handler),
-            args=(list(ids),),
-            job_id=job_id,
-            at_front=at_front,
-            timeout=timeout_s,
-            result_ttl=RESULT_TTL_S,
-            failure_ttl=FAILURE_TTL_S,
-            retry=Retry(max=2),
-            description=f"{handler.rpartition('.')[2]} × {len(ids)}",
-        )
+        with redis.pipeline() as pipeline:
+            target.enqueue_call(
+                str(handler),
+                args=(list(ids),),
+                job_id=job_id,
+                at_front=at_front,
+                timeout=timeout_s,
+                result_ttl=RESULT_TTL_S,
+                failure_ttl=FAILURE_TTL_S,
+                retry=Retry(max=2),
+                description=f"{handler.rpartition('.')[2]} × {len(ids)}",
+                pipeline=pipeline,
+            )
+            if at_front:
+                pipeline.set(INTERACTIVE_KEY, 1, px=INTERACTIVE_MS)
+            if waiting is not None:
+                until = time.time() + waiting.at_most_s
+                pipeline.zadd(PROMPTS_KEY, {waiting.request_id: until})
+            pipeline.execute()
     except RedisError as error:
         raise QueueError(
             f"Redis does not answer ({type(error).__name__}); the work is kept in the database "
             "and is queued again as soon as Redis is back."
         ) from error
-
-
-@contextmanager
-def prompt_under_way(redis: Redis, request_id: str, budget_s: float) -> Iterator[None]:
-    """Mark a prompt as under way, so that training makes room for it.
-
-    Args:
-        redis: the connection.
-        request_id: of the prompt.
-        budget_s: after so many seconds the mark is void, whatever became of this process.
-
-    Raises:
-        RedisError: Redis cannot be reached.
-    """
-    redis.zadd(PROMPTS_KEY, {request_id: time.time() + budget_s})
-    try:
-        yield
-    finally:
-        with suppress(RedisError):
-            redis.zrem(PROMPTS_KEY, request_id)
 
 
 def prompts_under_way(redis: Redis) -> int:
@@ -273,6 +277,7 @@ def wake(redis: Redis, request_ids: Sequence[str], message: str = "") -> None:
         for request_id in request_ids:
             pipeline.lpush(_done_key(request_id), message)
             pipeline.expire(_done_key(request_id), DONE_TTL_S)
+            pipeline.zrem(PROMPTS_KEY, request_id)
         pipeline.execute()
 
 

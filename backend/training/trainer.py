@@ -37,6 +37,7 @@ from backend.models.detectors import DetectorStore
 from backend.models.loading import Models
 from backend.processes.leases import Periodic, renewing
 from backend.processes.queues import QueueName, waiting_row_ids
+from backend.processes.spinning import spin_briefly
 from backend.processes.stopping import stopping
 from backend.processes.worker import work
 from backend.services import Services, current_services
@@ -373,6 +374,7 @@ def _make_way() -> None:
             Path("/proc/self/autogroup").write_text(str(NICENESS))
     threads = max(1, (os.cpu_count() or 1) // CORES_PER_THREAD)
     os.environ.setdefault("OMP_NUM_THREADS", str(threads))
+    spin_briefly()
 
 
 def _card(

@@ -5,7 +5,16 @@ import time
 
 import pytest
 
-from backend.processes.queues import PROMPTS_KEY, prompt_under_way, prompts_under_way
+from backend.processes.queues import (
+    PROMPTS_KEY,
+    Handler,
+    QueueName,
+    Waiting,
+    enqueue,
+    prompts_under_way,
+    wake,
+)
+from backend.services import Services
 from backend.training import learn
 from tests.support.training_stage import TrainingStage
 from tests.support.waiting import wait_until
@@ -22,11 +31,27 @@ def test_training_waits_for_prompts_under_way(
     assert prompts_under_way(services.redis) == 0
 
     training = threading.Thread(target=learn.wait_for_annotators, args=(services,))
-    with prompt_under_way(services.redis, "first", 60):
-        with prompt_under_way(services.redis, "second", 60):
-            training.start()
-            assert prompts_under_way(services.redis) == 2
-        # Longer than the moment after a prompt counts; the first one still waits.
-        training.join(3 * learn._POLL_S)
-        assert training.is_alive()
+    for request_id in ("first", "second"):
+        _prompt(services, request_id)
+    training.start()
+    assert prompts_under_way(services.redis) == 2
+    wake(services.redis, ["second"])
+    # Longer than the moment after a prompt counts; the first one still waits.
+    training.join(3 * learn._POLL_S)
+    assert training.is_alive()
+    wake(services.redis, ["first"])
     wait_until(lambda: not training.is_alive(), 30)
+
+
+def _prompt(services: Services, request_id: str) -> None:
+    waiting = Waiting(request_id, 60)
+    ids, job_id = [request_id], f"predict-{request_id}"
+    enqueue(
+        services.redis,
+        QueueName.GPU,
+        Handler.PREDICT,
+        ids,
+        job_id=job_id,
+        at_front=True,
+        waiting=waiting,
+    )
