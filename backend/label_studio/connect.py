@@ -377,8 +377,8 @@ def _project(studio: LabelStudio, before: Json, version: str, sampling: str | No
 
 
 def _tab(studio: LabelStudio, project_id: int) -> Step:
-    """Add a tab with the least certain tasks first; one of its name stays as somebody made it."""
-    message = f"the Data Manager's tab {TAB!r} has the least certain tasks first"
+    """Add a tab with the tasks in their order; one of its name stays as somebody made it."""
+    message = f"the Data Manager's tab {TAB!r} has the tasks in the order in which to label them"
     if any((tab.get("data") or {}).get("title") == TAB for tab in studio.tabs(project_id)):
         return Step("tab", StepOutcome.UNCHANGED, message)
     studio.create_tab(

@@ -4,6 +4,9 @@ It serves the lowest score first. The strategies:
 
 * `uncertainty`: where the model is least sure, from presence, instance scores and mask entropy;
 * `random`: any order, the same at every look.
+
+Until a project has a version of its own the order is random whatever it chose: what is hardest for
+a model that has seen nothing like it teaches less than what is common (docs/training.md).
 """
 
 import hashlib
@@ -16,7 +19,7 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from backend.settings import Settings, Strategy
-from backend.tables import TrainingPolicy
+from backend.tables import Project, TrainingPolicy
 
 if TYPE_CHECKING:
     from medsam3_model import Detections
@@ -26,7 +29,10 @@ _LEAST_PROBABILITY = 0.05
 
 
 def strategy_of(session: Session, settings: Settings, project_id: int) -> Strategy:
-    """The strategy that a project uses: its own choice, else the setting."""
+    """What orders a project's tasks now: by its own choice or the setting, once it has learned."""
+    own_version = select(Project.model_version).where(Project.id == project_id)
+    if session.scalar(own_version) is None:
+        return "random"
     chosen = select(TrainingPolicy.strategy).where(TrainingPolicy.project_id == project_id)
     return cast(Strategy, session.scalar(chosen) or settings.strategy)
 

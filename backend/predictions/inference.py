@@ -142,7 +142,9 @@ class Inference:
         minimum: dict[str, MinimumVolume] = {}
         if prompt is None:
             with self._services.database.reading() as session:
-                strategy = acquisition.strategy_of(session, self._services.settings, row.project_id)
+                if row.delivery != Delivery.PREVIEW:  # there the score says how sure the model is
+                    settings = self._services.settings
+                    strategy = acquisition.strategy_of(session, settings, row.project_id)
                 # Before the pages: a stack that cannot be measured is refused at once.
                 minimum = self._minimum_volumes(session, row, config)
         answers: list[_PageAnswer] = []

@@ -39,6 +39,7 @@ from backend.simulation import baseline_unet, report
 from backend.simulation.report import Figures, JudgedAnswer
 from backend.tables import (
     Delivery,
+    GateVerdict,
     LabelConfigText,
     Project,
     Suggestion,
@@ -367,8 +368,11 @@ class _Play:
         train_run(services, id_)
         with services.database.reading() as session:
             run = session.get_one(TrainingRun, id_)
+            verdict = session.get(GateVerdict, id_)
         if run.error:
             say(run.error)
+        if verdict is not None and not verdict.passed:
+            say(f"after {run.step} steps: {'; '.join(verdict.reasons)}")
         return time.monotonic() - started
 
     def _measure(

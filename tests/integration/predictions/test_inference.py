@@ -13,7 +13,7 @@ from backend.predictions.inference import Inference
 from backend.predictions.jobs import predict_chunk
 from backend.predictions.requests import request_pushes
 from backend.services import Services, use_services
-from backend.tables import Delivery, Suggestion, SuggestionState, TrainingPolicy
+from backend.tables import Delivery, Project, Suggestion, SuggestionState, TrainingPolicy
 from medsam3_model.pretraining.phantoms.phantoms import phantom
 from tests.support.images import png
 from tests.support.stand_in_label_studio import StandInLabelStudio
@@ -77,13 +77,20 @@ def test_an_image_is_decoded_once_however_often_it_is_looked_at(
 def test_tasks_are_ordered_as_their_project_chose(services: Services) -> None:
     inference = Inference(services)
     row = task_of(services, "fundus")
+    by_lot = inference.predict(row, CONFIG).score
+    row.task_id = 2
+    assert inference.predict(row, CONFIG).score != by_lot, "nothing is learned yet"
+    for project_id in (7, 8):
+        with services.database.session() as session:
+            project = session.get(Project, project_id) or Project(id=project_id)
+            project.label_config, project.model_version = CONFIG, row.model_version
+            session.add(project)
     unsure = inference.predict(row, CONFIG).score
+    row.task_id = 1
+    assert inference.predict(row, CONFIG).score == unsure != by_lot, "the model alone decides"
     with services.database.session() as session:
         session.add(TrainingPolicy(project_id=7, strategy="random"))
-    at_random = inference.predict(row, CONFIG).score
-    assert at_random != unsure
-    row.task_id = 2
-    assert inference.predict(row, CONFIG).score != at_random
+    assert inference.predict(row, CONFIG).score == by_lot
     row.project_id = 8
     assert inference.predict(row, CONFIG).score == unsure
 
