@@ -88,7 +88,8 @@ class TrainingSettings:
         patience: validations without a better one after which the run stops.
         judged_over: validations whose mean is compared: a few spared images swing by more from one
             to the next than what is learned meanwhile.
-        unjudged_steps: at most so many where too few images are there to spare any.
+        unjudged_steps: so many where too few images are there to spare any, and so many at least
+            where spared ones judge: what comes earlier may be the best of them by chance.
         validate_every, save_every: in steps.
         seed: of all that is drawn.
         loss: weights of its terms.
@@ -462,6 +463,10 @@ class _Run:
         state = self.state
         state.history.append((state.step, _mean(state.losses), learned))
         state.scores.append(scores)
+        if state.step < min(self.settings.unjudged_steps, self.steps):
+            # Learning first unsettles what was known, and a few images would take its first step
+            # for the best one.
+            return
         means = [
             _mean(column)
             for column in zip(*state.scores[-self.settings.judged_over :], strict=True)

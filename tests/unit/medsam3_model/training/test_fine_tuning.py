@@ -234,14 +234,23 @@ def test_a_state_of_other_data_is_not_used(model: MedSAM3, tmp_path: Path) -> No
     assert steps == [1, 2, 3, 4]
 
 
-def test_it_stops_when_validation_no_longer_improves(model: MedSAM3, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("unjudged", "ends"), [(1, 3), (10, 12)])
+def test_it_stops_when_validation_no_longer_improves(
+    model: MedSAM3, tmp_path: Path, unjudged: int, ends: int
+) -> None:
     settings = TrainingSettings(
-        steps=50, views=0, images_per_step=1, learning_rate=0.0, validate_every=1, patience=2
+        steps=50,
+        unjudged_steps=unjudged,
+        views=0,
+        images_per_step=1,
+        learning_rate=0.0,
+        validate_every=1,
+        patience=2,
     )
     images = [disc_image(seed) for seed in range(12)]
     tuned = run(model, tmp_path, settings=settings, images=images)
     assert tuned.stopped == "patience"
-    assert tuned.steps == 3
+    assert tuned.steps == ends, "no sooner than it would without spared images"
     assert tuned.model.detector_hash == model.detector_hash
 
 
