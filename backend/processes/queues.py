@@ -272,7 +272,10 @@ def _handed_over(redis: Redis, waiting: Queue) -> list[Any]:
 
 
 def wake(redis: Redis, request_ids: Sequence[str], message: str = "") -> None:
-    """Tell the requests that wait for work that some of it is done; `message` goes along."""
+    """Tell the requests that wait for work that some of it is done; `message` goes along.
+
+    From then on none of them counts as a prompt under way.
+    """
     with redis.pipeline(transaction=False) as pipeline:
         for request_id in request_ids:
             pipeline.lpush(_done_key(request_id), message)

@@ -326,7 +326,11 @@ class _Run:
         return "minutes" if self.processes.any(late, self.model.device) else None
 
     def outcome(self, stopped: str) -> FineTuned:
-        """The best weights that a validation has seen; without validation `unjudged` ones."""
+        """The best weights that a validation has seen.
+
+        `unjudged` ones where nothing was spared, or the ceiling of minutes came before the steps
+        from which on validations count.
+        """
         state = self.state
         if not state.history or state.history[-1][0] != state.step:
             state.history.append((state.step, _mean(state.losses), None))
