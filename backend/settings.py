@@ -274,7 +274,8 @@ class Settings(BaseSettings):
         "latest", description="What several annotators' masks of one image become for training."
     )
     strategy: Strategy = Field(
-        "uncertainty", description="How predictions are scored: which tasks annotators get first."
+        "uncertainty",
+        description="Which tasks come first once a project has a version of its own; before, any.",
     )
     gate_min_images: int = Field(
         5, ge=1, description="Validation images below which no version is promoted automatically."

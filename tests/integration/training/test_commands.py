@@ -127,12 +127,15 @@ def test_simulate_plays_rounds_and_writes_what_came_of_them(
     installation: None, tmp_path: Path
 ) -> None:
     data, out = folder_of_discs(tmp_path / "data"), tmp_path / "out"
-    figures = json_of(
+    played = run(
         "simulate",
         *("--data", data, "--prompt", "optic disc", "--out", out),
         *("--rounds", 2, "--per-round", 2, "--steps", 3, "--validation", 3),
-        *("--strategies", "random,uncertainty", "--baseline", "unet"),
+        *("--strategies", "random,uncertainty", "--baseline", "unet", "--json"),
     )
+    refused = "after 3 steps: 3 validation images are too few to judge by, 4 are needed"
+    assert played.stderr.count(refused) == 4, played.stderr
+    figures = json.loads(played.stdout)
     assert figures == json.loads((out / "figures.json").read_text())
     assert figures.keys() == {"random", "uncertainty", "baseline"}
     for strategy in ("random", "uncertainty"):
