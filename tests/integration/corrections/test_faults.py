@@ -5,7 +5,7 @@ import random
 import signal
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,7 @@ from tests.support.corrections_stage import (
     image_file,
     stage_at,
 )
+from tests.support.s3 import s3_at
 from tests.support.stand_in_label_studio import StandInLabelStudio
 
 
@@ -324,18 +325,16 @@ def test_a_store_of_masks_that_is_away_is_waited_for(
     from s3fs import S3FileSystem
 
     port = free_port()
-    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
-        monkeypatch.setenv(name, "test")
-    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{port}")
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
     monkeypatch.setattr(S3FileSystem, "retries", 1)
-    S3FileSystem.clear_instance_cache()
     settings = settings_at(tmp_path, label_studio).model_copy(
         update={"storage_url": "s3://waited-for/masks"}
     )
-    services = open_services(settings)
-    with stage_at(services, label_studio) as stage:
+    with (
+        s3_at(f"http://127.0.0.1:{port}"),
+        closing(open_services(settings)) as services,
+        stage_at(services, label_studio) as stage,
+    ):
         label_studio.annotate(label_studio.add_task(image_file()), [brush("a", drawn(1))])
         event_id = stage.hear(label_studio.events[-1])
         for _ in range(settings.max_attempts + 1):
@@ -352,5 +351,3 @@ def test_a_store_of_masks_that_is_away_is_waited_for(
         (concept,) = stage.one()["revision"]["concepts"]
         with pytest.raises(StorageUnavailableError):
             stage.masks.get(concept["mask_hash"])
-    services.close()
-    S3FileSystem.clear_instance_cache()

@@ -13,7 +13,7 @@ from medsam3_model.embeddings.embedding_cache import EmbeddingCache, EmbeddingPl
 from medsam3_model.embeddings.shared_embeddings import SharedEmbeddings
 from medsam3_model.errors import EmbeddingStoreError
 from tests.support.embeddings import MB, SmallestModel, entries
-from tests.support.s3 import s3_bucket
+from tests.support.s3 import s3_at, s3_bucket
 
 IMAGE, OTHER = "a" * 64, "b" * 64
 MODEL = SmallestModel()
@@ -96,18 +96,16 @@ def test_damaged_entries_are_made_again(tmp_path: Path) -> None:
 def test_a_store_that_is_away_costs_one_moment_and_no_answer(
     bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from s3fs import S3FileSystem
-
     # It takes connections and never answers.
-    with socket.create_server(("127.0.0.1", 0)) as silent:
-        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{silent.getsockname()[1]}")
-        S3FileSystem.clear_instance_cache()
+    with (
+        socket.create_server(("127.0.0.1", 0)) as silent,
+        s3_at(f"http://127.0.0.1:{silent.getsockname()[1]}"),
+    ):
         monkeypatch.setattr(shared_embeddings, "_PATIENCE_S", 0.5)
         machine = Machine(tmp_path / "1", "s3://elsewhere/x")
         began = time.monotonic()
         for number in range(20):
             machine.get(f"{number:064x}")
-        S3FileSystem.clear_instance_cache()
         assert time.monotonic() - began < 10
         assert machine.encoded == 20
         assert machine.cache.counts["embedding_shared_errors"] == 1

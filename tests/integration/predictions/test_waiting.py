@@ -22,6 +22,7 @@ from backend.predictions.requests import request_pushes
 from backend.processes.counters import StageTimes
 from backend.services import Services
 from backend.tables import Delivery, Suggestion, SuggestionState, now
+from tests.support.s3 import s3_at
 
 AWAY = [
     ImageUnavailableError("The image s3://bucket/a.png was not read: its host is away."),
@@ -128,11 +129,11 @@ def test_a_detector_is_waited_for_where_the_object_store_is_away(
     services: Services, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store = DetectorStore(services.settings.model_copy(update={"storage_url": "s3://away"}))
-    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
-        monkeypatch.setenv(name, "test")
-    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{free_port()}")
     monkeypatch.setattr("s3fs.core.S3FileSystem.retries", 1)
-    with pytest.raises(StorageUnavailableError, match="STORAGE_URL"):
+    with (
+        s3_at(f"http://127.0.0.1:{free_port()}"),
+        pytest.raises(StorageUnavailableError, match="STORAGE_URL"),
+    ):
         store.path("tiny-p7-1")
     there = services.settings.data_dir / "elsewhere"
     there.mkdir()
