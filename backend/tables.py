@@ -344,7 +344,7 @@ class TrainingPolicy(Base):
     Attributes:
         after_corrections: new corrections that start a run; 0: never by itself.
         schedule: a cron line, or an empty text for no schedule.
-        strategy: which tasks to label next, see `backend.predictions.acquisition`.
+        strategy: which tasks to label next, see `backend.models.serving_order`.
         consensus: what several annotators' masks of one image become.
         auto_promote: whether a candidate that passes the gate goes into service by itself.
         agent: whether an agent looks at uncertain tasks, for all labels or for none; None: for the

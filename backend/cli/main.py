@@ -174,15 +174,20 @@ def connect(
 
     Example: `medsam3 connect 12 --url http://backend.example.org:9090`
     """
-    from backend.label_studio.connect import UNCERTAINTY_SAMPLING
+    from backend.database import open_database
     from backend.label_studio.connect import connect as run
+    from backend.models.serving_order import sampling_of
 
     settings = get_settings()
+    database = open_database(settings)
+    with database.reading() as session:
+        sampling = sampling_of(session, settings, project)
+    database.dispose()
     report = run(
         settings,
         project,
         url or f"http://{settings.host}:{settings.port}",
-        sampling=None if keep_sampling else UNCERTAINTY_SAMPLING,
+        sampling=None if keep_sampling else sampling,
     )
     if as_json:
         print_json(asdict(report))

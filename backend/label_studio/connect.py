@@ -38,6 +38,7 @@ WEBHOOK_ACTIONS = frozenset(
     }
 )
 UNCERTAINTY_SAMPLING = "Uncertainty sampling"
+UNIFORM_SAMPLING = "Uniform sampling"
 TAB = "MedSAM-3"
 _FIRST_TITLE = "MedSAM-3"
 # All of Label Studio's columns but the data, counts, score and version of predictions.
@@ -93,7 +94,7 @@ def connect(
     backend_url: str,
     *,
     client: LabelStudio | None = None,
-    sampling: str | None = UNCERTAINTY_SAMPLING,
+    sampling: str | None = UNIFORM_SAMPLING,
 ) -> ConnectReport:
     """Make Label Studio use this backend for a project; safe to repeat.
 
@@ -102,7 +103,8 @@ def connect(
         project_id: the project.
         backend_url: the address at which *Label Studio* reaches this backend.
         client: an open client; by default one from the settings.
-        sampling: the order in which tasks are served, or None to leave it as it is.
+        sampling: the order in which tasks are served, or None to leave it as it is; by default
+            any, which suits a project that has no version of its own yet.
 
     Raises:
         LabelConfigError: the project's labeling config cannot be served; says what to change.
@@ -136,10 +138,13 @@ def connect(
     )
 
 
-def announce_version(client: LabelStudio, project_id: int, credentials: Credentials) -> str:
+def announce_version(
+    client: LabelStudio, project_id: int, credentials: Credentials, sampling: str
+) -> str:
     """Make the version that this backend's /setup answers the one that Label Studio shows.
 
-    Called after a promotion or a rollback.
+    Called after a promotion or a rollback. Tasks are served in the order `sampling` from now on,
+    unless somebody chose one that `connect` does not set.
 
     Returns:
         The version.
@@ -155,7 +160,9 @@ def announce_version(client: LabelStudio, project_id: int, credentials: Credenti
         )
     backend, _ = connected
     _title(client, project_id, backend, credentials)
-    _project(client, client.project(project_id), backend.model_version, sampling=None)
+    project = client.project(project_id)
+    ours = project["sampling"] in (UNCERTAINTY_SAMPLING, UNIFORM_SAMPLING)
+    _project(client, project, backend.model_version, sampling if ours else None)
     return backend.model_version
 
 
@@ -377,8 +384,8 @@ def _project(studio: LabelStudio, before: Json, version: str, sampling: str | No
 
 
 def _tab(studio: LabelStudio, project_id: int) -> Step:
-    """Add a tab with the tasks in their order; one of its name stays as somebody made it."""
-    message = f"the Data Manager's tab {TAB!r} has the tasks in the order in which to label them"
+    """Add a tab with the least certain tasks first; one of its name stays as somebody made it."""
+    message = f"the Data Manager's tab {TAB!r} has the least certain tasks first"
     if any((tab.get("data") or {}).get("title") == TAB for tab in studio.tabs(project_id)):
         return Step("tab", StepOutcome.UNCHANGED, message)
     studio.create_tab(

@@ -1,25 +1,10 @@
-"""Acquisition: which task to label next, as the score by which Label Studio orders them.
+"""Acquisition: how sure the model is of a task, the score by which Label Studio orders tasks."""
 
-It serves the lowest score first. The strategies:
-
-* `uncertainty`: where the model is least sure, from presence, instance scores and mask entropy;
-* `random`: any order, the same at every look.
-
-Until a project has a version of its own the order is random whatever it chose: what is hardest for
-a model that has seen nothing like it teaches less than what is common (docs/training.md).
-"""
-
-import hashlib
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
-from sqlalchemy import select
-from sqlalchemy.orm import Session
-
-from backend.settings import Settings, Strategy
-from backend.tables import Project, TrainingPolicy
 
 if TYPE_CHECKING:
     from medsam3_model import Detections
@@ -28,34 +13,15 @@ if TYPE_CHECKING:
 _LEAST_PROBABILITY = 0.05
 
 
-def strategy_of(session: Session, settings: Settings, project_id: int) -> Strategy:
-    """What orders a project's tasks now: by its own choice or the setting, once it has learned."""
-    own_version = select(Project.model_version).where(Project.id == project_id)
-    if session.scalar(own_version) is None:
-        return "random"
-    chosen = select(TrainingPolicy.strategy).where(TrainingPolicy.project_id == project_id)
-    return cast(Strategy, session.scalar(chosen) or settings.strategy)
-
-
-def score(
-    strategy: Strategy,
-    project_id: int,
-    task_id: int | None,
-    detections: "Sequence[Detections]",
-) -> float:
-    """A task's score under a strategy, 0 (next) to 1 (last).
+def certainty(detections: "Sequence[Detections]") -> float:
+    """How sure the model is of a task, 0 to 1; 0 where it was asked for nothing.
 
     Args:
-        strategy: the project's.
-        project_id: the project.
-        task_id: the task; None where Label Studio did not say.
         detections: what the model detected, one per concept and page.
     """
     if not detections:
         return 0.0
-    if strategy == "random":
-        return _lot(project_id, task_id)
-    return 1 - sum(uncertainty(concept) for concept in detections) / len(detections)
+    return 1 - sum(map(uncertainty, detections)) / len(detections)
 
 
 def uncertainty(detections: "Detections") -> float:
@@ -75,8 +41,3 @@ def uncertainty(detections: "Detections") -> float:
 def _entropy(probability: NDArray[np.floating]) -> NDArray[np.floating]:
     p = np.clip(probability, 1e-6, 1 - 1e-6)
     return np.asarray(-(p * np.log2(p) + (1 - p) * np.log2(1 - p)))
-
-
-def _lot(project_id: int, task_id: int | None) -> float:
-    digest = hashlib.sha256(f"{project_id}:{task_id}".encode()).digest()
-    return int.from_bytes(digest[:6], "big") / 2**48

@@ -27,7 +27,7 @@ from backend.labeling.validation import validate
 from backend.models import versions
 from backend.models.encoding import EncodedImage, embedding_cache
 from backend.models.loading import Models
-from backend.predictions import acquisition
+from backend.predictions.acquisition import certainty
 from backend.predictions.agent_looks import answer_look
 from backend.predictions.agent_runs import AgentQuestion
 from backend.predictions.clicks import RedisAnswers, with_drawn_box
@@ -42,7 +42,6 @@ from backend.predictions.stack_inference import (
 )
 from backend.processes.counters import StageTimes, WorkStage, publish
 from backend.services import Services, current_services
-from backend.settings import Strategy
 from backend.tables import Delivery, Suggestion
 
 if TYPE_CHECKING:
@@ -138,13 +137,9 @@ class Inference:
         concepts = _concepts(config, row.task_data, prompt)
         if row.labels is not None:
             concepts = [concept for concept in concepts if concept.label in row.labels]
-        strategy: Strategy | None = None
         minimum: dict[str, MinimumVolume] = {}
         if prompt is None:
             with self._services.database.reading() as session:
-                if row.delivery != Delivery.PREVIEW:  # there the score says how sure the model is
-                    settings = self._services.settings
-                    strategy = acquisition.strategy_of(session, settings, row.project_id)
                 # Before the pages: a stack that cannot be measured is refused at once.
                 minimum = self._minimum_volumes(session, row, config)
         answers: list[_PageAnswer] = []
@@ -159,8 +154,8 @@ class Inference:
             regions += self._on_other_pages(row, config, prompt, answers[0], began)
         validate(regions, label_config)
         detections = [concept for answer in answers for concept in answer.detections]
-        if strategy is not None:
-            score = acquisition.score(strategy, row.project_id, row.task_id, detections)
+        if prompt is None:
+            score = certainty(detections)
         else:
             score = fmean(map(confidence, detections)) if detections else 0.0
         return TaskPrediction(

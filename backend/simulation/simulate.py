@@ -32,6 +32,7 @@ from backend.errors import BackendError
 from backend.labeling import brush_rle
 from backend.labeling.region_masks import union_mask
 from backend.models import versions
+from backend.models.serving_order import strategy_of
 from backend.processes.redis_server import RedisServer
 from backend.services import Services, open_services, use_services
 from backend.settings import Strategy, read_settings
@@ -336,11 +337,16 @@ class _Play:
         return row
 
     def _correct(self, services: Services, inference: "Inference", ingest: Ingest) -> None:
-        """Take the next tasks by their scores; accept what is good, redraw the rest."""
+        """Take the next tasks by the strategy; accept what is good, redraw the rest."""
+        with services.database.reading() as session:
+            strategy = strategy_of(session, self.settings, PROJECT)
+        # The pool has no order to begin with.
         left = [id_ for id_ in self.pool if id_ not in self.corrected]
-        rows = {id_: self._predict(services, inference, id_) for id_ in left}
-        order = sorted(left, key=lambda id_: (rows[id_].score or 0.0, id_))
-        for id_ in order[: self.options.per_round]:
+        asked = left if strategy == "uncertainty" else left[: self.options.per_round]
+        rows = {id_: self._predict(services, inference, id_) for id_ in asked}
+        if strategy == "uncertainty":
+            asked.sort(key=lambda id_: (rows[id_].score or 0.0, id_))
+        for id_ in asked[: self.options.per_round]:
             self._annotate(ingest, id_, rows[id_].result or [])
             self.corrected.append(id_)
 

@@ -10,6 +10,7 @@ from backend.errors import BackendError
 from backend.label_studio.client import LabelStudio, task_filter
 from backend.label_studio.connect import announce_version
 from backend.models.promotion import enqueue_roll_out
+from backend.models.serving_order import sampling_of
 from backend.predictions.requests import database_time, latest_first, request_pushes
 from backend.services import Services, current_services
 from backend.tables import Promotion, now
@@ -116,8 +117,10 @@ def _roll_out(services: Services, promotion_id: int) -> None:
         project_id, version = row.project_id, row.version
     error: str | None = None
     try:
+        with services.database.reading() as session:
+            sampling = sampling_of(session, services.settings, project_id)
         with LabelStudio.from_settings(services.settings) as client:
-            announce_version(client, project_id, services.credentials)
+            announce_version(client, project_id, services.credentials, sampling)
             count = predict_again(services, client, project_id, version)
         log.info("version %s: project %s told, %s tasks queued", version, project_id, count)
     except BackendError as failure:

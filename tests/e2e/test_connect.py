@@ -12,6 +12,8 @@ from backend.errors import LabelConfigError, LabelStudioError, SettingsError
 from backend.label_studio.client import LabelStudio
 from backend.label_studio.connect import (
     TAB,
+    UNCERTAINTY_SAMPLING,
+    UNIFORM_SAMPLING,
     WEBHOOK_ACTIONS,
     StepOutcome,
     announce_version,
@@ -69,7 +71,7 @@ def test_a_fresh_project_is_connected_and_a_second_time_changes_nothing(
     assert not hook.send_for_all_actions
     found = label_studio.project(project.id)
     assert found["model_version"] == backend.version
-    assert found["sampling"] == "Uncertainty sampling"
+    assert found["sampling"] == "Uniform sampling"
 
     again = connect(settings, project.id, backend.url + "/")
     assert {step.outcome for step in again.steps} == {StepOutcome.UNCHANGED}
@@ -132,7 +134,7 @@ def test_the_least_certain_task_is_served_first(
     make_project: ProjectFactory,
 ) -> None:
     project = make_project(images=3)
-    connect(settings, project.id, backend.url)
+    connect(settings, project.id, backend.url, sampling=UNCERTAINTY_SAMPLING)
     scores = dict(zip(project.task_ids, (0.9, 0.2, 0.6), strict=True))
     label_studio.push_predictions(
         project.id,
@@ -154,14 +156,19 @@ def test_a_new_version_is_announced(
 ) -> None:
     project = make_project(images=1)
     with pytest.raises(LabelStudioError, match=f"medsam3 connect {project.id}"):
-        announce_version(label_studio, project.id, credentials)
+        announce_version(label_studio, project.id, credentials, UNCERTAINTY_SAMPLING)
     connect(settings, project.id, backend.url, client=label_studio, sampling=None)
     backend.version = "tiny-00000002"
-    assert announce_version(label_studio, project.id, credentials) == "tiny-00000002"
+    told = announce_version(label_studio, project.id, credentials, UNCERTAINTY_SAMPLING)
+    assert told == "tiny-00000002"
     found = label_studio.project(project.id)
     assert found["model_version"] == "tiny-00000002"
-    assert found["sampling"] == "Sequential sampling"
+    assert found["sampling"] == "Sequential sampling", "that order connect does not set"
     assert label_studio.ml_backends(project.id)[0].title == "tiny-00000002"
+    connect(settings, project.id, backend.url, client=label_studio)
+    assert label_studio.project(project.id)["sampling"] == UNIFORM_SAMPLING
+    announce_version(label_studio, project.id, credentials, UNCERTAINTY_SAMPLING)
+    assert label_studio.project(project.id)["sampling"] == UNCERTAINTY_SAMPLING
 
 
 def test_a_backend_that_moved_keeps_its_place(

@@ -7,6 +7,8 @@ import pytest
 
 import medsam3_model.images.reading
 from backend.errors import LabelConfigError
+from backend.label_studio.connect import UNCERTAINTY_SAMPLING, UNIFORM_SAMPLING
+from backend.models.serving_order import sampling_of
 from backend.models.versions import default_version
 from backend.predictions import inference as inferences
 from backend.predictions.inference import Inference
@@ -75,24 +77,19 @@ def test_an_image_is_decoded_once_however_often_it_is_looked_at(
 
 
 def test_tasks_are_ordered_as_their_project_chose(services: Services) -> None:
-    inference = Inference(services)
-    row = task_of(services, "fundus")
-    by_lot = inference.predict(row, CONFIG).score
-    row.task_id = 2
-    assert inference.predict(row, CONFIG).score != by_lot, "nothing is learned yet"
-    for project_id in (7, 8):
-        with services.database.session() as session:
-            project = session.get(Project, project_id) or Project(id=project_id)
-            project.label_config, project.model_version = CONFIG, row.model_version
-            session.add(project)
-    unsure = inference.predict(row, CONFIG).score
-    row.task_id = 1
-    assert inference.predict(row, CONFIG).score == unsure != by_lot, "the model alone decides"
+    def sampling(project_id: int) -> str:
+        with services.database.reading() as session:
+            return sampling_of(session, services.settings, project_id)
+
+    assert sampling(7) == UNIFORM_SAMPLING, "nothing is known of it"
     with services.database.session() as session:
-        session.add(TrainingPolicy(project_id=7, strategy="random"))
-    assert inference.predict(row, CONFIG).score == by_lot
-    row.project_id = 8
-    assert inference.predict(row, CONFIG).score == unsure
+        session.merge(Project(id=7, label_config=CONFIG))
+        session.add(TrainingPolicy(project_id=8, strategy="random"))
+    assert sampling(7) == UNIFORM_SAMPLING, "nothing is learned yet"
+    with services.database.session() as session:
+        for project_id in (7, 8):
+            session.merge(Project(id=project_id, label_config=CONFIG, model_version="tiny-x"))
+    assert (sampling(7), sampling(8)) == (UNCERTAINTY_SAMPLING, UNIFORM_SAMPLING)
 
 
 @pytest.mark.parametrize(

@@ -1,9 +1,9 @@
-"""How unsure the model is about a task, and the score by which tasks are ordered."""
+"""How sure the model is of a task."""
 
 import numpy as np
 import pytest
 
-from backend.predictions.acquisition import score, uncertainty
+from backend.predictions.acquisition import certainty, uncertainty
 from medsam3_model.types import Detections
 
 
@@ -28,17 +28,6 @@ def test_uncertainty_is_high_where_the_model_hesitates() -> None:
 def test_the_least_sure_task_has_the_lowest_score() -> None:
     sure, unsure = detections(1.0, [1.0], 1.0), detections(0.5, [0.5], 0.5)
     scores = [
-        score("uncertainty", 1, 1, answers)
-        for answers in ([unsure, unsure], [sure, unsure], [sure, sure])
+        certainty(answers) for answers in ([unsure, unsure], [sure, unsure], [sure, sure], [])
     ]
-    assert scores == pytest.approx([0, 0.5, 1], abs=1e-3)
-
-
-def test_a_random_order_is_the_same_at_every_look_whatever_the_model_says() -> None:
-    sure, unsure = [detections(1.0, [1.0], 1.0)], [detections(0.5, [0.5], 0.5)]
-    order = [score("random", 1, task_id, sure) for task_id in range(100)]
-    assert order == [score("random", 1, task_id, unsure) for task_id in range(100)]
-    assert order != sorted(order)
-    assert order != [score("random", 2, task_id, sure) for task_id in range(100)]
-    assert len(set(order)) == 100
-    assert 0 <= min(order) < 0.1 < 0.9 < max(order) < 1
+    assert scores == pytest.approx([0, 0.5, 1, 0], abs=1e-3)
