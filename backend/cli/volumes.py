@@ -37,7 +37,8 @@ WindowOption = Annotated[
     str | None,
     typer.Option(
         help="Values that are shown: `center,width`, or abdomen, bone, brain, liver, lung, "
-        "mediastinum, stroke. Default: what the study names, else its range.",
+        "mediastinum, stroke. Default: what the labeling config names, else the study, else its "
+        "range.",
         show_default=False,
     ),
 ]

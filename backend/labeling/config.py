@@ -26,7 +26,8 @@ out; in millilitres) and `mode="agent"` (an agent looks at uncertain answers for
 `<TextArea>`, `mode="agent"` (what is typed is an instruction for the agent, no phrase); on a
 `<Text>`, `prompts="true"` (its text holds prompts; see `backend.labeling.concepts`); on a control,
 `model_score_threshold` (0 to 1; the name is that of Label Studio's YOLO backend), `model_output`,
-and `negative="true"` (boxes drawn with it say what the concept is not).
+and `negative="true"` (boxes drawn with it say what the concept is not). Of an `<Image>`'s `window`
+see `backend.volumes.importing`.
 """
 
 import math
@@ -147,11 +148,12 @@ class Label:
 
 @dataclass(frozen=True)
 class ImageObject:
-    """One `<Image>`: its name and the key of `task.data` that holds its address or addresses."""
+    """One `<Image>`: its name, the key of its address or addresses in `task.data`, and a window."""
 
     name: str
     value_key: str
     multi_page: bool
+    window: str = ""
 
     def references(self, task_data: Mapping[str, Any]) -> tuple[str, ...]:
         """The addresses of this image in a task, one per page; a single image is one page.
@@ -396,9 +398,7 @@ def _drawn_images(nodes: Sequence[ConfigTag]) -> list[ConfigTag]:
 def _image(node: ConfigTag) -> ImageObject:
     name = node.get("name")
     if not name:
-        raise LabelConfigError(
-            'An <Image> has no name: write <Image name="image" value="$image"/>.'
-        )
+        raise LabelConfigError('An <Image> has no name: write <Image name="image" value="$image">.')
     multi_page = bool(node.get("valueList"))
     value = node.get("valueList") or node.get("value")
     if not re.fullmatch(r"\$[^\s$/]+", value):
@@ -407,7 +407,7 @@ def _image(node: ConfigTag) -> ImageObject:
             f'{node} has {attribute}="{value}", which names no key of the task\'s data: write '
             f'{attribute}="$image" for data {{"image": ...}}.'
         )
-    return ImageObject(name, value[1:], multi_page)
+    return ImageObject(name, value[1:], multi_page, node.get("window"))
 
 
 def _prompt_keys(nodes: Sequence[ConfigTag]) -> Iterator[str]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 from urllib.parse import quote
@@ -21,7 +21,7 @@ from backend.database import Database
 from backend.errors import LabelStudioError, VolumeError
 from backend.label_studio.client import LabelStudio
 from backend.label_studio.images import image_limits
-from backend.labeling.config import parse_label_config
+from backend.labeling.config import ImageObject, parse_label_config
 from backend.settings import Settings
 from backend.volumes.tables import Stack
 
@@ -80,7 +80,8 @@ def import_stacks(
     Args:
         source: a file, or a folder with all below it.
         project_id: whose labeling config has an `<Image valueList="$...">`.
-        options: how pages are cut and shown.
+        options: how pages are cut and shown; without a window that of the labeling config's
+            `<Image>` is taken, if it names one.
         client: of Label Studio.
         database: where the geometry is kept.
         settings: `max_image_mb`, `max_image_megapixels`.
@@ -88,14 +89,17 @@ def import_stacks(
         show: told of every page.
 
     Raises:
-        VolumeError: the labeling config has no place for pages, or the folder is not served.
+        VolumeError: the labeling config has no place for pages, or names a window that is none, or
+            the folder is not served.
         ImageError: there is no such file or folder.
     """
     from medsam3_model.errors import ImageError
     from medsam3_model.images.rendering import RefusedStack
     from medsam3_model.images.stacks import find_stacks
 
-    key = _pages_key(client.project(project_id)["label_config"])
+    image = _paged_image(client.project(project_id)["label_config"])
+    if options.window is None and image.window:
+        options = replace(options, window=_named_window(image))
     if folder is not None and not folder.path.resolve().is_relative_to(folder.root.resolve()):
         raise VolumeError(f"{folder.path} is not below {folder.root}, which Label Studio serves")
     for stack in find_stacks(source, options, image_limits(settings)):
@@ -110,7 +114,7 @@ def import_stacks(
             continue
         try:
             with _stored_pages(client, project_id, stack, folder, show) as references:
-                task_id = client.create_task(project_id, {key: references})
+                task_id = client.create_task(project_id, {image.value_key: references})
                 try:
                     with database.session() as session:
                         session.add(
@@ -131,17 +135,26 @@ def import_stacks(
         yield ImportedStack(stack.name, "created", task_id, pages, stack.notes)
 
 
-def _pages_key(label_config: str) -> str:
-    """The key of a task's data that holds its pages."""
-    keys = [
-        image.value_key for image in parse_label_config(label_config).images if image.multi_page
-    ]
-    if len(keys) == 1:
-        return keys[0]
+def _paged_image(label_config: str) -> ImageObject:
+    """The `<Image>` that shows a task's pages."""
+    images = [image for image in parse_label_config(label_config).images if image.multi_page]
+    if len(images) == 1:
+        return images[0]
     raise VolumeError(
-        f'the project\'s labeling config has {len(keys)} <Image valueList="$...">, and pages need '
-        "one: take a template such as label_config/ct_stack.xml"
+        f'the project\'s labeling config has {len(images)} <Image valueList="$...">, and pages '
+        "need one: take a template such as label_config/ct_stack.xml"
     )
+
+
+def _named_window(image: ImageObject) -> tuple[float, float]:
+    """The values that become black and white by the labeling config."""
+    from medsam3_model.errors import ImageError
+    from medsam3_model.images.rendering import parse_window
+
+    try:
+        return parse_window(image.window)
+    except ImageError as error:
+        raise VolumeError(f'<Image name="{image.name}"> of the labeling config: {error}') from error
 
 
 def _known_task(

@@ -15,7 +15,7 @@ from playwright.sync_api import Browser, Page
 from sqlalchemy import select
 
 from backend.database import open_database
-from backend.errors import LabelStudioError
+from backend.errors import LabelStudioError, VolumeError
 from backend.label_studio.server import LabelStudioServer
 from backend.labeling.region_masks import union_mask
 from backend.settings import Settings
@@ -23,7 +23,7 @@ from backend.volumes.importing import LocalFolder, import_stacks
 from backend.volumes.tables import Stack
 from medsam3_model.data.template import template_slice
 from medsam3_model.images.geometry import geometry_from_json, masks_to_source
-from medsam3_model.images.rendering import StackOptions
+from medsam3_model.images.rendering import WINDOWS, StackOptions
 from tests.support.annotating import AnnotatingLabelStudio
 from tests.support.editor import (
     HEIGHT,
@@ -103,6 +103,7 @@ def test_a_folder_of_series_and_a_volume_become_tasks(
         else:
             assert geometry.affine == tuple(affine.ravel())
             assert geometry.page_size == (5, 16)
+    assert {geometry.window for geometry in geometries.values()} == {(0, 255)}
     # The same as local files, at the volume's own range: the mask on its pages is the source's.
     assert label_studio_server.local_files_root is not None
     root = label_studio_server.local_files_root
@@ -124,6 +125,43 @@ def test_a_folder_of_series_and_a_volume_become_tasks(
         geometry_from_json(row.geometry), {n: page > 127 for n, page in enumerate(pages)}
     )
     np.testing.assert_array_equal(back, brain)
+
+
+def test_a_labeling_config_names_the_window_of_its_volumes(
+    label_studio: AnnotatingLabelStudio,
+    make_project: ProjectFactory,
+    settings: Settings,
+    tmp_path: Path,
+) -> None:
+    volume = np.linspace(-2000, 2000, 64, dtype=np.float32).reshape(4, 4, 4)
+    nibabel.save(nibabel.Nifti1Image(volume, np.eye(4)), tmp_path / "chest.nii.gz")
+    database = open_database(settings)
+
+    def imported(window: str) -> np.ndarray:
+        config = CONFIG.replace("<Image ", f'<Image window="{window}" ', 1)
+        project = make_project(label_config=config)
+        (stack,) = import_stacks(
+            tmp_path,
+            project.id,
+            StackOptions(),
+            client=label_studio,
+            database=database,
+            settings=settings,
+        )
+        assert stack.task_id is not None
+        return np.stack(
+            [
+                _page(label_studio, reference)
+                for reference in label_studio.task(stack.task_id)["data"]["images"]
+            ]
+        )
+
+    for window, (low, high) in {"lung": WINDOWS["lung"], "40,400": (-160, 240)}.items():
+        pages = imported(window)
+        assert (pages == 0).sum() == (volume <= low + (high - low) / 510).sum()
+        assert (pages == 255).sum() == (volume >= high - (high - low) / 510).sum()
+    with pytest.raises(VolumeError, match="'lungs' is no window"):
+        imported("lungs")
 
 
 def test_one_corrected_slice_of_a_dicom_series_becomes_a_dicom_segmentation(
