@@ -281,7 +281,11 @@ class Settings(BaseSettings):
         5, ge=1, description="Validation images below which no version is promoted automatically."
     )
     gate_tolerance: float = Field(
-        0.02, ge=0, le=1, description="Mean Dice that any one concept may lose in a promotion."
+        0.02,
+        ge=0,
+        le=1,
+        description="Mean Dice that any one concept may lose in a promotion, and share of foreign "
+        "names that may be answered more.",
     )
     auto_promote: bool = Field(
         True, description="Put a version that passes the gate into service automatically."

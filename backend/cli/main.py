@@ -166,7 +166,11 @@ def connect(
         typer.Option(help="Where Label Studio reaches this backend; default: host and port."),
     ] = None,
     keep_sampling: Annotated[
-        bool, typer.Option("--keep-sampling", help="Leave the order of tasks as it is.")
+        bool,
+        typer.Option(
+            "--keep-sampling",
+            help="Leave the order of tasks as it is; promotions leave *Sequential sampling*.",
+        ),
     ] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -179,15 +183,16 @@ def connect(
     from backend.models.serving_order import sampling_of
 
     settings = get_settings()
-    database = open_database(settings)
-    with database.reading() as session:
-        sampling = sampling_of(session, settings, project)
-    database.dispose()
+    sampling = None
+    if not keep_sampling:
+        database = open_database(settings)
+        sampling = sampling_of(database, settings, project)
+        database.dispose()
     report = run(
         settings,
         project,
         url or f"http://{settings.host}:{settings.port}",
-        sampling=None if keep_sampling else sampling,
+        sampling=sampling,
     )
     if as_json:
         print_json(asdict(report))

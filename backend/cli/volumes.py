@@ -87,7 +87,9 @@ def import_volumes(
 
     if (to == "folder") != (folder is not None):
         raise typer.BadParameter("--to folder and --folder belong together.")
-    options = StackOptions(plane, parse_window(window) if window else None, time, frame_step)
+    options = StackOptions(
+        plane, parse_window(window) if window else None, time=time, frame_step=frame_step
+    )
     target = LocalFolder(folder, document_root or folder) if folder else None
     settings = get_settings()
     database = open_database(settings)

@@ -20,6 +20,7 @@ from backend.errors import SettingsError, VolumeError
 from backend.label_studio.client import LabelStudio
 from backend.label_studio.connect import connect
 from backend.label_studio.server import LabelStudioServer, free_port
+from backend.models.serving_order import sampling_of
 from backend.predictions.preannotate import PreannotationProgress, preannotate
 from backend.processes.supervisor import Supervisor
 from backend.services import Services, open_services
@@ -124,7 +125,7 @@ def running_demo(options: DemoOptions, say: Say, show_progress: ShowProgress) ->
         services = open_services(settings)
         with LabelStudio.from_settings(settings) as client:
             project = _find_or_create(client, options, images, say)
-        connect(settings, project.id, f"http://127.0.0.1:{settings.port}")
+        _connect(services, project.id)
         first: list[float] = []
 
         def progressed(progress: PreannotationProgress) -> None:
@@ -137,7 +138,7 @@ def running_demo(options: DemoOptions, say: Say, show_progress: ShowProgress) ->
         if options.images is None:
             with LabelStudio.from_settings(settings) as client:
                 volume = _volume(client, services, say)
-            connect(settings, volume.id, f"http://127.0.0.1:{settings.port}")
+            _connect(services, volume.id)
             errors |= preannotate(services, volume.id, timeout_s=1800).errors
         yield Demo(server, services, project, volume, first[0] if first else None, errors)
     finally:
@@ -180,6 +181,12 @@ def _login(folder: Path) -> dict[str, str]:
         path.write_text(json.dumps(fresh))
     login = json.loads(path.read_text())
     return dict(login)
+
+
+def _connect(services: Services, project_id: int) -> None:
+    settings = services.settings
+    sampling = sampling_of(services.database, settings, project_id)
+    connect(settings, project_id, f"http://127.0.0.1:{settings.port}", sampling=sampling)
 
 
 def _find_or_create(

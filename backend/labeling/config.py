@@ -398,7 +398,7 @@ def _drawn_images(nodes: Sequence[ConfigTag]) -> list[ConfigTag]:
 def _image(node: ConfigTag) -> ImageObject:
     name = node.get("name")
     if not name:
-        raise LabelConfigError('An <Image> has no name: write <Image name="image" value="$image">.')
+        raise LabelConfigError('An <Image> has no name: write <Image name="image" .../>.')
     multi_page = bool(node.get("valueList"))
     value = node.get("valueList") or node.get("value")
     if not re.fullmatch(r"\$[^\s$/]+", value):

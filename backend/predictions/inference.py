@@ -27,9 +27,9 @@ from backend.labeling.validation import validate
 from backend.models import versions
 from backend.models.encoding import EncodedImage, embedding_cache
 from backend.models.loading import Models
-from backend.predictions.acquisition import certainty
 from backend.predictions.agent_looks import answer_look
 from backend.predictions.agent_runs import AgentQuestion
+from backend.predictions.certainty import certainty
 from backend.predictions.clicks import RedisAnswers, with_drawn_box
 from backend.predictions.lanes import Lanes
 from backend.predictions.minimum_volume import MinimumVolume, PageInstances, minimum_volume

@@ -129,7 +129,9 @@ def _answer_prompt(
         enqueue_chunks(
             services, ids, request_id, interactive=True, waiting=Waiting(request_id, budget_s)
         )
-        if message := _answer(services, request_id, deadline):
+        if len(ids) > 1:  # each wakes with an answer of its own
+            _wait(services, request_id, ids, deadline)
+        elif message := _answer(services, request_id, deadline):
             return PredictAnswer(**json.loads(message))
     except (QueueError, RedisError) as error:
         log.warning("request %s: %s", request_id, error)
@@ -291,6 +293,7 @@ def _create_rows(
 
     A row that was delivered after `listed_at` is as good as one that is under way.
     """
+    versions.default_version(services)  # read from the weights once, and not while others wait
     with services.database.transaction() as connection:
         version = versions.in_service_now(services, connection, request.project_id)
         rows = _new_rows(request, version, delivery)

@@ -21,7 +21,9 @@ class PolicyChoices(Body):
     schedule: str | None = Field(
         None, max_length=100, description="A cron line, UTC; an empty text for none."
     )
-    strategy: Strategy | None = None
+    strategy: Strategy | None = Field(
+        None, description="Tasks that come first, from the next promotion or `connect` on."
+    )
     consensus: Consensus | None = None
     auto_promote: bool | None = None
     agent: bool | None = Field(

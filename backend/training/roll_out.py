@@ -117,8 +117,7 @@ def _roll_out(services: Services, promotion_id: int) -> None:
         project_id, version = row.project_id, row.version
     error: str | None = None
     try:
-        with services.database.reading() as session:
-            sampling = sampling_of(session, services.settings, project_id)
+        sampling = sampling_of(services.database, services.settings, project_id)
         with LabelStudio.from_settings(services.settings) as client:
             announce_version(client, project_id, services.credentials, sampling)
             count = predict_again(services, client, project_id, version)

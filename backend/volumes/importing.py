@@ -98,8 +98,8 @@ def import_stacks(
     from medsam3_model.images.stacks import find_stacks
 
     image = _paged_image(client.project(project_id)["label_config"])
-    if options.window is None and image.window:
-        options = replace(options, window=_named_window(image))
+    if image.window:
+        options = replace(options, usual_window=_named_window(image))
     if folder is not None and not folder.path.resolve().is_relative_to(folder.root.resolve()):
         raise VolumeError(f"{folder.path} is not below {folder.root}, which Label Studio serves")
     for stack in find_stacks(source, options, image_limits(settings)):

@@ -39,13 +39,16 @@ class StackOptions:
 
     Attributes:
         plane: in which pages are cut.
-        window: values that become black and white; None: what the source names, else its range.
+        window: values that become black and white; None: the usual one, else what the source
+            names, else its range.
+        usual_window: the same, for deep grey values alone: what has none is shown as it is.
         time: which volume of a series in time, from 0.
         frame_step: of a video, every such frame becomes a page.
     """
 
     plane: Plane = "source"
     window: tuple[float, float] | None = None
+    usual_window: tuple[float, float] | None = None
     time: int | None = None
     frame_step: int = 1
 

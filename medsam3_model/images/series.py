@@ -482,9 +482,10 @@ class _Reader:
         middle = self.slices[len(self.slices) // 2]
         header = middle.header
         grey = str(header.get("PhotometricInterpretation")).startswith("MONOCHROME")
-        if not grey or (has_window_table(header) and options.window is None):
+        chosen = options.window or options.usual_window
+        if not grey or (has_window_table(header) and chosen is None):
             return None
-        named = options.window or named_window(header, middle.frame)
+        named = chosen or named_window(header, middle.frame)
         if named:
             return named
         count = min(_SAMPLED_SLICES, len(self.slices))

@@ -139,7 +139,7 @@ def _nifti_stack(
         affine,
         size,
         time_index=time,
-        window=options.window or _range(image, time),
+        window=options.window or options.usual_window or _range(image, time),
     )
 
     def pages() -> Iterator[Pixels]:
@@ -199,7 +199,9 @@ def _tiff_stack(
         page: Any = tiff.pages[0]
         if window is None and page.samplesperpixel == 1 and page.bitspersample > 8:
             sampled = np.linspace(0, count - 1, min(_SAMPLED_PAGES, count)).round().astype(int)
-            window = common_range(file, [int(index) for index in np.unique(sampled)], limits)
+            window = options.usual_window or common_range(
+                file, [int(index) for index in np.unique(sampled)], limits
+            )
     axes = PageAxes(0, 1, 2)
     geometry = geometry_along(axes, "tiff", (count, *size), None, size, window=window)
 

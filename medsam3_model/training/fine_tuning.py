@@ -174,12 +174,12 @@ def fine_tune(
     """Train a copy of a model's detector.
 
     A sixth of the groups (24 images at most) is spared, see `data.spare`, and with twelve images or
-    more the run goes on as long as its averaged weights get better on them. The weights with the
-    best Dice by text on the spared ones, less what was lost beyond .02 on replayed phrases that are
-    not taught now, in the mean over three validations, are returned: the tuned ones, or ones 70 %
-    of the way from the start to them, which keep more of what was known (Wortsman et al. 2022,
-    arXiv 2109.01903). With fewer images the latest ones are returned, or 70 % of the way to them
-    where the start answers with a Dice of .5 and more already.
+    more the run takes `unjudged_steps`, and goes on as long as its averaged weights get better on
+    them. The weights with the best Dice by text on the spared ones, less what was lost beyond .02
+    on replayed phrases that are not taught now, in the mean over three validations, are returned:
+    the tuned ones, or ones 70 % of the way from the start to them, which keep more of what was
+    known (Wortsman et al. 2022, arXiv 2109.01903). With fewer images the latest ones are returned,
+    or 70 % of the way to them where the start answers with a Dice of .5 and more already.
     Called by every process of a group that was joined with `processes.join`, it trains once,
     together, and returns the same to all.
 
@@ -302,10 +302,15 @@ class _Run:
             state.step += 1
             last = state.step == self.steps
             if self.spared and (state.step % settings.validate_every == 0 or last):
-                self.validate()
+                # Learning first unsettles what was known, and a few images would take its first
+                # step for the best one.
+                self.validate(counts=last or state.step >= settings.unjudged_steps)
             state.seconds += time.monotonic() - started - self.waited
             if state.step % settings.save_every == 0 or last:
                 self.save(file)
+            self.report(file, on_progress)
+        if self.spared and state.best is None:  # the ceiling of minutes came before any counted
+            self.validate(counts=True)
             self.report(file, on_progress)
         return self.outcome(stopped)
 
@@ -326,11 +331,7 @@ class _Run:
         return "minutes" if self.processes.any(late, self.model.device) else None
 
     def outcome(self, stopped: str) -> FineTuned:
-        """The best weights that a validation has seen.
-
-        `unjudged` ones where nothing was spared, or the ceiling of minutes came before the steps
-        from which on validations count.
-        """
+        """The best weights that a validation has seen; `unjudged` ones where nothing is spared."""
         state = self.state
         if not state.history or state.history[-1][0] != state.step:
             state.history.append((state.step, _mean(state.losses), None))
@@ -450,26 +451,22 @@ class _Run:
 
     # -- when to stop -----------------------------------------------------------------------
 
-    def validate(self) -> None:
-        """Remember the best weights: what they learned, less what they forgot.
+    def validate(self, *, counts: bool) -> None:
+        """Remember the best weights, where it `counts`: what they learned, less what they forgot.
 
         Where there is something to forget, weights on the way back to the start are tried too.
         """
-        tuned = self.averaged()
-        averaged = self._version(tuned)
-        learned = self._dice(averaged, self.spared)
-        scores, candidates = [learned - self._forgotten(averaged)], [tuned]
+        state, tuned = self.state, self.averaged()
+        candidates = [tuned]
         if self.spared_replay:
-            part = between(detector_state(self.start.model), tuned, _WAY)
-            model = self._version(part)
-            scores.append(self._dice(model, self.spared) - self._forgotten(model))
-            candidates.append(part)
-        state = self.state
-        state.history.append((state.step, _mean(state.losses), learned))
-        state.scores.append(scores)
-        if state.step < min(self.settings.unjudged_steps, self.steps):
-            # Learning first unsettles what was known, and a few images would take its first step
-            # for the best one.
+            candidates.append(between(detector_state(self.start.model), tuned, _WAY))
+        if not state.history or state.history[-1][0] != state.step:
+            models = [self._version(weights) for weights in candidates]
+            learned = [self._dice(model, self.spared) for model in models]
+            forgotten = [self._forgotten(model) for model in models]
+            state.history.append((state.step, _mean(state.losses), learned[0]))
+            state.scores.append([a - b for a, b in zip(learned, forgotten, strict=True)])
+        if not counts:
             return
         means = [
             _mean(column)

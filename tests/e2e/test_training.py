@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from sqlalchemy import select
 
 from backend.demo.demo import template_images
-from backend.label_studio.connect import connect
+from backend.label_studio.connect import UNIFORM_SAMPLING, connect
 from backend.label_studio.server import LabelStudioServer
 from backend.labeling import brush_rle
 from backend.models import promotion
@@ -190,6 +190,11 @@ def test_start_training_brings_a_better_version_its_predictions_and_its_order(
     wait_for(
         "the version before",
         lambda: label_studio.project(brain.project_id)["model_version"] == base,
+        training_backend,
+    )
+    wait_for(
+        "the order of a project that has learned nothing",
+        lambda: label_studio.project(brain.project_id)["sampling"] == UNIFORM_SAMPLING,
         training_backend,
     )
     left = order[5:]

@@ -25,6 +25,7 @@ def train(folder: Path, steps: int, say: Callable[[int], None]) -> None:
         warm_up=2,
         save_every=2,
         validate_every=4,
+        unjudged_steps=4,
     )
     with processes.join():
         tuned = fine_tune(

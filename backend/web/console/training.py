@@ -260,6 +260,10 @@ def _form(settings: Settings, choices: PolicyChoices) -> PolicyForm:
     into_service = {"yes": "goes into service by itself", "no": "waits for somebody to promote it"}
     by_setting = into_service["yes" if settings.auto_promote else "no"]
     form.strategy.choices = _offered(Strategy, settings.strategy)
+    form.strategy.description = (
+        "Holds from the next promotion on, or when the project is connected again. Until the "
+        "project has a version of its own any task comes first."
+    )
     form.consensus.choices = _offered(Consensus, settings.consensus)
     form.auto_promote.choices = [("", f"as the setting: {by_setting}"), *into_service.items()]
     form.agent.choices = [

@@ -78,8 +78,7 @@ def test_an_image_is_decoded_once_however_often_it_is_looked_at(
 
 def test_tasks_are_ordered_as_their_project_chose(services: Services) -> None:
     def sampling(project_id: int) -> str:
-        with services.database.reading() as session:
-            return sampling_of(session, services.settings, project_id)
+        return sampling_of(services.database, services.settings, project_id)
 
     assert sampling(7) == UNIFORM_SAMPLING, "nothing is known of it"
     with services.database.session() as session:
@@ -90,6 +89,9 @@ def test_tasks_are_ordered_as_their_project_chose(services: Services) -> None:
         for project_id in (7, 8):
             session.merge(Project(id=project_id, label_config=CONFIG, model_version="tiny-x"))
     assert (sampling(7), sampling(8)) == (UNCERTAINTY_SAMPLING, UNIFORM_SAMPLING)
+    with services.database.session() as session:
+        session.get_one(Project, 7).model_version = default_version(services)
+    assert sampling(7) == UNIFORM_SAMPLING, "what it had learned serves no more"
 
 
 @pytest.mark.parametrize(

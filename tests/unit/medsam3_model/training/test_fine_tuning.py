@@ -135,6 +135,7 @@ def test_what_is_taught_anew_does_not_count_as_forgotten(model: MedSAM3, tmp_pat
         views=1,
         learning_rate=1e-3,
         validate_every=1,  # at the first step nothing is forgotten, and nothing learned
+        unjudged_steps=1,
         patience=99,
         images_per_step=4,
         replay_share=0,
@@ -292,6 +293,11 @@ def test_few_images_of_what_is_known_move_it_a_part_of_the_way(
 def test_the_ceiling_of_minutes_ends_a_run(model: MedSAM3, tmp_path: Path) -> None:
     tuned = run(model, tmp_path, settings=replace(FEW, minutes=1e-6))
     assert (tuned.stopped, tuned.steps) == ("minutes", 1)
+    assert tuned.history[-1][2] is None, "nothing is spared"
+    images = [disc_image(seed) for seed in range(12)]
+    tuned = run(model, tmp_path, settings=replace(FEW, steps=9, minutes=1e-6), images=images)
+    assert (tuned.stopped, tuned.steps) == ("minutes", 1)
+    assert tuned.history[-1][2] is not None, "what came of it is judged all the same"
 
 
 def test_no_images_is_an_error(model: MedSAM3, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Acquisition: how sure the model is of a task, the score by which Label Studio orders tasks."""
+"""Certainty: how sure the model is of a task, the score by which Label Studio orders tasks."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from backend.predictions.acquisition import certainty, uncertainty
+from backend.predictions.certainty import certainty, uncertainty
 from medsam3_model.types import Detections
 
 
