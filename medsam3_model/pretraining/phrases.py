@@ -85,11 +85,27 @@ GENERIC_PHRASES: tuple[str, ...] = (
 # Things that no medical image shows, asked in fine-tuning. Many of them: a detector that knows few
 # by heart would still answer all others.
 EVERYDAY_PHRASES: tuple[str, ...] = (
-    "car", "dog", "cat", "banana", "tree", "house", "table", "cloud", "flower", "phone", "chair",
-    "road", "ball", "bird", "bridge", "candle", "carpet", "clock", "coat", "desk", "drum", "fence",
-    "flag", "fork", "garden", "hammer", "hat", "helicopter", "kettle", "kite", "ladder", "lamp",
-    "lemon", "mirror", "mountain", "paper", "piano", "pillow", "rabbit", "rocket", "shoe", "spoon",
-    "tractor", "train", "truck", "window",
+    "anchor", "apple", "backpack", "ball", "balloon", "banana", "baseball cap", "bath", "beach",
+    "bear", "bed", "bird", "bird cage", "birthday cake", "blanket", "boat", "book", "boot",
+    "bottle", "bread", "brick", "bridge", "bucket", "bus", "butter", "butterfly", "cactus", "cake",
+    "camel", "candle", "canoe", "car", "carpet", "carrot", "castle", "cat", "cello", "chair",
+    "cheese", "cherry", "chicken", "church", "clock", "cloud", "coat", "coffee", "coffee cup",
+    "comb", "computer", "cookie", "cow", "crow", "curtain", "desk", "dog", "doll", "dolphin",
+    "door", "dress", "drum", "duck", "eagle", "elephant", "engine", "envelope", "eraser", "fence",
+    "fire truck", "flag", "floor", "flower", "flute", "forest", "fork", "fox", "fridge", "garage",
+    "garden", "garden gate", "glove", "goat", "goose", "grape", "grass", "hammer", "harbour",
+    "harp", "hat", "helicopter", "horse", "house", "ice cream", "island", "jacket", "kettle",
+    "keyboard", "kitchen table", "kite", "knife", "ladder", "lake", "lamp", "lemon", "letter",
+    "lighthouse", "lion", "microphone", "mirror", "moon", "mountain", "newspaper",
+    "office building", "orange", "oven", "owl", "pan", "paper", "parachute", "park bench", "pear",
+    "pencil", "phone", "piano", "pig", "pillow", "pizza", "potato", "printer", "purse", "puzzle",
+    "rabbit", "racket", "radio", "railway station", "rainbow", "rake", "river", "road", "rocket",
+    "roof", "rose", "sailing boat", "scarf", "scissors", "sheep", "ship", "shirt", "shoe",
+    "shopping cart", "shovel", "sink", "skateboard", "skirt", "snowman", "soap", "soup", "spoon",
+    "squirrel", "stairs", "star", "stove", "street", "suitcase", "sunset", "swan", "swimming pool",
+    "table", "teddy bear", "television", "tent", "tiger", "towel", "tower", "toy", "tractor",
+    "traffic light", "train", "tree", "trousers", "truck", "trumpet", "tulip", "turtle", "wall",
+    "wallet", "whale", "windmill", "window", "wine bottle", "wolf", "zebra",
 )  # fmt: skip
 
 # Asked as absent concepts, and beside boxes as names that say nothing to the model.

@@ -39,10 +39,9 @@ CONFIG = f"""
 </View>
 """
 TRAINING_IMAGES = 10
-# Enough to learn a word, few enough for every change of the code.
+# As many as ten images take, and without earlier ones to encode for every change of the code.
 SETTINGS = {
-    "MEDSAM3_TRAIN_STEPS": "40",
-    "MEDSAM3_LEARNING_RATE": "4e-4",
+    "MEDSAM3_TRAIN_STEPS": "160",
     "MEDSAM3_TRAIN_REPLAY": "false",
     "MEDSAM3_GATE_MIN_IMAGES": "3",
 }

@@ -182,7 +182,10 @@ def test_one_corrected_slice_of_a_dicom_series_becomes_a_dicom_segmentation(
         backend.command("import", tmp_path / "study", "--project", project.id, "--json")
     )
     (task_id,) = (stack["task_id"] for stack in imported["stacks"])
+    backend.command("connect", project.id, "--url", backend.url, "--keep-sampling")
+    assert label_studio.project(project.id)["sampling"] == "Sequential sampling"
     backend.command("connect", project.id, "--url", backend.url)
+    assert label_studio.project(project.id)["sampling"] == "Uniform sampling"
     backend.command("preannotate", project.id)
 
     # Every page has its own masks, and turning them shows these.
