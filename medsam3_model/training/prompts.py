@@ -42,10 +42,8 @@ SOUGHT = 0.3
 _ABSENT_SHARE = 0.2
 """Of the prompts: presence learns from nothing else."""
 _FOREIGN_SHARE = 0.3
-"""Of these, where an absent concept is known: an everyday thing instead; else all of them."""
-_FOREIGN_WHERE_ALL_IS_THERE = 0.4
-"""Of the prompts about an image that holds all that is asked for: about an everyday thing. Where
-every image does, a detector would otherwise learn to answer to any name."""
+"""Of these, where an absent concept is known: an everyday thing instead; else all of them. Where
+every image holds what is asked for, a detector would otherwise learn to answer to any name."""
 _BOXED_SHARE = 0.3
 """Of the prompts for what is there."""
 _GENERIC_SHARE = 0.25
@@ -106,8 +104,7 @@ def correction_prompt(
     """
     present = [phrase for phrase, layer in layers.items() if (layer > 0).any()]
     absent = [phrase for phrase in layers if phrase not in present]
-    share = _ABSENT_SHARE if absent else _FOREIGN_WHERE_ALL_IS_THERE
-    ask_absent = not present or rng.random() < share
+    ask_absent = not present or rng.random() < _ABSENT_SHARE
     if ask_absent and (not absent or rng.random() < _FOREIGN_SHARE):
         foreign = tuple(name for name in EVERYDAY_PHRASES if name not in layers)
         phrase = _any_of(foreign, rng)
