@@ -135,7 +135,7 @@ def decide(
     The candidate passes if there are enough images, if it is better in the mean, if the 95 %
     interval of that (paired bootstrap over groups) stays above −tolerance, if no concept loses more
     than the tolerance in the mean, in either mode, and if it answers no more foreign names than may
-    be chance, or than the tolerance as a share of those that were asked.
+    be chance, or than the tolerance as a share of those that were asked. Some more are said.
     """
     pairs = list(zip(candidate.given, incumbent.given, strict=True))
     images = {answer.image for answer in candidate.given}
@@ -174,20 +174,22 @@ def decide(
                 f"“{phrase}” ({mode}) loses {-part.difference:.3f} Dice, at most {tolerance:.3f} "
                 "is tolerated"
             )
-    allowed = max(_FOREIGN_BY_CHANCE, tolerance * foreign["asked"])
-    if foreign["candidate"] - foreign["incumbent"] > allowed:
-        against.append(
+    more = foreign["candidate"] - foreign["incumbent"]
+    notes: list[str] = []
+    if more > 0:
+        too_many = more > max(_FOREIGN_BY_CHANCE, tolerance * foreign["asked"])
+        (against if too_many else notes).append(
             f"asked for things that are not there ({', '.join(FOREIGN_NAMES[:3])}, …) it marks "
             f"something {foreign['candidate']} of {foreign['asked']} times, the version in service "
             f"{foreign['incumbent']} times"
         )
     if against:
-        return Verdict(False, tuple(against), overall, parts, foreign, enough_images)
+        return Verdict(False, (*against, *notes), overall, parts, foreign, enough_images)
     passed = (
         f"mean Dice {overall.incumbent:.3f} → {overall.candidate:.3f} on {overall.images} "
         f"validation images (95 % interval of the change {overall.low:+.3f} to {overall.high:+.3f})"
     )
-    return Verdict(True, (passed,), overall, parts, foreign)
+    return Verdict(True, (passed, *notes), overall, parts, foreign)
 
 
 def answers(

@@ -109,7 +109,9 @@ def test_a_version_that_answers_to_more_foreign_names_is_refused() -> None:
     assert "bicycle" in reason
     assert "11 of 40" in reason
     # Four more may be chance; five of 40 are more than .02 of them, and not more than .125.
-    assert verdict(answers([0.8] * 6), answers([0.5] * 6), foreign=(10, 6)).passed
+    said = verdict(answers([0.8] * 6), answers([0.5] * 6), foreign=(10, 6))
+    assert said.passed
+    assert "10 of 40" in said.reasons[-1]
     assert verdict(answers([0.8] * 6), answers([0.5] * 6), tolerance=0.125, foreign=(11, 6)).passed
 
 
