@@ -43,7 +43,11 @@ class CloudLabelStudio(StandInLabelStudio):
         self._s3, self._webs = s3, webs
         self._user, self._password, self._secret = secrets
         self._client = httpx2.Client(timeout=PATIENCE_S)
-        self._fields: Json = {"show_collab_predictions": False, "model_version": ""}
+        self._fields: Json = {
+            "show_collab_predictions": False,
+            "model_version": "",
+            "sampling": "Sequential sampling",
+        }
         self._title = "MedSAM-3"
         self.webhooks.append(
             {

@@ -58,8 +58,8 @@ def trainer(stage: TrainingStage) -> Iterator[None]:
 def test_train_and_what_came_of_it(stage: TrainingStage, trainer: None) -> None:
     stage.annotate(train=14, val=6)
     base = json_of("models", "list")["default"]
-    ended = json_of("train", 7, "--steps", 60, "--learning-rate", "2e-3", "--seed", 3)
-    assert (ended["state"], ended["step"], ended["trigger"]) == ("done", 60, "command")
+    ended = json_of("train", 7, "--steps", 120, "--learning-rate", "2e-3", "--seed", 3)
+    assert (ended["state"], ended["step"], ended["trigger"]) == ("done", 120, "command")
     assert ended["gate"]["passed"], ended["gate"]["reasons"]
     version = ended["candidate"]
 
