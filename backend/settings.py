@@ -285,7 +285,7 @@ class Settings(BaseSettings):
         ge=0,
         le=1,
         description="Mean Dice that any one concept may lose in a promotion, and share of foreign "
-        "names that may be answered more.",
+        "names that may be answered more, beyond four.",
     )
     auto_promote: bool = Field(
         True, description="Put a version that passes the gate into service automatically."

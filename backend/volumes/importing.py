@@ -147,7 +147,7 @@ def _paged_image(label_config: str) -> ImageObject:
 
 
 def _named_window(image: ImageObject) -> tuple[float, float]:
-    """The values that become black and white by the labeling config."""
+    """The values that become black and white by the labeling config, in the volume's own unit."""
     from medsam3_model.errors import ImageError
     from medsam3_model.images.rendering import parse_window
 

@@ -41,7 +41,7 @@ class StackOptions:
         plane: in which pages are cut.
         window: values that become black and white; None: the usual one, else what the source
             names, else its range.
-        usual_window: the same, for deep grey values alone: what has none is shown as it is.
+        usual_window: the same for deep grey values alone; bytes, colours and videos stay as is.
         time: which volume of a series in time, from 0.
         frame_step: of a video, every such frame becomes a page.
     """

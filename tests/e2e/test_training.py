@@ -39,9 +39,8 @@ CONFIG = f"""
 </View>
 """
 TRAINING_IMAGES = 10
-# As many as ten images take, and without earlier ones to encode for every change of the code.
+# Without earlier images, which would be encoded for every change of the code.
 SETTINGS = {
-    "MEDSAM3_TRAIN_STEPS": "160",
     "MEDSAM3_TRAIN_REPLAY": "false",
     "MEDSAM3_GATE_MIN_IMAGES": "3",
 }

@@ -28,6 +28,13 @@ from tests.support.waiting import wait_until
 MOST_AT_ONCE = MOST_AT_MODEL + 1
 
 
+BOX_CONFIG = BRAIN_CONFIG.replace(
+    "</View>",
+    '<RectangleLabels name="box" toName="image" smart="true"><Label value="Brain"/>'
+    "</RectangleLabels></View>",
+)
+
+
 def predict(web: FlaskClient, batch: list[dict[str, object]], **body: Any) -> dict[str, Any]:
     """POST /predict as Label Studio does."""
     answer = web.post(
@@ -117,6 +124,22 @@ def test_over_the_budget_nothing_is_answered_and_all_is_handed_over(
     assert count(services, Suggestion.delivery == Delivery.PUSH) == 5
     start_worker()
     wait_until(lambda: count(services, Suggestion.state == SuggestionState.DONE) == 5)
+
+
+def test_a_prompt_about_several_tasks_is_answered_for_all_of_them(
+    web: FlaskClient, start_worker: StartWorker
+) -> None:
+    start_worker()
+    drawn = {
+        "id": "a",
+        "from_name": "box",
+        "to_name": "image",
+        "type": "rectanglelabels",
+        "value": {"x": 20, "y": 20, "width": 50, "height": 50, "rectanglelabels": ["Brain"]},
+    }
+    batch = inline_tasks(3)
+    answer = predict(web, batch, params={"context": {"result": [drawn]}}, label_config=BOX_CONFIG)
+    assert [len(one["result"]) for one in answer["results"]] == [1, 1, 1]
 
 
 def test_a_prompt_that_nobody_waits_for_any_more_is_not_begun(

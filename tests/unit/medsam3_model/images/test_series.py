@@ -34,7 +34,7 @@ def stacks(
 @pytest.mark.parametrize("orientation", [AXIAL, SAGITTAL, (0.8, 0.6, 0, -0.6, 0.8, 0)])
 def test_slices_are_sorted_by_position(tmp_path: Path, orientation: tuple[float, ...]) -> None:
     write_series(tmp_path, VOLUME, orientation=orientation)
-    (stack,), refused = stacks(tmp_path, StackOptions(window=(0, 255)))
+    (stack,), refused = stacks(tmp_path, StackOptions(usual_window=(0, 255)))
     assert not refused
     pages = list(stack.pages())
     assert [int(page[0, 0]) for page in pages] == list(range(6))

@@ -129,6 +129,24 @@ def test_videos_frame_by_frame(tmp_path: Path) -> None:
     assert "damaged" in refusal(path)
 
 
+def test_a_usual_window_is_for_deep_grey_values_alone(tmp_path: Path) -> None:
+    usual, path = {"usual_window": (1000.0, 3000.0)}, tmp_path / "stack.tif"
+    values = np.linspace(0, 4000, 4 * 6 * 5).reshape(4, 6, 5)
+    tifffile.imwrite(path, values.astype(np.uint16), photometric="minisblack")
+    np.testing.assert_array_equal(
+        np.stack(list(only(path, **usual).pages())),
+        windowed(values.astype(np.uint16), (1000, 3000)),
+    )
+    assert only(path, **usual, window=(0.0, 1.0)).geometry.window == (0, 1)
+    tifffile.imwrite(path, (values / 16).astype(np.uint8), photometric="minisblack")
+    np.testing.assert_array_equal(
+        np.stack(list(only(path, **usual).pages())), (values / 16).astype(np.uint8)
+    )
+    video = tmp_path / "video.mp4"
+    write_video(video, 2)
+    assert only(video, **usual).geometry.window is None
+
+
 def test_other_files_are_passed_over_in_a_folder_and_refused_alone(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("nothing")
     assert list(find_stacks(tmp_path, StackOptions(), DEFAULT_LIMITS)) == []
