@@ -14,10 +14,14 @@ from backend.training.gate import (
 
 
 def answers(
-    dice: list[float], phrase: str = "polyp", mode: GateMode = "T", per_group: int = 1
+    dice: list[float],
+    phrase: str = "polyp",
+    mode: GateMode = "T",
+    per_group: int = 1,
+    sureness: float | None = None,
 ) -> list[GateAnswer]:
     return [
-        GateAnswer(f"image{index}", f"group{index // per_group}", phrase, mode, value)
+        GateAnswer(f"image{index}", f"group{index // per_group}", phrase, mode, value, sureness)
         for index, value in enumerate(dice)
     ]
 
@@ -120,3 +124,36 @@ def test_what_a_project_names_itself_is_not_foreign() -> None:
     asked = foreign_names(["Bicycle", "guitar"])
     assert len(asked) == 5
     assert not {"bicycle", "guitar"} & set(asked)
+
+
+@pytest.mark.parametrize(
+    ("now", "before", "passes"),
+    [
+        (5.3, 6.4, True),  # a first round as it should be
+        (3.3, 6.4, True),
+        (2.3, 6.4, False),
+        (-1.0, 2.0, False),
+        (0.2, -3.0, True),  # it was unsure of it before: what it learned is new
+        (-4.0, -3.0, True),  # neither saw it: its Dice says so
+    ],
+)
+def test_a_version_that_grows_unsure_of_what_is_there_is_refused(
+    now: float, before: float, passes: bool
+) -> None:
+    found = verdict(answers([0.9] * 6, sureness=now), answers([0.8] * 6, sureness=before))
+    assert found.passed is passes, found.reasons
+    if not passes:
+        assert f"less than half as sure of it as before (log-odds {before:.1f} → {now:.1f})" in str(
+            found.reasons
+        )
+
+
+def test_one_concept_that_it_is_unsure_of_is_enough() -> None:
+    def both(polyp: float, disc: float, dice: float) -> list[GateAnswer]:
+        sure = answers([dice] * 6, sureness=polyp)
+        return sure + answers([dice] * 6, "optic disc", sureness=disc) + answers([0.9] * 6, "x")
+
+    assert verdict(both(6, 6, 0.9), both(6, 6, 0.8)).passed
+    refused = verdict(both(9, 1, 0.9), both(6, 6, 0.8))
+    assert not refused.passed
+    assert "“optic disc”" in refused.reasons[0]
