@@ -161,8 +161,10 @@ def prompts_under_way(redis: Redis) -> int:
     Raises:
         RedisError: Redis cannot be reached.
     """
-    redis.zremrangebyscore(PROMPTS_KEY, "-inf", time.time())
-    return int(redis.zcard(PROMPTS_KEY))
+    with redis.pipeline(transaction=False) as pipeline:
+        pipeline.zremrangebyscore(PROMPTS_KEY, "-inf", time.time())
+        pipeline.zcard(PROMPTS_KEY)
+        return int(pipeline.execute()[1])
 
 
 def urgent_job_waits(redis: Redis, name: QueueName) -> bool:

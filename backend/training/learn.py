@@ -31,7 +31,11 @@ from backend.training.tables import TrainingRun
 
 if TYPE_CHECKING:
     from medsam3_model import MedSAM3
-    from medsam3_model.training.fine_tuning import TrainingImage, TrainingProgress
+    from medsam3_model.training.fine_tuning import (
+        TrainingImage,
+        TrainingProgress,
+        TrainingSettings,
+    )
 
 log = logging.getLogger(__name__)
 
@@ -83,12 +87,6 @@ def fine_tune(
     from medsam3_model.training.endings import ENDINGS
 
     options = RunOptions.from_json(run.options)
-    settings = fine_tuning.TrainingSettings(
-        steps=options.steps,
-        minutes=options.minutes,
-        learning_rate=options.learning_rate,
-        seed=options.seed,
-    )
     as_image = partial(_training_image, images, options.consensus)
     current = [as_image(example) for example in training_set.of("train") if example.masks]
     replay = list(_replay(services, run, model, training_set, as_image)) if options.replay else []
@@ -107,10 +105,11 @@ def fine_tune(
         base=source.checkpoint,
         cache=images.cache,
         replay=replay,
-        settings=settings,
+        settings=_settings(options),
         state=folder / "state.pt",
         on_progress=reporter,
         make_way=reporter.make_way,
+        give_way=reporter.give_way,
     )
     log.info("training run %s: %d steps; %s", run.id, tuned.steps, ENDINGS[tuned.stopped])
     reporter.note(f"training ended after {tuned.steps} steps: {ENDINGS[tuned.stopped]}")
@@ -132,6 +131,17 @@ def fine_tune(
         "history": [list(row) for row in tuned.history],
     }
     return Trained(draft, tuned.model.version, figures)
+
+
+def _settings(options: RunOptions) -> "TrainingSettings":
+    from medsam3_model.training.fine_tuning import TrainingSettings
+
+    return TrainingSettings(
+        steps=options.steps,
+        minutes=options.minutes,
+        learning_rate=options.learning_rate,
+        seed=options.seed,
+    )
 
 
 def _second_looks(model: "MedSAM3", training_set: examples.TrainingSet) -> dict[str, float]:
@@ -160,6 +170,10 @@ class _Reporter:
         """Wait for annotators; the log's next line says for how long."""
         self._waited_s += wait_for_annotators(self._services)
 
+    def give_way(self) -> None:
+        """The same within a step, for as long as a prompt waits or is under way."""
+        self._waited_s += wait_for_annotators(self._services, between_prompts=False)
+
     def __call__(self, progress: "TrainingProgress") -> None:
         moment = time.monotonic()
         if progress.validation_dice is not None and progress.validation_dice != self._dice:
@@ -180,15 +194,15 @@ class _Reporter:
             raise StoppedError("the trainer was told to stop")
 
 
-def wait_for_annotators(services: Services) -> float:
+def wait_for_annotators(services: Services, *, between_prompts: bool = True) -> float:
     """Wait as long as a prompt waits or is under way, and a moment longer; returns the seconds.
 
-    The moment after a prompt counts for at most `LONGEST_WAIT_S`.
+    The moment after a prompt counts for at most `LONGEST_WAIT_S`, and only where `between_prompts`.
     """
     started = time.monotonic()
     try:
         while not stopping.is_set():
-            late = time.monotonic() - started >= LONGEST_WAIT_S
+            late = not between_prompts or time.monotonic() - started >= LONGEST_WAIT_S
             if not prompts_under_way(services.redis) and (
                 late or not services.redis.exists(INTERACTIVE_KEY)
             ):

@@ -13,7 +13,9 @@ import hashlib
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -30,6 +32,7 @@ from medsam3_model.errors import DatasetError, MedSAM3Error
 from medsam3_model.evaluation.metrics import dice
 from medsam3_model.training.calibration import Calibration
 from medsam3_model.training.data import TrainingData, TrainingImage, spare
+from medsam3_model.training.giving_way import between_layers
 from medsam3_model.training.interpolation import between
 from medsam3_model.training.losses import LossWeights, detector_loss
 from medsam3_model.training.processes import joined
@@ -50,6 +53,9 @@ _MEAN_OVER = 50  # steps that the reported loss is averaged over
 # With 1e-3 the bundled model learned little faster and forgot four times as much. As with Adam in
 # general, the best rate falls with the width of the layers.
 _RATE_AT_WIDTH = (4e-4, 64)
+
+# After these is a step interrupted.
+_LAYERS = (torch.nn.Linear, torch.nn.Conv2d)
 
 _OBJECTS, _PROMPTS, _MASKS, _MASKED_PROMPTS = range(4)
 _COUNTED_BY = {
@@ -170,6 +176,7 @@ def fine_tune(
     state: Path | None = None,
     on_progress: Callable[[TrainingProgress], None] = lambda progress: None,
     make_way: Callable[[], object] = lambda: None,
+    give_way: Callable[[], object] | None = None,
 ) -> FineTuned:
     """Train a copy of a model's detector.
 
@@ -197,6 +204,7 @@ def fine_tune(
             after its state is saved.
         make_way: called by the first process before every step and every image that is judged; it
             waits while the device is to be somebody else's.
+        give_way: the same within a step, between two layers, for a moment only.
 
     Raises:
         DatasetError: no images.
@@ -206,7 +214,7 @@ def fine_tune(
         raise DatasetError("there are no images to train on: annotate some, or name another folder")
     devices.keep_freed_memory()
     run = _Run(model, images, replay, cache, settings or TrainingSettings(), name, base)
-    run.wait = make_way
+    run.wait, run.wait_within = make_way, give_way
     run.resume(state)
     return run.train(state, on_progress)
 
@@ -273,6 +281,7 @@ class _Run:
         self.state = TrainingState(average=self._on_device(detector_state(model.model)))
         self.known_before: float | None = None
         self.wait: Callable[[], object] = lambda: None
+        self.wait_within: Callable[[], object] | None = None
         self.waited = 0.0
 
     def train(
@@ -288,9 +297,10 @@ class _Run:
             self.optimiser.zero_grad(set_to_none=True)
 
             batch = self.draw_batch()
-            loss = self.loss(batch)
-            if batch.prompts:
-                loss.backward()
+            with self.giving_way():
+                loss = self.loss(batch)
+                if batch.prompts:
+                    loss.backward()
             self.processes.add_gradients(self.parameters)
             norm = torch.nn.utils.clip_grad_norm_(self.parameters, settings.clip_norm)
             if torch.isfinite(norm):  # a step that overflowed in mixed precision is left out
@@ -317,9 +327,23 @@ class _Run:
     def make_way(self) -> None:
         """Wait where somebody else needs the device; the time does not count as training."""
         if self.processes.first:
-            started = time.monotonic()
-            self.wait()
-            self.waited += time.monotonic() - started
+            self._wait(self.wait)
+
+    def giving_way(self) -> AbstractContextManager[None]:
+        """In it, waits within the step as well."""
+        if self.wait_within is None or not self.processes.first:
+            return nullcontext()
+        layers = [
+            module
+            for name, module in self.model.model.named_modules()
+            if hashes.is_tuned(f"{name}.weight") and isinstance(module, _LAYERS)
+        ]
+        return between_layers(layers, partial(self._wait, self.wait_within))
+
+    def _wait(self, wait: Callable[[], object]) -> None:
+        started = time.monotonic()
+        wait()
+        self.waited += time.monotonic() - started
 
     def stopped(self) -> str | None:
         """Why the run is over, None while it goes on."""

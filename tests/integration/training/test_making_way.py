@@ -6,6 +6,7 @@ import time
 import pytest
 
 from backend.processes.queues import (
+    INTERACTIVE_KEY,
     PROMPTS_KEY,
     Handler,
     QueueName,
@@ -41,6 +42,21 @@ def test_training_waits_for_prompts_under_way(
     assert training.is_alive()
     wake(services.redis, ["first"])
     wait_until(lambda: not training.is_alive(), 30)
+
+
+def test_within_a_step_only_the_prompt_itself_is_waited_for(stage: TrainingStage) -> None:
+    services = stage.services
+    within = {"between_prompts": False}
+    training = threading.Thread(target=learn.wait_for_annotators, args=(services,), kwargs=within)
+    _prompt(services, "only")
+    training.start()
+    training.join(3 * learn._POLL_S)
+    assert training.is_alive()
+    wake(services.redis, ["only"])
+    wait_until(lambda: not training.is_alive(), 30)
+    # The annotator may draw the next one any moment; between steps that is waited for.
+    assert services.redis.exists(INTERACTIVE_KEY)
+    assert learn.wait_for_annotators(services, **within) < learn._POLL_S
 
 
 def _prompt(services: Services, request_id: str) -> None:
