@@ -12,7 +12,7 @@ painted only for the queries that are looked at.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -75,6 +75,27 @@ def text_features(model: Sam3Model, input_ids: Tensor, attention_mask: Tensor) -
     return model.get_text_features(
         input_ids=input_ids, attention_mask=attention_mask, return_dict=True
     ).pooler_output
+
+
+def with_mirrored(
+    outputs: Mapping[str, Tensor], of_mirrored: Mapping[str, Tensor], rows: Sequence[int]
+) -> dict[str, Tensor]:
+    """Answers with what is also seen in the mirror image: mean log-odds of presence and map.
+
+    Queries are not paired: which of them finds what may differ between the two. The map has a say
+    in every instance's mask, see `DetectionSettings.semantic_share`.
+
+    Args:
+        outputs: of `detector_outputs` about K phrases.
+        of_mirrored: the same about the mirror image, for some of the phrases.
+        rows: which of the K these are.
+    """
+    both = dict(outputs)
+    for name in ("presence_logits", "semantic_seg"):
+        again = of_mirrored[name].flip(-1) if name == "semantic_seg" else of_mirrored[name]
+        both[name] = outputs[name].clone()
+        both[name][list(rows)] = (outputs[name][list(rows)] + again) / 2
+    return both
 
 
 def detector_outputs(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +22,7 @@ from medsam3_model.checkpoints.detectors import DetectorCheckpoint
 from medsam3_model.checkpoints.hashes import WeightsHash, is_neck, of_detector, of_state
 from medsam3_model.errors import CheckpointError, PromptError
 from medsam3_model.postprocessing import SAM3_SETTINGS, DetectionSettings, to_detections
+from medsam3_model.preprocessing import tells_sides
 from medsam3_model.tracker import Tracker
 from medsam3_model.types import Detections, ImageEmbedding, TextEmbedding, stored_form
 
@@ -60,6 +61,8 @@ class MedSAM3:
         tracker: answers clicks, where the checkpoint holds SAM 3's tracker; else None.
         takes_exemplars: a box shows the detector what is meant all over the image; else it asks
             for the object in the box.
+        mirrors: phrases that do not tell left from right, and clicks, are answered by the mean of
+            what is seen in the image and in its mirror image.
     """
 
     def __init__(
@@ -78,6 +81,7 @@ class MedSAM3:
         thresholds: Mapping[str, float] | None = None,
         second_looks: Mapping[str, float] | None = None,
         neck_hash: str | None = None,
+        mirrors: bool = False,
     ) -> None:
         """Wrap a ready `Sam3Model`; most callers want `from_pretrained`.
 
@@ -97,6 +101,7 @@ class MedSAM3:
             thresholds: lowest score of a shown instance by phrase, before that of `settings`.
             second_looks: by phrase, see `second_look_of`.
             neck_hash: where the neck is not the base's.
+            mirrors: see the class.
         """
         self.device = devices.resolve_device(device)
         self.dtype = devices.resolve_dtype(dtype, self.device)
@@ -106,6 +111,7 @@ class MedSAM3:
         self.name = name
         self.tracker = tracker
         self.takes_exemplars = takes_exemplars
+        self.mirrors = mirrors
         self.tokenizer = tokenizer
         hashes = hashes or of_state(model.state_dict())
         self.encoder_hash, self.detector_hash = hashes.encoder, hashes.detector
@@ -181,6 +187,7 @@ class MedSAM3:
             tracker=pretrained.tracker_of(weights, loaded, config, where, precision),
             takes_exemplars=preset.exemplars,
             second_looks=preset.second_looks,
+            mirrors=preset.mirrors,
         )
         return model if detector is None else model.with_detector(detectors.load_detector(detector))
 
@@ -217,6 +224,7 @@ class MedSAM3:
             thresholds=detector.thresholds if settings is None else {},
             second_looks=detector.second_looks,
             neck_hash=detector.detector_hash if detector.has_neck else None,
+            mirrors=self.mirrors,
         )
 
     def with_weights(
@@ -321,7 +329,20 @@ class MedSAM3:
     ) -> list[ImageEmbedding]:
         """`encode_image` for several images; a batch that does not fit in memory is halved."""
         encode = partial(self._encode_batch, rounded=rounded)
-        return devices.in_batches(encode, images, batch_size)
+        embeddings = devices.in_batches(encode, images, batch_size)
+        if not self.mirrors:
+            return embeddings
+        return [
+            replace(embedding, mirrored=cache(partial(self.encode_mirrored, rgb, rounded=rounded)))
+            for embedding, rgb in zip(embeddings, images, strict=True)
+        ]
+
+    def encode_mirrored(
+        self, rgb: npt.NDArray[np.uint8], *, rounded: bool = False
+    ) -> ImageEmbedding:
+        """As `encode_image`, of the image mirrored left to right."""
+        mirror_image = np.ascontiguousarray(rgb[:, ::-1])
+        return self._encode_batch([mirror_image], rounded=rounded)[0]
 
     @torch.no_grad()
     def _encode_batch(
@@ -433,12 +454,19 @@ class MedSAM3:
 
         read = read or detections
         rows, labels = preprocessing.per_phrase_boxes(boxes, box_labels, len(text_embedding))
+        mirrored, mirrored_levels = image_embedding.mirrored, None
+        # A box asks about a place, a sided name about one half: neither is the same in a mirror.
+        looked_twice = [
+            not len(row) and not tells_sides(phrase)
+            for row, phrase in zip(rows, text_embedding.phrases, strict=True)
+        ]
+        if mirrored is not None and any(looked_twice):
+            mirrored_levels = self.levels(mirrored())
 
-        @torch.no_grad()
-        def run(indices: Sequence[int]) -> list[Reading]:
-            outputs = forward.detector_outputs(
+        def ask(seen: Sequence[torch.Tensor], indices: Sequence[int]) -> dict[str, torch.Tensor]:
+            return forward.detector_outputs(
                 self.model,
-                levels,
+                seen,
                 text_embedding.features[list(indices)],
                 text_embedding.attention_mask[list(indices)],
                 *preprocessing.model_boxes(
@@ -446,6 +474,14 @@ class MedSAM3:
                 ),
                 self.dtype,
             )
+
+        @torch.no_grad()
+        def run(indices: Sequence[int]) -> list[Reading]:
+            outputs = ask(levels, indices)
+            twice = [row for row, index in enumerate(indices) if looked_twice[index]]
+            if mirrored_levels is not None and twice:
+                again = ask(mirrored_levels, [indices[row] for row in twice])
+                outputs = forward.with_mirrored(outputs, again, twice)
             # Read within the pass: the masks of all phrases at once may not fit in memory.
             return [read(outputs, row, index) for row, index in enumerate(indices)]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -14,6 +15,9 @@ from medsam3_model.errors import PromptError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+# Mirroring an image makes the left lung a right one.
+_SIDED = re.compile(r"\b(left|right)\b", re.IGNORECASE)
 
 PADDED_BOX = -10
 """transformers' label of a box that only fills the batch."""
@@ -37,6 +41,11 @@ def to_pixel_values(rgb: npt.NDArray[np.uint8], image_size: int) -> torch.Tensor
     channels_first = torch.from_numpy(np.ascontiguousarray(rgb)).permute(2, 0, 1)[None]
     resized = transforms.resize(channels_first, [image_size, image_size], antialias=True)
     return resized.to(torch.float32).div_(127.5).sub_(1.0)
+
+
+def tells_sides(phrase: str) -> bool:
+    """Whether a phrase tells left from right, so that it names something else in a mirror image."""
+    return _SIDED.search(phrase) is not None
 
 
 def phrase_tokens(

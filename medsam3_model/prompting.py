@@ -193,6 +193,8 @@ def _answer_boxes(
     """The answer to boxes, one object for each positive one."""
     height, width = size = image.original_size
     whole = (0, 0, width, height)
+    # A mirror adds less to what a box says than its time is worth (Dice +.003, 40 of 70 ms).
+    image = replace(image, mirrored=None)
     drawn = _clipped(prompt.positive_boxes, whole)
     negative = _clipped(prompt.negative_boxes, whole)
     # Boxes that are looked at in the same part of the image share one pass of the detector.
@@ -205,7 +207,7 @@ def _answer_boxes(
     for window, indices in by_window.items():
         looked = image
         if window != whole and encode_window is not None:
-            looked = encode_window(window)
+            looked = replace(encode_window(window), mirrored=None)
         evidence = _evidence(model, looked, text, drawn[indices], negative, window)
         for index, (logits, presence) in zip(indices, evidence, strict=True):
             answer = answer_in_box(logits, window, drawn[index], size)

@@ -74,6 +74,28 @@ class TrackerTraits:
 SAM3_TRAITS = TrackerTraits()
 
 
+def _mirrored(points: Any, width: int) -> npt.NDArray[np.float64]:
+    """Points x, y in pixels where a mirror shows them, (N, 2)."""
+    return np.abs(np.asarray(points, np.float64).reshape(-1, 2) - [width, 0])
+
+
+def _mirrored_box(box: Any, width: int) -> npt.NDArray[np.float64]:
+    """A box x0, y0, x1, y1 in pixels where a mirror shows it."""
+    (x0, y0), (x1, y1) = _mirrored(box, width)
+    return np.array([x1, y0, x0, y1])
+
+
+def _mean_of_best(answer: TrackerAnswer, mirrored: TrackerAnswer) -> TrackerAnswer:
+    """One mask: mean log-odds of the best about an image and the best about its mirror image."""
+    best, again = int(answer.iou.argmax()), int(mirrored.iou.argmax())
+    both = np.stack([answer.logits[best], mirrored.logits[again][:, ::-1]])
+    return TrackerAnswer(
+        logits=both.clip(-_MASK_PROMPT_LIMIT, _MASK_PROMPT_LIMIT).mean(0, keepdims=True),
+        iou=np.array([(answer.iou[best] + mirrored.iou[again]) / 2], np.float32),
+        presence=(answer.presence + mirrored.presence) / 2,
+    )
+
+
 class Tracker:
     """SAM 3's tracker: points, a box or a mask in, one object's mask out, in images and videos."""
 
@@ -97,7 +119,8 @@ class Tracker:
         self.trunk = trunk
         self.dtype = dtype
         self.encoder_hash = encoder_hash
-        self._latest: tuple[weakref.ref[ImageEmbedding], list[torch.Tensor]] | None = None
+        # Of an image, and of what is seen of it in a mirror.
+        self._latest: tuple[tuple[weakref.ref[torch.Tensor], list[torch.Tensor]], ...] = ()
 
     @torch.no_grad()
     def ask(
@@ -119,12 +142,28 @@ class Tracker:
 
         Returns:
             Three masks that compete for a single click, which may mean a part or the whole; else
-            one.
+            one. Where the image is seen in a mirror, too, always one: the mean of the best each.
 
         Raises:
             PromptError: nothing was given, or it is malformed, or the embedding is of another
                 encoder.
         """
+        answer = self._ask(image, points, point_labels, box, mask)
+        if image.mirrored is None:
+            return answer
+        width = image.original_size[1]
+        mirrored = self._ask(
+            image.mirrored(),
+            None if points is None else _mirrored(points, width),
+            point_labels,
+            None if box is None else _mirrored_box(box, width),
+            None if mask is None else np.ascontiguousarray(np.asarray(mask)[:, ::-1]),
+        )
+        return _mean_of_best(answer, mirrored)
+
+    def _ask(
+        self, image: ImageEmbedding, points: Any, point_labels: Any, box: Any, mask: Any
+    ) -> TrackerAnswer:
         if image.encoder_hash != self.encoder_hash:
             raise PromptError("the image was encoded by another encoder: encode it again")
         prompts = self._prompts(image.original_size, points, point_labels, box, mask)
@@ -377,10 +416,12 @@ class Tracker:
 
     def _kept_levels(self, image: ImageEmbedding) -> list[torch.Tensor]:
         """The tracker's features of an image; those of the latest are kept for further clicks."""
-        if self._latest is not None and self._latest[0]() is image:
-            return self._latest[1]
+        # By the tensor: it is the same in every copy of an embedding.
+        for hidden, levels in self._latest:
+            if hidden() is image.last_hidden_state:
+                return levels
         levels = self.levels(image.last_hidden_state)
-        self._latest = (weakref.ref(image), levels)
+        self._latest = ((weakref.ref(image.last_hidden_state), levels), *self._latest[:1])
         return levels
 
     def _levels_of(self, hidden: torch.Tensor) -> list[torch.Tensor]:
@@ -447,7 +488,7 @@ class Tracker:
 
 def has_tracker(file: TensorFile) -> bool:
     """Whether a checkpoint holds a tracker, in facebook's layouts or in Hugging Face's."""
-    return bool(_sources(file))
+    return bool(tracker_keys.tensors_of(file.shapes))
 
 
 def load_tracker(
@@ -478,7 +519,7 @@ def load_tracker(
             tensor of the memory is an image tracker's, as transformers' `Sam3TrackerModel`.
     """
     model, neck = _empty(sizes, vision)
-    sources = _sources(file)
+    sources = tracker_keys.tensors_of(file.shapes)
     if not any(tracker_keys.is_of_memory(key) for key in sources):
         _leave_out_memory(model)
     for module, prefix in ((model, tracker_keys.MODEL), (neck, tracker_keys.NECK)):
@@ -542,16 +583,8 @@ def _compute_buffers(model: TrackerModel, sizes: Sam3TrackerVideoConfig) -> None
     attention.rotary_emb.register_buffer("original_inv_freq", frequencies.clone(), persistent=False)
 
 
-def _sources(file: TensorFile) -> dict[str, tuple[str, ...]]:
-    """For each of transformers' names, the file's tensors whose rows it holds."""
-    renamed = tracker_keys.sources(file.shapes)
-    names = (tracker_keys.MODEL, tracker_keys.NECK)
-    plain: dict[str, tuple[str, ...]] = {k: (k,) for k in file.shapes if k.startswith(names)}
-    return dict(renamed) or plain
-
-
 def _check_fits(
-    file: TensorFile, sources: dict[str, tuple[str, ...]], expected: dict[str, tuple[int, ...]]
+    file: TensorFile, sources: Mapping[str, tuple[str, ...]], expected: dict[str, tuple[int, ...]]
 ) -> None:
     missing = [key for key in expected if key not in sources]
     unexpected = [part for key, parts in sources.items() if key not in expected for part in parts]

@@ -35,6 +35,8 @@ class ImageEmbedding:
         encoder_hash: the encoder weights that made it; another encoder refuses it.
         neck_hash: the neck that made the levels, which a trained version may have of its own; a
             version with another one makes them again.
+        mirrored: gives the embedding of the same image mirrored left to right, encoded when first
+            asked for; None where a model looks at the image as it is alone (`MedSAM3.mirrors`).
     """
 
     fpn_hidden_states: tuple[torch.Tensor, ...]
@@ -42,6 +44,7 @@ class ImageEmbedding:
     original_size: tuple[int, int]
     encoder_hash: str
     neck_hash: str
+    mirrored: Callable[[], ImageEmbedding] | None = None
 
     @classmethod
     def of_batch(

@@ -1,7 +1,8 @@
 """Images as the model sees them: decoded at most once, their embeddings from the cache."""
 
 from collections.abc import Callable
-from functools import cached_property
+from dataclasses import replace
+from functools import cache, cached_property
 from time import perf_counter
 from typing import TYPE_CHECKING
 
@@ -72,7 +73,7 @@ class EncodedImage:
 
     def whole(self, model: "MedSAM3") -> "ImageEmbedding":
         """The embedding of the whole image."""
-        return self._timed(self.key, model, lambda: model.encode_image(self.rgb, rounded=True))
+        return self._encoded(self.key, model, lambda: self.rgb)
 
     def part(self, model: "MedSAM3", window: "Window", *, keep: bool = True) -> "ImageEmbedding":
         """A part of the image, encoded as an image of its own.
@@ -83,12 +84,26 @@ class EncodedImage:
             keep: whether the cache keeps it.
         """
         x0, y0, x1, y1 = window
-
-        def encode() -> "ImageEmbedding":
-            return model.encode_image(self.rgb[y0:y1, x0:x1], rounded=keep)
-
         key = f"{self.key}-window-{x0}-{y0}-{x1}-{y1}" if keep else None
-        return self._timed(key, model, encode)
+        return self._encoded(key, model, lambda: self.rgb[y0:y1, x0:x1])
+
+    def _encoded(
+        self, key: str | None, model: "MedSAM3", read: Callable[[], "NDArray[np.uint8]"]
+    ) -> "ImageEmbedding":
+        """From the cache, and so is its mirror image's when a model asks for that."""
+        keep = key is not None
+        embedding = self._timed(key, model, lambda: model.encode_image(read(), rounded=keep))
+        if not model.mirrors:
+            return embedding
+
+        def mirrored() -> "ImageEmbedding":
+            return self._timed(
+                key and f"{key}-mirrored",
+                model,
+                lambda: model.encode_mirrored(read(), rounded=keep),
+            )
+
+        return replace(embedding, mirrored=cache(mirrored))
 
     def _timed(
         self, key: str | None, model: "MedSAM3", encode: Callable[[], "ImageEmbedding"]

@@ -311,7 +311,10 @@ class Inference:
         from medsam3_model.second_look import look_closer
 
         if not concepts:
-            return []  # The image is encoded by now, which is all that a prewarming asks for.
+            # The image is encoded by now, which is all that a prewarming asks for.
+            if embedding.mirrored is not None:
+                embedding.mirrored()
+            return []
         texts = self._texts.get(model, [concept.phrase for concept in concepts])
         if prompt is not None and (prompt.boxes or prompt.points or prompt.strokes):
             spatial = in_pixels(prompt, embedding.original_size)

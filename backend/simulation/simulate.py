@@ -288,7 +288,7 @@ class _Play:
 
     def baseline(self, rows: Sequence[Figures]) -> Figures:
         """The U-Net on the same corrected images, for the seconds that training took."""
-        from medsam3_model.training.data import tells_sides
+        from medsam3_model.preprocessing import tells_sides
 
         seconds = sum(row["seconds"] for row in rows)
         labels = list(next(iter(self.tasks.values())).masks)
@@ -302,7 +302,7 @@ class _Play:
             pairs(self.judged),
             seconds=seconds,
             seed=self.seed,
-            sided=tells_sides(self.prompts.values()),
+            sided=any(map(tells_sides, self.prompts.values())),
         )
         groups = [self.tasks[id_].sample.group for id_ in self.judged]
         return {

@@ -58,6 +58,7 @@ def write_bundle(
         use_presence=True,
         exemplars=False,
         semantic_share=0.5,
+        mirrors=True,
     )
     text = json.dumps({"format": BUNDLE_FORMAT, **asdict(info)}, indent=2)
     (folder / "preset.json").write_text(text + "\n", encoding="utf-8")

@@ -34,6 +34,8 @@ class BundleInfo:
     exemplars: a box shows what is meant all over the image; else it asks for the object in it.
     semantic_share: of the semantic map in every instance's mask, see `DetectionSettings`.
     second_looks: by phrase, see `second_look`.
+    mirrors: answers are the mean of those about the image and about its mirror image, see
+        `MedSAM3.mirrors`.
     """
 
     preset: str
@@ -48,6 +50,7 @@ class BundleInfo:
     exemplars: bool
     semantic_share: float
     second_looks: Mapping[str, float] = field(default_factory=dict)
+    mirrors: bool = False
 
 
 def tiny_config(input_size: int = 216) -> "Sam3Config":

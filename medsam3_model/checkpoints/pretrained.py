@@ -40,6 +40,7 @@ class Preset:
         exemplars: a box shows what is meant all over the image, as SAM 3 takes it; else it asks
             for the object in it.
         second_looks: by phrase, see `second_look`.
+        mirrors: see `MedSAM3.mirrors`.
     """
 
     name: str
@@ -47,6 +48,7 @@ class Preset:
     version: str | None = None
     exemplars: bool = True
     second_looks: Mapping[str, float] = field(default_factory=dict)
+    mirrors: bool = False
 
     def to_json(self) -> str:
         """For a file's metadata; `preset_from_json` reads it."""
@@ -55,6 +57,7 @@ class Preset:
             "settings": asdict(self.settings),
             "exemplars": self.exemplars,
             "second_looks": dict(self.second_looks),
+            "mirrors": self.mirrors,
         }
         return json.dumps(content, sort_keys=True)
 
@@ -70,8 +73,13 @@ def preset_from_json(text: str) -> Preset:
         given = {k: v for k, v in content.get("settings", {}).items() if k in known}
         exemplars = bool(content.get("exemplars", True))
         looks = {str(name): float(v) for name, v in content.get("second_looks", {}).items()}
-        settings = DetectionSettings(**given)
-        return Preset(str(content["name"]), settings, exemplars=exemplars, second_looks=looks)
+        return Preset(
+            str(content["name"]),
+            DetectionSettings(**given),
+            exemplars=exemplars,
+            second_looks=looks,
+            mirrors=bool(content.get("mirrors", False)),
+        )
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"the preset of the checkpoint cannot be read: {error}") from error
 
@@ -117,7 +125,7 @@ def preset_of(weights: Path, metadata: Mapping[str, str], adapter: Path | None) 
         preset = Preset(_name_of(weights), SAM3_SETTINGS)
     if adapter is not None:
         name = f"{preset.name}+{_clean(adapter.stem)}"
-        return Preset(name, MEDSAM3_V1_SETTINGS, exemplars=preset.exemplars)
+        return Preset(name, MEDSAM3_V1_SETTINGS, exemplars=preset.exemplars, mirrors=preset.mirrors)
     return preset
 
 
@@ -131,7 +139,9 @@ def _bundle_preset(folder: Path) -> Preset:
         mask_threshold=info.mask_threshold,
         semantic_share=info.semantic_share,
     )
-    return Preset(info.preset, settings, info.version, info.exemplars, info.second_looks)
+    return Preset(
+        info.preset, settings, info.version, info.exemplars, info.second_looks, info.mirrors
+    )
 
 
 def tokenizer_of(weights: Path, config: Sam3Config) -> PreTrainedTokenizerBase:

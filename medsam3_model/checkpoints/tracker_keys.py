@@ -188,6 +188,12 @@ def sources(facebook_keys: Iterable[str]) -> Mapping[str, tuple[str, ...]]:
     return found
 
 
+def tensors_of(keys: Iterable[str]) -> Mapping[str, tuple[str, ...]]:
+    """As `sources`, also where a file has transformers' names itself."""
+    keys = list(keys)
+    return sources(keys) or {key: (key,) for key in keys if key.startswith((MODEL, NECK))}
+
+
 def _tracker_names(keys: list[str]) -> dict[str, str]:
     """The tracker's tensors by the names that they have, or would have, in `sam3.pt`."""
     names = {key.removeprefix("detector."): key for key in keys}

@@ -25,7 +25,7 @@ import time
 import zlib
 from collections import Counter, OrderedDict, deque
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -177,7 +177,8 @@ class EmbeddingCache(_Counted):
         embedding = self._read(model, key) or self._read_shared(model, key, image_key)
         if embedding is None:
             self._count("embedding_misses")
-            embedding = _rounded(model, encode())
+            # The caller's image would be kept as long as a way to its mirror image.
+            embedding = replace(_rounded(model, encode()), mirrored=None)
             self._keep(key, image_key, embedding)
         if in_memory:
             self._remember(in_memory_key, embedding)

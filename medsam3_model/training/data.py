@@ -5,9 +5,8 @@ views, so each is computed once, for this run and all later ones. Images are rea
 instance maps are kept, compressed.
 """
 
-import re
 import zlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -20,6 +19,7 @@ from medsam3_model.box_answers import enlarged
 from medsam3_model.boxes import tight_box
 from medsam3_model.data.samples import lot_of_group
 from medsam3_model.detector import Prompts
+from medsam3_model.preprocessing import tells_sides
 from medsam3_model.pretraining.phrases import EVERYDAY_PHRASES, GENERIC_PHRASES
 from medsam3_model.second_look import ROOMS, SMALL_PATCHES
 from medsam3_model.training.augmentation import (
@@ -52,13 +52,6 @@ _LEAST_GROUPS = 3
 _FIRST_ENLARGED = 2
 # Standard error of an enlarged object's place, as a share of its longer side.
 _BESIDE = 0.12
-# Mirroring an image makes the left lung a right one.
-_SIDED = re.compile(r"\b(left|right)\b")
-
-
-def tells_sides(phrases: Iterable[str]) -> bool:
-    """Whether a phrase tells left from right, so that a mirrored image would be named wrongly."""
-    return any(_SIDED.search(phrase) for phrase in phrases)
 
 
 @dataclass(frozen=True)
@@ -133,7 +126,7 @@ class TrainingData:
             )
             return WHOLE, plain
         layers = self._layers[image.key]
-        sided = tells_sides(layers.phrases)
+        sided = any(map(tells_sides, layers.phrases))
         # The same numbers draw geometry and look, here and in every later run.
         rng = np.random.default_rng([zlib.crc32(image.key.encode()), number])
         view = self._enlarged(image.key, layers, rng, sided) if number >= _FIRST_ENLARGED else None

@@ -31,6 +31,7 @@ class StubModel:
 
     seconds: float
     version = "stub"
+    mirrors = False
     encoder_hash = neck_hash = "stub"
     dtype = torch.float32
     device = torch.device("cpu")

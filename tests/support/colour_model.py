@@ -27,6 +27,7 @@ class ColourModel:
     """
 
     version = "colour-1"
+    mirrors = False
     tracker = None
     settings = DetectionSettings()
     patches: int = 64

@@ -1,5 +1,6 @@
 """`MedSAM3` itself, with the bundled model: encode once, prompt often."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -86,9 +87,8 @@ def test_raw_tensors_agree_with_the_cached_path(model: MedSAM3, rgb: np.ndarray)
 
     ids = model.tokenizer(["polyp"], return_tensors="pt")["input_ids"]
     raw = model.raw(to_pixel_values(rgb, model.image_size), ids)
-    found = model.detect_all(
-        model.encode_image(rgb), model.encode_text(["polyp"]), settings=EVERYTHING
-    )[0]
+    as_it_is = replace(model.encode_image(rgb), mirrored=None)
+    found = model.detect_all(as_it_is, model.encode_text(["polyp"]), settings=EVERYTHING)[0]
     assert set(raw) == {
         "pred_logits",
         "pred_boxes",
@@ -139,3 +139,41 @@ def test_settings_and_config_may_be_given(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(CheckpointError, match=r"not a readable config\.json"):
         MedSAM3.from_pretrained("tiny", config=tmp_path / "config.json", device="cpu")
+
+
+def test_a_name_means_the_same_in_a_mirror(model: MedSAM3, rgb: np.ndarray) -> None:
+    assert model.mirrors
+    text = model.encode_text(["skin lesion", "left lung"])
+    image, mirror_image = model.encode_image(rgb), model.encode_image(rgb[:, ::-1].copy())
+    lesion, lung = model.detect_all(image, text)
+    mirrored, sided = model.detect_all(mirror_image, text)
+    np.testing.assert_allclose(mirrored.semantic[:, ::-1], lesion.semantic, atol=1e-4)
+    assert mirrored.presence == pytest.approx(lesion.presence, abs=1e-4)
+    # The left lung is another one there: such names are asked of the image as it is.
+    assert np.abs(sided.semantic[:, ::-1] - lung.semantic).max() > 0.01
+    plain_lesion, plain_lung = model.detect_all(replace(image, mirrored=None), text)
+    np.testing.assert_allclose(plain_lung.semantic, lung.semantic, atol=1e-4)
+    assert np.abs(plain_lesion.semantic - lesion.semantic).max() > 1e-3
+
+
+def test_a_box_is_asked_about_as_it_is_drawn(model: MedSAM3, rgb: np.ndarray) -> None:
+    image, text = model.encode_image(rgb), model.encode_text(["skin lesion"])
+    box = [[50, 10, 110, 70]]
+    drawn = model.detect_all(image, text, box)[0]
+    plain = model.detect_all(replace(image, mirrored=None), text, box)[0]
+    np.testing.assert_array_equal(drawn.semantic, plain.semantic)
+
+
+def test_clicks_mean_the_same_in_a_mirror(model: MedSAM3, rgb: np.ndarray) -> None:
+    tracker, width = model.tracker, rgb.shape[1]
+    assert tracker is not None
+    image, mirror_image = model.encode_image(rgb), model.encode_image(rgb[:, ::-1].copy())
+    clicked = tracker.ask(image, [[80, 40], [20, 10]], [1, 0], [50, 10, 110, 70])
+    there = [[width - 80, 40], [width - 20, 10]]
+    mirrored = tracker.ask(mirror_image, there, [1, 0], [width - 110, 10, width - 50, 70])
+    np.testing.assert_allclose(mirrored.logits[0, :, ::-1], clicked.logits[0], atol=1e-3)
+    assert mirrored.iou == pytest.approx(clicked.iou, abs=1e-4)
+    # An answer that is to be mended is mirrored with the clicks.
+    mended = tracker.ask(image, [[80, 40]], mask=clicked.logits[0])
+    turned = tracker.ask(mirror_image, there[:1], mask=mirrored.logits[0])
+    np.testing.assert_allclose(turned.logits[0, :, ::-1], mended.logits[0], atol=1e-3)

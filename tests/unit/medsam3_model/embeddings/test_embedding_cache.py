@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -90,7 +91,7 @@ def test_masks_from_16_bit_are_those_from_32(bundled: MedSAM3, tmp_path: Path) -
     compared = []
     for image in bundled_replay()[::25]:
         encode = partial(bundled.encode_image, image.read())
-        first = encode()
+        first = replace(encode(), mirrored=None)
         made = cache_of(tmp_path).get(bundled, image.key, encode)
         again = cache_of(tmp_path).get(bundled, image.key, Encoder(bundled)(1))
         assert torch.equal(again.last_hidden_state, first.last_hidden_state.half().float())
