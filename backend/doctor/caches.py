@@ -52,9 +52,9 @@ def check_embedding_room(settings: Settings, database: Database) -> Check:
                 tasks += int(client.project(project_id).get("task_number") or 0)
             except LabelStudioError:
                 continue  # the project's own check says so
-    entry_bytes = _entry_bytes(settings)
-    needed_mb = -(-tasks * entry_bytes // 2**20)
-    fits = f"{tasks} tasks × {entry_bytes / 2**20:.2f} MB = {needed_mb} MB"
+    image_bytes = _entries_of_image(settings) * _entry_bytes(settings)
+    needed_mb = -(-tasks * image_bytes // 2**20)
+    fits = f"{tasks} tasks × {image_bytes / 2**20:.2f} MB = {needed_mb} MB"
     if needed_mb <= settings.embedding_disk_mb:
         return ok("embeddings", f"{fits}, which fit into {settings.embedding_disk_mb} MB")
     if settings.embedding_store_url:
@@ -66,7 +66,7 @@ def check_embedding_room(settings: Settings, database: Database) -> Check:
     return warn(
         "embeddings",
         f"{fits}, but MEDSAM3_EMBEDDING_DISK_MB is {settings.embedding_disk_mb}: "
-        f"{tasks - settings.embedding_disk_mb * 2**20 // entry_bytes} images are encoded again "
+        f"{tasks - settings.embedding_disk_mb * 2**20 // image_bytes} images are encoded again "
         "each time that all are predicted",
         f"set MEDSAM3_EMBEDDING_DISK_MB={needed_mb} where the disk has room",
     )
@@ -100,13 +100,29 @@ def _entry_bytes(settings: Settings) -> int:
             continue  # a worker dropped it
     if sizes:
         return round(fmean(sizes))
-    from medsam3_model.checkpoints.presets import WEIGHTS_FOLDER
-
-    folder = WEIGHTS_FOLDER / settings.model if settings.model in BUNDLED else Path(settings.model)
     try:
-        config = json.loads((folder.expanduser() / "config.json").read_text())
+        config = json.loads((_model_folder(settings) / "config.json").read_text())
         backbone = config["detector_config"]["vision_config"]["backbone_config"]
         patches = (backbone["image_size"] // backbone["patch_size"]) ** 2
         return int(patches * backbone["hidden_size"] * 2)
     except (OSError, ValueError, KeyError, TypeError):
         return _FULL_SIZE_BYTES
+
+
+def _entries_of_image(settings: Settings) -> int:
+    """Two where the model looks at the mirror image, too."""
+    from medsam3_model.checkpoints.presets import read_bundle_info
+    from medsam3_model.errors import CheckpointError
+
+    try:
+        return 2 if read_bundle_info(_model_folder(settings)).mirrors else 1
+    except CheckpointError:  # no bundle, and no other checkpoint does
+        return 1
+
+
+def _model_folder(settings: Settings) -> Path:
+    from medsam3_model.checkpoints.presets import WEIGHTS_FOLDER
+
+    if settings.model in BUNDLED:
+        return WEIGHTS_FOLDER / settings.model
+    return Path(settings.model).expanduser()

@@ -15,7 +15,6 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -329,8 +328,13 @@ class _Run:
         if self.processes.first:
             self._wait(self.wait)
 
+    def give_way(self) -> None:
+        """Wait within a step."""
+        if self.wait_within is not None and self.processes.first:
+            self._wait(self.wait_within)
+
     def giving_way(self) -> AbstractContextManager[None]:
-        """In it, waits within the step as well."""
+        """In it, waits between layers as well."""
         if self.wait_within is None or not self.processes.first:
             return nullcontext()
         layers = [
@@ -338,7 +342,7 @@ class _Run:
             for name, module in self.model.model.named_modules()
             if hashes.is_tuned(f"{name}.weight") and isinstance(module, _LAYERS)
         ]
-        return between_layers(layers, partial(self._wait, self.wait_within))
+        return between_layers(layers, self.give_way)
 
     def _wait(self, wait: Callable[[], object]) -> None:
         started = time.monotonic()
@@ -407,6 +411,7 @@ class _Run:
         """This process's images of the step, and a prompt about each."""
         settings, batch = self.settings, _Batch()
         for _, slot in self.processes.mine(range(settings.images_per_step)):
+            self.give_way()  # a view that is seen for the first time is encoded
             # Seed, step and slot decide alone: whichever process draws it, whenever it was killed.
             rng = np.random.default_rng([settings.seed, self.state.step, slot])
             pool = self.images

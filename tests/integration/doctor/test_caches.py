@@ -22,12 +22,12 @@ def test_a_project_whose_embeddings_do_not_fit_is_named_with_the_number(stage: S
     for _ in range(30):
         stage.label_studio.add_task(b"")
     assert check_embedding_room(services.settings, services.database).status is Status.OK
-    # The bundled model: 18 × 18 patches of 192 numbers in 16 bit.
+    # The bundled model: 18 × 18 patches of 192 numbers in 16 bit, and as many of the mirror image.
     settings = services.settings.model_copy(update={"embedding_disk_mb": 1})
     found = check_embedding_room(settings, services.database)
     assert found.status is Status.WARN
-    assert found.message.startswith("30 tasks × 0.12 MB = 4 MB")
-    assert "22 images are encoded again" in found.message
+    assert found.message.startswith("30 tasks × 0.24 MB = 8 MB")
+    assert "26 images are encoded again" in found.message
     full = settings.model_copy(update={"model": "facebook/sam3", "embedding_disk_mb": 20480})
     assert "× 10.12 MB = 304 MB" in check_embedding_room(full, services.database).message
     shared = settings.model_copy(update={"embedding_store_url": "s3://bucket/embeddings"})
