@@ -109,7 +109,7 @@ def fine_tune(
         state=folder / "state.pt",
         on_progress=reporter,
         make_way=reporter.make_way,
-        give_way=reporter.give_way,
+        make_way_within_step=reporter.make_way_within_step,
     )
     log.info("training run %s: %d steps; %s", run.id, tuned.steps, ENDINGS[tuned.stopped])
     reporter.note(f"training ended after {tuned.steps} steps: {ENDINGS[tuned.stopped]}")
@@ -170,7 +170,7 @@ class _Reporter:
         """Wait for annotators; the log's next line says for how long."""
         self._waited_s += wait_for_annotators(self._services)
 
-    def give_way(self) -> None:
+    def make_way_within_step(self) -> None:
         """The same within a step, for as long as a prompt waits or is under way."""
         self._waited_s += wait_for_annotators(self._services, between_prompts=False)
 

@@ -31,9 +31,9 @@ from medsam3_model.errors import DatasetError, MedSAM3Error
 from medsam3_model.evaluation.metrics import dice
 from medsam3_model.training.calibration import Calibration
 from medsam3_model.training.data import TrainingData, TrainingImage, spare
-from medsam3_model.training.giving_way import between_layers
 from medsam3_model.training.interpolation import between
 from medsam3_model.training.losses import LossWeights, detector_loss
+from medsam3_model.training.making_way import between_layers
 from medsam3_model.training.processes import joined
 from medsam3_model.training.prompts import DrawnPrompt, correction_prompt
 from medsam3_model.training.state import TrainingState, load_state, save_state
@@ -175,7 +175,7 @@ def fine_tune(
     state: Path | None = None,
     on_progress: Callable[[TrainingProgress], None] = lambda progress: None,
     make_way: Callable[[], object] = lambda: None,
-    give_way: Callable[[], object] | None = None,
+    make_way_within_step: Callable[[], object] | None = None,
 ) -> FineTuned:
     """Train a copy of a model's detector.
 
@@ -203,7 +203,7 @@ def fine_tune(
             after its state is saved.
         make_way: called by the first process before every step and every image that is judged; it
             waits while the device is to be somebody else's.
-        give_way: the same within a step, between two layers, for a moment only.
+        make_way_within_step: the same between the layers of a step, for a moment only.
 
     Raises:
         DatasetError: no images.
@@ -213,7 +213,7 @@ def fine_tune(
         raise DatasetError("there are no images to train on: annotate some, or name another folder")
     devices.keep_freed_memory()
     run = _Run(model, images, replay, cache, settings or TrainingSettings(), name, base)
-    run.wait, run.wait_within = make_way, give_way
+    run.wait, run.wait_within_step = make_way, make_way_within_step
     run.resume(state)
     return run.train(state, on_progress)
 
@@ -280,7 +280,7 @@ class _Run:
         self.state = TrainingState(average=self._on_device(detector_state(model.model)))
         self.known_before: float | None = None
         self.wait: Callable[[], object] = lambda: None
-        self.wait_within: Callable[[], object] | None = None
+        self.wait_within_step: Callable[[], object] | None = None
         self.waited = 0.0
 
     def train(
@@ -296,7 +296,7 @@ class _Run:
             self.optimiser.zero_grad(set_to_none=True)
 
             batch = self.draw_batch()
-            with self.giving_way():
+            with self.interruptible():
                 loss = self.loss(batch)
                 if batch.prompts:
                     loss.backward()
@@ -328,21 +328,21 @@ class _Run:
         if self.processes.first:
             self._wait(self.wait)
 
-    def give_way(self) -> None:
-        """Wait within a step."""
-        if self.wait_within is not None and self.processes.first:
-            self._wait(self.wait_within)
+    def make_way_within_step(self) -> None:
+        """As `make_way`, for a moment."""
+        if self.wait_within_step is not None and self.processes.first:
+            self._wait(self.wait_within_step)
 
-    def giving_way(self) -> AbstractContextManager[None]:
-        """In it, waits between layers as well."""
-        if self.wait_within is None or not self.processes.first:
+    def interruptible(self) -> AbstractContextManager[None]:
+        """In it, way is made between any two layers."""
+        if self.wait_within_step is None or not self.processes.first:
             return nullcontext()
         layers = [
             module
             for name, module in self.model.model.named_modules()
             if hashes.is_tuned(f"{name}.weight") and isinstance(module, _LAYERS)
         ]
-        return between_layers(layers, self.give_way)
+        return between_layers(layers, self.make_way_within_step)
 
     def _wait(self, wait: Callable[[], object]) -> None:
         started = time.monotonic()
@@ -411,7 +411,7 @@ class _Run:
         """This process's images of the step, and a prompt about each."""
         settings, batch = self.settings, _Batch()
         for _, slot in self.processes.mine(range(settings.images_per_step)):
-            self.give_way()  # a view that is seen for the first time is encoded
+            self.make_way_within_step()  # a view that is seen for the first time is encoded
             # Seed, step and slot decide alone: whichever process draws it, whenever it was killed.
             rng = np.random.default_rng([settings.seed, self.state.step, slot])
             pool = self.images

@@ -13,7 +13,7 @@ from medsam3_model.checkpoints.hashes import is_tuned
 from medsam3_model.errors import DatasetError
 from medsam3_model.predictor import MedSAM3
 from medsam3_model.pretraining.phrases import EVERYDAY_PHRASES, GENERIC_PHRASES
-from medsam3_model.training import fine_tuning, giving_way
+from medsam3_model.training import fine_tuning, making_way
 from medsam3_model.training.data import TrainingData, TrainingImage
 from medsam3_model.training.fine_tuning import (
     FineTuned,
@@ -184,13 +184,13 @@ def test_another_seed_is_another_run_and_the_same_is_the_same(
     assert run(model, tmp_path, settings=settings).model.detector_hash != first
 
 
-def test_giving_way_within_steps_changes_nothing_of_what_is_learned(
+def test_making_way_within_steps_changes_nothing_of_what_is_learned(
     model: MedSAM3, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(giving_way, "EVERY_S", 0.0)
+    monkeypatch.setattr(making_way, "EVERY_S", 0.0)
     asked: list[None] = []
     plain = run(model, tmp_path).model.detector_hash
-    paused = run(model, tmp_path, give_way=lambda: asked.append(None))
+    paused = run(model, tmp_path, make_way_within_step=lambda: asked.append(None))
     assert paused.model.detector_hash == plain
     assert len(asked) > 20 * FEW.steps  # forward and backward, layer by layer
 

@@ -1,4 +1,4 @@
-"""Giving way within a step: between two layers training can stop for a moment.
+"""Making way within a step: between two layers training can stop for a moment.
 
 A step takes as long as an annotator's whole prompt, so waiting between steps alone would make a
 prompt share the device for up to a step.
@@ -15,19 +15,19 @@ EVERY_S = 0.02
 
 
 @contextmanager
-def between_layers(layers: Iterable[nn.Module], give_way: Callable[[], object]) -> Iterator[None]:
-    """Have `give_way` called between layers, forward and backward, every `EVERY_S` or so.
+def between_layers(layers: Iterable[nn.Module], make_way: Callable[[], object]) -> Iterator[None]:
+    """Have `make_way` called between layers, forward and backward, every `EVERY_S` or so.
 
     Args:
         layers: modules that answer with a tensor.
-        give_way: returns when training may go on; what it raises ends the step.
+        make_way: returns when training may go on; what it raises ends the step.
     """
     last = time.monotonic()
 
     def glance(*_: object) -> None:
         nonlocal last
         if time.monotonic() - last >= EVERY_S:
-            give_way()
+            make_way()
             last = time.monotonic()
 
     def after(_: nn.Module, __: object, output: object) -> None:
