@@ -341,8 +341,8 @@ class MedSAM3:
         self, rgb: npt.NDArray[np.uint8], *, rounded: bool = False
     ) -> ImageEmbedding:
         """As `encode_image`, of the image mirrored left to right."""
-        mirror_image = np.ascontiguousarray(rgb[:, ::-1])
-        return self._encode_batch([mirror_image], rounded=rounded)[0]
+        encode = partial(self._encode_batch, rounded=rounded)
+        return devices.in_batches(encode, [np.ascontiguousarray(rgb[:, ::-1])], 1)[0]
 
     @torch.no_grad()
     def _encode_batch(
