@@ -1,20 +1,24 @@
 """From corrections to a version in service, through the real parts."""
 
 import json
+import math
 import re
 from collections import Counter
+from dataclasses import replace
 
+import pytest
 import torch
 from safetensors.numpy import load_file
 from sqlalchemy import select
 
 from backend.corrections.tables import Revision
+from backend.labeling.config import parse_label_config
 from backend.models import promotion, versions
 from backend.models.detectors import DetectorStore
 from backend.models.loading import Models
 from backend.services import Services
 from backend.tables import GateVerdict, ModelVersion, Promotion
-from backend.training import runs
+from backend.training import examples, gate, runs
 from backend.training.run_log import log_of
 from backend.training.tables import RunState, TrainingRun, Trigger
 from backend.training.trainer import train_run
@@ -22,7 +26,7 @@ from medsam3_model import MedSAM3
 from medsam3_model.checkpoints.detectors import load_detector
 from medsam3_model.evaluation.metrics import dice
 from tests.support.discs import disc
-from tests.support.training_stage import TrainingStage, publish_weights
+from tests.support.training_stage import CONFIG, TrainingStage, publish_weights
 
 
 def on_unseen_discs(model: MedSAM3) -> float:
@@ -97,6 +101,39 @@ def test_the_gate_looks_closer_at_small_objects_as_annotators_are_answered(
         keys.append(notes["image_key"])
     # Both versions share the encoder, so each validation image's disc was encoded once.
     assert len([key for key in keys if "-window-" in key]) == 4
+
+
+def test_the_gate_notes_how_sure_a_model_is_of_what_is_there(stage: TrainingStage) -> None:
+    services = stage.services
+    stage.annotate(val=2)
+    requested = runs.request_run(services, stage.project_id, Trigger.COMMAND)
+    with services.database.session() as session:
+        dataset_id = examples.take(session, session.get_one(TrainingRun, requested.run_id))
+        training_set = examples.load(session, dataset_id, parse_label_config(CONFIG))
+    model = Models(services).get(versions.in_service(services, stage.project_id))
+    images = examples.Images(services)
+
+    def sureness() -> dict[tuple[str, str], set[float | None]]:
+        found: dict[tuple[str, str], set[float | None]] = {}
+        for answer in gate.answers(model, training_set.of("val"), images, "latest").given:
+            found.setdefault((answer.phrase, answer.mode), set()).add(answer.sureness)
+        return found
+
+    presences = [
+        model.detect_all(images.encoded(example).whole(model), model.encode_text(["optic disc"]))[
+            0
+        ].presence
+        for example in training_set.of("val")
+    ]
+    noted = sureness()
+    assert sorted(noted.pop(("optic disc", "T"))) == pytest.approx(
+        sorted(math.log(presence / (1 - presence)) for presence in presences), abs=1e-3
+    )
+    # Nothing of what is absent, nor where a box says that it is there.
+    assert noted == {("optic cup", "T"): {None}, ("optic disc", "T+I"): {None}}
+    # Nor of a model whose answers do not depend on presence.
+    model.settings = replace(model.settings, use_presence=False)
+    assert sureness()["optic disc", "T"] == {None}
 
 
 def images_fetched(stage: TrainingStage) -> Counter[str]:
