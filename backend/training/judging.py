@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING
 
 from backend.services import Services
 from backend.training import gate, runs
+from backend.training.annotators import Annotators
 from backend.training.examples import Example, Images
 from backend.training.gate import Answers, Verdict
-from backend.training.learn import wait_for_annotators
 from backend.training.options import RunOptions
 from backend.training.run_log import RunLog, waited
 from backend.training.tables import Stage, TrainingRun
@@ -84,10 +84,11 @@ class Judge:
         return verdict
 
     def _answers(self, model: "MedSAM3") -> Answers:
+        annotators = Annotators(self._services.redis)
         waits: list[float] = []
 
         def on_image() -> None:
-            waits.append(wait_for_annotators(self._services))
+            waits.append(annotators.wait())
             runs.at_stage(self._services, self._run.id, Stage.GATE)
 
         rule = self._options.consensus

@@ -9,7 +9,6 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from redis.exceptions import RedisError
 from sqlalchemy import select
 
 from backend.corrections import store
@@ -17,12 +16,12 @@ from backend.errors import StoppedError
 from backend.labeling.config import parse_label_config
 from backend.models import versions
 from backend.models.loading import VersionWeights
-from backend.processes.queues import INTERACTIVE_KEY, prompts_under_way
 from backend.processes.stopping import stopping
 from backend.services import Services
 from backend.settings import Consensus
 from backend.tables import Promotion
 from backend.training import examples, runs
+from backend.training.annotators import Annotators
 from backend.training.curves import CurvePoint, add_point
 from backend.training.examples import Images
 from backend.training.options import RunOptions
@@ -41,10 +40,6 @@ log = logging.getLogger(__name__)
 
 # Rows are not written for every step: some people watch, nobody that closely.
 REPORT_EVERY_S = 1.0
-# Training waits for annotators who are between two prompts, but not for ever: a busy day would see
-# no step at all.
-LONGEST_WAIT_S = 20.0
-_POLL_S = 0.05
 
 
 @dataclass(frozen=True)
@@ -156,6 +151,7 @@ class _Reporter:
 
     def __init__(self, services: Services, run: TrainingRun, run_log: RunLog) -> None:
         self._services, self._run_id, self._log = services, run.id, run_log
+        self._annotators = Annotators(services.redis)
         self._reached = run.step
         self._written = 0.0
         self._dice = run.validation_dice
@@ -168,11 +164,11 @@ class _Reporter:
 
     def make_way(self) -> None:
         """Wait for annotators; the log's next line says for how long."""
-        self._waited_s += wait_for_annotators(self._services)
+        self._waited_s += self._annotators.wait()
 
     def make_way_within_step(self) -> None:
         """The same within a step, for as long as a prompt waits or is under way."""
-        self._waited_s += wait_for_annotators(self._services, between_prompts=False)
+        self._waited_s += self._annotators.wait(between_prompts=False)
 
     def __call__(self, progress: "TrainingProgress") -> None:
         moment = time.monotonic()
@@ -192,25 +188,6 @@ class _Reporter:
             add_point(self._services.redis, self._run_id, point)
         if stopping.is_set():
             raise StoppedError("the trainer was told to stop")
-
-
-def wait_for_annotators(services: Services, *, between_prompts: bool = True) -> float:
-    """Wait as long as a prompt waits or is under way, and a moment longer; returns the seconds.
-
-    The moment after a prompt counts for at most `LONGEST_WAIT_S`, and only where `between_prompts`.
-    """
-    started = time.monotonic()
-    try:
-        while not stopping.is_set():
-            late = not between_prompts or time.monotonic() - started >= LONGEST_WAIT_S
-            if not prompts_under_way(services.redis) and (
-                late or not services.redis.exists(INTERACTIVE_KEY)
-            ):
-                break
-            time.sleep(_POLL_S)
-    except RedisError:
-        log.debug("Redis does not say whether annotators wait")
-    return time.monotonic() - started
 
 
 def _training_image(images: Images, rule: Consensus, example: examples.Example) -> "TrainingImage":
