@@ -5,7 +5,7 @@ an annotator would; every round counts (SAM, Kirillov et al. 2023, appendix A; S
 2024, appendix D).
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -156,18 +156,18 @@ class ClickRounds:
         prompt.masks = answer[:, None].clamp(-32, 32) if rng.random() < 0.9 else None
 
 
-def objects_in_view(labels: Tensor, rng: np.random.Generator) -> list[Tensor]:
-    """Masks (h, w) of some of the instances in labels (K, 2h, 2w)."""
+def objects_in_view(layers: Mapping[str, Tensor], rng: np.random.Generator) -> list[Tensor]:
+    """Masks (h, w) of some of the instances in labels (2h, 2w) of several concepts."""
     found = [
-        (layer, int(number))
-        for layer in range(len(labels))
-        for number in labels[layer].unique()
+        (labels, int(number))
+        for labels in layers.values()
+        for number in labels.unique()
         if number > 0
     ]
     rng.shuffle(found)
     masks = []
-    for layer, number in found[: 3 * _OBJECTS]:
-        mask = F.avg_pool2d((labels[layer] == number).float()[None, None], 2)[0, 0]
+    for labels, number in found[: 3 * _OBJECTS]:
+        mask = F.avg_pool2d((labels == number).float()[None, None], 2)[0, 0]
         if float((mask > 0.5).sum()) >= _SMALLEST:
             masks.append(mask)
         if len(masks) == _OBJECTS:

@@ -7,7 +7,7 @@ run goes on. A run begins with nothing, or with the bundled tracker (`--go-on`).
 """
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -36,17 +36,13 @@ from medsam3_model.pretraining.data import SourceImage, load_sources, read_folde
 from medsam3_model.pretraining.shared_training import (
     SharedTraining,
     copy_of,
+    part_of,
     prepare,
     run_parser,
 )
 from medsam3_model.pretraining.validation import normalise
+from medsam3_model.pretraining.views import draw_view
 from medsam3_model.tracker import Tracker, TrackerTraits, empty_tracker
-from medsam3_model.training.augmentation import (
-    random_look,
-    random_view,
-    sample_image,
-    sample_labels,
-)
 
 # Standard deviation of the positions' random frequencies: higher ones tell nearer places apart.
 _FREQUENCIES = 1.5
@@ -63,6 +59,9 @@ _SHARES = {
     "dermoscopy": (0.02, 0.02), "fundus": (0.02, 0.01), "chest_xray": (0.1, 0.03),
     "cardiac_mri": (0.08, 0.02), "microscopy": (0.05, 0.01), "shapes": (0.25, 0.06),
 }  # fmt: skip
+
+# Sources whose validation images are clicked on.
+CLICKED = ("isic2017", "kvasir_seg", "bus_uclm")
 
 
 @dataclass(frozen=True)
@@ -149,31 +148,9 @@ class TrackerPretraining(SharedTraining):
         self.parts.share_memory()
 
     def run(self) -> None:
-        """Train to the end, then write the bundle: the bundled weights with this tracker."""
+        """Train to the end; the bundle is written with each validation."""
         self.take_steps(self.config.steps)
         self.log({"validation": self.validate()})
-        self.write(self.out / "bundle")
-
-    def write(self, folder: Path) -> None:
-        """Write the bundled weights with the averaged tracker beside them."""
-        model, neck = (
-            {
-                key.removeprefix(part): value
-                for key, value in self.average.items()
-                if key.startswith(part)
-            }
-            for part in ("model.", "neck.")
-        )
-        base, weights = self.base, bundled_weights("tiny")
-        info = write_bundle(
-            folder,
-            "tiny",
-            base.config,
-            base.model.state_dict(),
-            load_tokenizer(weights),
-            tracker_keys.in_bundle(model, neck),
-        )
-        self.log({"version": info.version})
 
     def one_step(self) -> dict[str, float]:
         """Update the shared weights once; the loss, and the mean Dice after each round."""
@@ -217,28 +194,25 @@ class TrackerPretraining(SharedTraining):
             single = self.step < self.config.single_steps
             shares = np.array([_SHARES[name][0 if single else 1] for name in self.names])
             source = self.sources[self.names[rng.choice(len(shares), p=shares / shares.sum())]]
-            sample = source[int(rng.integers(len(source)))]
-            view = random_view(rng, sample.family, sample.aspect)
-            labels = sample_labels(np.stack(list(sample.layers.values())), view, 2 * self.cells)
-            if not (objects := objects_in_view(labels, rng)):
+            view = draw_view(source, self.side, rng)
+            if not (objects := objects_in_view(view.layers, rng)):
                 continue
-            looked = random_look(sample_image(sample.image, view, self.side), rng)
-            tokens = vision_hidden(self.base.model, normalise(looked)[None])
+            tokens = vision_hidden(self.base.model, normalise(view.pixels)[None])
             views.append((tokens, torch.stack(objects)))
         return views
 
-    def validate(self) -> dict[str, list[float]]:
-        """By source, mean Dice after each click with the averaged weights."""
-        current = copy_of(self.parts)
-        self.parts.load_state_dict(self.average)
-        self.parts.eval()
-        figures = {
-            source: score_clicks(self.base, self.tracker, samples)
-            for source, samples in self.validation.items()
-        }
-        self.parts.train()
-        self.parts.load_state_dict(current)
-        return figures
+    def validate(self) -> Mapping[str, object]:
+        """Write the bundled weights with the averaged tracker; by source, Dice after each click."""
+        info = write_bundle(
+            self.out / "bundle",
+            "tiny",
+            self.base.config,
+            self.base.model.state_dict(),
+            load_tokenizer(bundled_weights("tiny")),
+            tracker_keys.in_bundle(part_of(self.average, "model"), part_of(self.average, "neck")),
+        )
+        written = MedSAM3.from_pretrained(self.out / "bundle", device="cpu")
+        return {"version": info.version, **score_tracker(written, self.validation)}
 
     def weights(self) -> dict[str, Tensor]:
         """Tracker and neck, without copies."""
@@ -279,6 +253,15 @@ def initialise(parts: nn.Module) -> None:
             key.weight.copy_(query.weight)
             query.bias.zero_()
             key.bias.zero_()
+
+
+def score_tracker(
+    model: MedSAM3, samples: Mapping[str, Sequence[SourceImage]]
+) -> dict[str, list[float]]:
+    """By source, mean Dice after each click."""
+    if model.tracker is None:
+        return {}
+    return {source: score_clicks(model, model.tracker, of) for source, of in samples.items()}
 
 
 @torch.no_grad()
@@ -334,7 +317,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     validation = {
         source: list(read_folder(source, folder, "val"))[:24]
         for source, folder in folders.items()
-        if source in ("isic2017", "kvasir_seg", "bus_uclm")
+        if source in CLICKED
     }
     TrackerPretraining(config, sources, validation, options.seed, options.out).run()
 

@@ -29,12 +29,7 @@ from medsam3_model.pretraining.derived import all_sources
 from medsam3_model.pretraining.pretrain import detector_step, parameter_groups
 from medsam3_model.pretraining.shared_training import SharedTraining, copy_of, prepare, run_parser
 from medsam3_model.pretraining.validation import Validation, load_validation, normalise
-from medsam3_model.training.augmentation import (
-    random_look,
-    random_view,
-    sample_image,
-    sample_labels,
-)
+from medsam3_model.pretraining.views import draw_view
 from medsam3_model.training.losses import LossWeights
 from medsam3_model.training.prompts import SOUGHT, DrawnPrompt, pretraining_prompts
 
@@ -42,7 +37,7 @@ _BACKBONE = "vision_encoder.backbone."
 # Views that a process keeps, how many it begins with, and how many are new in each step.
 _KEPT_VIEWS, _FIRST_VIEWS, _FRESH = 2500, 300, 2
 # How often an image comes from each source.
-_SHARES = {
+SHARES = {
     "kvasir_seg": 0.05, "kvasir_seg_more": 0.2, "healthy_colon": 0.14, "isic2017": 0.06,
     "dsb2018_nuclei": 0.04, "dsb2018_nuclei_more": 0.06, "bus_uclm": 0.1, "normal_breast": 0.12,
     "idrid": 0.03, "painted_cups": 0.03, "hvsmr": 0.04, "sunnybrook_ed": 0.06,
@@ -123,8 +118,8 @@ class DetectorPretraining(SharedTraining):
         groups = parameter_groups(self.model, config.weight_decay)
         self.optimiser = torch.optim.AdamW(groups, lr=0.0, betas=(0.9, 0.98), fused=True)
         self.average = copy_of(self.model)
-        self.names = [name for name in _SHARES if sources.get(name)]
-        shares = np.array([_SHARES[name] for name in self.names])
+        self.names = [name for name in SHARES if sources.get(name)]
+        shares = np.array([SHARES[name] for name in self.names])
         self.shares = shares / shares.sum()
         self.asked = how_often_asked(sources, dict(zip(self.names, self.shares, strict=True)))
         self.side = self.base.image_size
@@ -202,15 +197,12 @@ class DetectorPretraining(SharedTraining):
     @torch.no_grad()
     def _new_view(self, rng: np.random.Generator) -> _View:
         source = self.sources[self.names[rng.choice(len(self.names), p=self.shares)]]
-        sample = source[int(rng.integers(len(source)))]
-        view = random_view(rng, sample.family, sample.aspect)
-        labels = sample_labels(np.stack(list(sample.layers.values())), view, 2 * self.cells)
-        looked = random_look(sample_image(sample.image, view, self.side), rng)
+        view = draw_view(source, self.side, rng)
         return _View(
-            vision_hidden(self.model, normalise(looked)[None]).half(),
-            dict(zip(sample.layers, labels.to(torch.int16), strict=True)),
-            sample.family,
-            healthy=not any(layer.any() for layer in sample.layers.values()),
+            vision_hidden(self.model, normalise(view.pixels)[None]).half(),
+            {concept: layer.to(torch.int16) for concept, layer in view.layers.items()},
+            view.sample.family,
+            view.healthy,
         )
 
     def validate(self) -> dict[str, dict[str, float]]:

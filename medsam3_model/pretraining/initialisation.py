@@ -1,4 +1,4 @@
-"""Starting weights for pre-training a small `Sam3Model` from nothing."""
+"""Starting weights for pre-training a small `Sam3Model` from nothing, or from a shallower one."""
 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 if TYPE_CHECKING:
-    from transformers import Sam3Model
+    from transformers import Sam3Config, Sam3Model
 
 POSITIONS = "vision_encoder.backbone.embeddings.position_embeddings"
 
@@ -49,6 +49,28 @@ def initialise(model: "Sam3Model") -> None:
     weights["detr_decoder.box_head.layer3.weight"].zero_()
     weights["mask_decoder.mask_embedder.layers.2.weight"].mul_(0.1)
     weights["mask_decoder.semantic_projection.bias"].fill_(-1.0)
+
+
+def deepened(model: "Sam3Model", config: "Sam3Config") -> "Sam3Model":
+    """A model with `config`'s, as many or more, layers in its vision transformer, in training.
+
+    It answers as `model` does at first: further layers are copies of its last ones, which add
+    nothing until they learn to.
+    """
+    from transformers import Sam3Model
+
+    prefix = "vision_encoder.backbone.layers."
+    deeper = Sam3Model(config).train()
+    before, after = (len(each.vision_encoder.backbone.layers) for each in (model, deeper))
+    state = model.state_dict()
+    for number in range(before, after):
+        origin = f"{prefix}{number - (after - before)}."
+        for key in [key for key in state if key.startswith(origin)]:
+            silent = key.removeprefix(origin).startswith(("attention.o_proj.", "mlp.fc2."))
+            value = torch.zeros_like(state[key]) if silent else state[key].clone()
+            state[f"{prefix}{number}.{key.removeprefix(origin)}"] = value
+    deeper.load_state_dict(state)
+    return deeper
 
 
 def resize_positions(state: Mapping[str, Tensor], tokens: int) -> dict[str, Tensor]:

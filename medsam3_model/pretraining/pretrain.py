@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from medsam3_model.checkpoints.bundle import write_bundle
 from medsam3_model.checkpoints.presets import PRESETS
@@ -34,12 +34,7 @@ from medsam3_model.pretraining.validation import (
     load_validation,
     normalise,
 )
-from medsam3_model.training.augmentation import (
-    random_look,
-    random_view,
-    sample_image,
-    sample_labels,
-)
+from medsam3_model.pretraining.views import draw_view
 from medsam3_model.training.losses import LossWeights, detector_loss
 from medsam3_model.training.prompts import DrawnPrompt, pretraining_prompts
 
@@ -176,16 +171,14 @@ class Pretraining(SharedTraining):
     ) -> tuple[Tensor, list[tuple[int, DrawnPrompt]]]:
         """Normalised pixels (B, 3, S, S) and (image, prompt) pairs."""
         pictures, prompts = [], []
-        mask_size = phase.input_size // 3  # four mask cells for each token of 12 pixels
         for number in range(self.config.images_per_step):
             source = self.sources[self.names[rng.choice(len(self.names), p=self.shares)]]
-            sample = source[int(rng.integers(len(source)))]
-            view = random_view(rng, sample.family, sample.aspect)
-            pixels = random_look(sample_image(sample.image, view, phase.input_size), rng)
-            labels = sample_labels(np.stack(list(sample.layers.values())), view, 2 * mask_size)
-            layers = dict(zip(sample.layers, labels, strict=True))
-            pictures.append(pixels)
-            drawn = pretraining_prompts(layers, sample.family, mask_size, rng, asked=self.asked)
+            view = draw_view(source, phase.input_size, rng)
+            pictures.append(view.pixels)
+            cells = phase.input_size // 3
+            drawn = pretraining_prompts(
+                view.layers, view.sample.family, cells, rng, asked=self.asked
+            )
             prompts += [(number, prompt) for prompt in drawn]
         return normalise(torch.stack(pictures)), prompts
 
@@ -254,6 +247,28 @@ def detector_step(
     """
     for group in optimiser.param_groups:
         group["lr"] = rate
+    losses = prompts_loss(
+        model, tokenizer, hidden, prompts, weights=weights, loudness_weight=loudness_weight
+    )
+    optimiser.zero_grad()
+    losses["total"].backward()
+    norm = torch.nn.utils.clip_grad_norm_(model.parameters(), clip_norm)
+    if torch.isfinite(norm):
+        optimiser.step()
+    terms = {name: float(value.detach()) for name, value in losses.items()}
+    return {**terms, "norm": float(norm), "rate": rate}
+
+
+def prompts_loss(
+    model: "Sam3Model",
+    tokenizer: "PreTrainedTokenizerFast",
+    hidden: Tensor,
+    prompts: Sequence[tuple[int, DrawnPrompt]],
+    *,
+    weights: LossWeights,
+    loudness_weight: float,
+) -> dict[str, Tensor]:
+    """The terms of the loss with gradients, and their sum, `total`; see `detector_step`."""
     levels = feature_levels(model, hidden)
     asked = [(image, prompt.phrase, prompt.box) for image, prompt in prompts]
     masked = [number for number, (_, prompt) in enumerate(prompts) if prompt.wants_masks]
@@ -263,13 +278,7 @@ def detector_step(
     losses = detector_loss(output, [prompt.target for _, prompt in prompts], weights)
     losses["loudness"] = loudness_weight * loudness(levels)
     losses["total"] = losses["total"] + losses["loudness"]
-    optimiser.zero_grad()
-    losses["total"].backward()
-    norm = torch.nn.utils.clip_grad_norm_(model.parameters(), clip_norm)
-    if torch.isfinite(norm):
-        optimiser.step()
-    terms = {name: float(value.detach()) for name, value in losses.items()}
-    return {**terms, "norm": float(norm), "rate": rate}
+    return losses
 
 
 def loudness(levels: Sequence[Tensor]) -> Tensor:
@@ -282,7 +291,7 @@ def loudness(levels: Sequence[Tensor]) -> Tensor:
     return (sizes - 1).clamp(min=0).square().sum()
 
 
-def parameter_groups(model: "Sam3Model", weight_decay: float) -> list[dict[str, Any]]:
+def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
     """What is trained of a model, as AdamW reads it; see `_parameter_names`."""
     named = dict(model.named_parameters())
     decayed, plain = _parameter_names(model)
@@ -292,7 +301,7 @@ def parameter_groups(model: "Sam3Model", weight_decay: float) -> list[dict[str, 
     ]
 
 
-def _parameter_names(model: "Sam3Model") -> tuple[list[str], list[str]]:
+def _parameter_names(model: nn.Module) -> tuple[list[str], list[str]]:
     """Trained parameters with weight decay, and those without: biases, norms and embeddings."""
     decayed: list[str] = []
     plain: list[str] = []

@@ -167,6 +167,14 @@ def copy_of(module: nn.Module) -> dict[str, Tensor]:
     return {key: value.detach().clone() for key, value in module.state_dict().items()}
 
 
+def part_of(weights: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:
+    """The weights of one part of several, under the part's own names."""
+    prefix = name + "."
+    return {
+        key.removeprefix(prefix): value for key, value in weights.items() if key.startswith(prefix)
+    }
+
+
 def run_parser(program: str, description: str | None) -> argparse.ArgumentParser:
     """The options that every pre-training has."""
     parser = argparse.ArgumentParser(prog=f"python -m {program}", description=description)

@@ -20,10 +20,11 @@ def test_some_of_the_instances_in_view_are_asked_for() -> None:
     labels[0, :20, :20] = 1
     labels[0, 40:42, 40:42] = 2  # a single cell
     labels[1, 50:, 50:] = 1
-    masks = objects_in_view(labels, np.random.default_rng(0))
+    layers = dict(zip(("polyp", "lesion"), labels, strict=True))
+    masks = objects_in_view(layers, np.random.default_rng(0))
     assert sorted(int(mask.sum()) for mask in masks) == [100, 225]
-    labels = torch.arange(36).view(1, 6, 6).repeat_interleave(20, 1).repeat_interleave(20, 2)
-    assert len(objects_in_view(labels, np.random.default_rng(0))) == 4
+    labels = torch.arange(36).view(6, 6).repeat_interleave(20, 0).repeat_interleave(20, 1)
+    assert len(objects_in_view({"cell": labels}, np.random.default_rng(0))) == 4
 
 
 def test_of_rivals_the_best_is_taught_and_all_know_how_good_they_are() -> None:

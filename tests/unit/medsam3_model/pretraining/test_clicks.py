@@ -36,7 +36,7 @@ def test_a_short_run_writes_a_bundle_and_goes_on_where_it_stopped(
     assert model.tracker is not None
     assert not model.tracker.has_memory
     assert model.tracker.traits.paints_clicks
-    assert '"validation": {"fundus": [' in (tmp_path / "log.jsonl").read_text()
+    assert '"fundus": [' in (tmp_path / "log.jsonl").read_text()
 
 
 def test_a_run_goes_on_from_the_bundled_tracker(

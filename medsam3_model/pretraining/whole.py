@@ -1,0 +1,238 @@
+"""Pre-training of the whole bundled model: `python -m medsam3_model.pretraining.whole`.
+
+Encoder, detector and tracker of the bundled weights learn further, together: each step asks for
+names and boxes (`pretrain`) and for objects with rounds of clicks (`click_rounds`) on the same
+views, so the vision transformer learns what both need. What embeddings keep changes with it.
+Processes share the weights (`shared_training`), and a stopped run goes on.
+"""
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from medsam3_model.checkpoints.bundle import write_bundle
+from medsam3_model.checkpoints.presets import bundled_weights, tiny_config
+from medsam3_model.checkpoints.tokenizer import load_tokenizer
+from medsam3_model.checkpoints.tracker_keys import in_bundle
+from medsam3_model.detector import vision_hidden
+from medsam3_model.errors import CheckpointError
+from medsam3_model.predictor import MedSAM3
+from medsam3_model.pretraining.click_rounds import ClickRounds, objects_in_view
+from medsam3_model.pretraining.clicks import CLICKED, score_tracker
+from medsam3_model.pretraining.data import SourceImage, how_often_asked
+from medsam3_model.pretraining.derived import all_sources
+from medsam3_model.pretraining.detector import SHARES, DetectorTraining
+from medsam3_model.pretraining.initialisation import deepened
+from medsam3_model.pretraining.pretrain import parameter_groups, prompts_loss
+from medsam3_model.pretraining.shared_training import (
+    SharedTraining,
+    copy_of,
+    part_of,
+    prepare,
+    run_parser,
+)
+from medsam3_model.pretraining.validation import Validation, load_validation, normalise
+from medsam3_model.pretraining.views import draw_view
+from medsam3_model.training.prompts import SOUGHT, DrawnPrompt, pretraining_prompts
+
+
+@dataclass(frozen=True)
+class WholeTraining(DetectorTraining):
+    """Settings of a run; see `DetectorTraining`.
+
+    clicks: weight of the tracker's loss beside the detector's.
+    """
+
+    learning_rate: float = 4e-4
+    weight_decay: float = 0.05
+    clicks: float = 30.0
+
+
+@dataclass(frozen=True)
+class _Drawn:
+    """What a step asks: pixels (B, 3, S, S); (image, prompt) pairs; the image of each of N objects
+    and their masks (N, h, w) in 0..1.
+    """
+
+    pixels: Tensor
+    prompts: list[tuple[int, DrawnPrompt]]
+    owners: Tensor
+    objects: Tensor
+
+
+class WholePretraining(SharedTraining):
+    """The state of a run: master weights, optimiser, averaged weights, position."""
+
+    def __init__(
+        self,
+        config: WholeTraining,
+        sources: dict[str, list[SourceImage]],
+        validation: Validation,
+        seed: int,
+        out: Path,
+    ) -> None:
+        super().__init__(
+            out, workers=config.workers, validate_every=config.validate_every, decay=config.average
+        )
+        self.config, self.sources, self.validation = config, sources, validation
+        self.seed = seed
+        self.base = MedSAM3.from_pretrained(config.base, device="cpu")
+        if self.base.tracker is None:
+            raise CheckpointError(f"{config.base} has no tracker to train; begin with another.")
+        self.tracker = self.base.tracker
+        self.model = deepened(self.base.model, tiny_config())
+        self.parts = nn.ModuleDict(
+            {"detector": self.model, "tracker": self.tracker.model, "neck": self.tracker.neck}
+        )
+        self.parts.requires_grad_(True).train()
+        self.tokenizer = load_tokenizer(bundled_weights("tiny"))
+        groups = parameter_groups(self.parts, config.weight_decay)
+        self.optimiser = torch.optim.AdamW(groups, lr=0.0, betas=(0.9, 0.98), fused=True)
+        self.average = copy_of(self.parts)
+        self.names = [name for name in SHARES if sources.get(name)]
+        shares = np.array([SHARES[name] for name in self.names])
+        self.shares = shares / shares.sum()
+        self.asked = how_often_asked(sources, dict(zip(self.names, self.shares, strict=True)))
+        self.side = self.base.image_size
+        self.cells = self.side // 3  # four mask cells for each token of 12 pixels
+        self.rounds = ClickRounds(self.tracker, self.side, self.cells)
+        self.begun = time.monotonic()
+        if (state := self.saved()) is not None:
+            self.parts.load_state_dict(state["parts"])
+            self.optimiser.load_state_dict(state["optimiser"])
+            self.begun -= state["seconds"]
+        self.parts.share_memory()
+
+    def share(self) -> float:
+        """How much of the run is over."""
+        minutes = (time.monotonic() - self.begun) / 60
+        return max(self.step / self.config.steps, minutes / self.config.minutes)
+
+    def run(self) -> None:
+        """Train to the end; the bundle is written with each validation."""
+        self.take_steps(self.config.steps)
+        self.log({"validation": self.validate()})
+
+    def one_step(self) -> dict[str, float]:
+        """Update the shared weights once; the terms of the loss, and the Dice after each round."""
+        share = self.share()
+        if share >= 1:
+            self.end()
+        config = self.config
+        rate = config.rate(share, self.step)
+        for group in self.optimiser.param_groups:
+            group["lr"] = rate
+        rng = np.random.default_rng([self.seed, self.step])
+        drawn = self._draw(rng)
+        hidden = vision_hidden(self.model, drawn.pixels)
+        losses = prompts_loss(
+            self.model,
+            self.tokenizer,
+            hidden,
+            drawn.prompts,
+            weights=config.loss,
+            loudness_weight=config.loudness,
+        )
+        scores: dict[str, float] = {}
+        if len(drawn.objects):
+            clicks, scores = self.rounds.loss(hidden, drawn.owners, drawn.objects, rng)
+            losses["clicks"] = config.clicks * clicks
+            losses["total"] = losses["total"] + losses["clicks"]
+        self.optimiser.zero_grad()
+        losses["total"].backward()
+        norm = nn.utils.clip_grad_norm_(self.parts.parameters(), config.clip_norm)
+        if torch.isfinite(norm):
+            self.optimiser.step()
+        terms = {name: float(value.detach()) for name, value in losses.items()}
+        return {**terms, **scores, "norm": float(norm), "rate": rate}
+
+    def _draw(self, rng: np.random.Generator) -> _Drawn:
+        pictures: list[Tensor] = []
+        prompts: list[tuple[int, DrawnPrompt]] = []
+        owners: list[int] = []
+        objects: list[Tensor] = []
+        for number in range(self.config.images_per_step):
+            source = self.sources[self.names[rng.choice(len(self.names), p=self.shares)]]
+            view = draw_view(source, self.side, rng)
+            pictures.append(view.pixels)
+            made = pretraining_prompts(
+                view.layers,
+                view.sample.family,
+                self.cells,
+                rng,
+                asked=self.asked,
+                sought=self.config.sought if view.healthy else SOUGHT,
+            )
+            prompts += [(number, prompt) for prompt in made]
+            found = objects_in_view(view.layers, rng)
+            objects += found
+            owners += [number] * len(found)
+        return _Drawn(
+            normalise(torch.stack(pictures)),
+            prompts,
+            torch.tensor(owners).long(),
+            torch.stack(objects) if objects else torch.zeros(0, self.cells, self.cells),
+        )
+
+    def validate(self) -> Mapping[str, object]:
+        """Write the averaged weights; their `Validation.score`, and their Dice after each click."""
+        parts = {name: part_of(self.average, name) for name in self.parts}
+        info = write_bundle(
+            self.out / "bundle",
+            "tiny",
+            self.model.config,
+            parts["detector"],
+            self.tokenizer,
+            in_bundle(parts["tracker"], parts["neck"]),
+        )
+        written = MedSAM3.from_pretrained(self.out / "bundle", device="cpu")
+        clicked = {name: of for name, of in self.validation.samples.items() if name in CLICKED}
+        return {
+            "version": info.version,
+            "clicks": score_tracker(written, clicked),
+            **self.validation.score(written.model, self.tokenizer),
+        }
+
+    def weights(self) -> dict[str, Tensor]:
+        """The weights of all parts, without copies."""
+        return dict(self.parts.state_dict())
+
+    def state(self) -> dict[str, Any]:
+        """Weights, moments and time."""
+        return {
+            "parts": self.parts.state_dict(),
+            "optimiser": self.optimiser.state_dict(),
+            "seconds": time.monotonic() - self.begun,
+        }
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Train encoder, detector and tracker of the bundled model further, on the CPU."""
+    parser = run_parser("medsam3_model.pretraining.whole", main.__doc__)
+    parser.add_argument("--steps", type=int, default=WholeTraining.steps)
+    parser.add_argument("--minutes", type=float, default=WholeTraining.minutes)
+    parser.add_argument("--workers", type=int, default=WholeTraining.workers)
+    parser.add_argument("--base", default=WholeTraining.base, help="a bundle to begin with")
+    parser.add_argument("--rate", type=float, default=WholeTraining.learning_rate)
+    options = parser.parse_args(arguments)
+    folders = prepare(options)
+    config = WholeTraining(
+        base=options.base,
+        steps=options.steps,
+        minutes=options.minutes,
+        workers=options.workers,
+        learning_rate=options.rate,
+    )
+    sources = all_sources(folders, config.phantoms_per_kind, options.seed)
+    validation = load_validation(folders)
+    WholePretraining(config, sources, validation, options.seed, options.out).run()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,77 @@
+"""Pre-training of encoder, detector and tracker together: a short run."""
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import Sam3Config, Sam3Model
+
+from medsam3_model import MedSAM3
+from medsam3_model.checkpoints.presets import tiny_config
+from medsam3_model.detector import vision_hidden
+from medsam3_model.errors import CheckpointError
+from medsam3_model.pretraining.data import SourceImage
+from medsam3_model.pretraining.initialisation import deepened
+from medsam3_model.pretraining.validation import Validation
+from medsam3_model.pretraining.whole import WholePretraining, WholeTraining
+
+SHORT = WholeTraining(images_per_step=2, steps=3, warm_up=1, workers=1)
+
+
+def test_a_short_run_moves_every_part_and_goes_on_where_it_stopped(
+    sources: dict[str, list[SourceImage]], tmp_path: Path
+) -> None:
+    samples = tuple(sources["shapes"])
+    validation = Validation({"isic2017": samples}, boxed=frozenset({"isic2017"}))
+    run = WholePretraining(SHORT, sources, validation, 0, tmp_path)
+    run.run()
+    bundled = MedSAM3.from_pretrained("tiny", device="cpu")
+    model = MedSAM3.from_pretrained(tmp_path / "bundle", device="cpu")
+    assert model.encoder_hash != bundled.encoder_hash
+    assert bundled.tracker is not None
+    assert model.tracker is not None
+    for before, after in (
+        (bundled.model.vision_encoder.backbone, model.model.vision_encoder.backbone),
+        (bundled.model.detr_decoder, model.model.detr_decoder),
+        (bundled.tracker.model, model.tracker.model),
+        (bundled.tracker.neck, model.tracker.neck),
+    ):
+        kept = before.state_dict()
+        assert any(not torch.equal(kept[key], value) for key, value in after.state_dict().items())
+    log = (tmp_path / "log.jsonl").read_text()
+    assert '"T_' in log
+    assert '"clicks": {"isic2017": [' in log
+    again = WholePretraining(SHORT, sources, validation, 0, tmp_path)
+    assert again.step == 3
+    torch.testing.assert_close(again.parts.state_dict(), run.parts.state_dict())
+
+
+def test_a_deeper_transformer_answers_as_before_and_can_learn_more() -> None:
+    config: Sam3Config = tiny_config(72)
+    shallow = Sam3Model(_with_layers(config, 6, [2, 5])).eval()
+    deep = deepened(shallow, config)
+    pixels = torch.randn(1, 3, 72, 72, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(vision_hidden(deep, pixels), vision_hidden(shallow, pixels))
+    vision_hidden(deep, pixels).square().sum().backward()
+    added = deep.vision_encoder.backbone.layers[8].mlp.fc2.weight
+    assert added.grad is not None
+    assert added.grad.abs().max() > 0
+
+
+def test_without_a_tracker_the_run_says_what_is_missing(
+    sources: dict[str, list[SourceImage]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded = MedSAM3.from_pretrained("tiny", device="cpu")
+    loaded.tracker = None
+    monkeypatch.setattr(MedSAM3, "from_pretrained", lambda *_, **__: loaded)
+    config = dataclasses.replace(SHORT, base="tiny")
+    with pytest.raises(CheckpointError, match="no tracker"):
+        WholePretraining(config, sources, Validation({}, frozenset()), 0, tmp_path)
+
+
+def _with_layers(config: Sam3Config, layers: int, global_layers: list[int]) -> Sam3Config:
+    values = config.to_dict()
+    backbone = values["vision_config"]["backbone_config"]
+    backbone |= {"num_hidden_layers": layers, "global_attn_indexes": global_layers}
+    return Sam3Config.from_dict(values)
