@@ -53,13 +53,13 @@ class BundleInfo:
     mirrors: bool = False
 
 
-def tiny_config(input_size: int = 216) -> "Sam3Config":
+def tiny_config(input_size: int = 216, layers: int = 6) -> "Sam3Config":
     """SAM 3's architecture with 5 million parameters, for a laptop's CPU.
 
     216 pixels in patches of 12 give 18×18 tokens and masks of 72×72. Six ViT layers, four of them
     windowed; the detector works in 64 dimensions, which its convolutions at mask resolution need
     for speed. `input_size` (a multiple of 72) serves training at another resolution: half of the
-    pixels cost half of the time.
+    pixels cost half of the time. `layers` (every third is global) makes a deeper ViT.
     """
     from transformers import Sam3Config
 
@@ -82,13 +82,13 @@ def tiny_config(input_size: int = 216) -> "Sam3Config":
                 "model_type": "sam3_vit_model",
                 "hidden_size": width,
                 "intermediate_size": 4 * width,
-                "num_hidden_layers": 6,
+                "num_hidden_layers": layers,
                 "num_attention_heads": width // 32,
                 "image_size": input_size,
                 "pretrain_image_size": input_size,
                 "patch_size": patch,
                 "window_size": window,
-                "global_attn_indexes": [2, 5],
+                "global_attn_indexes": list(range(2, layers, 3)),
             },
             "fpn_hidden_size": hidden,
             "backbone_feature_sizes": [[scale * tokens] * 2 for scale in (4, 2, 1)],

@@ -37,7 +37,7 @@ _BACKBONE = "vision_encoder.backbone."
 # Views that a process keeps, how many it begins with, and how many are new in each step.
 _KEPT_VIEWS, _FIRST_VIEWS, _FRESH = 2500, 300, 2
 # How often an image comes from each source.
-SHARES = {
+_SHARES = {
     "kvasir_seg": 0.05, "kvasir_seg_more": 0.2, "healthy_colon": 0.14, "isic2017": 0.06,
     "dsb2018_nuclei": 0.04, "dsb2018_nuclei_more": 0.06, "bus_uclm": 0.1, "normal_breast": 0.12,
     "idrid": 0.03, "painted_cups": 0.03, "hvsmr": 0.04, "sunnybrook_ed": 0.06,
@@ -118,8 +118,8 @@ class DetectorPretraining(SharedTraining):
         groups = parameter_groups(self.model, config.weight_decay)
         self.optimiser = torch.optim.AdamW(groups, lr=0.0, betas=(0.9, 0.98), fused=True)
         self.average = copy_of(self.model)
-        self.names = [name for name in SHARES if sources.get(name)]
-        shares = np.array([SHARES[name] for name in self.names])
+        self.names = [name for name in _SHARES if sources.get(name)]
+        shares = np.array([_SHARES[name] for name in self.names])
         self.shares = shares / shares.sum()
         self.asked = how_often_asked(sources, dict(zip(self.names, self.shares, strict=True)))
         self.side = self.base.image_size

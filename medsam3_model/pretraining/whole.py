@@ -27,7 +27,7 @@ from medsam3_model.pretraining.click_rounds import ClickRounds, objects_in_view
 from medsam3_model.pretraining.clicks import CLICKED, score_tracker
 from medsam3_model.pretraining.data import SourceImage, how_often_asked
 from medsam3_model.pretraining.derived import all_sources
-from medsam3_model.pretraining.detector import SHARES, DetectorTraining
+from medsam3_model.pretraining.detector import DetectorTraining
 from medsam3_model.pretraining.initialisation import deepened
 from medsam3_model.pretraining.pretrain import parameter_groups, prompts_loss
 from medsam3_model.pretraining.shared_training import (
@@ -41,17 +41,28 @@ from medsam3_model.pretraining.validation import Validation, load_validation, no
 from medsam3_model.pretraining.views import draw_view
 from medsam3_model.training.prompts import SOUGHT, DrawnPrompt, pretraining_prompts
 
+# How often an image comes from each source.
+_SHARES = {
+    "kvasir_seg": 0.08, "kvasir_seg_more": 0.24, "healthy_colon": 0.13, "isic2017": 0.06,
+    "dsb2018_nuclei": 0.03, "dsb2018_nuclei_more": 0.05, "bus_uclm": 0.1, "normal_breast": 0.1,
+    "idrid": 0.03, "painted_cups": 0.06, "hvsmr": 0.03, "sunnybrook_ed": 0.05,
+    "sunnybrook_es": 0.04, "template": 0.04, "breast_ultrasound": 0.02, "dermoscopy": 0.01,
+    "fundus": 0.03, "chest_xray": 0.05, "cardiac_mri": 0.03, "microscopy": 0.02, "shapes": 0.03,
+}  # fmt: skip
+
 
 @dataclass(frozen=True)
 class WholeTraining(DetectorTraining):
     """Settings of a run; see `DetectorTraining`.
 
-    clicks: weight of the tracker's loss beside the detector's.
+    clicks: weight of the tracker's loss beside the detector's. layers: of the vision transformer;
+    more than the base has begin by adding nothing; None: as many as the base has.
     """
 
     learning_rate: float = 4e-4
     weight_decay: float = 0.05
     clicks: float = 30.0
+    layers: int | None = None
 
 
 @dataclass(frozen=True)
@@ -86,7 +97,8 @@ class WholePretraining(SharedTraining):
         if self.base.tracker is None:
             raise CheckpointError(f"{config.base} has no tracker to train; begin with another.")
         self.tracker = self.base.tracker
-        self.model = deepened(self.base.model, tiny_config())
+        layers = config.layers or len(self.base.model.vision_encoder.backbone.layers)
+        self.model = deepened(self.base.model, tiny_config(layers=layers))
         self.parts = nn.ModuleDict(
             {"detector": self.model, "tracker": self.tracker.model, "neck": self.tracker.neck}
         )
@@ -95,8 +107,8 @@ class WholePretraining(SharedTraining):
         groups = parameter_groups(self.parts, config.weight_decay)
         self.optimiser = torch.optim.AdamW(groups, lr=0.0, betas=(0.9, 0.98), fused=True)
         self.average = copy_of(self.parts)
-        self.names = [name for name in SHARES if sources.get(name)]
-        shares = np.array([SHARES[name] for name in self.names])
+        self.names = [name for name in _SHARES if sources.get(name)]
+        shares = np.array([_SHARES[name] for name in self.names])
         self.shares = shares / shares.sum()
         self.asked = how_often_asked(sources, dict(zip(self.names, self.shares, strict=True)))
         self.side = self.base.image_size
@@ -220,6 +232,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--workers", type=int, default=WholeTraining.workers)
     parser.add_argument("--base", default=WholeTraining.base, help="a bundle to begin with")
     parser.add_argument("--rate", type=float, default=WholeTraining.learning_rate)
+    parser.add_argument(
+        "--layers", type=int, help="of the vision transformer; default as the base has"
+    )
     options = parser.parse_args(arguments)
     folders = prepare(options)
     config = WholeTraining(
@@ -228,6 +243,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         minutes=options.minutes,
         workers=options.workers,
         learning_rate=options.rate,
+        layers=options.layers,
     )
     sources = all_sources(folders, config.phantoms_per_kind, options.seed)
     validation = load_validation(folders)

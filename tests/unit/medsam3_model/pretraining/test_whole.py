@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import Sam3Config, Sam3Model
+from transformers import Sam3Model
 
 from medsam3_model import MedSAM3
 from medsam3_model.checkpoints.presets import tiny_config
@@ -16,7 +16,7 @@ from medsam3_model.pretraining.initialisation import deepened
 from medsam3_model.pretraining.validation import Validation
 from medsam3_model.pretraining.whole import WholePretraining, WholeTraining
 
-SHORT = WholeTraining(images_per_step=2, steps=3, warm_up=1, workers=1)
+SHORT = WholeTraining(images_per_step=2, steps=3, warm_up=1, workers=1, layers=9)
 
 
 def test_a_short_run_moves_every_part_and_goes_on_where_it_stopped(
@@ -29,6 +29,7 @@ def test_a_short_run_moves_every_part_and_goes_on_where_it_stopped(
     bundled = MedSAM3.from_pretrained("tiny", device="cpu")
     model = MedSAM3.from_pretrained(tmp_path / "bundle", device="cpu")
     assert model.encoder_hash != bundled.encoder_hash
+    assert len(model.model.vision_encoder.backbone.layers) == SHORT.layers
     assert bundled.tracker is not None
     assert model.tracker is not None
     for before, after in (
@@ -48,9 +49,8 @@ def test_a_short_run_moves_every_part_and_goes_on_where_it_stopped(
 
 
 def test_a_deeper_transformer_answers_as_before_and_can_learn_more() -> None:
-    config: Sam3Config = tiny_config(72)
-    shallow = Sam3Model(_with_layers(config, 6, [2, 5])).eval()
-    deep = deepened(shallow, config)
+    shallow = Sam3Model(tiny_config(72)).eval()
+    deep = deepened(shallow, tiny_config(72, layers=9))
     pixels = torch.randn(1, 3, 72, 72, generator=torch.Generator().manual_seed(0))
     torch.testing.assert_close(vision_hidden(deep, pixels), vision_hidden(shallow, pixels))
     vision_hidden(deep, pixels).square().sum().backward()
@@ -68,10 +68,3 @@ def test_without_a_tracker_the_run_says_what_is_missing(
     config = dataclasses.replace(SHORT, base="tiny")
     with pytest.raises(CheckpointError, match="no tracker"):
         WholePretraining(config, sources, Validation({}, frozenset()), 0, tmp_path)
-
-
-def _with_layers(config: Sam3Config, layers: int, global_layers: list[int]) -> Sam3Config:
-    values = config.to_dict()
-    backbone = values["vision_config"]["backbone_config"]
-    backbone |= {"num_hidden_layers": layers, "global_attn_indexes": global_layers}
-    return Sam3Config.from_dict(values)
