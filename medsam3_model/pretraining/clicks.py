@@ -28,6 +28,7 @@ from medsam3_model.click_answers import (
     answer_object,
 )
 from medsam3_model.detector import vision_hidden
+from medsam3_model.errors import CheckpointError
 from medsam3_model.evaluation.clicks import Click, next_click
 from medsam3_model.evaluation.metrics import dice
 from medsam3_model.predictor import MedSAM3
@@ -258,9 +259,9 @@ def initialise(parts: nn.Module) -> None:
 def score_tracker(
     model: MedSAM3, samples: Mapping[str, Sequence[SourceImage]]
 ) -> dict[str, list[float]]:
-    """By source, mean Dice after each click."""
+    """By source, mean Dice after each click. Raises CheckpointError without a tracker."""
     if model.tracker is None:
-        return {}
+        raise CheckpointError(f"{model.version} has no tracker to score.")
     return {source: score_clicks(model, model.tracker, of) for source, of in samples.items()}
 
 

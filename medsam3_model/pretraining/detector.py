@@ -6,11 +6,11 @@ vain, absence. Views are encoded once and kept for a while. Processes share the 
 (`shared_training`), and a stopped run goes on.
 """
 
-import time
+from argparse import ArgumentParser, Namespace
 from collections import deque
 from collections.abc import Sequence
 from copy import deepcopy
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +24,18 @@ from medsam3_model.checkpoints.tokenizer import load_tokenizer
 from medsam3_model.checkpoints.tracker_keys import in_bundle
 from medsam3_model.detector import vision_hidden
 from medsam3_model.predictor import MedSAM3
-from medsam3_model.pretraining.data import SourceImage, how_often_asked
+from medsam3_model.pretraining.data import SourceImage
 from medsam3_model.pretraining.derived import all_sources
 from medsam3_model.pretraining.pretrain import detector_step, parameter_groups
-from medsam3_model.pretraining.shared_training import SharedTraining, copy_of, prepare, run_parser
+from medsam3_model.pretraining.shared_training import (
+    RunLength,
+    SharedTraining,
+    copy_of,
+    prepare,
+    run_parser,
+)
 from medsam3_model.pretraining.validation import Validation, load_validation, normalise
-from medsam3_model.pretraining.views import draw_view
+from medsam3_model.pretraining.views import Mixture
 from medsam3_model.training.losses import LossWeights
 from medsam3_model.training.prompts import SOUGHT, DrawnPrompt, pretraining_prompts
 
@@ -108,7 +114,7 @@ class DetectorPretraining(SharedTraining):
         super().__init__(
             out, workers=config.workers, validate_every=config.validate_every, decay=config.average
         )
-        self.config, self.sources, self.validation = config, sources, validation
+        self.config, self.validation = config, validation
         self.seed = seed
         self.base = MedSAM3.from_pretrained(config.base, device="cpu")
         self.model = self.base.model.train()
@@ -118,24 +124,16 @@ class DetectorPretraining(SharedTraining):
         groups = parameter_groups(self.model, config.weight_decay)
         self.optimiser = torch.optim.AdamW(groups, lr=0.0, betas=(0.9, 0.98), fused=True)
         self.average = copy_of(self.model)
-        self.names = [name for name in _SHARES if sources.get(name)]
-        shares = np.array([_SHARES[name] for name in self.names])
-        self.shares = shares / shares.sum()
-        self.asked = how_often_asked(sources, dict(zip(self.names, self.shares, strict=True)))
+        self.mixture = Mixture(sources, _SHARES)
         self.side = self.base.image_size
         self.cells = self.side // 3  # four mask cells for each token of 12 pixels
         self.views: deque[_View] = deque(maxlen=_KEPT_VIEWS)
-        self.begun = time.monotonic()
+        self.length = RunLength(config.steps, config.minutes)
         if (state := self.saved()) is not None:
             self.model.load_state_dict(state["model"])
             self.optimiser.load_state_dict(state["optimiser"])
-            self.begun -= state["seconds"]
+            self.length.go_on(state["seconds"])
         self.model.share_memory()
-
-    def share(self) -> float:
-        """How much of the run is over."""
-        minutes = (time.monotonic() - self.begun) / 60
-        return max(self.step / self.config.steps, minutes / self.config.minutes)
 
     def run(self) -> None:
         """Train to the end, then write the bundle: these weights with the bundled tracker."""
@@ -156,7 +154,7 @@ class DetectorPretraining(SharedTraining):
 
     def one_step(self) -> dict[str, float]:
         """Update the shared weights once; the terms of the loss."""
-        share = self.share()
+        share = self.length.share(self.step)
         if share >= 1:
             self.end()
         hidden, prompts = self._draw(np.random.default_rng([self.seed, self.step]))
@@ -188,7 +186,7 @@ class DetectorPretraining(SharedTraining):
                 view.family,
                 self.cells,
                 rng,
-                asked=self.asked,
+                asked=self.mixture.asked,
                 sought=self.config.sought if view.healthy else SOUGHT,
             )
             prompts += [(number, prompt) for prompt in made]
@@ -196,8 +194,7 @@ class DetectorPretraining(SharedTraining):
 
     @torch.no_grad()
     def _new_view(self, rng: np.random.Generator) -> _View:
-        source = self.sources[self.names[rng.choice(len(self.names), p=self.shares)]]
-        view = draw_view(source, self.side, rng)
+        view = self.mixture.view(self.side, rng)
         return _View(
             vision_hidden(self.model, normalise(view.pixels)[None]).half(),
             {concept: layer.to(torch.int16) for concept, layer in view.layers.items()},
@@ -220,27 +217,37 @@ class DetectorPretraining(SharedTraining):
         return {
             "model": self.model.state_dict(),
             "optimiser": self.optimiser.state_dict(),
-            "seconds": time.monotonic() - self.begun,
+            "seconds": self.length.seconds,
         }
+
+
+def add_settings(parser: ArgumentParser, defaults: DetectorTraining) -> None:
+    """The settings of a run that its command line has."""
+    parser.add_argument("--steps", type=int, default=defaults.steps)
+    parser.add_argument("--minutes", type=float, default=defaults.minutes)
+    parser.add_argument("--workers", type=int, default=defaults.workers)
+    parser.add_argument("--base", default=defaults.base, help="a bundle to begin with")
+    parser.add_argument("--rate", type=float, default=defaults.learning_rate)
+
+
+def settings_of(options: Namespace) -> dict[str, Any]:
+    """What of these was chosen, by the names of `DetectorTraining`."""
+    return {
+        "base": options.base,
+        "steps": options.steps,
+        "minutes": options.minutes,
+        "workers": options.workers,
+        "learning_rate": options.rate,
+    }
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Train the bundled model's detector on the CPU."""
     parser = run_parser("medsam3_model.pretraining.detector", main.__doc__)
-    parser.add_argument("--steps", type=int, default=DetectorTraining.steps)
-    parser.add_argument("--minutes", type=float, default=DetectorTraining.minutes)
-    parser.add_argument("--workers", type=int, default=DetectorTraining.workers)
-    parser.add_argument("--base", default=DetectorTraining.base, help="a bundle to begin with")
-    parser.add_argument("--rate", type=float, default=DetectorTraining.learning_rate)
+    add_settings(parser, DetectorTraining())
     options = parser.parse_args(arguments)
     folders = prepare(options)
-    config = DetectorTraining(
-        base=options.base,
-        steps=options.steps,
-        minutes=options.minutes,
-        workers=options.workers,
-        learning_rate=options.rate,
-    )
+    config = replace(DetectorTraining(), **settings_of(options))
     sources = all_sources(folders, config.phantoms_per_kind, options.seed)
     validation = load_validation(folders)
     DetectorPretraining(config, sources, validation, options.seed, options.out).run()

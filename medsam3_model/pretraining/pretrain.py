@@ -19,7 +19,7 @@ from medsam3_model.checkpoints.bundle import write_bundle
 from medsam3_model.checkpoints.presets import PRESETS
 from medsam3_model.checkpoints.tokenizer import build_tokenizer
 from medsam3_model.detector import answer_prompts, feature_levels, vision_hidden
-from medsam3_model.pretraining.data import SourceImage, how_often_asked, load_sources
+from medsam3_model.pretraining.data import SourceImage, load_sources
 from medsam3_model.pretraining.initialisation import POSITIONS, initialise, resize_positions
 from medsam3_model.pretraining.phrases import all_phrases
 from medsam3_model.pretraining.shared_training import (
@@ -34,7 +34,7 @@ from medsam3_model.pretraining.validation import (
     load_validation,
     normalise,
 )
-from medsam3_model.pretraining.views import draw_view
+from medsam3_model.pretraining.views import Mixture
 from medsam3_model.training.losses import LossWeights, detector_loss
 from medsam3_model.training.prompts import DrawnPrompt, pretraining_prompts
 
@@ -103,12 +103,9 @@ class Pretraining(SharedTraining):
             validate_every=config.validate_every,
             decay=config.average,
         )
-        self.config, self.sources, self.validation = config, sources, validation
+        self.config, self.validation = config, validation
         self.seed = seed
-        self.names = [name for name in config.shares if sources.get(name)]
-        shares = np.array([config.shares[name] for name in self.names])
-        self.shares = shares / shares.sum()
-        self.asked = how_often_asked(sources, dict(zip(self.names, self.shares, strict=True)))
+        self.mixture = Mixture(sources, config.shares)
         self.tokenizer = build_tokenizer(all_phrases())
         self.phase = 0
         torch.manual_seed(seed)
@@ -172,12 +169,11 @@ class Pretraining(SharedTraining):
         """Normalised pixels (B, 3, S, S) and (image, prompt) pairs."""
         pictures, prompts = [], []
         for number in range(self.config.images_per_step):
-            source = self.sources[self.names[rng.choice(len(self.names), p=self.shares)]]
-            view = draw_view(source, phase.input_size, rng)
+            view = self.mixture.view(phase.input_size, rng)
             pictures.append(view.pixels)
             cells = phase.input_size // 3
             drawn = pretraining_prompts(
-                view.layers, view.sample.family, cells, rng, asked=self.asked
+                view.layers, view.sample.family, cells, rng, asked=self.mixture.asked
             )
             prompts += [(number, prompt) for prompt in drawn]
         return normalise(torch.stack(pictures)), prompts

@@ -162,6 +162,30 @@ class SharedTraining(ABC):
         return state
 
 
+class RunLength:
+    """How much of a run is over: of its steps or of its minutes, whichever is further.
+
+    Attributes:
+        seconds: that the run has taken, with those before it was stopped.
+    """
+
+    def __init__(self, steps: int, minutes: float) -> None:
+        self._steps, self._minutes = steps, minutes
+        self._begun = time.monotonic()
+
+    @property
+    def seconds(self) -> float:
+        return time.monotonic() - self._begun
+
+    def go_on(self, seconds: float) -> None:
+        """The run has taken so many seconds already."""
+        self._begun -= seconds
+
+    def share(self, step: int) -> float:
+        """From 0 to 1 and beyond."""
+        return max(step / self._steps, self.seconds / 60 / self._minutes)
+
+
 def copy_of(module: nn.Module) -> dict[str, Tensor]:
     """A module's state dict, in memory of its own."""
     return {key: value.detach().clone() for key, value in module.state_dict().items()}

@@ -1,12 +1,12 @@
 """What a step of a pre-training sees of an image: a random part of it, in random light."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from torch import Tensor
 
-from medsam3_model.pretraining.data import SourceImage
+from medsam3_model.pretraining.data import SourceImage, how_often_asked
 from medsam3_model.training.augmentation import (
     random_look,
     random_view,
@@ -40,3 +40,25 @@ def draw_view(source: Sequence[SourceImage], side: int, rng: np.random.Generator
     labels = sample_labels(np.stack(list(sample.layers.values())), view, 2 * cells)
     pixels = random_look(sample_image(sample.image, view, side), rng)
     return DrawnView(sample, pixels, dict(zip(sample.layers, labels, strict=True)))
+
+
+class Mixture:
+    """Sources that views are drawn from.
+
+    Attributes:
+        asked: concept -> share of the drawn images that hold it.
+    """
+
+    def __init__(
+        self, sources: Mapping[str, Sequence[SourceImage]], shares: Mapping[str, float]
+    ) -> None:
+        """Of the sources that hold something; `shares`: how often each is drawn."""
+        names = [name for name in shares if sources.get(name)]
+        weights = np.array([shares[name] for name in names])
+        self._sources = [sources[name] for name in names]
+        self._shares = weights / weights.sum()
+        self.asked = how_often_asked(sources, dict(zip(names, self._shares, strict=True)))
+
+    def view(self, side: int, rng: np.random.Generator) -> DrawnView:
+        """A view of one of their images; see `draw_view`."""
+        return draw_view(self._sources[rng.choice(len(self._shares), p=self._shares)], side, rng)

@@ -6,9 +6,8 @@ views, so the vision transformer learns what both need. What embeddings keep cha
 Processes share the weights (`shared_training`), and a stopped run goes on.
 """
 
-import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +24,13 @@ from medsam3_model.errors import CheckpointError
 from medsam3_model.predictor import MedSAM3
 from medsam3_model.pretraining.click_rounds import ClickRounds, objects_in_view
 from medsam3_model.pretraining.clicks import CLICKED, score_tracker
-from medsam3_model.pretraining.data import SourceImage, how_often_asked
+from medsam3_model.pretraining.data import SourceImage
 from medsam3_model.pretraining.derived import all_sources
-from medsam3_model.pretraining.detector import DetectorTraining
+from medsam3_model.pretraining.detector import DetectorTraining, add_settings, settings_of
 from medsam3_model.pretraining.initialisation import deepened
 from medsam3_model.pretraining.pretrain import parameter_groups, prompts_loss
 from medsam3_model.pretraining.shared_training import (
+    RunLength,
     SharedTraining,
     copy_of,
     part_of,
@@ -38,7 +38,7 @@ from medsam3_model.pretraining.shared_training import (
     run_parser,
 )
 from medsam3_model.pretraining.validation import Validation, load_validation, normalise
-from medsam3_model.pretraining.views import draw_view
+from medsam3_model.pretraining.views import Mixture
 from medsam3_model.training.prompts import SOUGHT, DrawnPrompt, pretraining_prompts
 
 # How often an image comes from each source.
@@ -91,7 +91,7 @@ class WholePretraining(SharedTraining):
         super().__init__(
             out, workers=config.workers, validate_every=config.validate_every, decay=config.average
         )
-        self.config, self.sources, self.validation = config, sources, validation
+        self.config, self.validation = config, validation
         self.seed = seed
         self.base = MedSAM3.from_pretrained(config.base, device="cpu")
         if self.base.tracker is None:
@@ -107,24 +107,16 @@ class WholePretraining(SharedTraining):
         groups = parameter_groups(self.parts, config.weight_decay)
         self.optimiser = torch.optim.AdamW(groups, lr=0.0, betas=(0.9, 0.98), fused=True)
         self.average = copy_of(self.parts)
-        self.names = [name for name in _SHARES if sources.get(name)]
-        shares = np.array([_SHARES[name] for name in self.names])
-        self.shares = shares / shares.sum()
-        self.asked = how_often_asked(sources, dict(zip(self.names, self.shares, strict=True)))
+        self.mixture = Mixture(sources, _SHARES)
         self.side = self.base.image_size
         self.cells = self.side // 3  # four mask cells for each token of 12 pixels
         self.rounds = ClickRounds(self.tracker, self.side, self.cells)
-        self.begun = time.monotonic()
+        self.length = RunLength(config.steps, config.minutes)
         if (state := self.saved()) is not None:
             self.parts.load_state_dict(state["parts"])
             self.optimiser.load_state_dict(state["optimiser"])
-            self.begun -= state["seconds"]
+            self.length.go_on(state["seconds"])
         self.parts.share_memory()
-
-    def share(self) -> float:
-        """How much of the run is over."""
-        minutes = (time.monotonic() - self.begun) / 60
-        return max(self.step / self.config.steps, minutes / self.config.minutes)
 
     def run(self) -> None:
         """Train to the end; the bundle is written with each validation."""
@@ -133,7 +125,7 @@ class WholePretraining(SharedTraining):
 
     def one_step(self) -> dict[str, float]:
         """Update the shared weights once; the terms of the loss, and the Dice after each round."""
-        share = self.share()
+        share = self.length.share(self.step)
         if share >= 1:
             self.end()
         config = self.config
@@ -170,15 +162,14 @@ class WholePretraining(SharedTraining):
         owners: list[int] = []
         objects: list[Tensor] = []
         for number in range(self.config.images_per_step):
-            source = self.sources[self.names[rng.choice(len(self.names), p=self.shares)]]
-            view = draw_view(source, self.side, rng)
+            view = self.mixture.view(self.side, rng)
             pictures.append(view.pixels)
             made = pretraining_prompts(
                 view.layers,
                 view.sample.family,
                 self.cells,
                 rng,
-                asked=self.asked,
+                asked=self.mixture.asked,
                 sought=self.config.sought if view.healthy else SOUGHT,
             )
             prompts += [(number, prompt) for prompt in made]
@@ -220,31 +211,20 @@ class WholePretraining(SharedTraining):
         return {
             "parts": self.parts.state_dict(),
             "optimiser": self.optimiser.state_dict(),
-            "seconds": time.monotonic() - self.begun,
+            "seconds": self.length.seconds,
         }
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Train encoder, detector and tracker of the bundled model further, on the CPU."""
     parser = run_parser("medsam3_model.pretraining.whole", main.__doc__)
-    parser.add_argument("--steps", type=int, default=WholeTraining.steps)
-    parser.add_argument("--minutes", type=float, default=WholeTraining.minutes)
-    parser.add_argument("--workers", type=int, default=WholeTraining.workers)
-    parser.add_argument("--base", default=WholeTraining.base, help="a bundle to begin with")
-    parser.add_argument("--rate", type=float, default=WholeTraining.learning_rate)
+    add_settings(parser, WholeTraining())
     parser.add_argument(
         "--layers", type=int, help="of the vision transformer; default as the base has"
     )
     options = parser.parse_args(arguments)
     folders = prepare(options)
-    config = WholeTraining(
-        base=options.base,
-        steps=options.steps,
-        minutes=options.minutes,
-        workers=options.workers,
-        learning_rate=options.rate,
-        layers=options.layers,
-    )
+    config = replace(WholeTraining(), layers=options.layers, **settings_of(options))
     sources = all_sources(folders, config.phantoms_per_kind, options.seed)
     validation = load_validation(folders)
     WholePretraining(config, sources, validation, options.seed, options.out).run()

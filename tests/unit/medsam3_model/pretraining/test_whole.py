@@ -8,7 +8,9 @@ import torch
 from transformers import Sam3Model
 
 from medsam3_model import MedSAM3
-from medsam3_model.checkpoints.presets import tiny_config
+from medsam3_model.checkpoints.bundle import write_bundle
+from medsam3_model.checkpoints.presets import bundled_weights, tiny_config
+from medsam3_model.checkpoints.tokenizer import load_tokenizer
 from medsam3_model.detector import vision_hidden
 from medsam3_model.errors import CheckpointError
 from medsam3_model.pretraining.data import SourceImage
@@ -60,11 +62,11 @@ def test_a_deeper_transformer_answers_as_before_and_can_learn_more() -> None:
 
 
 def test_without_a_tracker_the_run_says_what_is_missing(
-    sources: dict[str, list[SourceImage]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    sources: dict[str, list[SourceImage]], tmp_path: Path
 ) -> None:
-    loaded = MedSAM3.from_pretrained("tiny", device="cpu")
-    loaded.tracker = None
-    monkeypatch.setattr(MedSAM3, "from_pretrained", lambda *_, **__: loaded)
-    config = dataclasses.replace(SHORT, base="tiny")
+    bundled = MedSAM3.from_pretrained("tiny", device="cpu")
+    bare, tokenizer = tmp_path / "bare", load_tokenizer(bundled_weights("tiny"))
+    write_bundle(bare, "tiny", bundled.config, bundled.model.state_dict(), tokenizer)
+    config = dataclasses.replace(SHORT, base=str(bare))
     with pytest.raises(CheckpointError, match="no tracker"):
         WholePretraining(config, sources, Validation({}, frozenset()), 0, tmp_path)
