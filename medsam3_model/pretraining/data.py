@@ -27,7 +27,8 @@ class SourceImage:
 
     image: uint8 (H, W, 3). aspect: width over height of the picture as taken; the stored one may be
     squashed. layers: concept -> uint16 (H, W), 0 outside, 1, 2, … per instance; an empty layer says
-    that the concept is absent. family: key of `phrases.UNLABELLED`.
+    that the concept is absent. family: key of `phrases.UNLABELLED`. painted: something was drawn
+    into a photograph.
     """
 
     name: str
@@ -35,6 +36,7 @@ class SourceImage:
     image: NDArray[np.uint8]
     aspect: float
     layers: dict[str, NDArray[np.uint16]]
+    painted: bool = False
 
 
 def load_sources(folders: dict[str, Path], phantoms_per_kind: int) -> dict[str, list[SourceImage]]:

@@ -144,6 +144,7 @@ def _painted_cup(
         cut,
         sample.aspect * cut.shape[1] / cut.shape[0] * height / width,
         {concept: layer[part].copy() for concept, layer in layers.items()},
+        painted=True,
     )
 
 

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from medsam3_model.pretraining.data import SourceImage, how_often_asked
 from medsam3_model.training.augmentation import (
+    View,
     random_look,
     random_view,
     sample_image,
@@ -21,11 +22,13 @@ class DrawnView:
 
     pixels: float32 (3, S, S) in 0..1. layers: concept -> labels int64 (2c, 2c), where the masks
     that are learned have c × c cells. healthy: nothing of what was looked for is in the image.
+    view: the part of the image that it shows.
     """
 
     sample: SourceImage
     pixels: Tensor
     layers: dict[str, Tensor]
+    view: View
 
     @property
     def healthy(self) -> bool:
@@ -39,7 +42,7 @@ def draw_view(source: Sequence[SourceImage], side: int, rng: np.random.Generator
     cells = side // 3  # four mask cells for each token of 12 pixels
     labels = sample_labels(np.stack(list(sample.layers.values())), view, 2 * cells)
     pixels = random_look(sample_image(sample.image, view, side), rng)
-    return DrawnView(sample, pixels, dict(zip(sample.layers, labels, strict=True)))
+    return DrawnView(sample, pixels, dict(zip(sample.layers, labels, strict=True)), view)
 
 
 class Mixture:

@@ -2,7 +2,8 @@
 
 Encoder, detector and tracker of the bundled weights learn further, together: each step asks for
 names and boxes (`pretrain`) and for objects with rounds of clicks (`click_rounds`) on the same
-views, so the vision transformer learns what both need. What embeddings keep changes with it.
+views, so the vision transformer learns what both need. Beside that it may imitate what a larger
+encoder sees in the same images (`teacher`). What embeddings keep changes with it.
 Processes share the weights (`shared_training`), and a stopped run goes on.
 """
 
@@ -13,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from medsam3_model.checkpoints.bundle import write_bundle
@@ -37,15 +39,16 @@ from medsam3_model.pretraining.shared_training import (
     prepare,
     run_parser,
 )
+from medsam3_model.pretraining.teacher import TeacherFeatures
 from medsam3_model.pretraining.validation import Validation, load_validation, normalise
-from medsam3_model.pretraining.views import Mixture
+from medsam3_model.pretraining.views import DrawnView, Mixture
 from medsam3_model.training.prompts import SOUGHT, DrawnPrompt, pretraining_prompts
 
 # How often an image comes from each source.
 _SHARES = {
-    "kvasir_seg": 0.08, "kvasir_seg_more": 0.24, "healthy_colon": 0.13, "isic2017": 0.06,
-    "dsb2018_nuclei": 0.03, "dsb2018_nuclei_more": 0.05, "bus_uclm": 0.1, "normal_breast": 0.1,
-    "idrid": 0.03, "painted_cups": 0.06, "hvsmr": 0.03, "sunnybrook_ed": 0.05,
+    "kvasir_seg": 0.08, "kvasir_seg_more": 0.26, "healthy_colon": 0.13, "isic2017": 0.06,
+    "dsb2018_nuclei": 0.03, "dsb2018_nuclei_more": 0.06, "bus_uclm": 0.1, "normal_breast": 0.1,
+    "idrid": 0.03, "painted_cups": 0.03, "hvsmr": 0.03, "sunnybrook_ed": 0.05,
     "sunnybrook_es": 0.04, "template": 0.04, "breast_ultrasound": 0.02, "dermoscopy": 0.01,
     "fundus": 0.03, "chest_xray": 0.05, "cardiac_mri": 0.03, "microscopy": 0.02, "shapes": 0.03,
 }  # fmt: skip
@@ -56,25 +59,32 @@ class WholeTraining(DetectorTraining):
     """Settings of a run; see `DetectorTraining`.
 
     clicks: weight of the tracker's loss beside the detector's. layers: of the vision transformer;
-    more than the base has begin by adding nothing; None: as many as the base has.
+    more than the base has begin by adding nothing; None: as many as the base has. teacher: file of
+    `pretraining.teacher`; None: nothing is imitated. imitation: weight of the mean squared error.
     """
 
     learning_rate: float = 4e-4
     weight_decay: float = 0.05
     clicks: float = 30.0
     layers: int | None = None
+    teacher: Path | None = None
+    imitation: float = 50.0
 
 
 @dataclass(frozen=True)
 class _Drawn:
-    """What a step asks: pixels (B, 3, S, S); (image, prompt) pairs; the image of each of N objects
-    and their masks (N, h, w) in 0..1.
+    """What a step asks: of B views (image, prompt) pairs; the image of each of N objects and their
+    masks (N, h, w) in 0..1.
     """
 
-    pixels: Tensor
+    views: list[DrawnView]
     prompts: list[tuple[int, DrawnPrompt]]
     owners: Tensor
     objects: Tensor
+
+    def pixels(self) -> Tensor:
+        """(B, 3, S, S), as the model reads them."""
+        return normalise(torch.stack([view.pixels for view in self.views]))
 
 
 class WholePretraining(SharedTraining):
@@ -102,6 +112,11 @@ class WholePretraining(SharedTraining):
         self.parts = nn.ModuleDict(
             {"detector": self.model, "tracker": self.tracker.model, "neck": self.tracker.neck}
         )
+        self.teacher = TeacherFeatures.read(config.teacher) if config.teacher else None
+        if self.teacher is not None:
+            vision: Any = self.model.config.vision_config
+            width = vision.backbone_config.hidden_size
+            self.parts["imitation"] = nn.Linear(width, self.teacher.width)
         self.parts.requires_grad_(True).train()
         self.tokenizer = load_tokenizer(bundled_weights("tiny"))
         groups = parameter_groups(self.parts, config.weight_decay)
@@ -134,7 +149,7 @@ class WholePretraining(SharedTraining):
             group["lr"] = rate
         rng = np.random.default_rng([self.seed, self.step])
         drawn = self._draw(rng)
-        hidden = vision_hidden(self.model, drawn.pixels)
+        hidden = self._hidden(drawn)
         losses = prompts_loss(
             self.model,
             self.tokenizer,
@@ -148,6 +163,9 @@ class WholePretraining(SharedTraining):
             clicks, scores = self.rounds.loss(hidden, drawn.owners, drawn.objects, rng)
             losses["clicks"] = config.clicks * clicks
             losses["total"] = losses["total"] + losses["clicks"]
+        if (error := self._imitation(hidden, drawn.views)) is not None:
+            losses["imitation"] = config.imitation * error
+            losses["total"] = losses["total"] + losses["imitation"]
         self.optimiser.zero_grad()
         losses["total"].backward()
         norm = nn.utils.clip_grad_norm_(self.parts.parameters(), config.clip_norm)
@@ -156,14 +174,35 @@ class WholePretraining(SharedTraining):
         terms = {name: float(value.detach()) for name, value in losses.items()}
         return {**terms, **scores, "norm": float(norm), "rate": rate}
 
+    def _hidden(self, drawn: _Drawn) -> Tensor:
+        """What the vision transformer says of the views; painted ones teach it nothing."""
+        hidden = vision_hidden(self.model, drawn.pixels())
+        real = torch.tensor([not view.sample.painted for view in drawn.views])
+        return torch.where(real[:, None, None], hidden, hidden.detach())
+
+    def _imitation(self, hidden: Tensor, views: list[DrawnView]) -> Tensor | None:
+        """The mean squared error of what it says of the teacher's features, where there are any."""
+        if self.teacher is None:
+            return None
+        grid = round(hidden.shape[1] ** 0.5)
+        known = {
+            number: tokens
+            for number, view in enumerate(views)
+            if (tokens := self.teacher.tokens(view, grid)) is not None
+        }
+        if not known:
+            return None
+        said = self.parts["imitation"](hidden[list(known)])
+        return F.mse_loss(said, torch.stack(list(known.values())))
+
     def _draw(self, rng: np.random.Generator) -> _Drawn:
-        pictures: list[Tensor] = []
+        views: list[DrawnView] = []
         prompts: list[tuple[int, DrawnPrompt]] = []
         owners: list[int] = []
         objects: list[Tensor] = []
         for number in range(self.config.images_per_step):
             view = self.mixture.view(self.side, rng)
-            pictures.append(view.pixels)
+            views.append(view)
             made = pretraining_prompts(
                 view.layers,
                 view.sample.family,
@@ -177,7 +216,7 @@ class WholePretraining(SharedTraining):
             objects += found
             owners += [number] * len(found)
         return _Drawn(
-            normalise(torch.stack(pictures)),
+            views,
             prompts,
             torch.tensor(owners).long(),
             torch.stack(objects) if objects else torch.zeros(0, self.cells, self.cells),
@@ -222,9 +261,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--layers", type=int, help="of the vision transformer; default as the base has"
     )
+    parser.add_argument(
+        "--teacher", type=Path, help="features to imitate, a file of pretraining.teacher"
+    )
     options = parser.parse_args(arguments)
     folders = prepare(options)
-    config = replace(WholeTraining(), layers=options.layers, **settings_of(options))
+    config = replace(
+        WholeTraining(), layers=options.layers, teacher=options.teacher, **settings_of(options)
+    )
     sources = all_sources(folders, config.phantoms_per_kind, options.seed)
     validation = load_validation(folders)
     WholePretraining(config, sources, validation, options.seed, options.out).run()

@@ -119,6 +119,17 @@ def sample_labels(labels: NDArray[np.uint16], view: View, size: int) -> Tensor:
     )[0].long()
 
 
+def sample_features(features: Tensor, view: View, size: int) -> Tensor:
+    """The view of float32 (C, h, w), cells of the whole image squeezed square, (C, size, size)."""
+    return F.grid_sample(
+        features[None],
+        _grid(view, size),
+        mode="bilinear",
+        padding_mode=_padding(view),
+        align_corners=False,
+    )[0]
+
+
 def _grid(view: View, size: int) -> Tensor:
     return F.affine_grid(torch.tensor([view.matrix]), [1, 1, size, size], align_corners=False)
 

@@ -3,8 +3,11 @@
 import dataclasses
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
+from safetensors.torch import save_file
 from transformers import Sam3Model
 
 from medsam3_model import MedSAM3
@@ -15,6 +18,7 @@ from medsam3_model.detector import vision_hidden
 from medsam3_model.errors import CheckpointError
 from medsam3_model.pretraining.data import SourceImage
 from medsam3_model.pretraining.initialisation import deepened
+from medsam3_model.pretraining.teacher import features_of
 from medsam3_model.pretraining.validation import Validation
 from medsam3_model.pretraining.whole import WholePretraining, WholeTraining
 
@@ -70,3 +74,30 @@ def test_without_a_tracker_the_run_says_what_is_missing(
     config = dataclasses.replace(SHORT, base=str(bare))
     with pytest.raises(CheckpointError, match="no tracker"):
         WholePretraining(config, sources, Validation({}, frozenset()), 0, tmp_path)
+
+
+def test_the_transformer_imitates_a_teacher_and_learns_nothing_from_painted_views(
+    sources: dict[str, list[SourceImage]], tmp_path: Path
+) -> None:
+    samples = [sample for of in sources.values() for sample in of]
+    save_file(
+        features_of(samples, lambda pixels: F.avg_pool2d(pixels, 4)),
+        tmp_path / "teacher.safetensors",
+    )
+    config = dataclasses.replace(SHORT, teacher=tmp_path / "teacher.safetensors")
+    run = WholePretraining(config, sources, Validation({}, frozenset()), 0, tmp_path)
+    drawn = run._draw(np.random.default_rng(0))
+    weight = run.model.vision_encoder.backbone.layers[0].mlp.fc2.weight
+    said = run._imitation(run._hidden(drawn), drawn.views)
+    assert said is not None
+    said.backward()
+    assert weight.grad is not None
+    assert weight.grad.abs().max() > 0
+    painted = [
+        dataclasses.replace(view, sample=dataclasses.replace(view.sample, painted=True))
+        for view in drawn.views
+    ]
+    weight.grad = None
+    run._hidden(dataclasses.replace(drawn, views=painted)).sum().backward()
+    assert not weight.grad.any()
+    assert run.one_step()["imitation"] > 0
