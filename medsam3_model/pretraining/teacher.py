@@ -48,6 +48,10 @@ class TeacherFeatures:
             for name, of in features.items()
         }
 
+    def knows(self, sample: SourceImage) -> bool:
+        """It has features of this image."""
+        return sample.name in self._features
+
     @classmethod
     def read(cls, path: Path) -> "TeacherFeatures":
         """Of a file that this module's command wrote."""
@@ -55,9 +59,10 @@ class TeacherFeatures:
 
     def tokens(self, view: DrawnView, grid: int) -> Tensor | None:
         """What it sees in a view, float32 (grid², C), row by row; None: the image is not there."""
-        if (of := self._features.get(view.sample.name)) is None:
+        if not self.knows(view.sample):
             return None
-        finer = sample_features(of.float(), view.view, 2 * grid)
+        of = self._features[view.sample.name].float()
+        finer = sample_features(of, view.view, 2 * grid)
         return F.avg_pool2d(finer, 2).flatten(1).T
 
 
@@ -91,7 +96,9 @@ def lite_medsam() -> Callable[[Tensor], Tensor]:
     return encoder
 
 
-def some(samples: Sequence[SourceImage], most: int, rng: np.random.Generator) -> list[SourceImage]:
+def at_random(
+    samples: Sequence[SourceImage], most: int, rng: np.random.Generator
+) -> list[SourceImage]:
     """At most so many of them, by chance."""
     return [samples[int(at)] for at in rng.permutation(len(samples))[:most]]
 
@@ -101,10 +108,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = run_parser("medsam3_model.pretraining.teacher", main.__doc__)
     parser.add_argument("--most", type=int, default=300, help="images of each data set")
     options = parser.parse_args(arguments)
+    if not options.data:
+        parser.error("nothing to look at: give at least one --data SOURCE=FOLDER")
     encoder, rng = lite_medsam(), np.random.default_rng(options.seed)
     features: dict[str, Tensor] = {}
     for name, folder in prepare(options).items():
-        samples = some(list(read_folder(name, folder, "train")), options.most, rng)
+        samples = at_random(list(read_folder(name, folder, "train")), options.most, rng)
         sys.stdout.write(f"{name}: {len(samples)} images, about two seconds each\n")
         sys.stdout.flush()
         features |= features_of(samples, encoder)

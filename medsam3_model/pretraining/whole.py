@@ -114,6 +114,11 @@ class WholePretraining(SharedTraining):
         )
         self.teacher = TeacherFeatures.read(config.teacher) if config.teacher else None
         if self.teacher is not None:
+            if not any(self.teacher.knows(sample) for of in sources.values() for sample in of):
+                raise CheckpointError(
+                    f"{config.teacher} knows none of the training images. Write it from the same "
+                    "folders with `python -m medsam3_model.pretraining.teacher`."
+                )
             vision: Any = self.model.config.vision_config
             width = vision.backbone_config.hidden_size
             self.parts["imitation"] = nn.Linear(width, self.teacher.width)
@@ -175,7 +180,7 @@ class WholePretraining(SharedTraining):
         return {**terms, **scores, "norm": float(norm), "rate": rate}
 
     def _hidden(self, drawn: _Drawn) -> Tensor:
-        """What the vision transformer says of the views; painted ones teach it nothing."""
+        """The vision transformer's output (B, patches, C); painted views teach it nothing."""
         hidden = vision_hidden(self.model, drawn.pixels())
         real = torch.tensor([not view.sample.painted for view in drawn.views])
         return torch.where(real[:, None, None], hidden, hidden.detach())

@@ -21,7 +21,7 @@ SIDE = 72
 
 
 def small_network() -> Sam3Model:
-    """The tiny architecture at 72 pixels, with the same random weights each time."""
+    """The tiny architecture, six layers deep, at 72 pixels; the same random weights each time."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
         network = Sam3Model(tiny_config(input_size=SIDE, layers=6))

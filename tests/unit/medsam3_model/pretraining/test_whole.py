@@ -101,3 +101,13 @@ def test_the_transformer_imitates_a_teacher_and_learns_nothing_from_painted_view
     run._hidden(dataclasses.replace(drawn, views=painted)).sum().backward()
     assert not weight.grad.any()
     assert run.one_step()["imitation"] > 0
+
+
+def test_a_teacher_of_other_images_is_refused(
+    sources: dict[str, list[SourceImage]], tmp_path: Path
+) -> None:
+    file = tmp_path / "teacher.safetensors"
+    save_file({"another": torch.zeros(2, 4, 4)}, file)
+    config = dataclasses.replace(SHORT, teacher=file)
+    with pytest.raises(CheckpointError, match="knows none of the training images"):
+        WholePretraining(config, sources, Validation({}, frozenset()), 0, tmp_path)
