@@ -2,9 +2,12 @@
 
 import logging
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
+from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisError
 from rq import Queue, SimpleWorker
 from rq.executions import Execution
@@ -62,10 +65,31 @@ class Worker(SimpleWorker):
         publish(self.connection, {job_field(queue.name, outcome): 1})
         return done
 
+    def check_for_suspension(self, burst: bool) -> None:
+        """Wait while workers are suspended (`rq suspend`), as far as Redis can say."""
+        with _unless_redis_is_away(self.name):
+            super().check_for_suspension(burst)
+
+    def run_maintenance_tasks(self) -> None:
+        """Clean up RQ's registries, or leave it to the next time while Redis is away."""
+        with _unless_redis_is_away(self.name):
+            super().run_maintenance_tasks()
+
     def request_stop(self, signum: int, frame: FrameType | None) -> None:
         """On SIGTERM: finish the task at hand, give the rest of the job back, then leave."""
         stopping.set()
-        super().request_stop(signum, frame)
+        # At work it also notes the time in Redis, whose absence is not the job's fault.
+        with _unless_redis_is_away(self.name):
+            super().request_stop(signum, frame)
+
+
+@contextmanager
+def _unless_redis_is_away(worker: str) -> Iterator[None]:
+    """For what can wait: RQ waits for Redis where it takes a job, and ends a worker elsewhere."""
+    try:
+        yield
+    except RedisConnectionError as error:
+        log.warning("worker %s: Redis does not answer (%s)", worker, type(error).__name__)
 
 
 def work(
