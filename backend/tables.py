@@ -349,6 +349,7 @@ class TrainingPolicy(Base):
         auto_promote: whether a candidate that passes the gate goes into service by itself.
         agent: whether an agent looks at uncertain tasks, for all labels or for none; None: for the
             labels that say `mode="agent"`.
+        adapter: whether runs train an adapter of the encoder's last blocks, too; None: no.
         scheduled_at: the last moment of the schedule that was acted upon.
     """
 
@@ -361,4 +362,5 @@ class TrainingPolicy(Base):
     consensus: Mapped[str | None] = mapped_column(String(16))
     auto_promote: Mapped[bool | None]
     agent: Mapped[bool | None]
+    adapter: Mapped[bool | None]
     scheduled_at: Mapped[datetime | None]

@@ -19,7 +19,14 @@ from medsam3_model import device as devices
 from medsam3_model import preprocessing
 from medsam3_model.checkpoints import detectors, loading, pretrained
 from medsam3_model.checkpoints.detectors import DetectorCheckpoint
-from medsam3_model.checkpoints.hashes import WeightsHash, is_neck, of_detector, of_state
+from medsam3_model.checkpoints.hashes import (
+    WeightsHash,
+    is_detector,
+    is_neck,
+    of_adapted,
+    of_detector,
+    of_state,
+)
 from medsam3_model.errors import CheckpointError, PromptError
 from medsam3_model.postprocessing import SAM3_SETTINGS, DetectionSettings, to_detections
 from medsam3_model.preprocessing import tells_sides
@@ -51,9 +58,12 @@ class MedSAM3:
 
     Attributes:
         version: name and 8 hexadecimal digits of a hash of the weights, "tiny-1a2b3c4d".
-        encoder_hash: SHA-256 of the frozen encoders' weights; embeddings are valid as long as
+        base_hash: SHA-256 of the frozen encoders' weights; text embeddings are valid as long as
             this stays the same.
-        detector_hash: SHA-256 of the detector's weights, and of its neck's where it has its own.
+        encoder_hash: the same, unless the version has an adapter (`checkpoints.encoder_adapter`):
+            then of the encoders with it. It tells whether image embeddings are valid.
+        detector_hash: SHA-256 of the detector's weights, and of its neck's and its adapter's where
+            it has its own.
         neck_hash: tells whose neck made an embedding's levels: `encoder_hash` where it is the
             base's, else `detector_hash`.
         settings: thresholds that hold unless it is given others.
@@ -82,6 +92,7 @@ class MedSAM3:
         second_looks: Mapping[str, float] | None = None,
         neck_hash: str | None = None,
         mirrors: bool = False,
+        unadapted: MedSAM3 | None = None,
     ) -> None:
         """Wrap a ready `Sam3Model`; most callers want `from_pretrained`.
 
@@ -102,6 +113,7 @@ class MedSAM3:
             second_looks: by phrase, see `second_look_of`.
             neck_hash: where the neck is not the base's.
             mirrors: see the class.
+            unadapted: where the model has an adapter, one with the same base and none.
         """
         self.device = devices.resolve_device(device)
         self.dtype = devices.resolve_dtype(dtype, self.device)
@@ -114,7 +126,9 @@ class MedSAM3:
         self.mirrors = mirrors
         self.tokenizer = tokenizer
         hashes = hashes or of_state(model.state_dict())
-        self.encoder_hash, self.detector_hash = hashes.encoder, hashes.detector
+        self.base_hash, self.detector_hash = hashes.encoder, hashes.detector
+        self.encoder_hash = of_adapted(self.base_hash, detectors.adapter_of(model))
+        self._unadapted = unadapted
         self.neck_hash = neck_hash or self.encoder_hash
         self.version = version or f"{name}-{hashes.combined[:8]}"
 
@@ -196,7 +210,7 @@ class MedSAM3:
     ) -> MedSAM3:
         """Another version on the same frozen encoders, which are shared, not copied.
 
-        Embeddings of this model stay valid for the other one.
+        Embeddings of this model stay valid for the other one, unless one of them has an adapter.
 
         Args:
             detector: its parameters, thresholds and second looks of phrases.
@@ -211,20 +225,33 @@ class MedSAM3:
                 f"the detector {detector.name!r} reads through the neck of {detector.base!r}, "
                 f"which {self.version} has replaced: load it with its own base"
             )
+        base = self.unadapted
+        model = detectors.with_detector(base.model, detector, self.base_hash)
+        tracker = base.tracker
+        if detector.adapter and tracker is not None:
+            tracker = Tracker(
+                tracker.model,
+                tracker.neck,
+                partial(forward.vision_hidden, model),
+                tracker.dtype,
+                of_adapted(self.base_hash, detector.adapter),
+                tracker.traits,
+            )
         return type(self)(
-            detectors.with_detector(self.model, detector, self.encoder_hash),
+            model,
             self.tokenizer,
             name=detector.name,
             settings=settings or self.settings,
             device=self.device,
             dtype=self.dtype,
-            hashes=WeightsHash(self.encoder_hash, detector.detector_hash),
-            tracker=self.tracker,
+            hashes=WeightsHash(self.base_hash, detector.detector_hash),
+            tracker=tracker,
             takes_exemplars=self.takes_exemplars,
             thresholds=detector.thresholds if settings is None else {},
             second_looks=detector.second_looks,
             neck_hash=detector.detector_hash if detector.has_neck else None,
             mirrors=self.mirrors,
+            unadapted=base if detector.adapter else None,
         )
 
     def with_weights(
@@ -244,10 +271,10 @@ class MedSAM3:
             name: first part of the version.
             thresholds, second_looks: by phrase, see `DetectorCheckpoint`.
         """
-        # The neck computes in the encoders' precision: rounded before its hash is taken, the
-        # version is the same when it comes back from a file.
+        # Neck and adapter compute in the encoders' precision: rounded before their hash is taken,
+        # the version is the same when it comes back from a file.
         state = {
-            key: tensor.to(self.dtype).float() if is_neck(key) else tensor
+            key: tensor if is_detector(key) else tensor.to(self.dtype).float()
             for key, tensor in state.items()
         }
         if self.neck_hash == self.encoder_hash:
@@ -259,7 +286,7 @@ class MedSAM3:
         return self.with_detector(
             DetectorCheckpoint(
                 state,
-                self.encoder_hash,
+                self.base_hash,
                 hash_,
                 base,
                 name,
@@ -267,6 +294,11 @@ class MedSAM3:
                 second_looks=second_looks,
             )
         )
+
+    @property
+    def unadapted(self) -> MedSAM3:
+        """A model on the same base whose encoder has no adapter; itself where it has none."""
+        return self._unadapted or self
 
     def threshold_of(self, phrase: str) -> float:
         """Lowest score at which an instance of a phrase is shown: as calibrated, else the same."""
@@ -286,7 +318,7 @@ class MedSAM3:
         return detectors.save_detector(
             path,
             state,
-            encoder_hash=self.encoder_hash,
+            encoder_hash=self.base_hash,
             base=base,
             name=name,
             notes=notes,
@@ -389,7 +421,7 @@ class MedSAM3:
         ids, mask = ids.to(self.device), mask.to(self.device)
         with torch.no_grad():
             features = forward.text_features(self.model, ids, mask)
-        return TextEmbedding(tuple(phrases), features, mask, self.encoder_hash)
+        return TextEmbedding(tuple(phrases), features, mask, self.base_hash)
 
     # -- detector ---------------------------------------------------------------------------
 
@@ -439,8 +471,11 @@ class MedSAM3:
             PromptError: malformed boxes, or embeddings of another encoder.
             ModelMemoryError: memory ran out on a single phrase.
         """
-        for embedding in (image_embedding, text_embedding):
-            if embedding.encoder_hash != self.encoder_hash:
+        for embedding, own in (
+            (image_embedding, self.encoder_hash),
+            (text_embedding, self.base_hash),
+        ):
+            if embedding.encoder_hash != own:
                 raise PromptError(
                     f"a {type(embedding).__name__} of another encoder was given to {self.version}: "
                     "encode again with this model"

@@ -28,6 +28,10 @@ def train(
     minutes: Annotated[float | None, typer.Option(help="Minutes of training at most.")] = None,
     learning_rate: Annotated[float | None, typer.Option(help="Learning rate.")] = None,
     seed: Annotated[int | None, typer.Option(help="Seed.")] = None,
+    adapter: Annotated[
+        bool | None,
+        typer.Option(help="Train an adapter of the encoder, too; default: the project's."),
+    ] = None,
     wait: Annotated[bool, typer.Option(help="Wait for the end and show the progress.")] = True,
     as_json: AsJson = False,
 ) -> None:
@@ -59,6 +63,7 @@ def train(
         minutes=minutes,
         learning_rate=learning_rate,
         seed=seed,
+        adapter=adapter,
     )
     if not wait:
         print_values({"id": requested.run_id, "new": requested.new}, as_json)

@@ -40,6 +40,7 @@ class TrainingWish(Body):
     replay: bool | None = None
     consensus: Consensus | None = None
     auto_promote: bool | None = None
+    adapter: bool | None = None
 
 
 class RequestedRun(Answer):
@@ -140,6 +141,7 @@ class PolicyAnswer(Answer):
     consensus: Consensus | None
     auto_promote: bool | None
     agent: bool | None
+    adapter: bool | None
 
 
 @blueprint.errorhandler(TrainingError)

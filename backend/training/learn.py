@@ -33,8 +33,8 @@ if TYPE_CHECKING:
     from medsam3_model.training.fine_tuning import (
         TrainingImage,
         TrainingProgress,
-        TrainingSettings,
     )
+    from medsam3_model.training.settings import TrainingSettings
 
 log = logging.getLogger(__name__)
 
@@ -129,13 +129,14 @@ def fine_tune(
 
 
 def _settings(options: RunOptions) -> "TrainingSettings":
-    from medsam3_model.training.fine_tuning import TrainingSettings
+    from medsam3_model.training.settings import TrainingSettings
 
     return TrainingSettings(
         steps=options.steps,
         minutes=options.minutes,
         learning_rate=options.learning_rate,
         seed=options.seed,
+        adapter=options.adapter,
     )
 
 

@@ -11,7 +11,10 @@ from backend.tables import TrainingPolicy
 
 @dataclass(frozen=True)
 class RunOptions:
-    """The values of one training run, stored with it; see `backend.settings` for their meaning."""
+    """The values of one training run, stored with it; see `backend.settings` for their meaning.
+
+    adapter: whether an adapter of the encoder's last blocks learns with the detector.
+    """
 
     steps: int = 2000
     minutes: float = 10.0
@@ -22,6 +25,7 @@ class RunOptions:
     gate_min_images: int = 5
     gate_tolerance: float = 0.02
     auto_promote: bool = True
+    adapter: bool = False
 
     def as_json(self) -> dict[str, Any]:
         """For the run's row."""
@@ -42,6 +46,7 @@ class Policy:
     schedule: str | None
     consensus: Consensus
     auto_promote: bool
+    adapter: bool
 
 
 def policy_of(session: Session, settings: Settings, project_id: int) -> Policy:
@@ -53,6 +58,7 @@ def policy_of(session: Session, settings: Settings, project_id: int) -> Policy:
         schedule=_first(row.schedule, settings.train_schedule) or None,
         consensus=cast(Consensus, row.consensus or settings.consensus),
         auto_promote=_first(row.auto_promote, settings.auto_promote),
+        adapter=_first(row.adapter, False),
     )
 
 
@@ -71,6 +77,7 @@ def options_of(
         gate_min_images=settings.gate_min_images,
         gate_tolerance=settings.gate_tolerance,
         auto_promote=policy.auto_promote,
+        adapter=policy.adapter,
     )
     return replace(options, **{name: v for name, v in overrides.items() if v is not None})
 

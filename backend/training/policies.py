@@ -31,6 +31,10 @@ class PolicyChoices(Body):
         description="Whether an agent looks at uncertain tasks, for all labels or for none; null: "
         'for the labels that say `mode="agent"`.',
     )
+    adapter: bool | None = Field(
+        None,
+        description="Whether runs train an adapter of the encoder's last blocks, too; null: no.",
+    )
 
     @field_validator("schedule")
     @classmethod

@@ -1,9 +1,10 @@
 """Detector checkpoints, the project's own: the detector and its neck, for a known frozen encoder.
 
 Fine-tuning changes the detector and the neck through which it reads the vision transformer, a small
-part of the model, so a version is a small safetensors file. Its metadata name the encoder that it
-was trained on; another one is refused, for the detector would read features that mean something
-else.
+part of the model, so a version is a small safetensors file. Where a project wants one, a low-rank
+adapter of the vision transformer's last blocks is part of it (`encoder_adapter`). The metadata name
+the encoder that it was trained on; another one is refused, for the detector would read features
+that mean something else.
 """
 
 from __future__ import annotations
@@ -19,13 +20,14 @@ from safetensors.torch import save_file
 from transformers import Sam3Model
 
 from medsam3_model.checkpoints import hashes
-from medsam3_model.checkpoints.hashes import is_detector, is_neck, is_tuned
+from medsam3_model.checkpoints.encoder_adapter import BACKBONE, adapted_backbone, adapter_part
+from medsam3_model.checkpoints.hashes import is_adapter, is_detector, is_neck, is_tuned
 from medsam3_model.checkpoints.loading import DETECTOR_FORMAT, Layout, empty_model, layout_of
 from medsam3_model.checkpoints.weight_files import open_tensors, replacing
 from medsam3_model.errors import CheckpointError
 
-# In the first format the neck was the base's.
-_FORMAT_VERSION, _READ_FORMATS = "2", ("1", "2")
+# In the first format the neck was the base's; the third has an adapter.
+_READ_FORMATS = ("1", "2", "3")
 LARGEST_LOOK = 20.0
 """More around an object than this is the whole image."""
 
@@ -35,9 +37,9 @@ class DetectorCheckpoint:
     """A detector's parameters and where they belong.
 
     Attributes:
-        state: the detector's and the neck's tensors, float32, named as in `Sam3Model`; without any
-            of the neck the base's serves.
-        encoder_hash: of the frozen encoders it was trained on.
+        state: the detector's and the neck's tensors, float32, named as in `Sam3Model`, and the
+            adapter's; without any of the neck the base's serves.
+        encoder_hash: of the frozen encoders it was trained on, without the adapter.
         detector_hash: of `state`.
         base: the checkpoint that holds that encoder, as it was given ("tiny", a path, a hub id).
         name: first part of the version it gives a model.
@@ -62,14 +64,25 @@ class DetectorCheckpoint:
         """Whether it has a neck of its own."""
         return any(is_neck(key) for key in self.state)
 
+    @property
+    def adapter(self) -> dict[str, torch.Tensor]:
+        """The tensors of its adapter; empty where it has none."""
+        return adapter_part(self.state)
+
 
 def detector_state(model: Sam3Model) -> dict[str, torch.Tensor]:
-    """Copies of the detector's and its neck's parameters, float32 on the CPU."""
+    """Copies of what a version has of its own (`hashes.is_tuned`), float32 on the CPU."""
     return {
         key: tensor.detach().to("cpu", torch.float32, copy=True).contiguous()
         for key, tensor in model.state_dict().items()
         if is_tuned(key)
     }
+
+
+def adapter_of(model: Sam3Model) -> dict[str, torch.Tensor]:
+    """The tensors of a model's adapter; empty where it has none."""
+    backbone = model.vision_encoder.backbone
+    return adapter_part({f"{BACKBONE}{key}": value for key, value in backbone.state_dict().items()})
 
 
 def save_detector(
@@ -88,7 +101,7 @@ def save_detector(
     Args:
         path: the safetensors file to write.
         state: from `detector_state`.
-        encoder_hash: `MedSAM3.encoder_hash` of the model it was trained in.
+        encoder_hash: `MedSAM3.base_hash` of the model it was trained in.
         base: the checkpoint that holds the encoder, for `from_pretrained` of the file alone.
         name: first part of the version.
         notes: JSON values to keep with it.
@@ -98,7 +111,7 @@ def save_detector(
     detector_hash = hashes.of_detector(state)
     metadata = {
         "format": DETECTOR_FORMAT,
-        "format_version": _FORMAT_VERSION,
+        "format_version": "3" if adapter_part(state) else "2",
         "encoder_hash": encoder_hash,
         "detector_hash": detector_hash,
         "base": base,
@@ -139,7 +152,7 @@ def load_detector(path: Path | str) -> DetectorCheckpoint:
     if notes.get("format_version") not in _READ_FORMATS:
         raise CheckpointError(
             f"{path.name} has format version {notes.get('format_version')}, this program reads "
-            f"{' and '.join(_READ_FORMATS)}: use the program that wrote it, or a newer one"
+            f"{', '.join(_READ_FORMATS)}: use the program that wrote it, or a newer one"
         )
     try:
         state = {key: file.read(key).to(torch.float32, copy=True) for key in file.shapes}
@@ -172,10 +185,10 @@ def _by_phrase(name: str, notes: Mapping[str, str], low: float, high: float) -> 
 
 
 def with_detector(base: Sam3Model, detector: DetectorCheckpoint, encoder_hash: str) -> Sam3Model:
-    """A model with another detector, and its neck, on the same encoders, which are shared.
+    """A model with another detector, its neck and its adapter on the same encoders, shared.
 
     Args:
-        base: the model whose encoders are used; it stays as it is.
+        base: the model whose encoders are used, without an adapter; it stays as it is.
         detector: from `load_detector`.
         encoder_hash: of `base`'s encoders.
 
@@ -193,9 +206,15 @@ def with_detector(base: Sam3Model, detector: DetectorCheckpoint, encoder_hash: s
         setattr(model, name, getattr(base, name))
     vision, of_base = model.vision_encoder, base.vision_encoder
     vision.backbone = of_base.backbone
+    if detector.adapter:
+        vision.backbone = adapted_backbone(of_base.backbone, detector.adapter)
     # A detector of another size would be a different architecture, whatever its encoder hash says.
     its_own = is_tuned if detector.has_neck else is_detector
-    expected = {key: value.shape for key, value in model.state_dict().items() if its_own(key)}
+    expected = {
+        key: value.shape
+        for key, value in model.state_dict().items()
+        if its_own(key) or is_adapter(key)
+    }
     for key in expected.keys() ^ detector.state.keys():
         kind = "lacks" if key in expected else "has an unknown"
         raise CheckpointError(f"the detector {detector.name!r} {kind} {key}")

@@ -1,4 +1,4 @@
-"""Hashes of weights: one for the frozen encoders, one for the detector.
+"""Hashes of weights: one for the frozen encoders, one for what fine-tuning changes.
 
 The hash is over names, shapes and float32 values in the Hugging Face layout, so a model has the
 same hash whichever layout or lossless storage type it was loaded from.
@@ -25,6 +25,8 @@ DETECTOR_MODULES = (
 """The parts of `Sam3Model` that MedSAM-3 trains."""
 _NECK = "vision_encoder.neck.fpn_layers."
 _LEVELS_READ = ("0.", "1.", "2.")  # SAM 3's fourth level is never read
+ADAPTER_ENDINGS = (".lora_a", ".lora_b")
+"""Of the tensors of an `encoder_adapter`."""
 
 
 def is_detector(key: str) -> bool:
@@ -37,13 +39,19 @@ def is_neck(key: str) -> bool:
     return key.startswith(_NECK) and key.removeprefix(_NECK).startswith(_LEVELS_READ)
 
 
+def is_adapter(key: str) -> bool:
+    """Whether a tensor belongs to an adapter of the vision transformer (`encoder_adapter`)."""
+    return key.startswith("vision_encoder.backbone.") and key.endswith(ADAPTER_ENDINGS)
+
+
 def is_tuned(key: str) -> bool:
-    """Whether fine-tuning changes a parameter: the detector's and the neck's; the rest is frozen.
+    """Whether a version of a project has a tensor of its own: the detector's, the neck's and, where
+    it has one, the adapter's; the rest is frozen.
 
     The neck is small, comes after what embeddings keep, and nothing but the detector reads it: the
     tracker has one of its own.
     """
-    return is_detector(key) or is_neck(key)
+    return is_detector(key) or is_neck(key) or is_adapter(key)
 
 
 @dataclass(frozen=True)
@@ -75,8 +83,15 @@ def of_digests(digests: Mapping[str, bytes]) -> WeightsHash:
     return WeightsHash(encoder.hexdigest(), detector.hexdigest())
 
 
+def of_adapted(encoder_hash: str, adapter: Mapping[str, torch.Tensor]) -> str:
+    """Of frozen encoders with an adapter on them; `encoder_hash` itself without one."""
+    if not adapter:
+        return encoder_hash
+    return hashlib.sha256(f"{encoder_hash}{of_detector(adapter)}".encode()).hexdigest()
+
+
 def of_detector(state: Mapping[str, torch.Tensor]) -> str:
-    """SHA-256 of a detector's tensors, and of those of its own neck where there is one."""
+    """SHA-256 of a detector's tensors, with those of its own neck and adapter where it has them."""
     digest = hashlib.sha256()
     for _, each in sorted(_digests(state).items()):
         digest.update(each)

@@ -90,7 +90,7 @@ class TextCache(_Counted):
 
         Raises PromptError where there is no phrase, or an empty one.
         """
-        keys = [(model.encoder_hash, str(model.dtype), phrase) for phrase in phrases]
+        keys = [(model.base_hash, str(model.dtype), phrase) for phrase in phrases]
         with self._lock:
             known = {key: self._texts[key] for key in keys if key in self._texts}
             for key in known:

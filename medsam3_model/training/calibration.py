@@ -57,7 +57,7 @@ class Calibration:
         for _, image in self.processes.mine(self.spared):
             self.make_way()
             truth = self.data.instances(image)
-            _, embedding = self.data.view(image, 0)
+            embedding = self.data.seen_by(model, image)
             text = self.data.text(tuple(truth))
             answers = model.detect_all(embedding, text, settings=settings)
             scored += [
@@ -90,7 +90,7 @@ class Calibration:
             }
             if not layers:
                 continue
-            _, embedding = self.data.view(image, 0)
+            embedding = self.data.seen_by(model, image)
             rgb = image.read()
             answers = model.detect_all(embedding, self.data.text(tuple(layers)))
             for (phrase, layer), answer in zip(layers.items(), answers, strict=True):

@@ -22,6 +22,7 @@ from medsam3_model.detector import Prompts
 from medsam3_model.preprocessing import tells_sides
 from medsam3_model.pretraining.phrases import EVERYDAY_PHRASES, GENERIC_PHRASES
 from medsam3_model.second_look import ROOMS, SMALL_PATCHES
+from medsam3_model.training.adapting import adapted, stem_of
 from medsam3_model.training.augmentation import (
     WHOLE,
     View,
@@ -93,7 +94,12 @@ class TrainingData:
     """Embeddings, instance maps and phrases of a run's images, as tensors for the detector."""
 
     def __init__(
-        self, model: "MedSAM3", images: Sequence[TrainingImage], cache: "EmbeddingCache"
+        self,
+        model: "MedSAM3",
+        images: Sequence[TrainingImage],
+        cache: "EmbeddingCache",
+        *,
+        adapts: bool = False,
     ) -> None:
         """Read the truth about every image and encode all phrases.
 
@@ -101,8 +107,11 @@ class TrainingData:
             model: whose frozen encoders are used; its detector is not.
             images: all that will be asked about.
             cache: of embeddings.
+            adapts: an adapter is learned, so embeddings are those of the encoder's stem, see
+                `adapting`.
         """
-        self._model, self._cache = model, cache
+        self._model, self._cache, self._adapts = model, cache, adapts
+        self._encoder = stem_of(model) if adapts else model
         self._layers = {image.key: _Layers.of(image.layers()) for image in images}
         self._viewed: dict[tuple[str, View], _Layers] = {}
         self._small: dict[str, list[NDArray[np.float32]]] = {}
@@ -122,7 +131,9 @@ class TrainingData:
         """
         if number == 0:
             plain = self._cache.get(
-                self._model, image.key, lambda: self._model.encode_image(image.read(), rounded=True)
+                self._encoder,
+                image.key,
+                lambda: self._encoder.encode_image(image.read(), rounded=True),
             )
             return WHOLE, plain
         layers = self._layers[image.key]
@@ -138,10 +149,15 @@ class TrainingData:
         def encode() -> ImageEmbedding:
             pixels = sample_image(image.read(), view, self._model.image_size)
             looked = (random_look(pixels, rng) * 255).round().to(torch.uint8)
-            return self._model.encode_image(looked.permute(1, 2, 0).contiguous().numpy())
+            return self._encoder.encode_image(looked.permute(1, 2, 0).contiguous().numpy())
 
         key = f"{image.key}-{'sided' if sided else 'free'}-view{number}{window}"
-        return view, self._cache.get(self._model, key, encode)
+        return view, self._cache.get(self._encoder, key, encode)
+
+    def seen_by(self, model: "MedSAM3", image: TrainingImage) -> ImageEmbedding:
+        """The image as it is, for a version of the run's model to be asked about."""
+        _, embedding = self.view(image, 0)
+        return adapted(model, embedding) if self._adapts else embedding
 
     def _small_boxes(self, key: str, layers: _Layers) -> list[NDArray[np.float32]]:
         """Tight boxes of an image's small concepts; found once, for they are drawn at each step."""

@@ -2,10 +2,11 @@
 
 The neck learns with the detector, which alone reads the vision transformer through it: there is
 decided what a frozen encoder's features are worth for a new concept. Since the encoders never
-change, a step costs the detector and its neck alone (see `training.data`). Every choice
-(images, views, prompts) follows from seed and step, so a run that was killed goes on from its last
-saved state and ends with the weights that it would have had; and several processes
-(`processes.join`) that share a step's images learn what one would.
+change, a step costs the detector and its neck alone (see `training.data`); an adapter of the last
+blocks, where one is asked for, costs these as well (`adapting`). Every choice (images, views,
+prompts) follows from seed and step, so a run that was killed goes on from its last saved state and
+ends with the weights that it would have had; and several processes (`processes.join`) that share a
+step's images learn what one would.
 """
 
 import copy
@@ -26,16 +27,24 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 from medsam3_model import device as devices
 from medsam3_model.checkpoints import hashes
 from medsam3_model.checkpoints.detectors import detector_state
+from medsam3_model.checkpoints.encoder_adapter import (
+    AdaptedLinear,
+    adapted_backbone,
+    adapter_part,
+    untrained_adapter,
+)
 from medsam3_model.detector import answer_prompts, feature_levels_for_masks
 from medsam3_model.errors import DatasetError, MedSAM3Error
 from medsam3_model.evaluation.metrics import dice
+from medsam3_model.training.adapting import last_blocks
 from medsam3_model.training.calibration import Calibration
 from medsam3_model.training.data import TrainingData, TrainingImage, spare
 from medsam3_model.training.interpolation import between
-from medsam3_model.training.losses import LossWeights, detector_loss
+from medsam3_model.training.losses import detector_loss
 from medsam3_model.training.making_way import between_layers
 from medsam3_model.training.processes import joined
 from medsam3_model.training.prompts import DrawnPrompt, correction_prompt
+from medsam3_model.training.settings import TrainingSettings
 from medsam3_model.training.state import TrainingState, load_state, save_state
 from medsam3_model.types import ImageEmbedding
 
@@ -49,10 +58,6 @@ _FORGIVEN = 0.02  # Dice on what was known before that may be lost without count
 # Adam walks as far with rounding errors as with any gradient; below this it does not.
 _LEAST_GRADIENT = 1e-6
 _MEAN_OVER = 50  # steps that the reported loss is averaged over
-# With 1e-3 the bundled model learned little faster and forgot four times as much. As with Adam in
-# general, the best rate falls with the width of the layers.
-_RATE_AT_WIDTH = (4e-4, 64)
-
 # After these is a step interrupted.
 _LAYERS = (torch.nn.Linear, torch.nn.Conv2d)
 
@@ -68,70 +73,6 @@ _COUNTED_BY = {
     "semantic_dice": _MASKED_PROMPTS,
 }
 """What each term of `losses.detector_loss` is a mean over: processes hold different numbers."""
-
-
-@dataclass(frozen=True)
-class TrainingSettings:
-    """How a run learns.
-
-    Attributes:
-        steps: optimiser steps at most.
-        minutes: of training after which the run stops where it is; waiting does not count.
-        learning_rate: after `warm_up` steps, constant, because nobody knows how many steps follow;
-            None: what suits the model's width.
-        average: the weights that are judged and kept are a moving average of those of the steps; so
-            much of it stays at each step, less at the beginning. It does what a falling rate does.
-        weight_decay: of AdamW, on weights that are neither biases nor norms.
-        clip_norm: longest gradient, over all parameters.
-        images_per_step: images in a step, over all processes, each with one prompt: where
-            embeddings are kept, another image costs no more than another prompt on the same one.
-        masked_share: of the prompts, those whose masks are learned from; pixels are most of a
-            step's cost, and boxes, scores and presence are learned from all.
-        views: augmented views per image to learn from that are encoded and kept; 0: the image
-            alone.
-        replay_share: of the images of a step, where there are any to replay.
-        patience: validations without a better one after which the run stops.
-        judged_over: validations whose mean is compared: a few spared images swing by more from one
-            to the next than what is learned meanwhile.
-        unjudged_steps: so many where too few images are there to spare any, and so many at least
-            where spared ones judge: what comes earlier may be the best of them by chance.
-        validate_every, save_every: in steps.
-        seed: of all that is drawn.
-        loss: weights of its terms.
-    """
-
-    steps: int = 2000
-    minutes: float = 10.0
-    learning_rate: float | None = None
-    warm_up: int = 20
-    average: float = 0.98
-    weight_decay: float = 0.1
-    clip_norm: float = 5.0
-    images_per_step: int = 8
-    masked_share: float = 0.5
-    views: int = 3
-    replay_share: float = 0.25
-    patience: int = 5
-    judged_over: int = 3
-    unjudged_steps: int = 160
-    validate_every: int = 40
-    save_every: int = 25
-    seed: int = 0
-    loss: LossWeights = field(
-        default_factory=lambda: LossWeights(
-            classification=1.5, presence=4.0, mask_focal=10.0, semantic_dice=20.0
-        )
-    )
-
-    def rate(self, step: int, width: int) -> float:
-        """The learning rate of a step, from 0, for a model with layers of this width."""
-        rate, at_width = _RATE_AT_WIDTH
-        constant = rate * at_width / width if self.learning_rate is None else self.learning_rate
-        return constant * min(1.0, (step + 1) / max(self.warm_up, 1))
-
-    def kept(self, step: int) -> float:
-        """How much of the average stays at a step, from 0: it spans a ninth of the steps so far."""
-        return min(self.average, (1 + step) / (10 + step))
 
 
 @dataclass(frozen=True)
@@ -241,13 +182,19 @@ class _Run:
     ) -> None:
         self.settings, self.name, self.base = settings, name, base
         self.start, self.processes = model, joined()
-        self.model = self._version(detector_state(model.model))
+        self.origin = detector_state(model.model)
+        if settings.adapter and not adapter_part(self.origin):
+            self.origin |= untrained_adapter(model.model)
+        self.model = self._version(copy.deepcopy(self.origin))
         # A neck of its own, in full precision: what learns must not round its steps.
         vision = self.model.model.vision_encoder
         vision.neck = copy.deepcopy(vision.neck).float()
+        if settings.adapter:
+            frozen = model.unadapted.model.vision_encoder.backbone
+            vision.backbone = adapted_backbone(frozen, adapter_part(self.origin), learns=True)
         self.images, self.spared = spare(images)
         self.replay, spared_replay = spare(replay)
-        self.data = TrainingData(model, (*images, *replay), cache)
+        self.data = TrainingData(model, (*images, *replay), cache, adapts=settings.adapter)
         # What annotators teach now is what they mean by it, whatever it looked like elsewhere.
         self.taught = frozenset(name for image in images for name in self.data.phrases(image))
         self.spared_replay = [
@@ -277,7 +224,7 @@ class _Run:
             for key, tensor in self.model.model.state_dict().items()
             if hashes.is_tuned(key)
         }
-        self.state = TrainingState(average=self._on_device(detector_state(model.model)))
+        self.state = TrainingState(average=self._on_device(self.origin))
         self.known_before: float | None = None
         self.wait: Callable[[], object] = lambda: None
         self.wait_within_step: Callable[[], object] | None = None
@@ -340,7 +287,8 @@ class _Run:
         layers = [
             module
             for name, module in self.model.model.named_modules()
-            if hashes.is_tuned(f"{name}.weight") and isinstance(module, _LAYERS)
+            if isinstance(module, AdaptedLinear)
+            or (isinstance(module, _LAYERS) and hashes.is_tuned(f"{name}.weight"))
         ]
         return between_layers(layers, self.make_way_within_step)
 
@@ -380,7 +328,7 @@ class _Run:
         tuned = self.averaged()
         if self._dice(self.start, self.images) < _KNOWN:
             return tuned
-        return between(detector_state(self.start.model), tuned, _WAY)
+        return between(self.origin, tuned, _WAY)
 
     def report(self, file: Path | None, on_progress: Callable[[TrainingProgress], None]) -> None:
         """Tell of the step; where that raises, all processes save and end together."""
@@ -443,6 +391,8 @@ class _Run:
         )
         model, hidden = self.model.model, self.data.hidden(batch.embeddings)
         with devices.autocast(device, self.model.dtype):
+            if self.settings.adapter:
+                hidden = last_blocks(model, hidden)
             # Each prompt of a step is about an image of its own.
             levels = feature_levels_for_masks(model, hidden, masked)
             output = answer_prompts(model, levels, self.data.prompts(batch.prompts), masked)
@@ -476,7 +426,8 @@ class _Run:
         return {key: tensor.to("cpu", copy=True) for key, tensor in self.state.average.items()}
 
     def _on_device(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        return {key: tensor.to(self.model.device) for key, tensor in state.items()}
+        device = self.model.device
+        return {key: tensor.to(device, copy=True) for key, tensor in state.items()}
 
     # -- when to stop -----------------------------------------------------------------------
 
@@ -488,7 +439,7 @@ class _Run:
         state, tuned = self.state, self.averaged()
         candidates = [tuned]
         if self.spared_replay:
-            candidates.append(between(detector_state(self.start.model), tuned, _WAY))
+            candidates.append(between(self.origin, tuned, _WAY))
         if not state.history or state.history[-1][0] != state.step:
             models = [self._version(weights) for weights in candidates]
             learned = [self._dice(model, self.spared) for model in models]
@@ -528,7 +479,7 @@ class _Run:
             self.make_way()
             truth = self.data.truth(image)
             truth = {phrase: mask for phrase, mask in truth.items() if phrase not in left_out}
-            _, embedding = self.data.view(image, 0)
+            embedding = self.data.seen_by(model, image)
             answers = model.detect_all(embedding, self.data.text(tuple(truth)))
             scores += [
                 (detections.phrase, dice(detections.concept_mask()[0], mask))

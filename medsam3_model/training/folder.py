@@ -30,10 +30,10 @@ from medsam3_model.training.data import TrainingImage
 from medsam3_model.training.endings import ENDINGS
 from medsam3_model.training.fine_tuning import (
     TrainingProgress,
-    TrainingSettings,
     fine_tune,
 )
 from medsam3_model.training.replay import bundled_replay
+from medsam3_model.training.settings import TrainingSettings
 
 _MEMORY_BYTES = 2 * 2**30
 _DISK_BYTES = 100 * 2**30
@@ -75,6 +75,7 @@ def train(options: argparse.Namespace, device: str) -> None:
         minutes=options.minutes,
         learning_rate=options.learning_rate,
         seed=options.seed,
+        adapter=options.adapter,
     )
     known = bundled_replay() if model.name in PRESETS else ()
     tuned = fine_tune(
@@ -122,6 +123,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     add("--learning-rate", type=float, help="(default: what suits the model's width)")
     add("--minutes", type=float, default=defaults.minutes, help="ceiling (default %(default)s)")
     add("--seed", type=int, default=defaults.seed)
+    add("--adapter", action="store_true", help="train an adapter of the encoder, too")
     add("--verbose", action="store_true", help="say every step on standard error")
     options = parser.parse_args(arguments)
     with processes.join() as device:

@@ -6,9 +6,12 @@ Wortsman et al. 2022, "Robust fine-tuning of zero-shot models", arXiv 2109.01903
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor
 
 from medsam3_model.checkpoints.detectors import detector_state
+from medsam3_model.checkpoints.encoder_adapter import adapter_part
+from medsam3_model.checkpoints.hashes import ADAPTER_ENDINGS
 
 if TYPE_CHECKING:
     from medsam3_model.predictor import MedSAM3
@@ -17,7 +20,15 @@ if TYPE_CHECKING:
 def between(
     start: Mapping[str, Tensor], end: Mapping[str, Tensor], share: float
 ) -> dict[str, Tensor]:
-    """The weights that are this share of the way from one detector to another, 0 to 1."""
+    """The weights that are this share of the way from one detector to another, 0 to 1.
+
+    An adapter that the start lacks begins with changing nothing.
+    """
+    lacking = {
+        key: tensor if key.endswith(ADAPTER_ENDINGS[0]) else torch.zeros_like(tensor)
+        for key, tensor in adapter_part(end).items()
+    }
+    start = {**lacking, **start}
     return {key: start[key].lerp(end[key], share) for key in end}
 
 

@@ -35,7 +35,8 @@ def _speed(model: "MedSAM3", folder: Path) -> dict[str, float]:
     from medsam3_model.embeddings.embedding_cache import EmbeddingCache
 
     def run(cache: EmbeddingCache) -> tuple[float, list[float]]:
-        from medsam3_model.training.fine_tuning import TrainingSettings, fine_tune
+        from medsam3_model.training.fine_tuning import fine_tune
+        from medsam3_model.training.settings import TrainingSettings
 
         losses: list[float] = []
         ends: list[float] = []

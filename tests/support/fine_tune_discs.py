@@ -10,7 +10,8 @@ from pathlib import Path
 import torch
 
 from medsam3_model.training import processes
-from medsam3_model.training.fine_tuning import TrainingSettings, fine_tune
+from medsam3_model.training.fine_tuning import fine_tune
+from medsam3_model.training.settings import TrainingSettings
 from tests.support.discs import cache_in, disc_image, small_model
 
 

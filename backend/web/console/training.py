@@ -60,6 +60,7 @@ class PolicyForm(FlaskForm):  # type: ignore[misc]
     consensus = SelectField("Several annotators’ masks of one image", validate_choice=False)
     auto_promote = SelectField("A version that passes the gate", validate_choice=False)
     agent = SelectField("A language model at uncertain tasks", validate_choice=False)
+    adapter = SelectField("What learns", validate_choice=False)
 
 
 @dataclass(frozen=True)
@@ -247,6 +248,7 @@ def _form(settings: Settings, choices: PolicyChoices) -> PolicyForm:
             "consensus": choices.consensus or "",
             "auto_promote": _as_word(choices.auto_promote),
             "agent": _as_word(choices.agent),
+            "adapter": _as_word(choices.adapter),
         }
     )
     form.after_corrections.description = (
@@ -271,6 +273,13 @@ def _form(settings: Settings, choices: PolicyChoices) -> PolicyForm:
         ("yes", "for all labels"),
         ("no", "for none"),
     ]
+    form.adapter.choices = [
+        ("", "the detector"),
+        ("yes", "the detector and an adapter of the encoder"),
+    ]
+    form.adapter.description = (
+        "An adapter costs longer runs, and images are encoded anew for each version."
+    )
     return form
 
 
@@ -293,7 +302,7 @@ def _choices(form: PolicyForm) -> PolicyChoices:
         "strategy": form.strategy.data or None,
         "consensus": form.consensus.data or None,
     }
-    for name in ("auto_promote", "agent"):
+    for name in ("auto_promote", "agent", "adapter"):
         word = form[name].data or None
         sent[name] = _SWITCH.get(word, word) if word else None
     return PolicyChoices.model_validate(sent)

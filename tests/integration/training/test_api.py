@@ -156,7 +156,7 @@ def test_a_project_has_choices_of_its_own(stage: TrainingStage, script: FlaskCli
     address = f"{API}/projects/7/training"
     chosen = {"strategy": "random", "after_corrections": 5, "schedule": "0 3 * * 1"}
     answer = script.put(address, json=chosen)
-    rest = {"consensus": None, "auto_promote": None, "agent": None}
+    rest = {"consensus": None, "auto_promote": None, "agent": None, "adapter": None}
     assert answer.get_json() == {"project": 7, **chosen, **rest}
     assert script.put(address, json={"schedule": None}).get_json()["strategy"] == "random"
     for wrong in (

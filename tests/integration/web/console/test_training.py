@@ -19,6 +19,7 @@ CHOSEN = {
     "consensus": "",
     "auto_promote": "no",
     "agent": "",
+    "adapter": "",
 }
 
 

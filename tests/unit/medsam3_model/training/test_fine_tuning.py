@@ -18,10 +18,10 @@ from medsam3_model.training.data import TrainingData, TrainingImage
 from medsam3_model.training.fine_tuning import (
     FineTuned,
     TrainingProgress,
-    TrainingSettings,
     fine_tune,
 )
 from medsam3_model.training.prompts import correction_prompt
+from medsam3_model.training.settings import TrainingSettings
 from tests.support.discs import SIDE, cache_in, disc, disc_image, small_model
 from tests.support.masks import dice
 
