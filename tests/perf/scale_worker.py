@@ -32,7 +32,7 @@ class StubModel:
     seconds: float
     version = "stub"
     mirrors = False
-    encoder_hash = neck_hash = "stub"
+    base_hash = encoder_hash = neck_hash = "stub"
     dtype = torch.float32
     device = torch.device("cpu")
     # Of a large model: one task at a time.
@@ -56,7 +56,7 @@ class StubModel:
     def encode_text(self, phrases: Sequence[str]) -> TextEmbedding:
         """Nothing but the phrases."""
         nothing = torch.zeros(len(phrases), 1, 1)
-        return TextEmbedding(tuple(phrases), nothing, nothing[..., 0] >= 0, self.encoder_hash)
+        return TextEmbedding(tuple(phrases), nothing, nothing[..., 0] >= 0, self.base_hash)
 
     def threshold_of(self, phrase: str) -> float:
         """The same for every phrase."""

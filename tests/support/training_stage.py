@@ -90,7 +90,7 @@ def publish_weights(
     """Register a version of a project with these weights of the detector; returns its name."""
     loaded = MedSAM3.from_pretrained(checkpoint)
     name, draft = f"tiny-p{project_id}", services.settings.data_dir / "draft"
-    made = save_detector(draft, state, encoder_hash=loaded.encoder_hash, base=checkpoint, name=name)
+    made = save_detector(draft, state, encoder_hash=loaded.base_hash, base=checkpoint, name=name)
     version = loaded.with_detector(load_detector(draft)).version
     assert made.detector_hash
     DetectorStore(services.settings).publish(draft, version)

@@ -18,7 +18,8 @@ from backend.models.detectors import DetectorStore
 from backend.models.loading import Models
 from backend.services import Services
 from backend.tables import GateVerdict, ModelVersion, Promotion
-from backend.training import examples, gate, runs
+from backend.training import examples, gate, policies, runs
+from backend.training.policies import PolicyChoices
 from backend.training.run_log import log_of
 from backend.training.tables import RunState, TrainingRun, Trigger
 from backend.training.trainer import train_run
@@ -85,6 +86,29 @@ def test_corrections_become_a_version_in_service(stage: TrainingStage) -> None:
         "done",
     ]
     assert "; ".join(verdict.reasons)[:100] in " ".join(lines)
+
+
+def test_a_project_that_chose_an_adapter_gets_versions_with_one(stage: TrainingStage) -> None:
+    services, project = stage.services, stage.project_id
+    policies.choose(services, project, PolicyChoices(adapter=True))
+    stage.annotate(train=14, val=6)
+    requested = runs.request_run(services, project, Trigger.COMMAND, steps=48, learning_rate=2e-3)
+    train_run(services, requested.run_id)
+    run = finished(services, requested.run_id)
+    assert run.state == RunState.DONE, run.error
+    assert run.options["adapter"] is True
+    assert run.candidate == versions.in_service(services, project)
+    models = Models(services)
+    served, base = models.get(str(run.candidate)), models.get(str(run.incumbent))
+    assert served.unadapted is base
+    assert served.encoder_hash != base.encoder_hash
+    assert on_unseen_discs(served) > on_unseen_discs(base)
+    # The next run starts from there, whether an adapter learns in it or not.
+    again = runs.request_run(services, project, Trigger.COMMAND, steps=2, adapter=False)
+    train_run(services, again.run_id)
+    run = finished(services, again.run_id)
+    assert run.state == RunState.DONE, run.error
+    assert models.get(str(run.candidate)).encoder_hash == served.encoder_hash
 
 
 def test_the_gate_looks_closer_at_small_objects_as_annotators_are_answered(

@@ -19,7 +19,7 @@ CHOSEN = {
     "consensus": "",
     "auto_promote": "no",
     "agent": "",
-    "adapter": "",
+    "adapter": "yes",
 }
 
 
@@ -58,12 +58,8 @@ def test_choices_are_stored_or_refused_beside_their_fields(services: Services) -
     row = chosen(services)
     assert row is not None
     assert (row.after_corrections, row.schedule) == (5, "0 3 * * 1")
-    assert (row.strategy, row.consensus, row.auto_promote, row.agent) == (
-        "random",
-        None,
-        False,
-        None,
-    )
+    chosen_words = (row.strategy, row.consensus, row.auto_promote, row.agent, row.adapter)
+    assert chosen_words == ("random", None, False, None, True)
     page = words(console, "/training/7")
     assert 'value="0 3 * * 1"' in page
     assert '<option selected value="random">' in page
