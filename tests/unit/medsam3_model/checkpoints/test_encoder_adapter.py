@@ -17,12 +17,14 @@ from medsam3_model.checkpoints.encoder_adapter import (
     adapter_part,
     untrained_adapter,
 )
+from medsam3_model.checkpoints.presets import tiny_config
 from medsam3_model.detector import vision_hidden
 from medsam3_model.errors import CheckpointError, PromptError
 from medsam3_model.training.interpolation import model_between
 from tests.support.discs import disc
 
 RGB = disc(3)[0]
+LAST = f"layers.{tiny_config().vision_config.backbone_config.num_hidden_layers - 1}."
 PIXELS = torch.linspace(-1, 1, 3 * 216 * 216).view(1, 3, 216, 216)
 
 
@@ -54,7 +56,7 @@ def test_an_untrained_adapter_changes_nothing(model: MedSAM3) -> None:
     adapter = untrained_adapter(model.model)
     assert len(adapter) == BLOCKS * 6 * 2, "four layers of attention and two of the perceptron each"
     assert {min(tensor.shape) for tensor in adapter.values()} == {RANK}
-    a = adapter["vision_encoder.backbone.layers.5.attention.q_proj.lora_a"]
+    a = adapter[f"vision_encoder.backbone.{LAST}attention.q_proj.lora_a"]
     torch.testing.assert_close(a @ a.T, torch.eye(RANK))
     assert torch.equal(hidden(with_adapter(model, 0)), hidden(model))
 
@@ -122,7 +124,7 @@ def test_the_next_version_begins_at_the_base_again(model: MedSAM3, tmp_path: Pat
 
 def test_half_of_the_way_is_half_of_the_change(model: MedSAM3) -> None:
     end = with_adapter(model, 0.05)
-    weight = "layers.5.mlp.fc1.weight"
+    weight = LAST + "mlp.fc1.weight"
 
     def of(version: MedSAM3) -> torch.Tensor:
         return version.model.vision_encoder.backbone.state_dict()[weight]
@@ -136,8 +138,11 @@ def test_half_of_the_way_is_half_of_the_change(model: MedSAM3) -> None:
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (lambda a: {k: v for k, v in a.items() if "5.mlp.fc1.lora_a" not in k}, "does not fit"),
-        (lambda a: {k.replace("layers.5.", "layers.99."): v for k, v in a.items()}, "does not fit"),
+        (
+            lambda a: {k: v for k, v in a.items() if LAST + "mlp.fc1.lora_a" not in k},
+            "does not fit",
+        ),
+        (lambda a: {k.replace(LAST, "layers.99."): v for k, v in a.items()}, "does not fit"),
         (lambda a: {k.replace("q_proj", "x_proj"): v for k, v in a.items()}, "does not fit"),
         (lambda a: {k.replace("fc1", "activation_fn"): v for k, v in a.items()}, "another shape"),
         (lambda a: {k: v[:, :3] if k.endswith("_b") else v[:3] for k, v in a.items()}, None),

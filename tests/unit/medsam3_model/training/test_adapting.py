@@ -6,13 +6,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from medsam3_model.checkpoints.detectors import detector_state
+from medsam3_model.checkpoints.detectors import detector_state, load_detector
 from medsam3_model.checkpoints.encoder_adapter import adapter_part
+from medsam3_model.checkpoints.tokenizer import build_tokenizer
 from medsam3_model.predictor import MedSAM3
+from medsam3_model.pretraining.phrases import all_phrases
 from medsam3_model.training.adapting import adapted, stem_of
 from medsam3_model.training.fine_tuning import FineTuned, TrainingProgress, fine_tune
 from medsam3_model.training.settings import TrainingSettings
-from tests.support.discs import cache_in, disc, disc_image, small_model
+from tests.support.discs import cache_in, disc, disc_image, small_model, small_network
 
 FEW = TrainingSettings(
     steps=4, views=1, images_per_step=2, learning_rate=1e-3, warm_up=1, adapter=True
@@ -102,3 +104,12 @@ def test_a_run_that_was_interrupted_ends_with_the_same_weights(
     with pytest.raises(InterruptedError):
         run(model, None, state=tmp_path / "state", on_progress=interrupt)
     assert run(model, None, state=tmp_path / "state").model.version == tuned.version
+
+
+def test_in_half_precision_a_version_is_the_same_from_its_file(tmp_path: Path) -> None:
+    network, tokenizer = small_network(), build_tokenizer(all_phrases())
+    half = MedSAM3(network, tokenizer, name="small", device="cpu", dtype="bfloat16")
+    version = run(half, None).model
+    assert all(value.any() for value in adapter_of(version).values())
+    version.save_detector(tmp_path / "s.safetensors", base="b", name="s")
+    assert half.with_detector(load_detector(tmp_path / "s.safetensors")).version == version.version
