@@ -471,15 +471,7 @@ class MedSAM3:
             PromptError: malformed boxes, or embeddings of another encoder.
             ModelMemoryError: memory ran out on a single phrase.
         """
-        for embedding, own in (
-            (image_embedding, self.encoder_hash),
-            (text_embedding, self.base_hash),
-        ):
-            if embedding.encoder_hash != own:
-                raise PromptError(
-                    f"a {type(embedding).__name__} of another encoder was given to {self.version}: "
-                    "encode again with this model"
-                )
+        self._check_encoders(image_embedding, text_embedding)
         size, levels = image_embedding.original_size, self.levels(image_embedding)
 
         def detections(outputs: Mapping[str, torch.Tensor], row: int, index: int) -> Any:
@@ -523,6 +515,15 @@ class MedSAM3:
         finest = levels[0]
         per_pass = _FINEST_LEVEL_BYTES_PER_PASS // (finest.numel() * finest.element_size())
         return devices.in_batches(run, range(len(text_embedding)), max(1, per_pass))
+
+    def _check_encoders(self, image: ImageEmbedding, text: TextEmbedding) -> None:
+        """Raises PromptError for embeddings of another encoder."""
+        for embedding, own in ((image, self.encoder_hash), (text, self.base_hash)):
+            if embedding.encoder_hash != own:
+                raise PromptError(
+                    f"a {type(embedding).__name__} of another encoder was given to {self.version}: "
+                    "encode again with this model"
+                )
 
     @torch.no_grad()
     def raw(

@@ -53,10 +53,10 @@ class BundleInfo:
     mirrors: bool = False
 
 
-def tiny_config(input_size: int = 216, layers: int = 6) -> "Sam3Config":
+def tiny_config(input_size: int = 216, layers: int = 9) -> "Sam3Config":
     """SAM 3's architecture with 5 million parameters, for a laptop's CPU.
 
-    216 pixels in patches of 12 give 18×18 tokens and masks of 72×72. Six ViT layers, four of them
+    216 pixels in patches of 12 give 18×18 tokens and masks of 72×72. Nine ViT layers, six of them
     windowed; the detector works in 64 dimensions, which its convolutions at mask resolution need
     for speed. `input_size` (a multiple of 72) serves training at another resolution: half of the
     pixels cost half of the time. `layers` (every third is global) makes a deeper ViT.

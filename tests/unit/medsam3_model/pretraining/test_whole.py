@@ -22,7 +22,7 @@ from medsam3_model.pretraining.teacher import features_of
 from medsam3_model.pretraining.validation import Validation
 from medsam3_model.pretraining.whole import WholePretraining, WholeTraining
 
-SHORT = WholeTraining(images_per_step=2, steps=3, warm_up=1, workers=1, layers=9)
+SHORT = WholeTraining(images_per_step=2, steps=3, warm_up=1, workers=1, layers=12)
 
 
 def test_a_short_run_moves_every_part_and_goes_on_where_it_stopped(
