@@ -54,7 +54,7 @@ class BundleInfo:
 
 
 def tiny_config(input_size: int = 216, layers: int = 9) -> "Sam3Config":
-    """SAM 3's architecture with 5 million parameters, for a laptop's CPU.
+    """SAM 3's architecture with 6 million parameters, for a laptop's CPU.
 
     216 pixels in patches of 12 give 18×18 tokens and masks of 72×72. Nine ViT layers, six of them
     windowed; the detector works in 64 dimensions, which its convolutions at mask resolution need

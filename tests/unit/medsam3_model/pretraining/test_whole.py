@@ -55,7 +55,7 @@ def test_a_short_run_moves_every_part_and_goes_on_where_it_stopped(
 
 
 def test_a_deeper_transformer_answers_as_before_and_can_learn_more() -> None:
-    shallow = Sam3Model(tiny_config(72)).eval()
+    shallow = Sam3Model(tiny_config(72, layers=6)).eval()
     deep = deepened(shallow, tiny_config(72, layers=9))
     pixels = torch.randn(1, 3, 72, 72, generator=torch.Generator().manual_seed(0))
     torch.testing.assert_close(vision_hidden(deep, pixels), vision_hidden(shallow, pixels))
