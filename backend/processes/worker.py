@@ -9,6 +9,7 @@ from typing import Any
 
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisError
+from redis.exceptions import TimeoutError as RedisTimeoutError
 from rq import Queue, SimpleWorker
 from rq.executions import Execution
 from rq.job import Job
@@ -88,7 +89,7 @@ def _unless_redis_is_away(worker: str) -> Iterator[None]:
     """For what can wait: RQ waits for Redis where it takes a job, and ends a worker elsewhere."""
     try:
         yield
-    except RedisConnectionError as error:
+    except (RedisConnectionError, RedisTimeoutError) as error:
         log.warning("worker %s: Redis does not answer (%s)", worker, type(error).__name__)
 
 

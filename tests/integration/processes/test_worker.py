@@ -1,6 +1,7 @@
 """A worker's end, and what it does while Redis is away."""
 
 import signal
+from contextlib import nullcontext
 
 import pytest
 from rq.exceptions import StopRequested
@@ -39,19 +40,20 @@ def test_a_worker_that_loses_redis_before_it_takes_a_job_waits_for_it(
     assert worker.should_run_maintenance_tasks, "it is to be done when Redis is back"
 
 
+@pytest.mark.parametrize("state", [WorkerStatus.IDLE, WorkerStatus.BUSY])
 def test_a_stop_while_redis_is_away_leaves_the_loop_and_not_the_job(
-    services: Services, redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch
+    services: Services, redis_server: RedisServer, state: WorkerStatus
 ) -> None:
     worker = Worker(services, QueueName.INGEST)
+    worker.set_state(state)
     redis_server.stop()
-    kept = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    kept = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    leaves = pytest.raises(StopRequested) if state == WorkerStatus.IDLE else nullcontext()
     try:
-        with pytest.raises(StopRequested):
+        with leaves:
             worker.request_stop(signal.SIGTERM, None)
         assert stopping.is_set()
-        monkeypatch.setattr(worker, "_state", WorkerStatus.BUSY)
-        worker.request_stop(signal.SIGTERM, None)
     finally:
         stopping.clear()
-        for number, handler in zip((signal.SIGINT, signal.SIGTERM), kept, strict=True):
+        for number, handler in kept.items():
             signal.signal(number, handler)
