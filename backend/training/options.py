@@ -58,7 +58,7 @@ def policy_of(session: Session, settings: Settings, project_id: int) -> Policy:
         schedule=_first(row.schedule, settings.train_schedule) or None,
         consensus=cast(Consensus, row.consensus or settings.consensus),
         auto_promote=_first(row.auto_promote, settings.auto_promote),
-        adapter=_first(row.adapter, False),
+        adapter=bool(row.adapter),
     )
 
 

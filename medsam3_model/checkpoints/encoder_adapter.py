@@ -109,7 +109,7 @@ def adapted_backbone(
             a, b = adapter[key + _A], adapter[key + _B]
         except (AttributeError, IndexError, KeyError, ValueError) as error:
             raise CheckpointError(f"the adapter does not fit the model at {key}") from error
-        if not isinstance(linear, nn.Linear) or (b @ a).shape != linear.weight.shape:
+        if not isinstance(linear, nn.Linear) or not _fits(a, b, linear):
             raise CheckpointError(f"the adapter has another shape than the model at {key}")
         if int(number) not in blocks:
             blocks[int(number)] = copy.deepcopy(backbone.layers[int(number)])
@@ -117,6 +117,13 @@ def adapted_backbone(
         blocks[int(number)].set_submodule(name, layer)
     layers = [blocks.get(number, layer) for number, layer in enumerate(backbone.layers)]
     return with_layers(backbone, layers)
+
+
+def _fits(a: Tensor, b: Tensor, linear: nn.Linear) -> bool:
+    """Whether B·A is as large as the layer's weight."""
+    if a.ndim != 2 or b.ndim != 2 or a.shape[0] != b.shape[1]:
+        return False
+    return (b.shape[0], a.shape[1]) == tuple(linear.weight.shape)
 
 
 def with_layers(backbone: Sam3ViTModel, layers: list[nn.Module]) -> Sam3ViTModel:

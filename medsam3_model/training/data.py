@@ -110,7 +110,7 @@ class TrainingData:
             adapts: an adapter is learned, so embeddings are those of the encoder's stem, see
                 `adapting`.
         """
-        self._model, self._cache, self._adapts = model, cache, adapts
+        self._model, self._cache = model, cache
         self._encoder = stem_of(model) if adapts else model
         self._layers = {image.key: _Layers.of(image.layers()) for image in images}
         self._viewed: dict[tuple[str, View], _Layers] = {}
@@ -157,7 +157,7 @@ class TrainingData:
     def seen_by(self, model: "MedSAM3", image: TrainingImage) -> ImageEmbedding:
         """The image as it is, for a version of the run's model to be asked about."""
         _, embedding = self.view(image, 0)
-        return adapted(model, embedding) if self._adapts else embedding
+        return embedding if self._encoder is self._model else adapted(model, embedding)
 
     def _small_boxes(self, key: str, layers: _Layers) -> list[NDArray[np.float32]]:
         """Tight boxes of an image's small concepts; found once, for they are drawn at each step."""

@@ -58,6 +58,7 @@ _FORGIVEN = 0.02  # Dice on what was known before that may be lost without count
 # Adam walks as far with rounding errors as with any gradient; below this it does not.
 _LEAST_GRADIENT = 1e-6
 _MEAN_OVER = 50  # steps that the reported loss is averaged over
+
 # After these is a step interrupted.
 _LAYERS = (torch.nn.Linear, torch.nn.Conv2d)
 

@@ -147,6 +147,8 @@ def test_half_of_the_way_is_half_of_the_change(model: MedSAM3) -> None:
         (lambda a: {k.replace("fc1", "activation_fn"): v for k, v in a.items()}, "another shape"),
         (lambda a: {k: v[:, :3] if k.endswith("_b") else v[:3] for k, v in a.items()}, None),
         (lambda a: {k: v[:-1] if k.endswith("_b") else v for k, v in a.items()}, "another shape"),
+        (lambda a: {k: v[:3] if k.endswith("_a") else v for k, v in a.items()}, "another shape"),
+        (lambda a: {k: v.flatten() for k, v in a.items()}, "another shape"),
     ],
 )
 def test_an_adapter_of_another_model_is_refused(
